@@ -1,0 +1,63 @@
+"""Fine-tune a text-embedding model on your own labelled pairs, and prove whether retrieval got better.
+
+    import embedfit
+
+    data = embedfit.load("transactions.jsonl", "categories.json", record="transaction")
+    parts = embedfit.split_dataset(data)
+    base = embedfit.LocalEncoder("all-MiniLM-L6-v2")
+    tuned = embedfit.tune_model(base, data.select(parts.train), data.select(parts.dev), "out")
+    test = data.select(parts.test)
+    comparison = embedfit.compare_scores(embedfit.measure(base, test), embedfit.measure(tuned.encoder, test))
+    print(comparison.sentence)
+
+Names are imported when they are used: importing embedfit never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from embedfit.check import Finding, check_dataset
+    from embedfit.compare import Comparison, compare_scores
+    from embedfit.config import Config, TuneConfig, make_config, read_config
+    from embedfit.data import Dataset, Document, Query, load, write_beir, write_jsonl
+    from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
+    from embedfit.errors import EmbedfitError
+    from embedfit.pipeline import Result, evaluate, measure, read_result, run
+    from embedfit.records import RecordType, Transaction, record_type
+    from embedfit.retrieve import BM25Retriever, DenseRetriever, Retriever, Run
+    from embedfit.score import Scores, score_run
+    from embedfit.split import Split, split_dataset, split_folds
+    from embedfit.tune.full import Tuned, tune_model
+
+_ROOMS = {
+    "check": ("Finding", "check_dataset"),
+    "compare": ("Comparison", "compare_scores"),
+    "config": ("Config", "TuneConfig", "make_config", "read_config"),
+    "data": ("Dataset", "Document", "Query", "load", "write_beir", "write_jsonl"),
+    "encode": ("CachedEncoder", "Encoder", "LocalEncoder"),
+    "errors": ("EmbedfitError",),
+    "pipeline": ("Result", "evaluate", "measure", "read_result", "run"),
+    "records": ("RecordType", "Transaction", "record_type"),
+    "retrieve": ("BM25Retriever", "DenseRetriever", "Retriever", "Run"),
+    "score": ("Scores", "score_run"),
+    "split": ("Split", "split_dataset", "split_folds"),
+    "tune.full": ("Tuned", "tune_model"),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = [
+    *_ROOM_OF,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module 'embedfit' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"embedfit.{_ROOM_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,340 @@
+"""The command line. It joins stages, prints, and turns errors into one line; work is done elsewhere.
+
+Nothing heavy is imported here, so that help and completion are instant.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from embedfit.config import Config
+    from embedfit.errors import EmbedfitError
+    from embedfit.pipeline import Result
+
+app = typer.Typer(
+    name="embedfit",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fine-tune a text-embedding model on your own labelled pairs, and prove on held-out queries whether retrieval got better.",
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
+
+
+@app.callback()
+def options(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no notes.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+) -> None:
+    """Set what holds for every command."""
+    from embedfit import console
+
+    console.quiet = quiet
+    _State.debug = debug
+
+
+class _State:
+    debug = False
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where the run directory is made.")] = Path("runs"),
+    model: Annotated[str, typer.Option(help="The model to start from.")] = "all-MiniLM-L6-v2",
+    as_json: AsJson = False,
+) -> None:
+    """Run the main job on the bundled card transactions, offline."""
+    from embedfit.samples import demo_config
+
+    _show(_run(demo_config(output, model)), as_json)
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(help="Where to put the files.")] = Path()) -> None:
+    """Write an embedfit.toml with comments, its JSON Schema, and a tiny data set to begin with."""
+    from embedfit.samples import write_start
+
+    for path in write_start(folder):
+        typer.echo(path)
+    typer.echo(f"Next: embedfit check {folder / 'embedfit.toml'}")
+
+
+@app.command()
+def check(config: ConfigPath, as_json: AsJson = False) -> None:
+    """Look at the data: rows, labels, conflicts, bad rows, and texts that are too long for the model."""
+    from dataclasses import asdict
+
+    from embedfit import pipeline
+    from embedfit.check import check_dataset, check_truncation
+    from embedfit.config import read_config
+    from embedfit.errors import DataError, ModelError
+
+    settings = read_config(config)
+    bad: list[DataError] = []
+    dataset = pipeline.read(settings.data, bad)
+    dataset.document_texts(settings.data.document_template)
+    findings = check_dataset(dataset) if dataset.judged else []
+    skipped = ""
+    try:
+        findings += check_truncation(dataset, pipeline.encoder(settings.model).loaded, settings.data.document_template)
+    except ModelError as error:
+        skipped = f"truncation was not looked at: {error}"
+    if as_json:
+        counts = {"queries": len(dataset.judged), "documents": len(dataset.corpus), "bad_rows": [str(row) for row in bad]}
+        typer.echo(json.dumps({**counts, "findings": [asdict(finding) for finding in findings], "skipped": skipped}))
+    else:
+        _print_check(dataset, bad, findings, skipped)
+    if bad or any(finding.level == "problem" for finding in findings):
+        raise typer.Exit(2)
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    folds: Annotated[int | None, typer.Option(help="Hold out every query once, in this many folds.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure, tune, measure again on the same held-out queries, and say whether it got better."""
+    from embedfit.config import read_config
+
+    settings = read_config(config)
+    if folds is not None:
+        settings = settings.model_copy(update={"split": settings.split.model_copy(update={"folds": folds})})
+    _show(_run(settings), as_json)
+
+
+@app.command()
+def evaluate(
+    config: ConfigPath,
+    model: Annotated[list[str] | None, typer.Option(help="A model to measure; may be given again. Default: the configuration's.")] = None,
+    document: Annotated[list[str] | None, typer.Option(help="A document template to measure; may be given again.")] = None,
+    k: Annotated[list[int] | None, typer.Option(help="Where to cut the rankings; may be given again.")] = None,
+    part: Annotated[str, typer.Option(help="Which queries: all, train, dev or test.")] = "all",
+    csv: Annotated[Path | None, typer.Option(help="Write the tidy table to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a grid of models and document templates, without tuning anything."""
+    from embedfit import pipeline
+    from embedfit.config import read_config
+    from embedfit.data import writing
+
+    settings = read_config(config)
+    dataset = pipeline.read(settings.data)
+    encoders = [pipeline.encoder(settings.model, name) for name in model or [settings.model.name]]
+    frame = pipeline.evaluate(
+        dataset.select(_part(settings, dataset, part)),
+        encoders,
+        templates=document or [settings.data.document_template],
+        ks=k or settings.evaluate.k,
+    )
+    if csv:
+        with writing(csv) as file:
+            frame.to_csv(file, index=False)
+    if as_json:
+        typer.echo(frame.to_json(orient="records"))
+        return
+    wide = frame.assign(name=frame.metric + "@" + frame.k.astype(str)).pivot(index=["model", "document"], columns="name", values="value")
+    names = [f"{metric}@{cut}" for metric in ("recall", "mrr", "ndcg") for cut in sorted(set(frame.k))]
+    rows = [
+        [*map(str, index), *(f"{row[name]:.3f}" for name in names)]
+        for index, row in zip(wide.index.to_list(), wide.to_dict("records"), strict=True)
+    ]
+    _print_rows(["model", "document", *names], rows)
+
+
+@app.command()
+def tune(
+    config: ConfigPath,
+    output: Annotated[Path, typer.Option(help="Where the model goes.")],
+    as_json: AsJson = False,
+) -> None:
+    """Tune the model on the train part, choosing on dev, without measuring anything."""
+    from embedfit import pipeline
+    from embedfit.config import read_config
+    from embedfit.tune.full import tune_model
+
+    settings = read_config(config)
+    dataset = pipeline.read(settings.data)
+    train, dev = _part(settings, dataset, "train"), _part(settings, dataset, "dev")
+    tuned = tune_model(
+        pipeline.encoder(settings.model),
+        dataset.select(train),
+        dataset.select(dev) if dev else None,
+        output,
+        settings.tune,
+        template=settings.data.document_template,
+    )
+    if as_json:
+        typer.echo(json.dumps({**vars(tuned), "folder": str(tuned.folder)}))
+        return
+    _print_rows(
+        ["epoch", "loss", "dev MRR@10"],
+        [[f"{row['epoch']}", f"{row['loss']:.3f}", f"{row.get('mrr@10', float('nan')):.3f}"] for row in tuned.history],
+    )
+    typer.echo(f"Kept epoch {tuned.epoch} after {tuned.seconds:.0f} s: {tuned.folder}")
+
+
+@app.command()
+def compare(
+    config: ConfigPath,
+    first: Annotated[str, typer.Argument(help="A model: a folder or a name.")],
+    second: Annotated[str, typer.Argument(help="Another.")],
+    part: Annotated[str, typer.Option(help="Which queries: all, train, dev or test.")] = "test",
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models on the same queries."""
+    from embedfit import pipeline
+    from embedfit.compare import compare_scores
+    from embedfit.config import read_config
+
+    settings = read_config(config)
+    dataset = pipeline.read(settings.data)
+    dataset = dataset.select(_part(settings, dataset, part))
+    ks, template = settings.evaluate.k, settings.data.document_template
+    base, tuned = [pipeline.measure(pipeline.encoder(settings.model, name), dataset, template=template, ks=ks) for name in (first, second)]
+    comparison = compare_scores(base, tuned, metric=settings.evaluate.metric, seed=settings.split.seed)
+    if as_json:
+        typer.echo(json.dumps(comparison.to_dict()))
+        return
+    from embedfit.report import terminal_table
+
+    console = _stdout()
+    console.print(terminal_table(comparison))
+    console.print(comparison.sentence)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of embedfit.toml, for editors."""
+    from embedfit.config import json_schema
+
+    typer.echo(json_schema())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exit code 2 for anything the user can mend, 130 when interrupted."""
+    from embedfit.errors import EmbedfitError
+
+    try:
+        app(args=arguments, prog_name="embedfit", standalone_mode=True)
+    except EmbedfitError as error:
+        if _State.debug:
+            raise
+        print(f"embedfit: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        storage = _full_disk(error)
+        if _State.debug or storage is None:
+            raise
+        print(f"embedfit: {storage}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("embedfit: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _full_disk(error: OSError) -> EmbedfitError | None:
+    import errno
+
+    from embedfit.errors import StorageError
+
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS):
+        return None
+    return StorageError(f"{error.filename or 'a file'}: {error.strerror}; nothing that was finished is lost")
+
+
+def _run(settings: Config) -> Result:
+    from embedfit import pipeline
+
+    return pipeline.run(settings)
+
+
+def _part(settings: Config, dataset: Any, part: str) -> tuple[str, ...]:
+    from embedfit.errors import ConfigError
+    from embedfit.split import split_dataset
+
+    if part == "all":
+        return tuple(dataset.judged)
+    if part not in ("train", "dev", "test"):
+        raise ConfigError(f"part {part!r} is unknown; expected all, train, dev or test")
+    said = settings.split
+    found = split_dataset(dataset, test=said.test, dev=said.dev, seed=said.seed, group_by=said.group_by)
+    ids: tuple[str, ...] = getattr(found, part)
+    return ids
+
+
+def _show(result: Result, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({**result.comparison.to_dict(), "folder": str(result.folder), "reused": result.reused}))
+        return
+    from embedfit.report import terminal_table
+
+    console = _stdout()
+    for finding in result.findings:
+        if finding.level == "warning":
+            console.print(f"[yellow]Warning:[/] {_escaped(finding.message)}")
+    console.print()
+    console.print(terminal_table(result.comparison, result.others))
+    console.print()
+    again = " (nothing had changed, so nothing was done)" if result.reused else f" ({result.manifest['seconds']:.0f} s)"
+    console.print(f"Model:  {result.model}{again}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {result.report}", highlight=False, soft_wrap=True)
+    console.print(_escaped(result.comparison.sentence), highlight=False, style="bold", soft_wrap=True)
+
+
+def _print_check(dataset: Any, bad: Sequence[Exception], findings: Sequence[Any], skipped: str) -> None:
+    from collections import Counter
+
+    console = _stdout()
+    labels = Counter(label for id in dataset.judged for label in dataset.relevant(id))
+    pairs = sum(labels.values())
+    console.print(f"{len(dataset.judged):,} labelled queries, {len(dataset.corpus):,} documents, {pairs:,} relevant pairs", highlight=False)
+    if labels:
+        most, least = labels.most_common(1)[0], labels.most_common()[-1]
+        console.print(
+            f"{len(labels):,} documents are asked for: from {least[1]:,} times ({_escaped(least[0])}) to {most[1]:,} ({_escaped(most[0])})",
+            highlight=False,
+        )
+    for row in bad:
+        console.print(f"[red]bad row[/] {_escaped(str(row))}", highlight=False, soft_wrap=True)
+    colours = {"problem": "red", "warning": "yellow", "note": "default"}
+    for finding in findings:
+        console.print(f"[{colours[finding.level]}]{finding.level}[/] {_escaped(finding.message)}", highlight=False, soft_wrap=True)
+    if skipped:
+        console.print(f"note {_escaped(skipped)}", highlight=False, soft_wrap=True)
+    if not bad and not findings:
+        console.print("Nothing odd was found.")
+
+
+def _print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in header:
+        table.add_column(name, justify="right" if "@" in name or name in ("epoch", "loss") else "left")
+    for row in rows:
+        table.add_row(*(_escaped(str(cell)) for cell in row))
+    _stdout().print(table)
+
+
+def _stdout() -> Console:
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

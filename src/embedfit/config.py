@@ -1,0 +1,141 @@
+"""What embedfit.toml may say. Every setting is here, with its default and what it means."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from embedfit.data import DOCUMENT_TEMPLATE
+from embedfit.errors import ConfigError, did_you_mean, shown
+from embedfit.score import KS, check_metric
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Section):
+    """Where the queries, documents and judgements come from."""
+
+    queries: str = Field(description="A file of labelled queries (JSONL, JSON, CSV, TSV, Parquet), a BEIR folder, or hub:owner/name.")
+    documents: str | None = Field(None, description="A file of documents. By default each distinct label is one.")
+    query: str = Field("query", description="Column of the query text.")
+    label: str | None = Field(None, description="Column of the ids of the documents that are right. By default 'expected'.")
+    record: str | None = Field(None, description="'transaction', 'module:Class' of a Pydantic model, or a JSON Schema file.")
+    query_template: str | None = Field(None, description="Query text of a record, with field names in braces.")
+    document_template: str = Field(DOCUMENT_TEMPLATE, description="What a document says, with field names in braces.")
+
+
+class SplitConfig(_Section):
+    """Which queries are for training, for choosing, and for the comparison."""
+
+    test: float = Field(0.2, gt=0, lt=1, description="Share of the queries for the comparison.")
+    dev: float = Field(0.1, ge=0, lt=1, description="Share of the others for early stopping; 0 for none.")
+    folds: int = Field(0, ge=0, description="Train this many models, so that every query is held out once; 0 for one split.")
+    seed: int = Field(0, ge=0, description="Another seed, another split.")
+    group_by: str | None = Field(None, description="A field of the queries; those with the same value stay in one part.")
+
+
+class ModelConfig(_Section):
+    """The embedding model to start from."""
+
+    name: str = Field("BAAI/bge-base-en-v1.5", description="A Hub name, a local folder, or all-MiniLM-L6-v2 (offline).")
+    query_prompt: str | None = Field(None, description="Put before each query. By default the model's own.")
+    document_prompt: str | None = Field(None, description="Put before each document. By default the model's own.")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where that is faster.")
+
+
+class EvaluateConfig(_Section):
+    """What is measured."""
+
+    k: tuple[int, ...] = Field(KS, min_length=1, description="Where the rankings are cut.")
+    metric: str = Field("mrr@10", description="The one that the verdict is about.")
+    bm25: bool = Field(True, description="Measure BM25 too, as the other baseline.")
+
+
+class TuneConfig(_Section):
+    """How the model is trained. The defaults are the same for every data set."""
+
+    epochs: int = Field(5, ge=1, description="At most this many passes over the training queries.")
+    batch_size: int = Field(32, ge=1, description="Queries per step.")
+    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW.")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the learning rate rises.")
+    weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
+    scale: float = Field(20.0, gt=0, description="What cosine similarities are multiplied by in the loss (1 / temperature).")
+    candidates: Literal["auto", "all", "batch"] = Field(
+        "auto", description="Documents a query is scored against: all, or the batch's and random ones. auto: all if they are few."
+    )
+    negatives: int = Field(32, ge=0, description="Random documents per step, for candidates = 'batch'.")
+    patience: int = Field(2, ge=1, description="Stop after this many epochs without a better dev score.")
+    seed: int = Field(0, ge=0, description="Of dropout, order and random negatives.")
+
+
+class Config(_Section):
+    """A whole experiment."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="First part of the run directory's name.")
+    output: str = Field("runs", description="Where run directories are made.")
+    data: DataConfig
+    split: SplitConfig = SplitConfig()
+    model: ModelConfig = ModelConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tune: TuneConfig = TuneConfig()
+
+
+def read_config(path: str | Path) -> Config:
+    """Read embedfit.toml. Paths of data in it are relative to the file.
+
+    Raises:
+        ConfigError: It is not there, not TOML, or says something that it may not.
+    """
+    path = Path(path)
+    try:
+        # A byte order mark is what Windows editors add, and no part of TOML.
+        said = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; fix: 'embedfit init' writes one") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from None
+    return make_config(said, where=str(path), folder=path.parent)
+
+
+def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = Path()) -> Config:
+    """Check a configuration and make its paths relative to a folder.
+
+    Raises:
+        ConfigError: An unknown key (with the nearest known one), or a value that is out of range.
+    """
+    try:
+        config = Config.model_validate(said)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_problem(error)}") from None
+    check_metric(config.evaluate.metric, config.evaluate.k)
+    data = config.data
+    record = data.record if data.record in (None, "transaction") or ":" in str(data.record) else str(folder / str(data.record))
+    queries = data.queries if data.queries.startswith("hub:") else str(folder / data.queries)
+    documents = str(folder / data.documents) if data.documents else None
+    data = data.model_copy(update={"queries": queries, "documents": documents, "record": record})
+    return config.model_copy(update={"data": data, "output": str(folder / config.output)})
+
+
+def json_schema() -> str:
+    """Return the JSON Schema of embedfit.toml, for editors."""
+    return json.dumps({"$schema": "http://json-schema.org/draft-07/schema#", **Config.model_json_schema()}, indent=2)
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        section: Any = Config
+        for part in first["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        known = list(section.model_fields)
+        return f"key {key!r} is unknown" + (did_you_mean(str(first["loc"][-1]), known) or f"; known: {', '.join(known)}")
+    if first["type"] == "missing":
+        return f"key {key!r} is missing"
+    return f"key {key!r}: {first['msg']}, seen {shown(first.get('input'))}"

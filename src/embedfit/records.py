@@ -1,0 +1,203 @@
+"""Records and templates: how a row of fields becomes the text that is embedded.
+
+A template is the text with field names in braces, ``"{category}: {sample_transactions}"``. Only plain names are
+allowed, so a template from a file can neither reach into objects nor run anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import string
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from embedfit.errors import ConfigError, DataError, did_you_mean, shown
+
+
+class Template:
+    """A text with named fields in braces.
+
+    Args:
+        text: For example ``"{title} {text}"``. ``{{`` and ``}}`` stand for braces.
+        missing: What a field that is absent, None or an empty list or text reads as.
+
+    Raises:
+        ConfigError: The braces don't match, or a field is more than a plain name.
+    """
+
+    def __init__(self, text: str, *, missing: str = "") -> None:
+        self.text, self.missing = text, missing
+        try:
+            parsed = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise ConfigError(f"template {shown(text)}: {error}; write {{{{ or }}}} for a brace itself") from None
+        self._parts: list[tuple[str, str | None]] = []
+        for literal, name, spec, conversion in parsed:
+            if name is not None and (not name.isidentifier() or spec or conversion):
+                raise ConfigError(f"template {shown(text)}: {{{name}}} is not a plain field name")
+            self._parts.append((literal, name))
+        self.fields = tuple(dict.fromkeys(name for _, name in self._parts if name))
+        if not self.fields:
+            raise ConfigError(f"template {shown(text)} names no field; expected something like '{{text}}'")
+
+    def render(self, fields: Mapping[str, Any]) -> str:
+        """Return the text with its fields filled in; lists are joined with commas, outer white space is cut."""
+        return "".join(literal + (self._value(fields.get(name)) if name else "") for literal, name in self._parts).strip()
+
+    def check(self, known: Iterable[str]) -> None:
+        """Refuse a field that no row has.
+
+        Raises:
+            ConfigError: It names the field, the known ones and the nearest.
+        """
+        known = sorted(set(known))
+        for name in self.fields:
+            if name not in known:
+                hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
+                raise ConfigError(f"template {shown(self.text)}: no field {name!r}{hint}")
+
+    def _value(self, value: Any) -> str:
+        if isinstance(value, (list, tuple)):
+            value = ", ".join(str(item) for item in value if item is not None)
+        return self.missing if value is None or value == "" else str(value)
+
+
+_Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class Transaction(BaseModel):
+    """A card transaction, to be filed under one of the expense categories."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    merchant_name: _Text
+    merchant_category: list[_Text] = Field(min_length=1, description="Merchant category code (MCC) names.")
+    department: _Text
+    location: _Text
+    amount: float = Field(description="In the currency of the card, not rounded.")
+    memo: str | None = None
+    spend_program_name: _Text
+    trip_name: str | None = None
+    expense_category: _Text = Field(description="The label.")
+
+
+TRANSACTION_TEMPLATE = """\
+Name: {merchant_name}
+Category: {merchant_category}
+Department: {department}
+Location: {location}
+Amount: {amount}
+Memo: {memo}
+Card: {spend_program_name}
+Trip: {trip_name}"""
+
+
+@dataclass(frozen=True)
+class RecordType:
+    """What a row must look like, which field is its label, and how the rest reads as a query."""
+
+    name: str
+    label: str
+    template: Template
+    validate: Callable[[Mapping[str, Any]], dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        if self.label in self.template.fields:
+            raise ConfigError(f"the query template of {self.name} contains its label {{{self.label}}}: every query would hold its answer")
+
+    def text(self, row: Mapping[str, Any], where: str = "record") -> str:
+        """Return a row's query text.
+
+        Raises:
+            DataError: The row is not of this record type.
+        """
+        try:
+            return self.template.render(self.validate(row))
+        except ValueError as error:
+            raise DataError(where, str(error), expected=f"a {self.name} record") from None
+
+
+def record_type(name: str, *, template: str | None = None, label: str | None = None) -> RecordType:
+    """Return a record type by name.
+
+    Args:
+        name: ``transaction``; or ``module:Class`` of a Pydantic model of yours (it is imported, from the working
+            directory too); or the path of a JSON Schema file.
+        template: Query text with field names in braces. By default one ``field: value`` line for each field.
+        label: The field that holds the label. By default ``expense_category`` for transactions, else ``expected``.
+
+    Raises:
+        ConfigError: There is no such type, or the template names the label or an unknown field.
+    """
+    if name == "transaction":
+        fields, validate = tuple(Transaction.model_fields), _by_pydantic(Transaction)
+        template, label = template or TRANSACTION_TEMPLATE, label or "expense_category"
+    elif name.endswith(".json"):
+        fields, validate = _by_json_schema(Path(name))
+    elif ":" in name:
+        model = _imported(name)
+        fields, validate = tuple(model.model_fields), _by_pydantic(model)
+    else:
+        raise ConfigError(f"record type {name!r} is unknown; expected 'transaction', 'module:Class' or the path of a JSON Schema file")
+    label = label or "expected"
+    template = template or "\n".join(f"{field.replace('_', ' ').capitalize()}: {{{field}}}" for field in fields if field != label)
+    parsed = Template(template, missing="unknown")
+    parsed.check(fields)
+    if label not in fields:
+        raise ConfigError(f"record type {name!r} has no field {label!r} for the label{did_you_mean(label, fields)}")
+    return RecordType(name, label, parsed, validate)
+
+
+def _imported(name: str) -> type[BaseModel]:
+    module_name, _, class_name = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"record type {name!r} cannot be imported: {error}") from None
+    finally:
+        sys.path.pop(0)
+    if not (isinstance(found, type) and issubclass(found, BaseModel)):
+        raise ConfigError(f"record type {name!r} is {shown(found)}; expected a Pydantic model class")
+    return found
+
+
+def _by_pydantic(model: type[BaseModel]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    def validate(row: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return model.model_validate(dict(row)).model_dump(mode="json")
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ValueError(f"key {key!r}: {first['msg']}, seen {shown(first.get('input'))}") from None
+
+    return validate
+
+
+def _by_json_schema(path: Path) -> tuple[tuple[str, ...], Callable[[Mapping[str, Any]], dict[str, Any]]]:
+    import jsonschema
+
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+        jsonschema.Draft202012Validator.check_schema(schema)
+        fields = tuple(schema["properties"])
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; expected a JSON Schema file") from None
+    except (ValueError, KeyError, TypeError, jsonschema.SchemaError) as error:
+        raise ConfigError(f"{path}: not a JSON Schema of an object with properties: {error}".splitlines()[0]) from None
+    validator = jsonschema.Draft202012Validator(schema)
+
+    def validate(row: Mapping[str, Any]) -> dict[str, Any]:
+        error = jsonschema.exceptions.best_match(validator.iter_errors(dict(row)))
+        if error is not None:
+            key = ".".join(str(part) for part in error.absolute_path)
+            raise ValueError(f"key {key!r}: {error.message}" if key else error.message)
+        return dict(row)
+
+    return fields, validate

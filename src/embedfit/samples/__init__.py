@@ -1,0 +1,124 @@
+"""The bundled transactions, and the files that ``embedfit init`` writes."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from embedfit.config import Config, DataConfig, ModelConfig, json_schema
+from embedfit.data import writing
+from embedfit.errors import StorageError
+
+TRANSACTIONS = Path(str(resources.files(__name__) / "transactions"))
+
+
+def demo_config(output: Path, model: str) -> Config:
+    """Return the configuration of the main job on the bundled transactions."""
+    return Config(
+        name="transactions",
+        output=str(output),
+        data=DataConfig(
+            queries=str(TRANSACTIONS / "transactions.jsonl"), documents=str(TRANSACTIONS / "categories.json"), record="transaction"
+        ),
+        model=ModelConfig(name=model),
+    )
+
+
+def write_start(folder: Path) -> list[Path]:
+    """Write embedfit.toml, its schema and a tiny data set; nothing that exists is overwritten.
+
+    Raises:
+        StorageError: A file is there already, or the folder cannot be written.
+    """
+    files = {
+        "embedfit.toml": _TOML,
+        "embedfit.schema.json": json_schema() + "\n",
+        "queries.jsonl": _QUERIES,
+        "documents.jsonl": _DOCUMENTS,
+    }
+    for name in files:
+        if (folder / name).exists():
+            raise StorageError(f"{folder / name} is there already; fix: give another folder, or move it away")
+    for name, text in files.items():
+        with writing(folder / name) as file:
+            file.write(text.encode())
+    return [folder / name for name in files]
+
+
+_TOML = """\
+#:schema ./embedfit.schema.json
+# What embedfit reads, measures and trains. Every key has a default but data.queries; these are the ones to know.
+name = "support"                    # first part of the run directory's name
+output = "runs"                     # where run directories are made
+
+[data]
+queries = "queries.jsonl"           # {"query": "...", "expected": "document id" or a list}; also CSV, TSV, Parquet,
+                                    # a BEIR folder, or hub:owner/name
+documents = "documents.jsonl"       # {"id", "text", optional "title" and more}; leave it out and labels say their names
+document_template = "{title}. {text}"  # what a document says; this choice alone can move recall a lot
+
+[split]
+test = 0.2                          # held out for the comparison, never used for any choice
+dev = 0.1                           # of the rest, for early stopping
+# folds = 5                         # hold out every query once: better figures from few queries, more time
+
+[model]
+name = "all-MiniLM-L6-v2"           # small, works offline; with a network try BAAI/bge-base-en-v1.5
+
+[evaluate]
+k = [1, 3, 5, 10]
+metric = "mrr@10"                   # the one that the verdict is about
+
+[tune]
+epochs = 5                          # at most; dev decides
+"""
+
+_TOPICS = {
+    "password": (
+        "Reset a password",
+        "Choose 'Forgot password' and follow the link in the mail.",
+        (
+            "I can't log in any more",
+            "forgot my login",
+            "locked out of my account",
+            "the link to sign in has expired",
+            "it says wrong credentials",
+        ),
+    ),
+    "invoice": (
+        "Download invoices",
+        "Invoices of past months are under Billing.",
+        (
+            "where is my receipt",
+            "need the bill for March",
+            "our accountant wants a PDF",
+            "proof of payment please",
+            "tax document for last year",
+        ),
+    ),
+    "cancel": (
+        "End a subscription",
+        "A plan can be ended on any day; it runs until the end of the month.",
+        (
+            "stop charging me",
+            "I don't want this any longer",
+            "how do I quit the plan",
+            "close everything at the end of the month",
+            "not renewing",
+        ),
+    ),
+    "export": (
+        "Export data",
+        "All projects can be saved as CSV or JSON.",
+        (
+            "get my stuff out",
+            "download everything as a spreadsheet",
+            "back up all projects",
+            "move to another tool",
+            "can I have a copy of my data",
+        ),
+    ),
+}
+
+_DOCUMENTS = "".join(f'{{"id": "{id}", "title": "{title}", "text": "{text}"}}\n' for id, (title, text, _) in _TOPICS.items())
+_QUERIES = "".join(f'{{"query": "{query}", "expected": "{id}"}}\n' for id, (_, _, queries) in _TOPICS.items() for query in queries)

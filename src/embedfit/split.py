@@ -1,0 +1,134 @@
+"""Parts of a data set for training, for choosing, and for the one honest look at the end.
+
+Queries that say the same (or share a named field) form a group, and a group is never divided. Groups are shuffled,
+sorted by label and dealt out evenly, which stratifies by label where labels repeat and is a plain random split where
+they don't (systematic sampling: W. G. Cochran, Sampling Techniques, 3rd ed., chapter 8).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from embedfit.data import Dataset, normalised
+from embedfit.errors import ConfigError, DataError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which queries are for training, for choosing among checkpoints, and for the comparison."""
+
+    train: tuple[str, ...]
+    dev: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def split_dataset(dataset: Dataset, *, test: float = 0.2, dev: float = 0.1, seed: int = 0, group_by: str | None = None) -> Split:
+    """Split the judged queries of a data set in three.
+
+    Official parts are kept: if there is a test part it is the test part, and what is missing is dealt from the rest.
+
+    Args:
+        dataset: With at least one judged query for each part.
+        test: Share of all queries for the test part.
+        dev: Share of the queries that are not test for the dev part; 0 for none.
+        seed: Another seed, another split.
+        group_by: A metadata field; queries with the same value stay together.
+
+    Raises:
+        DataError: A part would be empty.
+        ConfigError: No query has the field ``group_by``.
+    """
+    judged = set(dataset.judged)
+    official = {part: tuple(id for id in ids if id in judged) for part, ids in dataset.parts.items()}
+    assigned = {id for ids in official.values() for id in ids}
+    rest = official.get("train", ()) or tuple(id for id in dataset.judged if id not in assigned)
+    test_ids, rest = _official_or_dealt(official.get("test"), dataset, rest, test, seed, group_by)
+    dev_ids, train_ids = _official_or_dealt(official.get("dev"), dataset, rest, dev, seed + 1, group_by)
+    return _whole(Split(train_ids, dev_ids, test_ids), dev)
+
+
+def split_folds(dataset: Dataset, k: int, *, dev: float = 0.1, seed: int = 0, group_by: str | None = None) -> list[Split]:
+    """Return k splits whose test parts together hold every judged query once.
+
+    Raises:
+        DataError: There are fewer groups of queries than folds.
+        ConfigError: ``k`` is under 2, or no query has the field ``group_by``.
+    """
+    if k < 2:
+        raise ConfigError(f"folds is {k}; expected 2 or more (or 0 for one split)")
+    groups = _stratified(dataset, dataset.judged, seed, group_by)
+    if len(groups) < k:
+        raise DataError("data", f"has {len(groups)} distinct queries for {k} folds", fix="use fewer folds, or add queries")
+    splits = []
+    for fold in range(k):
+        test = tuple(id for position, group in enumerate(groups) if position % k == fold for id in group)
+        rest = tuple(id for position, group in enumerate(groups) if position % k != fold for id in group)
+        dev_ids, train = _dealt(_stratified(dataset, rest, seed + 1, group_by), dev)
+        splits.append(_whole(Split(train, dev_ids, test), dev))
+    return splits
+
+
+def _official_or_dealt(
+    official: tuple[str, ...] | None, dataset: Dataset, ids: tuple[str, ...], share: float, seed: int, group_by: str | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return (the part, the rest)."""
+    if official:
+        return official, ids
+    return _dealt(_stratified(dataset, ids, seed, group_by), share)
+
+
+def _dealt(groups: Sequence[tuple[str, ...]], share: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Take every (1/share)-th group. Returns (taken, rest)."""
+    taken: list[str] = []
+    rest: list[str] = []
+    for position, group in enumerate(groups):
+        # Position p is taken when the running total p * share passes a half: evenly spaced, and rounded, not cut.
+        hit = int((position + 1) * share + 0.5) > int(position * share + 0.5)
+        (taken if hit else rest).extend(group)
+    return tuple(taken), tuple(rest)
+
+
+def _stratified(dataset: Dataset, ids: Sequence[str], seed: int, group_by: str | None) -> list[tuple[str, ...]]:
+    """Return the groups of queries that belong together, in random order within their label, labels in order."""
+    groups = _groups(dataset, ids, group_by)
+    random.Random(seed).shuffle(groups)
+    return sorted(groups, key=lambda group: min(dataset.relevant(group[0])))
+
+
+def _groups(dataset: Dataset, ids: Sequence[str], group_by: str | None) -> list[tuple[str, ...]]:
+    """Return the connected components of "says the same" and "has the same value of group_by"."""
+    if group_by:
+        known = {name for id in ids for name in dataset.queries[id].metadata}
+        if group_by not in known:
+            hint = did_you_mean(group_by, known) or f"; known: {', '.join(sorted(known)) or 'none'}"
+            raise ConfigError(f"group_by: no query has the field {group_by!r}{hint}")
+    parent = {id: id for id in ids}
+
+    def root(id: str) -> str:
+        while parent[id] != id:
+            parent[id] = parent[parent[id]]
+            id = parent[id]
+        return id
+
+    first: dict[tuple[str, str], str] = {}
+    for id in ids:
+        query = dataset.queries[id]
+        keys = [("text", normalised(query.text))]
+        if group_by and query.metadata.get(group_by) is not None:
+            keys.append(("field", str(query.metadata[group_by])))
+        for key in keys:
+            parent[root(id)] = root(first.setdefault(key, id))
+    members: dict[str, list[str]] = {}
+    for id in ids:
+        members.setdefault(root(id), []).append(id)
+    return [tuple(group) for group in members.values()]
+
+
+def _whole(split: Split, dev: float) -> Split:
+    for part in ("train", "dev", "test"):
+        if not getattr(split, part) and (part != "dev" or dev > 0):
+            total = len(split.train) + len(split.dev) + len(split.test)
+            raise DataError("data", f"is too small: no query is left for {part} out of {total}", fix="add labelled queries")
+    return split

@@ -1,0 +1,90 @@
+"""Which documents each training query is scored against.
+
+With a small corpus: all of them, so that every wrong document is a negative in every step, and nothing is sampled.
+With a large one: the batch's own positives and random others, shared by the batch. Either way the judgements decide:
+a known positive is never a negative, whoever's positive it was drawn for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from embedfit.data import Dataset
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The documents that a batch of b queries is scored against.
+
+    Attributes:
+        documents: Positions in the corpus; c of them.
+        grades: Shape (b, c): the query's grade for the document, 0 for a negative.
+    """
+
+    documents: npt.NDArray[np.int64]
+    grades: npt.NDArray[np.float32]
+
+
+class CandidateSource(Protocol):
+    """Chooses the candidates of a batch. The same batch must always get the same, or resuming would differ."""
+
+    def candidates(self, batch: Sequence[int]) -> Candidates:
+        """Return the candidates of the training queries at these positions."""
+        ...
+
+
+class AllDocuments:
+    """Every document of the corpus."""
+
+    def __init__(self, train: Dataset) -> None:
+        self._relevant = relevant_positions(train)
+        self._documents = np.arange(len(train.corpus))
+
+    def candidates(self, batch: Sequence[int]) -> Candidates:
+        """Return the whole corpus."""
+        return Candidates(self._documents, _grades([self._relevant[row] for row in batch], self._documents))
+
+
+class BatchAndRandom:
+    """One relevant document of each query of the batch, and random others.
+
+    Args:
+        train: Queries, corpus and judgements.
+        negatives: How many random documents the batch shares.
+        seed: Of the draws.
+    """
+
+    def __init__(self, train: Dataset, *, negatives: int, seed: int) -> None:
+        self._relevant = relevant_positions(train)
+        self._size, self._negatives, self._seed = len(train.corpus), negatives, seed
+
+    def candidates(self, batch: Sequence[int]) -> Candidates:
+        """Return the batch's positives and random documents, each once."""
+        # Seeded by the batch itself and by nothing that a restart would lose.
+        rng = np.random.default_rng([self._seed, *batch])
+        relevant = [self._relevant[row] for row in batch]
+        chosen = [rng.choice(list(grades)) for grades in relevant]
+        others = rng.choice(self._size, size=min(self._negatives, self._size), replace=False)
+        documents = np.unique(np.concatenate([chosen, others]).astype(np.int64))
+        return Candidates(documents, _grades(relevant, documents))
+
+
+def relevant_positions(train: Dataset) -> list[dict[int, int]]:
+    """Return, for each query in order, {position of a relevant document: grade}."""
+    position = {id: index for index, id in enumerate(train.corpus)}
+    return [{position[id]: grade for id, grade in train.relevant(query).items()} for query in train.queries]
+
+
+def _grades(relevant: Sequence[dict[int, int]], documents: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    column = {int(position): index for index, position in enumerate(documents)}
+    grades = np.zeros((len(relevant), len(documents)), np.float32)
+    for row, known in enumerate(relevant):
+        for position, grade in known.items():
+            if position in column:
+                grades[row, column[position]] = grade
+    return grades

@@ -1,0 +1,58 @@
+"""The loss: one softmax over the candidates, in which every relevant document is a positive."""
+
+from __future__ import annotations
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+
+def multi_positive_softmax(logits: Tensor, grades: Tensor) -> Tensor:
+    """Return the cross-entropy of each relevant document against the irrelevant ones alone.
+
+    For a query with relevant documents P and irrelevant candidates N, and logits s,
+
+        loss = - sum_{p in P} w_p log( exp(s_p) / (exp(s_p) + sum_{n in N} exp(s_n)) ),    w_p = grade_p / sum grades.
+
+    With one positive this is the usual InfoNCE (van den Oord et al. 2018) that MultipleNegativesRankingLoss computes.
+    With several it differs from SupCon (Khosla et al. 2020, eq. 2) in that the other positives are left out of the
+    denominator: they are not to be pushed away.
+
+    Args:
+        logits: Shape (queries, candidates).
+        grades: The same shape; above 0 for a relevant document. Each query must have one.
+
+    Returns:
+        The mean over queries, a scalar.
+    """
+    positive = grades > 0
+    # A finite floor: with nothing irrelevant among the candidates, -inf would turn the gradient into NaN.
+    irrelevant = logits.masked_fill(positive, -1e9).logsumexp(dim=1, keepdim=True)
+    losses = torch.logaddexp(logits, irrelevant) - logits
+    weights = grades / grades.sum(dim=1, keepdim=True)
+    return (losses.masked_fill(~positive, 0.0) * weights).sum(dim=1).mean()
+
+
+class CandidateLoss(nn.Module):
+    """Encode the queries and candidates of a batch, and score each query against every candidate.
+
+    Args:
+        model: The one being trained.
+        scale: What cosine similarities are multiplied by (1 / temperature).
+    """
+
+    def __init__(self, model: SentenceTransformer, scale: float) -> None:
+        super().__init__()
+        self.model, self.scale = model, scale
+
+    def forward(self, features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        """Return the loss of a batch.
+
+        Args:
+            features: Tokens of the queries and documents, in chunks of similar length.
+            labels: Grades; shape (queries, candidates). Chunks of queries come first, in the order of its rows.
+        """
+        vectors = torch.cat([self.model(dict(chunk))["sentence_embedding"].float() for chunk in features])
+        vectors = nn.functional.normalize(vectors, dim=-1)
+        queries, documents = vectors[: len(labels)], vectors[len(labels) :]
+        return multi_positive_softmax(queries @ documents.T * self.scale, labels)
