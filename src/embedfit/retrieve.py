@@ -166,7 +166,8 @@ def _keys(scores: npt.NDArray[np.float32], first: int) -> npt.NDArray[np.int64]:
     bits = (scores + np.float32(0)).view(np.int32).astype(np.int64)
     ordered = np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
     positions = np.arange(first, first + scores.shape[1], dtype=np.int64)
-    return (ordered << 32) | (0xFFFFFFFF - positions)
+    keys: npt.NDArray[np.int64] = (ordered << 32) | (0xFFFFFFFF - positions)
+    return keys
 
 
 def _unpacked(keys: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
