@@ -60,11 +60,13 @@ class EvaluateConfig(_Section):
 class TuneConfig(_Section):
     """How the model is trained. The defaults are the same for every data set."""
 
-    epochs: int = Field(5, ge=1, description="At most this many passes over the training queries.")
+    epochs: int = Field(4, ge=1, description="At most this many passes over the training queries.")
     batch_size: int = Field(32, ge=1, description="Queries per step.")
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the learning rate rises.")
     weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="In training.")
+    train_embeddings: bool = Field(False, description="Train the token embeddings too, half of a small model's weights.")
     scale: float = Field(20.0, gt=0, description="What cosine similarities are multiplied by in the loss (1 / temperature).")
     candidates: Literal["auto", "all", "batch"] = Field(
         "auto", description="Documents a query is scored against: all, or the batch's and random ones. auto: all if they are few."

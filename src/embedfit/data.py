@@ -151,8 +151,8 @@ def load(
             categories.json (category, sample_transactions, departments). By default each distinct label becomes a
             document that says its own name.
         query: The column of the query text.
-        label: The column of the document ids that are right: one, a list, or {id: grade}. By default ``expected``,
-            or the record type's own.
+        label: The column of the document ids that are right: one, a list, or {id: grade}; ``{}`` says that the query
+            is not judged. By default ``expected``, or the record type's own.
         record: Rows are records of this type (or of the type of this name), whose template writes the query text.
         problems: Where to put every bad row and go on. By default the first is raised.
 
@@ -214,7 +214,8 @@ def _read_pairs(
             found.append(error)
             continue
         queries[id] = Query(id, text, _metadata(row, ("id", "_id", query, label, "part")))
-        qrels[id] = grades
+        if grades:
+            qrels[id] = grades
         if part:
             parts.setdefault(part, []).append(id)
     return Dataset(queries, corpus, qrels, {part: tuple(ids) for part, ids in parts.items()})
@@ -257,6 +258,8 @@ def _read_beir(folder: Path, found: list[DataError]) -> Dataset:
             id = _id(row, where)
             if not id:
                 raise DataError(where, "key '_id' is missing", expected="an id for each query")
+            if id in queries:
+                raise DataError(where, f"query id {id!r} stands here a second time", expected="ids that differ")
             queries[id] = Query(id, _text(row, "text", where), _metadata(row, ("id", "_id", "text")))
         except DataError as error:
             found.append(error)
@@ -285,15 +288,15 @@ def _judgements(path: Path) -> Iterator[tuple[str, tuple[str, str, int]]]:
         cells = line.split("\t") if "\t" in line else line.split()
         if len(cells) == 4:  # TREC's own form has an iteration column
             cells = [cells[0], cells[2], cells[3]]
-        if number == 1 and len(cells) == 3 and not cells[2].strip().lstrip("-").isdigit():
+        if number == 1 and len(cells) == 3 and not cells[2].strip().lstrip("-").isdecimal():
             continue
         if not line:
             continue
         where = f"{path}:{number}"
-        if len(cells) != 3 or not cells[2].strip().isdigit():
+        if len(cells) != 3 or not cells[2].strip().isdecimal():
             yield where, DataError(where, f"is {shown(line)}", expected="query id, document id, whole grade, by tabs")  # type: ignore[misc]
         else:
-            yield where, (cells[0].strip(), cells[1].strip(), int(cells[2]))
+            yield where, (cells[0], cells[1], int(cells[2]))
 
 
 def _collected(rows: Iterator[tuple[str, Any]], found: list[DataError]) -> Iterator[tuple[str, Any]]:
@@ -311,6 +314,8 @@ def _rows(source: str | Path) -> Iterator[tuple[str, Row | DataError]]:
         yield from _hub_rows(str(source))
         return
     path = Path(source)
+    if path.is_dir():
+        raise DataError(str(path), "is a folder", expected="a file")
     if not path.is_file():
         hint = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
         raise DataError(str(path), f"does not exist{hint}", fix="give a file, a BEIR folder, or hub:owner/name")
@@ -356,8 +361,8 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
             continue
         where = f"{path}:{number}"
         try:
-            yield where, json.loads(line)
-        except ValueError as error:
+            yield where, _parsed(line)
+        except (ValueError, RecursionError) as error:
             yield where, DataError(where, f"is not JSON ({error}): {shown(line)}", expected="one JSON object per line")
 
 
@@ -366,12 +371,19 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     if not text.strip():
         return
     try:
-        rows = json.loads(text)
-    except ValueError as error:
+        rows = _parsed(text)
+    except (ValueError, RecursionError) as error:
         raise DataError(str(path), f"is not JSON ({error})", expected="a JSON list of objects") from None
     if not isinstance(rows, list):
         raise DataError(str(path), f"is {shown(rows)}", expected="a JSON list of objects")
     yield from ((f"{path}[{index}]", row) for index, row in enumerate(rows))
+
+
+def _parsed(text: str) -> Any:
+    value = json.loads(text)
+    if "\\u" in text:  # may be half a character (a lone surrogate), which no tokenizer and no file takes: a ValueError
+        _json(value)
+    return value
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
@@ -399,7 +411,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         file = pyarrow.parquet.ParquetFile(path)
         number = 0
         for batch in file.iter_batches():
-            for row in batch.to_pylist():
+            for row in batch.to_pylist(maps_as_pydicts="lossy"):
                 number += 1
                 yield f"{path}:{number}", {key: value for key, value in row.items() if value is not None}
     except pyarrow.ArrowException as error:
@@ -449,7 +461,9 @@ def _grades(row: Row, label: str, where: str) -> dict[str, int]:
         value = [value]
     if isinstance(value, list):
         value = dict.fromkeys(map(str, value), 1)
-    if not isinstance(value, dict) or not value or not all(str(id).strip() for id in value):
+    if isinstance(value, dict):  # a Parquet column of structs has every key in every row
+        value = {id: grade for id, grade in value.items() if grade is not None}
+    if not isinstance(value, dict) or not (value or row[label] == {}) or not all(str(id).strip() for id in value):
         raise DataError(where, f"key {label!r} is {shown(row[label])}", expected="a document id, a list of them, or {id: grade}")
     for grade in value.values():
         if not isinstance(grade, int) or isinstance(grade, bool) or grade < 0:
@@ -483,12 +497,16 @@ def _metadata(row: Row, taken: Sequence[str]) -> dict[str, Any]:
 
 
 def write_beir(dataset: Dataset, folder: str | Path) -> Path:
-    """Write corpus.jsonl, queries.jsonl and qrels/<part>.tsv (``qrels/test.tsv`` if there are no parts).
+    """Write corpus.jsonl, queries.jsonl and qrels/<part>.tsv (``qrels/all.tsv`` if there are no parts).
 
     Raises:
+        DataError: An id holds a tab or the end of a line, which a qrels file cannot.
         StorageError: The folder cannot be written.
     """
     folder = Path(folder)
+    for id in (*dataset.queries, *dataset.corpus):
+        if any(sign in id for sign in "\t\r\n"):
+            raise DataError(f"id {shown(id)}", "holds a tab or the end of a line", fix="use write_jsonl, or another id")
     with writing(folder / "corpus.jsonl") as file:
         for document in dataset.corpus.values():
             file.write(_json(_beir_row(document.id, document.text, document.metadata, title=document.title)) + b"\n")
@@ -501,7 +519,7 @@ def write_beir(dataset: Dataset, folder: str | Path) -> Path:
         with writing(folder / "qrels" / f"{part}.tsv") as file:
             file.write(b"query-id\tcorpus-id\tscore\n")
             for id in ids:
-                file.writelines(f"{id}\t{document}\t{grade}\n".encode() for document, grade in dataset.qrels[id].items())
+                file.writelines(f"{id}\t{document}\t{grade}\n".encode() for document, grade in dataset.qrels.get(id, {}).items())
     return folder
 
 
@@ -523,9 +541,7 @@ def write_jsonl(dataset: Dataset, folder: str | Path) -> Path:
             file.write(_json({**row, "metadata": dict(document.metadata)}) + b"\n")
     with writing(folder / "queries.jsonl") as file:
         for query in dataset.queries.values():
-            if query.id not in dataset.qrels:
-                continue
-            row = {"id": query.id, "query": query.text, "expected": dataset.qrels[query.id]}
+            row = {"id": query.id, "query": query.text, "expected": dataset.qrels.get(query.id, {})}
             if query.id in part_of:
                 row["part"] = part_of[query.id]
             file.write(_json({**row, "metadata": dict(query.metadata)}) + b"\n")
@@ -570,4 +586,5 @@ def _umask() -> int:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode()
+    # Parquet and the Hub have values that JSON lacks, such as dates: they are written as text.
+    return json.dumps(value, ensure_ascii=False, default=str).encode()

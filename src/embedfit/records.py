@@ -182,6 +182,7 @@ def _by_pydantic(model: type[BaseModel]) -> Callable[[Mapping[str, Any]], dict[s
 
 def _by_json_schema(path: Path) -> tuple[tuple[str, ...], Callable[[Mapping[str, Any]], dict[str, Any]]]:
     import jsonschema
+    import referencing
 
     try:
         schema = json.loads(path.read_text(encoding="utf-8"))
@@ -191,10 +192,14 @@ def _by_json_schema(path: Path) -> tuple[tuple[str, ...], Callable[[Mapping[str,
         raise ConfigError(f"{path}: {error.strerror}; expected a JSON Schema file") from None
     except (ValueError, KeyError, TypeError, jsonschema.SchemaError) as error:
         raise ConfigError(f"{path}: not a JSON Schema of an object with properties: {error}".splitlines()[0]) from None
-    validator = jsonschema.Draft202012Validator(schema)
+    # Of its own registry, so that a $ref to a web address is refused and not downloaded.
+    validator = jsonschema.Draft202012Validator(schema, registry=referencing.Registry())
 
     def validate(row: Mapping[str, Any]) -> dict[str, Any]:
-        error = jsonschema.exceptions.best_match(validator.iter_errors(dict(row)))
+        try:
+            error = jsonschema.exceptions.best_match(validator.iter_errors(dict(row)))
+        except referencing.exceptions.Unresolvable as nowhere:
+            raise ConfigError(f"{path}: $ref {nowhere.ref!r} cannot be resolved; fix: only refer to parts of the same file") from None
         if error is not None:
             key = ".".join(str(part) for part in error.absolute_path)
             raise ValueError(f"key {key!r}: {error.message}" if key else error.message)

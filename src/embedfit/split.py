@@ -8,6 +8,7 @@ they don't (systematic sampling: W. G. Cochran, Sampling Techniques, 3rd ed., ch
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ def split_dataset(dataset: Dataset, *, test: float = 0.2, dev: float = 0.1, seed
     """Split the judged queries of a data set in three.
 
     Official parts are kept: if there is a test part it is the test part, and what is missing is dealt from the rest.
+    A query that stands in several belongs to test before dev, and to dev before train.
 
     Args:
         dataset: With at least one judged query for each part.
@@ -41,11 +43,14 @@ def split_dataset(dataset: Dataset, *, test: float = 0.2, dev: float = 0.1, seed
         ConfigError: No query has the field ``group_by``.
     """
     judged = set(dataset.judged)
-    official = {part: tuple(id for id in ids if id in judged) for part, ids in dataset.parts.items()}
-    assigned = {id for ids in official.values() for id in ids}
-    rest = official.get("train", ()) or tuple(id for id in dataset.judged if id not in assigned)
-    test_ids, rest = _official_or_dealt(official.get("test"), dataset, rest, test, seed, group_by)
-    dev_ids, train_ids = _official_or_dealt(official.get("dev"), dataset, rest, dev, seed + 1, group_by)
+    assigned: set[str] = set()
+    official: dict[str, tuple[str, ...]] = {}
+    for part in ("test", "dev", "train"):  # what is in two of them is held out
+        official[part] = tuple(id for id in dataset.parts.get(part, ()) if id in judged and id not in assigned)
+        assigned.update(official[part])
+    rest = official["train"] or tuple(id for id in dataset.judged if id not in assigned)
+    test_ids, rest = _official_or_dealt(official["test"], dataset, rest, test, seed, group_by)
+    dev_ids, train_ids = _official_or_dealt(official["dev"], dataset, rest, dev, seed + 1, group_by)
     return _whole(Split(train_ids, dev_ids, test_ids), dev)
 
 
@@ -71,7 +76,7 @@ def split_folds(dataset: Dataset, k: int, *, dev: float = 0.1, seed: int = 0, gr
 
 
 def _official_or_dealt(
-    official: tuple[str, ...] | None, dataset: Dataset, ids: tuple[str, ...], share: float, seed: int, group_by: str | None
+    official: tuple[str, ...], dataset: Dataset, ids: tuple[str, ...], share: float, seed: int, group_by: str | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return (the part, the rest)."""
     if official:
@@ -91,16 +96,21 @@ def _dealt(groups: Sequence[tuple[str, ...]], share: float) -> tuple[tuple[str, 
 
 
 def _stratified(dataset: Dataset, ids: Sequence[str], seed: int, group_by: str | None) -> list[tuple[str, ...]]:
-    """Return the groups of queries that belong together, in random order within their label, labels in order."""
+    """Return the groups of queries that belong together: labels in order, in random order within a label.
+
+    Groups that are alone with their label come last, in random order: sorted, they would be dealt the same in any order.
+    """
     groups = _groups(dataset, ids, group_by)
     random.Random(seed).shuffle(groups)
-    return sorted(groups, key=lambda group: min(dataset.relevant(group[0])))
+    label = {group: min(dataset.relevant(group[0])) for group in groups}
+    counts = Counter(label.values())
+    return sorted(groups, key=lambda group: (counts[label[group]] == 1, label[group] if counts[label[group]] > 1 else ""))
 
 
 def _groups(dataset: Dataset, ids: Sequence[str], group_by: str | None) -> list[tuple[str, ...]]:
     """Return the connected components of "says the same" and "has the same value of group_by"."""
     if group_by:
-        known = {name for id in ids for name in dataset.queries[id].metadata}
+        known = {name for query in dataset.queries.values() for name in query.metadata}
         if group_by not in known:
             hint = did_you_mean(group_by, known) or f"; known: {', '.join(sorted(known)) or 'none'}"
             raise ConfigError(f"group_by: no query has the field {group_by!r}{hint}")

@@ -70,7 +70,7 @@ k = [1, 3, 5, 10]
 metric = "mrr@10"                   # the one that the verdict is about
 
 [tune]
-epochs = 5                          # at most; dev decides
+epochs = 4                          # at most; dev decides
 """
 
 _TOPICS = {

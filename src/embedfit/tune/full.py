@@ -116,6 +116,7 @@ def tune_model(
 
 def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: Path, config: TuneConfig, template: str) -> Tuned:
     model = load_model(encoder.folder, encoder.prompts)
+    _prepare(model, config)
     bf16 = use_bf16(encoder.precision, model.device.type)
     tokenise = partial(_tokenised, model)
     documents = tokenise(train.document_texts(template), encoder.prompts["document"])
@@ -173,6 +174,21 @@ def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: P
     target = folder / "model"
     _save(model, target)
     return Tuned(target, history, epoch, clock.tokens, round(clock.seconds, 3), "all" if isinstance(source, AllDocuments) else "batch")
+
+
+def _prepare(model: SentenceTransformer, config: TuneConfig) -> None:
+    """Set what is trained, and how much of it is dropped out.
+
+    Token embeddings stay as they are unless asked for: a few hundred pairs touch few of them, and they are what makes
+    a step's gradient and a checkpoint large. Dropout is off: with so few steps it costs time and bought nothing
+    (both measured in docs/decisions.md).
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = config.dropout
+    transformer = model.transformers_model
+    if transformer is not None and not config.train_embeddings:
+        transformer.get_input_embeddings().weight.requires_grad_(False)
 
 
 def choose_candidates(config: TuneConfig, train: Dataset, document_tokens: int) -> CandidateSource:

@@ -8,29 +8,36 @@ from torch import Tensor, nn
 
 
 def multi_positive_softmax(logits: Tensor, grades: Tensor) -> Tensor:
-    """Return the cross-entropy of each relevant document against the irrelevant ones alone.
+    """Return the cross-entropy of each relevant document against the irrelevant ones, and back.
 
-    For a query with relevant documents P and irrelevant candidates N, and logits s,
+    For a query q with relevant documents P and irrelevant candidates N, and logits s,
 
-        loss = - sum_{p in P} w_p log( exp(s_p) / (exp(s_p) + sum_{n in N} exp(s_n)) ),    w_p = grade_p / sum grades.
+        loss(q) = - sum_{p in P} w_qp log( exp(s_qp) / (exp(s_qp) + sum_{n in N} exp(s_qn)) ),    w_qp = grade_qp / sum_p grade_qp
 
     With one positive this is the usual InfoNCE (van den Oord et al. 2018) that MultipleNegativesRankingLoss computes.
     With several it differs from SupCon (Khosla et al. 2020, eq. 2) in that the other positives are left out of the
-    denominator: they are not to be pushed away.
+    denominator: they are not to be pushed away. The same is added in the other direction, each relevant document
+    against the batch's queries that it is not right for (the two directions of CLIP: Radford et al. 2021; here, too,
+    no known positive is a negative).
 
     Args:
         logits: Shape (queries, candidates).
         grades: The same shape; above 0 for a relevant document. Each query must have one.
 
     Returns:
-        The mean over queries, a scalar.
+        The sum of both directions' means over queries, a scalar.
     """
     positive = grades > 0
-    # A finite floor: with nothing irrelevant among the candidates, -inf would turn the gradient into NaN.
-    irrelevant = logits.masked_fill(positive, -1e9).logsumexp(dim=1, keepdim=True)
-    losses = torch.logaddexp(logits, irrelevant) - logits
     weights = grades / grades.sum(dim=1, keepdim=True)
-    return (losses.masked_fill(~positive, 0.0) * weights).sum(dim=1).mean()
+    both = _against_negatives(logits, positive, 1) + _against_negatives(logits, positive, 0)
+    return (both.masked_fill(~positive, 0.0) * weights).sum() / len(logits)
+
+
+def _against_negatives(logits: Tensor, positive: Tensor, dim: int) -> Tensor:
+    """Return, for each entry, the cross-entropy of choosing it among itself and the negatives along a dimension."""
+    # A finite floor: where nothing is negative, -inf would turn the gradient into NaN.
+    negatives = logits.masked_fill(positive, -1e9).logsumexp(dim=dim, keepdim=True)
+    return torch.logaddexp(logits, negatives) - logits
 
 
 class CandidateLoss(nn.Module):

@@ -1,0 +1,229 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from embedfit.cli import app, main
+from embedfit.samples import TRANSACTIONS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def said(capsys):
+    """Run the command line in this process; returns (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def project(tmp_path, tiny_model):
+    """A folder as 'embedfit init' makes it, with the one-layer model and one epoch."""
+    main_code(["init", str(tmp_path)])
+    toml = tmp_path / "embedfit.toml"
+    toml.write_text(toml.read_text().replace("all-MiniLM-L6-v2", str(tiny_model)).replace("epochs = 4", "epochs = 1"))
+    return toml
+
+
+def main_code(arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    return caught.value.code
+
+
+def test_init_writes_files_that_check_finds_nothing_wrong_with(tmp_path, said):
+    code, out, _ = said("init", tmp_path)
+    assert code == 0
+    assert f"Next: embedfit check {tmp_path / 'embedfit.toml'}" in out
+    code, out, _ = said("check", tmp_path / "embedfit.toml")
+    assert code == 0
+    assert "20 labelled queries, 4 documents, 20 relevant pairs" in out
+    assert "Nothing odd was found." in out
+
+
+def test_init_overwrites_nothing(tmp_path, said):
+    (tmp_path / "queries.jsonl").write_text("mine")
+    code, _, err = said("init", tmp_path)
+    assert code == 2
+    assert "is there already" in err
+    assert (tmp_path / "queries.jsonl").read_text() == "mine"
+    assert not (tmp_path / "embedfit.toml").exists()
+
+
+def test_run_prints_the_table_the_report_and_last_the_verdict(project, said):
+    code, out, _ = said("run", project)
+    assert code == 0
+    lines = out.strip().splitlines()
+    assert re.match(r"(Better|Worse|No difference shown): MRR@10 .* held-out queries: \d+ better, \d+ the same, \d+ worse\.", lines[-1])
+    assert any(line.startswith("Report:") and Path(line.split()[-1]).exists() for line in lines)
+    assert any("recall@1" in line for line in lines)
+
+
+def test_run_again_says_that_nothing_was_done(project, said):
+    said("run", project)
+    code, out, _ = said("run", project)
+    assert code == 0
+    assert "nothing had changed" in out
+
+
+def test_json_is_all_that_stdout_holds(project, said):
+    code, out, _ = said("--quiet", "run", project, "--json")
+    assert code == 0
+    assert json.loads(out)["verdict"] in ("better", "worse", "no difference shown")
+    code, out, _ = said("check", project, "--json")
+    assert json.loads(out)["queries"] == 20
+    code, out, _ = said("evaluate", project, "--k", 1, "--json")
+    assert {row["metric"] for row in json.loads(out)} >= {"recall", "mrr"}
+
+
+def test_evaluate_measures_a_grid_and_writes_it(project, said, tmp_path):
+    code, out, _ = said("evaluate", project, "--document", "{title}", "--document", "{title}. {text}", "--k", 1, "--csv", tmp_path / "grid.csv")
+    assert code == 0
+    assert "{title}. {text}" in out
+    assert "recall@1" in out
+    assert len((tmp_path / "grid.csv").read_text().splitlines()) == 1 + 2 * 6
+
+
+def test_tune_and_compare_do_their_stage_alone(project, said, tmp_path, tiny_model):
+    code, out, _ = said("tune", project, "--output", tmp_path / "tuned")
+    assert code == 0
+    assert (tmp_path / "tuned" / "model" / "model.safetensors").exists()
+    code, out, _ = said("compare", project, tiny_model, tmp_path / "tuned" / "model", "--part", "all")
+    assert code == 0
+    assert "on 20 held-out queries" in out
+    code, out, _ = said("compare", project, tiny_model, tiny_model, "--json")
+    assert json.loads(out)["verdict"] == "no difference shown"
+
+
+def test_schema_is_the_one_that_init_wrote(project, said):
+    _, out, _ = said("schema")
+    assert json.loads(out) == json.loads((project.parent / "embedfit.schema.json").read_text())
+
+
+def bad_rows(folder):
+    lines = [json.dumps({"query": f"text {i}", "expected": "ab"[i % 2]}) for i in range(9)]
+    lines[6] = '{"query": "text 6", "expected": '
+    (folder / "bad.jsonl").write_text("\n".join(lines))
+    (folder / "embedfit.toml").write_text('[data]\nqueries = "bad.jsonl"\n[model]\nname = "all-MiniLM-L6-v2"\n')
+
+
+def test_a_bad_row_is_one_line_and_exit_code_2(tmp_path, said):
+    bad_rows(tmp_path)
+    code, out, err = said("run", tmp_path / "embedfit.toml")
+    assert code == 2
+    assert out == ""
+    assert err.startswith(f"embedfit: {tmp_path / 'bad.jsonl'}:7: is not JSON")
+    assert len(err.splitlines()) == 1
+
+
+def test_check_lists_every_bad_row_and_goes_on(tmp_path, said):
+    bad_rows(tmp_path)
+    code, out, _ = said("check", tmp_path / "embedfit.toml")
+    assert code == 2
+    assert "8 labelled queries, 2 documents" in out
+    assert "bad.jsonl:7: is not JSON" in out
+
+
+def test_debug_shows_where_an_error_comes_from(tmp_path):
+    from embedfit.errors import ConfigError
+
+    with pytest.raises(ConfigError):
+        main(["--debug", "run", str(tmp_path / "nothing.toml")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nothing.toml"], "nothing.toml: No such file or directory; fix: 'embedfit init' writes one"),
+        (["demo", "--model", "./nowhere"], "model './nowhere' does not exist"),
+        (["demo", "--output", "/proc/none"], "/proc/none"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_exit_code_2(said, arguments, message):
+    code, _, err = said(*arguments)
+    assert code == 2
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become nobody")
+def test_a_directory_of_somebody_else_is_named(tmp_path):
+    (tmp_path / "theirs").mkdir(mode=0o755)
+    command = [sys.executable, "-m", "embedfit", "demo", "--output", str(tmp_path / "theirs" / "runs")]
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder != Path("/"):
+            folder.chmod(0o755) if folder.is_relative_to("/tmp/pytest-of-root") else None
+    probe = subprocess.run([sys.executable, "-c", "import embedfit.data"], user=65534, group=65534, capture_output=True, cwd="/")
+    if probe.returncode:
+        pytest.skip("nobody cannot read this environment")
+    done = subprocess.run(command, user=65534, group=65534, capture_output=True, text=True, cwd="/", env={**os.environ, "HOME": "/tmp"})
+    assert done.returncode == 2
+    assert "cannot be written: Permission denied" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_is_one_line_and_what_was_finished_is_kept(project, tmp_path):
+    # A limit on the size of files stands for the disk: the write fails in the middle, in real code.
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n"
+        f"from embedfit.cli import main; main(['run', {str(project)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(project.parent.glob("runs/*/manifest.json"))
+    assert main_code(["run", str(project)]) in (0, None)
+
+
+def test_help_and_completion_load_nothing_heavy():
+    code = "import sys; from embedfit.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nprint(sorted({'torch', 'numpy', 'pandas', 'pydantic', 'transformers'} & set(sys.modules)), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_every_command_and_option_is_in_the_docs():
+    import typer.main
+
+    documented = (ROOT / "docs" / "cli.md").read_text()
+    command = typer.main.get_command(app)
+    for name, sub in command.commands.items():
+        assert f"## embedfit {name}" in documented, name
+        for parameter in sub.params:
+            for option in parameter.opts:
+                if option.startswith("--"):
+                    assert option in documented, f"{name} {option}"
+
+
+def test_every_setting_is_in_the_docs():
+    from embedfit.config import Config
+
+    documented = (ROOT / "docs" / "config.md").read_text()
+    for section, field in Config.model_fields.items():
+        nested = getattr(field.annotation, "model_fields", None)
+        for key in nested or [section]:
+            assert f"`{key}`" in documented, f"{section}.{key}"
+
+
+@pytest.mark.slow
+def test_the_demo_shows_a_better_model(tmp_path, said):
+    code, out, _ = said("demo", "--output", tmp_path, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["verdict"] == "better"
+    recall = {row["metric"]: row["tuned"] for row in found["differences"]}
+    assert recall["recall@1"] >= 0.6
+    assert recall["recall@5"] >= 0.9
+    assert len((TRANSACTIONS / "transactions.jsonl").read_text().splitlines()) == 326

@@ -1,0 +1,182 @@
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from embedfit.encode import CachedEncoder, LocalEncoder, Truncation, use_bf16
+from embedfit.errors import ConfigError, ModelError, OfflineError, StorageError
+from embedfit.hub import MINILM_SHA256, file_sha256, model_folder, weights_of
+
+TEXTS = ["a short one", "two", "the longest of these texts by a good deal, so that sorting by length moves it", "two"]
+
+
+def test_vectors_are_those_of_the_library_in_the_order_given(tiny_model):
+    from sentence_transformers import SentenceTransformer
+
+    ours = LocalEncoder(tiny_model, precision="fp32").encode(TEXTS, "query")
+    theirs = SentenceTransformer(str(tiny_model)).encode(TEXTS, normalize_embeddings=True)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
+
+
+def test_bf16_vectors_are_close_to_fp32(tiny_model):
+    exact = LocalEncoder(tiny_model, precision="fp32").encode(TEXTS, "query")
+    rough = LocalEncoder(tiny_model, precision="bf16").encode(TEXTS, "query")
+    similarity = (exact * rough).sum(axis=1)
+    assert similarity.min() > 0.999
+    assert similarity.min() < 1 - 1e-7  # it did compute in bf16
+
+
+def test_no_texts_give_no_rows_of_the_right_width(tiny_model):
+    assert LocalEncoder(tiny_model).encode([], "query").shape == (0, 384)
+
+
+def test_prompts_are_put_before_queries_and_documents(tiny_model):
+    encoder = LocalEncoder(tiny_model, query_prompt="query: ", document_prompt="passage: ", precision="fp32")
+    plain = LocalEncoder(tiny_model, precision="fp32")
+    np.testing.assert_allclose(encoder.encode(["tea"], "query"), plain.encode(["query: tea"], "query"), atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(["tea"], "document"), plain.encode(["passage: tea"], "document"), atol=1e-5)
+
+
+def test_a_models_own_prompts_are_used_and_can_be_overruled(tiny_model, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(tiny_model))
+    model.prompts = {"query": "find: ", "passage": "text: "}
+    model.save_pretrained(str(tmp_path / "prompted"), create_model_card=False)
+    assert LocalEncoder(tmp_path / "prompted").prompts == {"query": "find: ", "document": "text: "}
+    assert LocalEncoder(tmp_path / "prompted", query_prompt="").prompts["query"] == ""
+
+
+def test_truncation_is_counted_in_tokens(tiny_model):
+    encoder = LocalEncoder(tiny_model).loaded
+    found = encoder.truncation(["one two", "word " * 300], "document")
+    assert found.counts.tolist() == [4, 302]  # and the tokens that begin and end a text
+    assert found.cut.tolist() == [False, True]
+    assert found.share_lost == pytest.approx((302 - 256) / 306)
+    assert Truncation(np.zeros(0, np.int64), 5).share_lost == 0
+
+
+def test_a_text_of_100_000_characters_is_encoded(tiny_model):
+    vectors = LocalEncoder(tiny_model).encode(["word " * 20_000, "word"], "query")
+    assert np.isfinite(vectors).all()
+
+
+def test_the_fingerprint_changes_with_weights_prompt_pooling_and_precision(tiny_model, tmp_path):
+    first = LocalEncoder(tiny_model).fingerprint
+    assert LocalEncoder(tiny_model).fingerprint == first
+    assert LocalEncoder(tiny_model, query_prompt="q: ").fingerprint != first
+    assert LocalEncoder(tiny_model, precision="bf16").fingerprint != first
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    assert LocalEncoder(copy).fingerprint == first
+    pooling = copy / "1_Pooling" / "config.json"
+    pooling.write_text(pooling.read_text().replace("mean", "cls").replace("_mean_tokens\": true", "_mean_tokens\": false"))
+    assert LocalEncoder(copy).fingerprint != first
+    shutil.copytree(tiny_model, copy, dirs_exist_ok=True)
+    weights = weights_of(copy)[0]
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    assert LocalEncoder(copy).fingerprint != first
+
+
+def test_what_was_encoded_once_is_read_back_exactly(word_encoder, tmp_path):
+    first = CachedEncoder(word_encoder, tmp_path)
+    vectors = first.encode(["a", "b", "a"], "query")
+    assert first.misses == 2
+    again = CachedEncoder(word_encoder, tmp_path)
+    np.testing.assert_array_equal(again.encode(["b", "a", "a"], "query"), vectors[[1, 0, 2]])
+    assert again.misses == 0
+    again.encode(["a"], "document")
+    assert again.misses == 1  # the same text as a document may have another vector
+
+
+def test_a_tuned_model_never_gets_the_base_models_vectors(tiny_model, tmp_path):
+    base, prompted = LocalEncoder(tiny_model), LocalEncoder(tiny_model, query_prompt="other: ")
+    CachedEncoder(base, tmp_path).encode(["a"], "query")
+    cached = CachedEncoder(prompted, tmp_path)
+    cached.encode(["a"], "query")
+    assert cached.misses == 1
+
+
+def test_an_unusable_cache_says_which_setting_moves_it(word_encoder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="EMBEDFIT_CACHE"):
+        CachedEncoder(word_encoder, tmp_path / "file").encode(["a"], "query")
+
+
+def test_the_bundled_weights_are_the_hubs_own():
+    folder = model_folder("all-MiniLM-L6-v2")
+    assert file_sha256(folder / "model.safetensors") == MINILM_SHA256
+    assert model_folder("sentence-transformers/all-MiniLM-L6-v2") == folder
+
+
+def test_bundled_weights_that_were_changed_are_refused(monkeypatch):
+    monkeypatch.setattr("embedfit.hub.MINILM_SHA256", "0" * 64)
+    with pytest.raises(ModelError, match="force-reinstall"):
+        model_folder("all-MiniLM-L6-v2")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"config.json": "{}"}, "has no weights; expected a [*].safetensors"),
+        ({"config.json": "{}", "pytorch_model.bin": "x"}, "only pytorch_model.bin, which can run code"),
+        ({"model.safetensors": "x"}, "neither modules.json nor config.json"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_refused(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ModelError, match=message):
+        model_folder(str(tmp_path))
+
+
+def test_broken_weights_give_one_line(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "broken")
+    weights_of(tmp_path / "broken")[0].write_bytes(b"not weights")
+    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+        LocalEncoder(tmp_path / "broken").encode(["a"], "query")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "not a/model name!"])
+def test_a_name_that_can_be_nothing_is_refused_at_once(name):
+    with pytest.raises(ModelError):
+        model_folder(name)
+
+
+def test_a_hub_name_without_a_network_fails_at_once_in_one_line():
+    # A name in a domain that is reserved for never existing, asked for in a fresh process as a user would.
+    environment = {**os.environ, "HF_ENDPOINT": "https://hub.invalid", "HF_HUB_OFFLINE": "0", "HF_HOME": "/nonexistent"}
+    code = "import sys; from embedfit.hub import model_folder\ntry: model_folder('BAAI/bge-base-en-v1.5')\nexcept Exception as e: print(type(e).__name__, e)"
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    seconds = time.monotonic() - start
+    assert done.stdout.startswith("OfflineError model 'BAAI/bge-base-en-v1.5' is not on this machine and https://hub.invalid")
+    assert len(done.stdout.splitlines()) == 1
+    assert seconds < 30  # not the library's 70 s of retries; benchmarks/startup.py has the figure
+
+
+def test_a_hub_name_with_the_hub_switched_off_says_so(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(OfflineError, match="HF_HUB_OFFLINE is set"):
+        model_folder("BAAI/bge-base-en-v1.5")
+
+
+def test_precision_is_what_was_asked_for_and_auto_is_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("EMBEDFIT_CACHE", str(tmp_path))
+    assert use_bf16("bf16", "cpu")
+    assert not use_bf16("fp32", "cpu")
+    first = use_bf16("auto", "cpu")
+    assert (tmp_path / "bf16.json").exists()
+    monkeypatch.setattr("embedfit.encode.matmul_seconds", lambda dtype: pytest.fail("measured twice"))
+    assert use_bf16("auto", "cpu") == first
+    with pytest.raises(ConfigError, match="fp16"):
+        use_bf16("fp16", "cpu")

@@ -1,0 +1,181 @@
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from embedfit import pipeline
+from embedfit.config import make_config
+from embedfit.encode import LocalEncoder
+from embedfit.errors import DataError, ModelError, StorageError
+from embedfit.samples import TRANSACTIONS
+
+# A part of the transactions and a one-layer model: the whole way in seconds.
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    rows = (TRANSACTIONS / "transactions.jsonl").read_text().splitlines()[:120]
+    (folder / "some.jsonl").write_text("\n".join(rows) + "\n")
+    return {
+        "output": str(folder / "runs"),
+        "data": {"queries": str(folder / "some.jsonl"), "documents": str(TRANSACTIONS / "categories.json"), "record": "transaction"},
+        "model": {"name": str(tiny_model)},
+        "tune": {"epochs": 2},
+    }
+
+
+@pytest.fixture(scope="module")
+def result(settings):
+    return pipeline.run(make_config(settings))
+
+
+def test_a_run_directory_holds_all_that_was_promised(result):
+    names = {path.name for path in result.folder.iterdir()}
+    assert names >= {"manifest.json", "comparison.json", "queries.parquet", "recall.png", "report.html", "model", "tuned.json"}
+    assert "checkpoints" not in names
+    said = json.loads((result.folder / "comparison.json").read_text())
+    assert said["queries"] == 24
+    assert {row["metric"] for row in said["differences"]} >= {"recall@1", "recall@3", "recall@5", "recall@10", "mrr@10", "ndcg@10"}
+    assert (result.folder / "recall.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_base_and_tuned_are_compared_on_the_same_test_queries(result):
+    frame = pd.read_parquet(result.folder / "queries.parquet")
+    assert len(frame) == 24
+    assert result.comparison.base.query_ids == result.comparison.tuned.query_ids == tuple(frame.query_id)
+    for side, scores in (("base", result.comparison.base), ("tuned", result.comparison.tuned)):
+        hits = [expected[0] == found[0] for expected, found in zip(frame.expected, frame[f"{side}_found"], strict=True)]
+        assert scores.mean("recall@1") == pytest.approx(np.mean(hits))
+        assert (frame[f"{side}_rank"] == 1).tolist() == hits
+    assert [other.name for other in result.others] == ["BM25"]
+
+
+def test_what_is_measured_is_what_the_saved_model_gives(result, settings):
+    config = make_config(settings)
+    dataset = pipeline.read(config.data)
+    test = dataset.select(result.comparison.tuned.query_ids)
+    again = pipeline.measure(LocalEncoder(result.model), test, ks=config.evaluate.k)
+    for name, values in again.values.items():
+        np.testing.assert_array_equal(values, result.comparison.tuned.values[name])
+
+
+def test_a_second_identical_run_does_nothing(result, settings, monkeypatch):
+    monkeypatch.setattr("embedfit.encode.ModelEncoder.encode", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr("embedfit.tune.full._train", lambda *_: pytest.fail("trained"))
+    again = pipeline.run(make_config(settings))
+    assert again.reused
+    assert again.folder == result.folder
+    assert again.comparison.to_dict() == result.comparison.to_dict()
+    assert [other.mean("recall@1") for other in again.others] == [other.mean("recall@1") for other in result.others]
+
+
+def test_a_second_identical_run_loads_no_torch(result, settings, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    code = (
+        "import json, sys; from embedfit import pipeline, make_config\n"
+        f"assert pipeline.run(make_config(json.load(open({str(tmp_path / 'config.json')!r})))).reused\n"
+        "assert not {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "change", [{"tune": {"epochs": 3}}, {"split": {"seed": 1}}, {"data": {"document_template": "{category}: {sample_transactions}"}}]
+)
+def test_another_setting_is_another_run_directory(result, settings, change):
+    config = make_config({**settings, **{key: {**settings.get(key, {}), **value} for key, value in change.items()}})
+    dataset = pipeline.read(config.data)
+    identity = pipeline._identity(config, dataset, pipeline.encoder(config.model))
+    assert not result.folder.name.endswith(identity[:10])
+
+
+def test_another_seed_of_the_same_settings_is_measured_anew(result, settings):
+    again = pipeline.run(make_config({**settings, "split": {"seed": 3}}))
+    assert again.folder != result.folder
+    assert set(again.comparison.base.query_ids) != set(result.comparison.base.query_ids)
+
+
+@pytest.mark.slow
+def test_folds_hold_out_every_query_once_and_the_last_model_learns_from_all(settings):
+    result = pipeline.run(make_config({**settings, "split": {"folds": 3}, "tune": {"epochs": 1}}))
+    dataset = pipeline.read(make_config(settings).data)
+    assert sorted(result.comparison.tuned.query_ids) == sorted(dataset.judged)
+    assert [part["test"] for part in result.manifest["split"]] == [40, 40, 40]
+    assert len(result.manifest["tuning"]) == 4
+    assert (result.model / "model.safetensors").exists()
+    assert "Every query is scored by a model that never saw it" in result.report.read_text()
+
+
+@pytest.mark.slow
+def test_killed_anywhere_the_same_run_ends_with_the_same_figures(result, settings, tmp_path):
+    config = {**settings, "output": str(tmp_path / "runs")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code = f"import json; from embedfit import pipeline, make_config; pipeline.run(make_config(json.load(open({str(tmp_path / 'config.json')!r}))))"
+    environment = {**os.environ, "EMBEDFIT_CACHE": str(tmp_path / "cache")}
+    for signs in ("../cache/*.sqlite", "*/checkpoints/checkpoint-*/trainer_state.json", "*/tuned.json"):
+        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 300
+        while not list((tmp_path / "runs").glob(signs)):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+        assert not list((tmp_path / "runs").glob("*/manifest.json"))
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    [folder] = (tmp_path / "runs").glob("*/")
+    again = pipeline.read_result(folder)
+    assert again.comparison.to_dict() == result.comparison.to_dict()
+
+
+def test_two_at_once_in_one_run_directory_are_kept_apart(settings, tmp_path):
+    import filelock
+
+    config = make_config({**settings, "output": str(tmp_path)})
+    folder = tmp_path / f"run-{pipeline._identity(config, pipeline.read(config.data), pipeline.encoder(config.model))[:10]}"
+    folder.mkdir()
+    with filelock.FileLock(folder / ".lock"), pytest.raises(StorageError, match="another embedfit is at work"):
+        pipeline.run(config)
+
+
+def test_a_model_that_is_not_what_was_measured_fails_the_run(tiny_model, monkeypatch):
+    encoder = LocalEncoder(tiny_model)
+    wrong = np.roll(encoder.encode(["a", "b"], "query"), 1, axis=1)
+    monkeypatch.setattr("embedfit.pipeline.CachedEncoder.encode", lambda *_: wrong)
+    with pytest.raises(ModelError, match="gives other vectors than were measured"):
+        pipeline.check_parity(encoder, ["a", "b"])
+
+
+def test_data_with_one_label_is_refused_before_anything_is_encoded(settings, tmp_path):
+    (tmp_path / "one.csv").write_text("query,expected\nred,colour\ngreen,colour\nblue,colour\n")
+    with pytest.raises(DataError, match="same answer: nothing can be learned or measured"):
+        pipeline.run(make_config({**settings, "data": {"queries": str(tmp_path / "one.csv")}}))
+
+
+def test_the_grid_gives_one_tidy_row_for_each_model_template_metric_and_k(transactions, tiny_model):
+    templates = ["{category}", "{category}: {sample_transactions}"]
+    frame = pipeline.evaluate(transactions, [LocalEncoder(tiny_model)], templates=templates, ks=(1, 3))
+    assert list(frame.columns) == ["model", "document", "metric", "k", "value"]
+    assert len(frame) == 1 * 2 * 6 * 2
+    assert set(frame.document) == set(templates)
+    assert frame.value.between(0, 1).all()
+
+
+def test_richer_documents_move_recall_of_the_bundled_model(transactions):
+    frame = pipeline.evaluate(
+        transactions, [LocalEncoder("all-MiniLM-L6-v2")], templates=["{category}", "{category}: {sample_transactions}"], ks=(1, 3, 5)
+    )
+    recall = frame[frame.metric == "recall"].pivot(index="document", columns="k", values="value")
+    np.testing.assert_allclose(recall.loc["{category}"], [0.227, 0.515, 0.644], atol=0.01)
+    np.testing.assert_allclose(recall.loc["{category}: {sample_transactions}"], [0.393, 0.613, 0.693], atol=0.01)
+
+
+def test_an_unfinished_run_directory_is_not_read(tmp_path):
+    with pytest.raises(DataError, match="not a finished run directory"):
+        pipeline.read_result(tmp_path)

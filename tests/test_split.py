@@ -1,0 +1,191 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedfit.data import Dataset, Document, Query, normalised
+from embedfit.errors import ConfigError, DataError
+from embedfit.split import split_dataset, split_folds
+
+
+def labelled(rows, parts=None):
+    """Return a data set from (text, label) or (text, label, metadata); ids are q0, q1 ..."""
+    queries = {f"q{number}": Query(f"q{number}", row[0], row[2] if len(row) > 2 else {}) for number, row in enumerate(rows)}
+    qrels = {f"q{number}": {row[1]: 1} for number, row in enumerate(rows)}
+    return Dataset(queries, {row[1]: Document(row[1], row[1]) for row in rows}, qrels, parts or {})
+
+
+def everything(split):
+    return [*split.train, *split.dev, *split.test]
+
+
+def labels_of(data, ids):
+    return Counter(label for id in ids for label in data.relevant(id))
+
+
+def test_the_same_seed_gives_the_same_split_and_another_seed_another(transactions):
+    assert split_dataset(transactions, seed=3) == split_dataset(transactions, seed=3)
+    assert set(split_dataset(transactions, seed=3).test) != set(split_dataset(transactions, seed=4).test)
+
+
+def test_parts_are_whole_and_have_the_shares_asked_for(transactions):
+    split = split_dataset(transactions, test=0.2, dev=0.1)
+    assert sorted(everything(split)) == sorted(transactions.judged)
+    assert (len(split.test), len(split.dev), len(split.train)) == (65, 26, 235)  # 326 * 0.2 = 65.2; 261 * 0.1 = 26.1
+
+
+def test_dev_may_be_nothing(transactions):
+    split = split_dataset(transactions, dev=0)
+    assert split.dev == ()
+    assert len(split.train) == 261
+
+
+def test_every_label_with_five_queries_is_in_train_and_test_in_proportion(transactions):
+    for seed in range(5):
+        split = split_dataset(transactions, test=0.2, dev=0.1, seed=seed)
+        whole, train, test = (labels_of(transactions, ids) for ids in (transactions.judged, split.train, split.test))
+        for label, count in whole.items():
+            if count >= 5:
+                assert abs(test[label] - 0.2 * count) < 1
+                assert train[label] >= 1
+
+
+def test_exactly_five_of_each_label_give_one_of_each_to_test():
+    data = labelled([(f"{label} {number}", label) for label in "abcdefg" for number in range(5)])
+    for seed in range(10):
+        assert labels_of(data, split_dataset(data, test=0.2, seed=seed).test) == dict.fromkeys("abcdefg", 1)
+
+
+def test_labels_that_hardly_repeat_are_split_at_random():
+    data = labelled([(f"text {number}", f"d{number}") for number in range(100)])
+    tests = [set(split_dataset(data, seed=seed).test) for seed in range(20)]
+    assert all(len(test) == 20 for test in tests)
+    assert len(set.union(*tests)) > 90
+
+
+def test_queries_that_say_the_same_are_never_in_two_parts():
+    data = labelled([(text, label) for number in range(30) for text, label in [(f"Query {number}", "a"), (f" query  {number} ", "b")]])
+    for seed in range(5):
+        split = split_dataset(data, seed=seed)
+        said = [{normalised(data.queries[id].text) for id in part} for part in (split.train, split.dev, split.test)]
+        assert sum(map(len, said)) == len(set.union(*said)) == 30
+
+
+def test_group_by_keeps_connected_queries_together():
+    # q0 and q1 share a customer, q1 and q2 a text, q2 and q3 a customer: all four belong together.
+    chain = [("a", "x", {"customer": 1}), ("b", "x", {"customer": 1}), ("B", "x", {"customer": 2}), ("c", "x", {"customer": 2})]
+    others = [(f"text {number}", "x", {"customer": None}) for number in range(20)]
+    for seed in range(10):
+        split = split_dataset(labelled(chain + others), group_by="customer", seed=seed)
+        together = {"q0", "q1", "q2", "q3"}
+        assert sum(bool(together & set(part)) for part in (split.train, split.dev, split.test)) == 1
+        assert sorted(everything(split)) == sorted(f"q{number}" for number in range(24))
+
+
+def test_group_by_an_unknown_field_names_the_nearest(transactions):
+    with pytest.raises(ConfigError, match="group_by: no query has the field 'locatoin'; did you mean 'location'"):
+        split_dataset(transactions, group_by="locatoin")
+    with pytest.raises(ConfigError, match="no query has the field 'zzz'; known: amount, department"):
+        split_folds(transactions, 3, group_by="zzz")
+
+
+def test_official_parts_are_kept():
+    ids = [f"q{number}" for number in range(10)]
+    parts = {"train": tuple(ids[:6]), "dev": tuple(ids[6:8]), "test": tuple(ids[8:])}
+    split = split_dataset(labelled([(f"text {number}", "a") for number in range(10)], parts))
+    assert (split.train, split.dev, split.test) == (parts["train"], parts["dev"], parts["test"])
+
+
+def test_a_dev_part_that_is_missing_is_dealt_from_the_official_train_part():
+    parts = {"train": tuple(f"q{number}" for number in range(20)), "test": ("q20", "q21")}
+    split = split_dataset(labelled([(f"text {number}", "a") for number in range(22)], parts), dev=0.1)
+    assert split.test == ("q20", "q21")
+    assert len(split.dev) == 2
+    assert sorted(split.train + split.dev) == sorted(parts["train"])
+
+
+def test_a_train_part_that_is_missing_is_what_is_left():
+    split = split_dataset(labelled([(f"text {number}", "a") for number in range(12)], {"test": ("q0", "q1")}), dev=0.1)
+    assert split.test == ("q0", "q1")
+    assert sorted(split.train + split.dev) == sorted(f"q{number}" for number in range(2, 12))
+
+
+def test_a_query_in_two_official_parts_is_not_trained_on():
+    parts = {"train": tuple(f"q{number}" for number in range(10)), "dev": ("q1", "q2", "q3"), "test": ("q1", "q10")}
+    split = split_dataset(labelled([(f"text {number}", "a") for number in range(11)], parts))
+    assert split.test == ("q1", "q10")
+    assert split.dev == ("q2", "q3")
+    assert split.train == ("q0", "q4", "q5", "q6", "q7", "q8", "q9")
+
+
+def test_official_queries_without_a_relevant_document_take_no_part():
+    data = labelled([(f"text {number}", "a") for number in range(10)], {"test": ("q0", "q1", "q2")})
+    data.qrels["q1"] = {"a": 0}
+    assert split_dataset(data).test == ("q0", "q2")
+
+
+def test_folds_cover_each_judged_query_exactly_once(transactions):
+    folds = split_folds(transactions, 5, dev=0.1)
+    assert len(folds) == 5
+    assert sorted(id for fold in folds for id in fold.test) == sorted(transactions.judged)
+    for fold in folds:
+        assert sorted(everything(fold)) == sorted(transactions.judged)
+        assert len(fold.test) in (65, 66)
+        assert 24 <= len(fold.dev) <= 28
+
+
+def test_folds_are_stratified_and_seeded():
+    data = labelled([(f"{label} {number}", label) for label in "abc" for number in range(5)])
+    folds = split_folds(data, 5)
+    assert all(labels_of(data, fold.test) == dict.fromkeys("abc", 1) for fold in folds)
+    assert folds == split_folds(data, 5)
+    assert folds != split_folds(data, 5, seed=1)
+
+
+def test_fewer_distinct_queries_than_folds_are_refused():
+    data = labelled([("same", "a"), ("Same ", "a"), ("other", "b")])
+    with pytest.raises(DataError, match="data: has 2 distinct queries for 3 folds; fix: use fewer folds, or add queries"):
+        split_folds(data, 3)
+
+
+@pytest.mark.parametrize("k", [-1, 0, 1])
+def test_fewer_than_two_folds_are_refused(transactions, k):
+    with pytest.raises(ConfigError, match=f"folds is {k}; expected 2 or more"):
+        split_folds(transactions, k)
+
+
+@pytest.mark.parametrize(("count", "part", "test", "dev"), [(1, "train", 0.9, 0.1), (2, "test", 0.2, 0), (4, "dev", 0.2, 0.1)])
+def test_data_that_leave_a_part_empty_are_refused(count, part, test, dev):
+    data = labelled([(f"text {number}", "a") for number in range(count)])
+    with pytest.raises(DataError, match=rf"data: is too small: no query is left for {part} out of {count}; fix: add labelled queries"):
+        split_dataset(data, test=test, dev=dev)
+
+
+rows = st.lists(st.tuples(st.sampled_from("pqrstuvwxyzPQRS"), st.sampled_from("abc"), st.sampled_from([{}, {"g": 1}, {"g": 2}])), max_size=40)
+
+
+def test_group_by_may_name_a_field_that_only_the_test_part_has():
+    rows = [("t", "a", {"customer": 1}), *((f"text {number}", "a") for number in range(20))]
+    assert split_dataset(labelled(rows, {"test": ("q0",)}), group_by="customer").test == ("q0",)
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows=rows, test=st.floats(0.05, 0.9), dev=st.floats(0, 0.9), seed=st.integers(0, 100), grouped=st.booleans())
+def test_any_split_is_whole_disjoint_and_free_of_leaks(rows, test, dev, seed, grouped):
+    data = labelled([*rows, ("anchor", "a", {"g": 3})])
+    try:
+        split = split_dataset(data, test=test, dev=dev, seed=seed, group_by="g" if grouped else None)
+    except DataError as error:
+        assert "too small" in str(error)
+        return
+    assert sorted(everything(split)) == sorted(data.judged)
+    for text in {normalised(query.text) for query in data.queries.values()}:
+        assert parts_of(split, data, lambda query, text=text: normalised(query.text) == text) == 1
+    for value in (1, 2) if grouped else ():
+        assert parts_of(split, data, lambda query, value=value: query.metadata.get("g") == value) <= 1
+
+
+def parts_of(split, data, wanted):
+    """Return in how many parts a wanted query stands."""
+    return sum(any(wanted(data.queries[id]) for id in part) for part in (split.train, split.dev, split.test))
