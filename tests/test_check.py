@@ -82,7 +82,9 @@ class Counting:
 
 
 def test_texts_longer_than_the_model_reads_are_counted_with_what_is_lost():
-    data = data_of({"q1": ("one two", ["a"]), "q2": ("one two three four five six", ["b"])}, {"a": "one two three", "b": "four words are read"})
+    data = data_of(
+        {"q1": ("one two", ["a"]), "q2": ("one two three four five six", ["b"])}, {"a": "one two three", "b": "four words are read"}
+    )
     (cut,) = check_truncation(data, Counting(), "{text}")
     assert (cut.level, cut.kind, cut.ids) == ("warning", "truncated", ("q2",))
     # 2 of 8 words are lost.

@@ -1,6 +1,10 @@
+import hashlib
 import json
+import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
 import pyarrow as pa
@@ -70,7 +74,9 @@ def test_ids_parts_and_further_columns_are_kept(tmp_path):
 
 
 def test_a_documents_file_gives_titles_and_metadata(tmp_path):
-    documents = put(tmp_path, "docs.jsonl", {"id": "food", "title": "Meals", "text": "Eating out", "owner": "Ann"}, {"id": 2, "text": "Rides"})
+    documents = put(
+        tmp_path, "docs.jsonl", {"id": "food", "title": "Meals", "text": "Eating out", "owner": "Ann"}, {"id": 2, "text": "Rides"}
+    )
     found = load(put(tmp_path, "pairs.jsonl", {"query": "lunch", "expected": "food"}, {"query": "cab", "expected": 2}), documents)
     assert found.corpus == {"food": Document("food", "Eating out", "Meals", {"owner": "Ann"}), "2": Document("2", "Rides")}
     assert found.document_texts() == ["Meals Eating out", "Rides"]
@@ -105,7 +111,7 @@ def test_a_document_template_with_an_unknown_field_names_the_nearest(transaction
 
 def test_a_document_that_says_nothing_under_a_template_is_refused():
     data = Dataset({}, {"a": Document("a", "x", "Title"), "b": Document("b", "x")}, {})
-    with pytest.raises(DataError, match="document 'b': is empty under the template '{title}'"):
+    with pytest.raises(DataError, match=r"document 'b': is empty under the template '\{title\}'"):
         data.document_texts("{title}")
 
 
@@ -293,10 +299,16 @@ def test_normalised_folds_case_width_and_white_space():
 
 BAD = {
     "an empty file": ([], ["pairs.jsonl: is empty", "expected at least one row"]),
-    "broken JSON": ([*[{"query": "a", "expected": "b"}] * 6, '{"query": "a", '], ["pairs.jsonl:7: is not JSON", "expected one JSON object"]),
+    "broken JSON": (
+        [*[{"query": "a", "expected": "b"}] * 6, '{"query": "a", '],
+        ["pairs.jsonl:7: is not JSON", "expected one JSON object"],
+    ),
     "JSON too deep": (["[" * 100_000], ["pairs.jsonl:1: is not JSON", "expected one JSON object"]),
     "not an object": (["5"], ["pairs.jsonl:1: is 5", "expected an object"]),
-    "a missing key": ([{"qery": "a", "expected": "b"}], ["pairs.jsonl:1: key 'query' is missing (keys: qery, expected); did you mean 'qery'?"]),
+    "a missing key": (
+        [{"qery": "a", "expected": "b"}],
+        ["pairs.jsonl:1: key 'query' is missing (keys: qery, expected); did you mean 'qery'?"],
+    ),
     "a missing label": ([{"query": "a", "label": "b"}], ["pairs.jsonl:1: key 'expected' is missing (keys: query, label)"]),
     "an empty text": ([{"query": " ", "expected": "b"}], ["pairs.jsonl:1: key 'query' is ' '", "expected a text that is not empty"]),
     "a number for a text": ([{"query": 5, "expected": "b"}], ["pairs.jsonl:1: key 'query' is 5", "expected a text"]),
@@ -307,7 +319,10 @@ BAD = {
     "no relevant document": ([{"query": "a", "expected": {"b": 0}}], ["pairs.jsonl: has no query with a relevant document"]),
     "an id twice": ([{"id": 1, "query": "a", "expected": "b"}] * 2, ["pairs.jsonl:2: id '1' stands here a second time", "ids that differ"]),
     "a list as id": ([{"id": [1], "query": "a", "expected": "b"}], ["pairs.jsonl:1: id is [1]", "expected a text or a number"]),
-    "an unknown part": ([{"query": "a", "expected": "b", "part": "tset"}], ["pairs.jsonl:1: part is 'tset'", "expected train, dev or test"]),
+    "an unknown part": (
+        [{"query": "a", "expected": "b", "part": "tset"}],
+        ["pairs.jsonl:1: part is 'tset'", "expected train, dev or test"],
+    ),
     "half a character": (['{"query": "\\ud800", "expected": "b"}'], ["pairs.jsonl:1: ", "\\ud800", "expected"]),
 }
 
@@ -502,3 +517,80 @@ def test_a_hub_that_does_not_answer_is_offline(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(OfflineError, match=r"data set 'owner/name' .* http://127\.0\.0\.1:9 cannot be reached"):
         load("hub:owner/name")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hugging Face Hub as the datasets library asks for."""
+
+    files = {
+        "me/pairs/README.md": "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: train.jsonl}\n"
+        "  - {split: extra, path: extra.jsonl}\n---\n",
+        "me/pairs/train.jsonl": '{"query": "lunch", "expected": ["food"]}\n{"query": "cab", "expected": ["taxi"]}\n',
+        "me/pairs/extra.jsonl": '{"query": "tea", "expected": ["food"]}\n',
+        "me/broken/train.jsonl": '{"query": "lunch", "expected": "food"}\n{"query": 5',
+        "me/ragged/train_1.jsonl": '{"query": "lunch", "expected": "food"}\n',
+        "me/ragged/train_2.jsonl": '{"question": "lunch", "answer": 5}\n',
+    }
+
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        name = next((name for name in ("me/pairs", "me/broken", "me/ragged") if name in path), "")
+        files = {key.removeprefix(f"{name}/"): text.encode() for key, text in self.files.items() if key.startswith(f"{name}/")}
+        wanted = path.rpartition("/")[2]
+        if path == "/":
+            return self.send(b"")
+        if not name:
+            return self.send(b"{}", 404)
+        if path.startswith("/api/") and (path.endswith(name) or "/revision/" in path):
+            return self.send(json.dumps({"id": name, "sha": "a" * 40, "siblings": [{"rfilename": file} for file in files]}).encode())
+        if "/tree/" in path:
+            rows = [{"type": "file", "oid": "b" * 40, "size": len(text), "path": file} for file, text in files.items()]
+            return self.send(json.dumps(rows).encode())
+        if "/resolve/" in path and wanted in files:
+            return self.send(files[wanted])
+        return self.send(b"{}", 404)
+
+    do_HEAD = do_GET
+
+    def send(self, content, status=200):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("X-Repo-Commit", "a" * 40)
+        if status == 404:
+            self.send_header("X-Error-Code", "EntryNotFound" if "me/" in self.path else "RepoNotFound")
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *arguments):
+        pass
+
+
+FROM_HUB = """
+from embedfit.data import load
+from embedfit.errors import EmbedfitError
+for source in ("hub:me/pairs", "hub:me/pairs:extra", "hub:me/pairs:none", "hub:me/broken", "hub:me/ragged", "hub:me2/gone"):
+    try:
+        print(load(source).to_frame().values.tolist())
+    except EmbedfitError as error:
+        print(error)
+"""
+
+
+def test_data_sets_of_the_hub_are_read_by_the_datasets_library(tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # A process of its own: the library reads HF_ENDPOINT when it is imported.
+    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    done = subprocess.run([sys.executable, "-c", FROM_HUB], env=environment, capture_output=True, text=True, timeout=120)
+    server.shutdown()
+    print(done.stdout);assert done.returncode == 0, done.stderr
+    train, extra, none, *unusable = done.stdout.splitlines()
+    assert train == "[['q1', 'lunch', 'food', 1], ['q2', 'cab', 'taxi', 1]]"
+    assert extra == "[['q1', 'tea', 'food', 1]]"
+    assert none.startswith("data set 'me/pairs' cannot be loaded from the Hub: Unknown split \"none\"")
+    for name, line in zip(("me/broken", "me/ragged", "me2/gone"), unusable, strict=True):
+        assert line.startswith(f"data set '{name}' cannot be loaded from the Hub: ")
+    assert done.stderr == ""  # no progress bars where stderr is not a terminal

@@ -76,7 +76,7 @@ def test_the_fingerprint_changes_with_weights_prompt_pooling_and_precision(tiny_
     shutil.copytree(tiny_model, copy)
     assert LocalEncoder(copy).fingerprint == first
     pooling = copy / "1_Pooling" / "config.json"
-    pooling.write_text(pooling.read_text().replace("mean", "cls").replace("_mean_tokens\": true", "_mean_tokens\": false"))
+    pooling.write_text(pooling.read_text().replace("mean", "cls").replace('_mean_tokens": true', '_mean_tokens": false'))
     assert LocalEncoder(copy).fingerprint != first
     shutil.copytree(tiny_model, copy, dirs_exist_ok=True)
     weights = weights_of(copy)[0]

@@ -45,7 +45,7 @@ def test_a_template_takes_plain_names_only(text):
 
 @pytest.mark.parametrize("text", ["{a", "a}", "{"])
 def test_a_template_with_a_lone_brace_says_how_to_write_one(text):
-    with pytest.raises(ConfigError, match="write {{ or }} for a brace itself"):
+    with pytest.raises(ConfigError, match=r"write \{\{ or \}\} for a brace itself"):
         Template(text)
 
 
@@ -201,12 +201,12 @@ def test_a_file_that_is_no_json_schema_of_an_object_is_refused(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
-def test_a_json_schema_that_refers_to_nothing_is_refused_in_one_line(tmp_path):
-    (tmp_path / "ticket.json").write_text(json.dumps({**SCHEMA, "$ref": "#/definitions/gone"}))
-    with pytest.raises((ConfigError, DataError)) as caught:
+@pytest.mark.parametrize("target", ["#/definitions/gone", "http://127.0.0.1:9/other.json"])
+def test_a_json_schema_that_refers_to_nothing_or_to_the_web_is_refused_in_one_line(tmp_path, target):
+    (tmp_path / "ticket.json").write_text(json.dumps({**SCHEMA, "$ref": target}))
+    with pytest.raises(ConfigError, match=rf"ticket.json: \$ref '{target.removeprefix('#')}' cannot be resolved; fix: ") as caught:
         record_type(str(tmp_path / "ticket.json")).text({"subject": "x", "expected": "y"})
     assert "\n" not in str(caught.value)
-    assert "#/definitions/gone" in str(caught.value)
 
 
 def test_a_json_schema_that_is_not_there_is_refused(tmp_path):

@@ -131,10 +131,30 @@ class Comparison:
         return pd.DataFrame(columns)
 
     def plot(self) -> Figure:
-        """Return a bar chart of recall at each k, both models side by side, with 95% intervals of the difference."""
-        from embedfit.report import chart
+        """Return a bar chart of recall at each k, base beside tuned; the whisker is the 95% interval of the difference."""
+        from matplotlib.figure import Figure
 
-        return chart(self)
+        recalls = [found for found in self.differences if found.metric.startswith("recall@")]
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        places = np.arange(len(recalls))
+        base, tuned = [found.base for found in recalls], [found.tuned for found in recalls]
+        # Where every gap is the same, rounding may put an end of the interval on the other side of the difference.
+        whiskers = [
+            [max(0.0, found.difference - found.low) for found in recalls],
+            [max(0.0, found.high - found.difference) for found in recalls],
+        ]
+        axes.bar(places - 0.2, base, 0.38, label=self.base.name, color="#9aa5b1")
+        axes.bar(places + 0.2, tuned, 0.38, label=self.tuned.name, color="#0f766e", yerr=whiskers, ecolor="#134e4a", capsize=3)
+        for place, before, after in zip(places, base, tuned, strict=True):
+            axes.text(place - 0.2, before + 0.01, f"{before:.2f}", ha="center", va="bottom", fontsize=9)
+            axes.text(place + 0.2, after / 2, f"{after:.2f}", ha="center", va="center", fontsize=9, color="white")
+        axes.set_xticks(places, [found.metric for found in recalls])
+        axes.set_ylim(0, 1.05)
+        axes.set_title(f"{len(self.base.query_ids):,} held-out queries; whisker: 95% interval of the difference", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
+        return figure
 
     def _repr_html_(self) -> str:
         columns = ["metric", "base", "tuned", "difference", "low", "high", "wins", "ties", "losses"]
@@ -151,11 +171,13 @@ def compare_scores(base: Scores, tuned: Scores, *, metric: str = "mrr@10", seed:
         seed: Of the bootstrap and the randomisation test.
 
     Raises:
-        EmbedfitError: The queries or the metrics differ.
+        EmbedfitError: The queries or the metrics differ, or ``metric`` is not among them.
     """
     if base.query_ids != tuned.query_ids or base.values.keys() != tuned.values.keys():
         raise EmbedfitError("only scores of the same queries with the same metrics can be compared")
     names = list(base.values)
+    if metric not in names:
+        raise EmbedfitError(f"metric {metric!r} was not measured; expected one of {', '.join(names)}")
     gaps = np.stack([tuned.values[name] - base.values[name] for name in names], axis=1)
     draws = bootstrap_means(gaps, np.random.default_rng([seed, 1]))
     flips = randomised_means(gaps, np.random.default_rng([seed, 2]))

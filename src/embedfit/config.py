@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,7 +15,7 @@ from embedfit.score import KS, check_metric
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(_Section):
@@ -52,7 +52,7 @@ class ModelConfig(_Section):
 class EvaluateConfig(_Section):
     """What is measured."""
 
-    k: tuple[int, ...] = Field(KS, min_length=1, description="Where the rankings are cut.")
+    k: tuple[Annotated[int, Field(ge=1)], ...] = Field(KS, min_length=1, description="Where the rankings are cut.")
     metric: str = Field("mrr@10", description="The one that the verdict is about.")
     bm25: bool = Field(True, description="Measure BM25 too, as the other baseline.")
 
@@ -115,7 +115,10 @@ def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = P
         config = Config.model_validate(said)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_problem(error)}") from None
-    check_metric(config.evaluate.metric, config.evaluate.k)
+    try:
+        check_metric(config.evaluate.metric, config.evaluate.k)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: key 'evaluate.metric': {error}") from None
     data = config.data
     record = data.record if data.record in (None, "transaction") or ":" in str(data.record) else str(folder / str(data.record))
     queries = data.queries if data.queries.startswith("hub:") else str(folder / data.queries)

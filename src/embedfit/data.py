@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from embedfit import console
 from embedfit.errors import DataError, OfflineError, StorageError, did_you_mean, shown
 from embedfit.records import RecordType, Template, record_type
 
@@ -425,6 +427,8 @@ def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:
     check_reachable(f"data set {name!r}")
     import datasets
 
+    if console.quiet or not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
         rows = datasets.load_dataset(name, split=split or "train")
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""A comparison as people read it: a table for the terminal, a chart, and one HTML file that needs nothing else."""
+"""A comparison as people read it: a table for the terminal, and one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from embedfit.compare import Comparison, Difference, metric_label
@@ -17,7 +16,6 @@ from embedfit.retrieve import Run
 from embedfit.score import Scores
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from rich.table import Table
 
 _SHOWN = ("recall", "mrr", "ndcg")
@@ -115,29 +113,6 @@ def shown_differences(comparison: Comparison) -> list[Difference]:
         if found.metric.startswith(f"{kind}@")
         and (kind == "recall" or found.metric == f"{kind}@{largest}" or found.metric == comparison.metric)
     ] + [found for found in comparison.differences if found.metric == comparison.metric and found.metric.partition("@")[0] not in _SHOWN]
-
-
-def chart(comparison: Comparison) -> Figure:
-    """Return a bar chart of recall at each k, base beside tuned; the whisker is the 95% interval of the difference."""
-    from matplotlib.figure import Figure
-
-    recalls = [found for found in comparison.differences if found.metric.startswith("recall@")]
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    places = np.arange(len(recalls))
-    base, tuned = [found.base for found in recalls], [found.tuned for found in recalls]
-    whiskers = [[found.difference - found.low for found in recalls], [found.high - found.difference for found in recalls]]
-    axes.bar(places - 0.2, base, 0.38, label=comparison.base.name, color="#9aa5b1")
-    axes.bar(places + 0.2, tuned, 0.38, label=comparison.tuned.name, color="#0f766e", yerr=whiskers, ecolor="#134e4a", capsize=3)
-    for place, before, after in zip(places, base, tuned, strict=True):
-        axes.text(place - 0.2, before + 0.01, f"{before:.2f}", ha="center", va="bottom", fontsize=9)
-        axes.text(place + 0.2, after / 2, f"{after:.2f}", ha="center", va="center", fontsize=9, color="white")
-    axes.set_xticks(places, [found.metric for found in recalls])
-    axes.set_ylim(0, 1.05)
-    axes.set_title(f"{len(comparison.base.query_ids):,} held-out queries; whisker: 95% interval of the difference", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
-    return figure
 
 
 def html(report: Report) -> str:

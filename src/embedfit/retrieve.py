@@ -114,10 +114,14 @@ class BM25Retriever:
         order, document_ids = _sorted_corpus(dataset)
         texts = dataset.document_texts(self.template)
         index = bm25s.BM25()
-        index.index(_words([texts[position] for position in order]), show_progress=False)
+        words_of_documents = _words([texts[position] for position in order])
+        vocabulary: set[str] = set()
+        if any(words_of_documents):  # labels like A, B, C have none that count, which the library does not take
+            index.index(words_of_documents, show_progress=False)
+            vocabulary = set(index.vocab_dict)
         keys = np.empty((len(dataset.queries), min(k, len(texts))), np.int64)
         for row, words in enumerate(_words(dataset.query_texts())):
-            known = [word for word in words if word in index.vocab_dict]
+            known = [word for word in words if word in vocabulary]
             scores = index.get_scores(known) if known else np.zeros(len(texts), np.float32)
             keys[row] = _best(_keys(scores[None].astype(np.float32), 0), k)[0]
         return Run(tuple(dataset.queries), document_ids, *_unpacked(keys))

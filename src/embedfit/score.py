@@ -74,12 +74,15 @@ def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = KS, name: str = "")
         name: Of the retriever, for tables.
 
     Raises:
-        ConfigError: A k under 1, no k at all, or no query.
+        ConfigError: A k under 1, no k at all, no query, or a query without a relevant document.
     """
     if not ks or min(ks) < 1:
         raise ConfigError(f"k is {list(ks)}; expected whole numbers from 1")
     if not run.query_ids:
         raise ConfigError("there is no query to score")
+    for id in run.query_ids:
+        if not any(grade > 0 for grade in qrels.get(id, {}).values()):
+            raise ConfigError(f"query {id!r} has no relevant document, so no metric is defined; fix: score data.select(data.judged)")
     grades = _grades(run, qrels)
     relevant = grades > 0
     depth = grades.shape[1]
@@ -109,8 +112,7 @@ def check_metric(name: str, ks: Sequence[int]) -> None:
     Raises:
         ConfigError: It says which there are.
     """
-    metric, at, k = name.partition("@")
-    if metric not in METRICS or not at or not k.isdigit() or int(k) not in ks:
+    if name not in [f"{metric}@{k}" for metric in METRICS for k in ks]:
         raise ConfigError(f"metric {name!r} is unknown; expected one of {', '.join(METRICS)} at one of {list(ks)}, like 'mrr@{max(ks)}'")
 
 

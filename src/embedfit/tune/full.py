@@ -103,11 +103,11 @@ def tune_model(
         )
     try:
         tuned = _train(encoder, train, dev, folder, config or TuneConfig(), template)
-    except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError of its own.
-        if isinstance(error, RuntimeError) and not _is_about_writing(error):
+    except Exception as error:
+        reason = _why_not_written(error)
+        if reason is None:
             raise
-        raise StorageError(f"{folder}: cannot be written: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}") from None
+        raise StorageError(f"{folder}: cannot be written: {reason}; fix: make room, then the same command goes on") from None
     with writing(done) as file:
         file.write(json.dumps({**vars(tuned), "folder": str(tuned.folder.name)}, indent=1).encode())
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -420,7 +420,10 @@ def _read(path: Path) -> Tuned:
     return Tuned(**{**said, "folder": path.parent / said["folder"], "history": tuple(said["history"])})
 
 
-def _is_about_writing(error: RuntimeError) -> bool:
-    return any(
-        words in str(error) for words in ("PytorchStreamWriter", "No space left", "File too large", "enforce fail at inline_container")
-    )
+def _why_not_written(error: Exception) -> str | None:
+    """Return the reason if an error is about writing a file: torch and safetensors wrap the system's errors in their own."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = str(error).splitlines()[0] if str(error) else ""
+    marks = ("PytorchStreamWriter", "inline_container", "I/O error", "No space left", "File too large")
+    return text if any(mark in text for mark in marks) else None

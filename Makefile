@@ -1,0 +1,38 @@
+# Two commands do everything a newcomer needs: make demo, make test.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint types bench docs clean
+
+# The stamp is newer than what it was made from, so set-up happens once, and again when dependencies change.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/embedfit demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/ready
+	$(BIN)/mypy
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/recipe.py
+	$(BIN)/python benchmarks/quality.py
+
+docs: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf .venv build dist site src/*.egg-info

@@ -1,0 +1,90 @@
+"""Models by Hub name: the libraries' real download code against a Hub on loopback."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from embedfit.hub import file_sha256, weights_of
+
+COMMIT = "a" * 40
+
+
+@pytest.fixture
+def loopback_hub(tiny_model):
+    """A Hub with one model, ``someone/tiny``; yields its address and the paths asked for."""
+    asked = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            names = [str(path.relative_to(tiny_model)) for path in sorted(tiny_model.rglob("*")) if path.is_file()]
+            names += ["onnx/model.onnx", "pytorch_model.bin"]
+            if self.path.startswith("/api/models/someone/tiny/tree/"):
+                tree = [{"type": "file", "path": name, "size": 1, "oid": "0" * 40} for name in names]
+                self.answer(json.dumps(tree).encode(), "application/json")
+            elif self.path.startswith("/api/models/someone/tiny"):
+                siblings = [{"rfilename": name} for name in names]
+                self.answer(json.dumps({"id": "someone/tiny", "sha": COMMIT, "siblings": siblings}).encode(), "application/json")
+            elif self.path.startswith(f"/someone/tiny/resolve/{COMMIT}/"):
+                path = tiny_model / self.path.partition(f"{COMMIT}/")[2]
+                self.answer(path.read_bytes(), "application/octet-stream")
+            elif self.path == "/":
+                self.answer(b"", "text/html")
+            else:
+                self.send_response(404)
+                self.send_header("X-Error-Code", "RepoNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+        do_HEAD = do_GET
+
+        def answer(self, body, kind):
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("ETag", f'"{sha256(body).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+
+
+def folder_of(name, address, home):
+    code = f"from embedfit.errors import EmbedfitError; from embedfit.hub import model_folder\ntry: print(model_folder({name!r}))\nexcept EmbedfitError as error: print('error:', error)"
+    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_hub_name_is_downloaded_once_without_weights_that_can_run_code(loopback_hub, tiny_model, tmp_path):
+    from pathlib import Path
+
+    address, asked = loopback_hub
+    folder = Path(folder_of("someone/tiny", address, tmp_path))
+    assert file_sha256(weights_of(folder)[0].resolve()) == file_sha256(weights_of(tiny_model)[0])
+    assert not any(path.endswith((".bin", ".onnx")) for path in asked)
+    asked.clear()
+    assert folder_of("someone/tiny", address, tmp_path) == str(folder)
+    assert asked == []  # what is here is used as it is
+
+
+def test_a_name_that_the_hub_does_not_know_is_one_line(loopback_hub, tmp_path):
+    said = folder_of("someone/else", loopback_hub[0], tmp_path)
+    assert said.startswith("error: model 'someone/else' cannot be downloaded:")
+    assert len(said.splitlines()) == 1

@@ -1,0 +1,164 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from embedfit import retrieve
+from embedfit.data import Dataset, Document, Query
+from embedfit.retrieve import BM25Retriever, DenseRetriever, joined, top_k
+
+
+def sorted_whole(queries, documents, k):
+    """Return positions and scores by sorting the whole score matrix: best first, equal ones in order of position."""
+    scores = queries @ documents.T
+    positions = np.broadcast_to(np.arange(len(documents)), scores.shape)
+    order = np.lexsort((positions, -scores), axis=1)[:, :k]
+    return order, np.take_along_axis(scores, order, axis=1)
+
+
+def whole_numbers(rows, columns, seed, high=3):
+    """Return a matrix of small whole numbers: products are exact in any order, and ties are many."""
+    return np.random.default_rng(seed).integers(-high, high + 1, (rows, columns)).astype(np.float32)
+
+
+@pytest.mark.parametrize("k", [1, 7, 100, 300])
+@pytest.mark.parametrize("block_bytes", [8, 5_000, 64 * 2**20])
+def test_top_k_is_what_sorting_everything_gives(k, block_bytes, monkeypatch):
+    monkeypatch.setattr(retrieve, "_BLOCK_BYTES", block_bytes)
+    queries, documents = whole_numbers(31, 4, seed=1), whole_numbers(300, 4, seed=2)
+    positions, scores = top_k(queries, documents, k)
+    expected_positions, expected_scores = sorted_whole(queries, documents, k)
+    np.testing.assert_array_equal(positions, expected_positions)
+    np.testing.assert_array_equal(scores, expected_scores)
+    assert (scores < 0).any() == (k > 100)
+
+
+def test_top_k_is_exact_over_several_blocks_of_documents():
+    queries, documents = whole_numbers(3, 4, seed=1), whole_numbers(40_000, 4, seed=2)
+    positions, scores = top_k(queries, documents, 50)
+    expected_positions, expected_scores = sorted_whole(queries, documents, 50)
+    np.testing.assert_array_equal(positions, expected_positions)
+    np.testing.assert_array_equal(scores, expected_scores)
+
+
+def test_a_k_above_the_number_of_documents_gives_them_all():
+    positions, scores = top_k(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), 10)
+    assert positions.tolist() == [[0, 1], [1, 0]]
+    assert scores.tolist() == [[1, 0], [1, 0]]
+
+
+def test_no_query_gives_no_row():
+    positions, scores = top_k(np.zeros((0, 2), np.float32), np.eye(2, dtype=np.float32), 1)
+    assert positions.shape == scores.shape == (0, 1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(scores=arrays.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 12)), elements=st.sampled_from(
+    [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 0.1, 0.1000001, -0.1, -0.1000001, 3e38, -3e38]
+)), k=st.integers(1, 12))  # fmt: skip
+def test_scores_of_either_sign_and_minus_zero_are_ordered_and_kept(scores, k):
+    # Documents that are the axes have exactly these scores.
+    documents = np.eye(scores.shape[1], dtype=np.float32)
+    positions, found = top_k(scores, documents, k)
+    expected_positions, expected = sorted_whole(scores, documents, k)
+    np.testing.assert_array_equal(positions, expected_positions)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("n", "m"), [(200, 50_000), (400, 200_000)])
+def test_memory_is_bounded_by_the_block_and_not_by_queries_times_documents(n, m, monkeypatch):
+    monkeypatch.setattr(retrieve, "_BLOCK_BYTES", 4 * 2**20)
+    rng = np.random.default_rng(0)
+    queries, documents = (rng.standard_normal((rows, 8), np.float32) for rows in (n, m))
+    tracemalloc.start()
+    top_k(queries, documents, 10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * retrieve._BLOCK_BYTES  # all scores would be 38 and 305 MiB
+
+
+def test_the_default_block_is_modest():
+    assert retrieve._BLOCK_BYTES <= 64 * 2**20
+
+
+# Retrievers
+
+
+def cafe(order=("tea", "coffee", "bus", "copy")):
+    texts = {"tea": "green tea leaves", "coffee": "black coffee beans", "bus": "bus to the airport", "copy": "black coffee beans"}
+    queries = {"q1": Query("q1", "coffee beans"), "q2": Query("q2", "airport bus"), "q3": Query("q3", "zzz qqq")}
+    return Dataset(queries, {id: Document(id, texts[id]) for id in order}, {id: {"coffee": 1} for id in queries})
+
+
+@pytest.fixture(params=["dense", "bm25"])
+def retriever(request, word_encoder):
+    return DenseRetriever(word_encoder) if request.param == "dense" else BM25Retriever()
+
+
+def test_the_nearest_document_is_first_and_ties_stand_in_order_of_id(retriever):
+    run = retriever.search(cafe(), 3)
+    assert run.document_ids == ("bus", "coffee", "copy", "tea")
+    assert run.documents("q1")[:2] == ["coffee", "copy"]
+    assert run.documents("q2")[0] == "bus"
+    assert run.scores[0, 0] == run.scores[0, 1] > run.scores[0, 2]
+
+
+def test_the_order_of_the_corpus_file_does_not_change_the_run(retriever):
+    one, other = retriever.search(cafe(), 4), retriever.search(cafe(("copy", "bus", "coffee", "tea")), 4)
+    assert one.document_ids == other.document_ids
+    np.testing.assert_array_equal(one.ranked, other.ranked)
+    np.testing.assert_array_equal(one.scores, other.scores)
+
+
+def test_documents_say_what_the_template_says(word_encoder):
+    data = Dataset(
+        {"q": Query("q", "lunch")},
+        {"a": Document("a", "x", metadata={"samples": ["lunch"]}), "b": Document("b", "lunch", metadata={"samples": []})},
+        {},
+    )
+    for make in (lambda template: DenseRetriever(word_encoder, template), BM25Retriever):
+        assert make("{id} {samples}").search(data, 1).documents("q") == ["a"]
+        assert make("{text}").search(data, 1).documents("q") == ["b"]
+
+
+def test_bm25_gives_the_score_of_the_published_formula():
+    # Documents of 1, 2 and 3 words; "wine" is in two of three. bm25s' default: idf = ln(1 + (N - n + 0.5) / (n + 0.5)),
+    # k1 = 1.5, b = 0.75, without the constant factor k1 + 1 (Lucene's variant).
+    texts = {"a": "wine", "b": "wine glass", "c": "three other words"}
+    data = Dataset({"q": Query("q", "Wine?")}, {id: Document(id, text) for id, text in texts.items()}, {})
+    run = BM25Retriever().search(data, 3)
+    idf = np.log(1 + (3 - 2 + 0.5) / (2 + 0.5))
+    assert run.documents("q") == ["a", "b", "c"]
+    np.testing.assert_allclose(run.scores[0], [idf / (1 + 1.5 * (0.25 + 0.75 * length / 2)) for length in (1, 2)] + [0], rtol=1e-6)
+
+
+def test_bm25_gives_zeros_to_a_query_of_unknown_words():
+    run = BM25Retriever().search(cafe(), 4)
+    assert run.scores[2].tolist() == [0, 0, 0, 0]
+    assert run.documents("q3") == ["bus", "coffee", "copy", "tea"]
+
+
+@pytest.mark.parametrize("texts", [["A", "B"], ["the", "of"], ["!", "?"]])
+def test_bm25_takes_documents_without_a_word_that_it_counts(texts):
+    data = Dataset({"q": Query("q", "A")}, {f"d{number}": Document(f"d{number}", text) for number, text in enumerate(texts)}, {})
+    run = BM25Retriever().search(data, 2)
+    assert run.documents("q") == ["d0", "d1"]
+    assert run.scores.tolist() == [[0, 0]]
+
+
+def test_a_run_as_a_frame_has_a_row_for_each_rank():
+    frame = BM25Retriever().search(cafe(), 2).to_frame()
+    assert frame.query_id.tolist() == ["q1", "q1", "q2", "q2", "q3", "q3"]
+    assert frame["rank"].tolist() == [1, 2] * 3
+    assert frame.document_id.tolist()[:3] == ["coffee", "copy", "bus"]
+
+
+def test_runs_of_different_queries_are_joined_in_order():
+    data, whole = cafe(), BM25Retriever().search(cafe(), 2)
+    run = joined([BM25Retriever().search(data.select([id]), 2) for id in ("q2", "q1")])
+    assert run.query_ids == ("q2", "q1")
+    assert run.documents("q1") == whole.documents("q1")
+    assert run.documents("q2") == whole.documents("q2")
