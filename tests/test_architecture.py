@@ -62,6 +62,11 @@ def test_only_joiners_import_joiners(path):
 
 
 def test_errors_and_console_stand_on_nothing_and_the_other_foundations_on_no_model():
+    for name in ("errors", "console", "hub"):
+        assert {imported.split(".")[0] for imported in imports(ROOT / f"{name}.py", module_level=True)} <= {
+            "embedfit",
+            *sys.stdlib_module_names,
+        }
     assert rooms_imported(ROOT / "errors.py") == rooms_imported(ROOT / "console.py") == set()
     assert rooms_imported(ROOT / "records.py") == rooms_imported(ROOT / "hub.py") == {"errors"}
     assert rooms_imported(ROOT / "config.py") <= {"errors", "data", "score"}  # for their constants

@@ -1,8 +1,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -227,3 +229,17 @@ def test_the_demo_shows_a_better_model(tmp_path, said):
     assert recall["recall@1"] >= 0.6
     assert recall["recall@5"] >= 0.9
     assert len((TRANSACTIONS / "transactions.jsonl").read_text().splitlines()) == 326
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_says_that_it_can_go_on(project):
+    command = [sys.executable, "-m", "embedfit", "run", str(project)]
+    restore = "import signal, os, sys; signal.signal(signal.SIGINT, signal.default_int_handler); os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", restore, *command], stderr=subprocess.PIPE, text=True)
+    while not list(project.parent.glob("runs/*/.lock")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "embedfit: interrupted; the same command goes on from here\n"

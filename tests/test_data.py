@@ -181,8 +181,9 @@ def test_beir_folder_keeps_grades_titles_metadata_and_official_parts(tmp_path):
         ["q1 0 d1 2", "q2 0 d2 1"],
         ["q1\t0\td1\t2", "q2\tQ0\td2\t1"],
         ["query-id\titer\tcorpus-id\tscore", "q1\t0\td1\t2", "", "q2\t0\td2\t1"],
+        ["query-id\tcorpus-id\tscore\r", "q1\td1\t2\r", "\r", "q2\td2\t1\r"],
     ],
-    ids=["header", "no header", "trec", "trec by tabs", "trec with header"],
+    ids=["header", "no header", "trec", "trec by tabs", "trec with header", "crlf"],
 )
 def test_qrels_in_three_or_four_columns_with_or_without_header(tmp_path, lines):
     assert load(beir(tmp_path, lines)).qrels == {"q1": {"d1": 2}, "q2": {"d2": 1}}
@@ -519,23 +520,24 @@ def test_a_hub_that_does_not_answer_is_offline(monkeypatch):
         load("hub:owner/name")
 
 
+HUB_FILES = {
+    "me/pairs/README.md": "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: train.jsonl}\n"
+    "  - {split: extra, path: extra.jsonl}\n---\n",
+    "me/pairs/train.jsonl": '{"query": "lunch", "expected": ["food"]}\n{"query": "cab", "expected": ["taxi"]}\n',
+    "me/pairs/extra.jsonl": '{"query": "tea", "expected": ["food"]}\n',
+    "me/broken/train.jsonl": '{"query": "lunch", "expected": "food"}\n{"query": 5',
+    "me/ragged/train_1.jsonl": '{"query": "lunch", "expected": "food"}\n',
+    "me/ragged/train_2.jsonl": '{"question": "lunch", "answer": 5}\n',
+}
+
+
 class Hub(BaseHTTPRequestHandler):
     """As much of the Hugging Face Hub as the datasets library asks for."""
-
-    files = {
-        "me/pairs/README.md": "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: train.jsonl}\n"
-        "  - {split: extra, path: extra.jsonl}\n---\n",
-        "me/pairs/train.jsonl": '{"query": "lunch", "expected": ["food"]}\n{"query": "cab", "expected": ["taxi"]}\n',
-        "me/pairs/extra.jsonl": '{"query": "tea", "expected": ["food"]}\n',
-        "me/broken/train.jsonl": '{"query": "lunch", "expected": "food"}\n{"query": 5',
-        "me/ragged/train_1.jsonl": '{"query": "lunch", "expected": "food"}\n',
-        "me/ragged/train_2.jsonl": '{"question": "lunch", "answer": 5}\n',
-    }
 
     def do_GET(self):
         path = self.path.partition("?")[0]
         name = next((name for name in ("me/pairs", "me/broken", "me/ragged") if name in path), "")
-        files = {key.removeprefix(f"{name}/"): text.encode() for key, text in self.files.items() if key.startswith(f"{name}/")}
+        files = {key.removeprefix(f"{name}/"): text.encode() for key, text in HUB_FILES.items() if key.startswith(f"{name}/")}
         wanted = path.rpartition("/")[2]
         if path == "/":
             return self.send(b"")
@@ -586,11 +588,11 @@ def test_data_sets_of_the_hub_are_read_by_the_datasets_library(tmp_path):
     environment.pop("HF_HUB_OFFLINE", None)
     done = subprocess.run([sys.executable, "-c", FROM_HUB], env=environment, capture_output=True, text=True, timeout=120)
     server.shutdown()
-    print(done.stdout);assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     train, extra, none, *unusable = done.stdout.splitlines()
     assert train == "[['q1', 'lunch', 'food', 1], ['q2', 'cab', 'taxi', 1]]"
     assert extra == "[['q1', 'tea', 'food', 1]]"
-    assert none.startswith("data set 'me/pairs' cannot be loaded from the Hub: Unknown split \"none\"")
+    assert none.startswith('hub:me/pairs:none: cannot be loaded from the Hub: Unknown split "none"')
     for name, line in zip(("me/broken", "me/ragged", "me2/gone"), unusable, strict=True):
-        assert line.startswith(f"data set '{name}' cannot be loaded from the Hub: ")
+        assert line.startswith(f"hub:{name}: cannot be loaded from the Hub: ")
     assert done.stderr == ""  # no progress bars where stderr is not a terminal

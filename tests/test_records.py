@@ -202,11 +202,14 @@ def test_a_file_that_is_no_json_schema_of_an_object_is_refused(tmp_path, text):
 
 
 @pytest.mark.parametrize("target", ["#/definitions/gone", "http://127.0.0.1:9/other.json"])
-def test_a_json_schema_that_refers_to_nothing_or_to_the_web_is_refused_in_one_line(tmp_path, target):
+def test_a_json_schema_that_refers_to_nothing_or_to_the_web_is_refused_in_one_line(tmp_path, target, monkeypatch):
+    asked = []
+    monkeypatch.setattr("urllib.request.urlopen", asked.append)
     (tmp_path / "ticket.json").write_text(json.dumps({**SCHEMA, "$ref": target}))
     with pytest.raises(ConfigError, match=rf"ticket.json: \$ref '{target.removeprefix('#')}' cannot be resolved; fix: ") as caught:
         record_type(str(tmp_path / "ticket.json")).text({"subject": "x", "expected": "y"})
     assert "\n" not in str(caught.value)
+    assert asked == []
 
 
 def test_a_json_schema_that_is_not_there_is_refused(tmp_path):

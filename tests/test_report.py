@@ -82,6 +82,11 @@ def test_confusions_count_what_was_found_first_instead(queries):
     assert confusions(queries, "tuned") == [("taxi", "hotel", 2)]
 
 
+def test_the_most_frequent_confusion_is_first():
+    frame = pd.DataFrame({"expected": [["a"], ["b"], ["b"]], "base_found": [["c"], ["d"], ["d"]]})
+    assert confusions(frame, "base") == [("b", "d", 2), ("a", "c", 1)]
+
+
 def test_any_of_several_right_documents_first_is_no_confusion():
     frame = pd.DataFrame({"expected": [["a", "b"], ["a", "b"], ["a"]], "base_found": [["b"], ["c"], []]})
     assert confusions(frame, "base") == [("a", "c", 1)]

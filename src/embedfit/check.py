@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from embedfit.data import Dataset, normalised
@@ -29,7 +29,7 @@ class Finding:
     level: Level
     kind: str
     message: str
-    ids: tuple[str, ...] = ()
+    ids: tuple[str, ...] = field(default=(), repr=False)
 
 
 def check_dataset(dataset: Dataset) -> list[Finding]:

@@ -28,6 +28,8 @@ app = typer.Typer(
     help="Fine-tune a text-embedding model on your own labelled pairs, and prove on held-out queries whether retrieval got better.",
 )
 
+_INTERRUPTED = 130  # the exit code by which shells know Ctrl-C
+
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
@@ -239,9 +241,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"embedfit: {storage}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("embedfit: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stopped:
+        if stopped.code == _INTERRUPTED:
+            print("embedfit: interrupted; the same command goes on from here", file=sys.stderr)
+        raise
 
 
 def _full_disk(error: OSError) -> EmbedfitError | None:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 quiet = False
 """Set by ``--quiet``: no progress bars and no notes."""
+
+_shown = False
 
 
 def note(message: str) -> None:
@@ -20,15 +26,30 @@ def note(message: str) -> None:
 def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a progress bar; the function given advances it.
 
-    It stays hidden when stderr is not a terminal, and for work that ends at once.
+    It stays hidden when stderr is not a terminal, and within work that has a bar already.
     """
-    if quiet or total == 0 or not sys.stderr.isatty():
+    global _shown
+    if quiet or _shown or total == 0 or not sys.stderr.isatty():
         yield lambda steps: None
         return
+    _shown = True
+    with contextlib.ExitStack() as stack:
+        stack.callback(_hide)
+        bar = stack.enter_context(_bar())
+        task = bar.add_task(description, total=total)
+        yield lambda steps: bar.advance(task, steps)
+
+
+def _hide() -> None:
+    global _shown
+    _shown = False
+
+
+def _bar() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    with Progress(
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -36,6 +57,4 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-    ) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda steps: bar.advance(task, steps)
+    )

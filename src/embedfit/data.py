@@ -431,7 +431,9 @@ def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:
         datasets.disable_progress_bars()
     try:
         rows = datasets.load_dataset(name, split=split or "train")
-    except (OSError, ValueError) as error:
+    except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
+        raise DataError(source, f"cannot be loaded from the Hub: {str(error.__cause__ or error).splitlines()[0]}") from None
+    except OSError as error:
         raise OfflineError(f"data set {name!r} cannot be loaded from the Hub: {str(error).splitlines()[0]}") from None
     yield from ((f"{source}[{index}]", dict(row)) for index, row in enumerate(rows))
 

@@ -84,11 +84,11 @@ def terminal_table(comparison: Comparison, others: tuple[Scores, ...] = ()) -> T
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
-    for name in (*(other.name for other in others), "base", "tuned", "difference"):
+    table.add_column("", no_wrap=True)
+    for name in (*(other.name for other in others), "base", "tuned", "change"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("95% interval", justify="right", no_wrap=True)
-    table.add_column("better / same / worse", justify="right", no_wrap=True)
+    table.add_column("won / tied / lost", justify="right", no_wrap=True)
     for found in shown_differences(comparison):
         colour = {"better": "green", "worse": "red"}.get(found.verdict, "default")
         table.add_row(
