@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import resource
 import statistics
@@ -187,17 +186,21 @@ def write(found: dict[str, list[dict[str, Any]]], seed: int) -> None:
     """Print and keep the table, with ratios beside the times."""
     middle = {side: {key: statistics.median(run[key] for run in runs) for key in runs[0] if key != "dtype"} for side, runs in found.items()}
     ours, theirs = middle["embedfit"], middle["plain"]
+
+    def row(name: str, key: str, form: str) -> tuple[str, ...]:
+        return name, format(ours[key], form), format(theirs[key], form), f"{theirs[key] / ours[key]:.1f} x"
+
     rows = [
-        ("tuning, s", f"{ours['tune_seconds']:.1f}", f"{theirs['tune_seconds']:.1f}", f"{theirs['tune_seconds'] / ours['tune_seconds']:.1f} x"),
-        ("evaluation, s", f"{ours['evaluate_seconds']:.2f}", f"{theirs['evaluate_seconds']:.2f}", f"{theirs['evaluate_seconds'] / ours['evaluate_seconds']:.1f} x"),
-        ("peak memory, MiB", f"{ours['peak_mib']:.0f}", f"{theirs['peak_mib']:.0f}", f"{theirs['peak_mib'] / ours['peak_mib']:.2f} x"),
-        *((f"recall@{k}", f"{ours[f'recall@{k}']:.3f}", f"{theirs[f'recall@{k}']:.3f}", f"{ours[f'recall@{k}'] - theirs[f'recall@{k}']:+.3f}") for k in KS),
-    ]  # fmt: skip
+        row("tuning, s", "tune_seconds", ".1f"),
+        row("evaluation, s", "evaluate_seconds", ".2f"),
+        row("peak memory, MiB", "peak_mib", ".0f"),
+        *((key, f"{ours[key]:.3f}", f"{theirs[key]:.3f}", f"{ours[key] - theirs[key]:+.3f}") for key in (f"recall@{k}" for k in KS)),
+    ]
     dtype = found["embedfit"][0]["dtype"]
     lines = ["| | embedfit | plain recipe | |", "| --- | --- | --- | --- |", *(f"| {' | '.join(row)} |" for row in rows)]
     lines += [
         "",
-        f"Median of {len(found['plain'])} rounds, seed {seed}; {platform.machine()}, {ours['threads']:.0f} threads, torch {version('torch')}.",
+        f"Median of {len(found['plain'])} rounds, seed {seed}; {ours['threads']:.0f} threads, torch {version('torch')}.",
         f"embedfit trained on {ours['tokens']:,.0f} tokens in {dtype}; matrix products here run at {ours['matmul_gflops']:.0f} GFLOP/s,",
         f"so the floor is {ours['floor_seconds']:.1f} s, and tuning took {ours['tune_seconds'] / ours['floor_seconds']:.1f} times that.",
     ]

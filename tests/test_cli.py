@@ -191,7 +191,12 @@ def test_a_disk_that_fills_up_is_one_line_and_what_was_finished_is_kept(project,
 
 
 def test_help_and_completion_load_nothing_heavy():
-    code = "import sys; from embedfit.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nprint(sorted({'torch', 'numpy', 'pandas', 'pydantic', 'transformers'} & set(sys.modules)), file=sys.stderr)"
+    code = (
+        "import sys; from embedfit.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'numpy', 'pandas', 'pydantic', 'transformers'} & set(sys.modules)), file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == "[]"
 

@@ -220,7 +220,7 @@ def read_back(folder):
 
 
 # Ids are anything that fits on a line of a TSV file; texts are anything that says something.
-ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\r\n"), min_size=1, max_size=6)
+ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\r\n"), min_size=1, max_size=6).filter(str.strip)
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
 values = st.recursive(st.none() | st.booleans() | st.integers() | texts, lambda inner: st.lists(inner, max_size=2), max_leaves=3)
 metadata = st.dictionaries(st.sampled_from(["id", "_id", "text", "query", "metadata", "part", "größe"]), values, max_size=3)

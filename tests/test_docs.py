@@ -25,7 +25,9 @@ def test_the_python_snippet_of_the_readme_runs(tmp_path):
 @pytest.mark.slow
 def test_the_shell_commands_of_the_readme_run(tmp_path):
     blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    commands = [line.removeprefix("$ ").partition(" #")[0].strip() for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    commands = [
+        line.removeprefix("$ ").partition(" #")[0].strip() for block in blocks for line in block.splitlines() if line.startswith("$ ")
+    ]
     ours = [command for command in commands if command.startswith("embedfit ")]
     assert len(ours) >= 4
     for command in ours:

@@ -155,7 +155,11 @@ def test_a_name_that_can_be_nothing_is_refused_at_once(name):
 def test_a_hub_name_without_a_network_fails_at_once_in_one_line():
     # A name in a domain that is reserved for never existing, asked for in a fresh process as a user would.
     environment = {**os.environ, "HF_ENDPOINT": "https://hub.invalid", "HF_HUB_OFFLINE": "0", "HF_HOME": "/nonexistent"}
-    code = "import sys; from embedfit.hub import model_folder\ntry: model_folder('BAAI/bge-base-en-v1.5')\nexcept Exception as e: print(type(e).__name__, e)"
+    code = (
+        "from embedfit.hub import model_folder\n"
+        "try: model_folder('BAAI/bge-base-en-v1.5')\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     seconds = time.monotonic() - start

@@ -64,7 +64,11 @@ def loopback_hub(tiny_model):
 
 
 def folder_of(name, address, home):
-    code = f"from embedfit.errors import EmbedfitError; from embedfit.hub import model_folder\ntry: print(model_folder({name!r}))\nexcept EmbedfitError as error: print('error:', error)"
+    code = (
+        "from embedfit.errors import EmbedfitError; from embedfit.hub import model_folder\n"
+        f"try: print(model_folder({name!r}))\n"
+        "except EmbedfitError as error: print('error:', error)"
+    )
     environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     environment.pop("HF_HUB_OFFLINE", None)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)

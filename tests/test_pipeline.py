@@ -116,7 +116,8 @@ def test_folds_hold_out_every_query_once_and_the_last_model_learns_from_all(sett
 def test_killed_anywhere_the_same_run_ends_with_the_same_figures(result, settings, tmp_path):
     config = {**settings, "output": str(tmp_path / "runs")}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    code = f"import json; from embedfit import pipeline, make_config; pipeline.run(make_config(json.load(open({str(tmp_path / 'config.json')!r}))))"
+    path = str(tmp_path / "config.json")
+    code = f"import json; from embedfit import pipeline, make_config; pipeline.run(make_config(json.load(open({path!r}))))"
     environment = {**os.environ, "EMBEDFIT_CACHE": str(tmp_path / "cache")}
     for signs in ("../cache/*.sqlite", "*/checkpoints/checkpoint-*/trainer_state.json", "*/tuned.json"):
         process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)

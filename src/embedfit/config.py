@@ -121,8 +121,9 @@ def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = P
         raise ConfigError(f"{where}: key 'evaluate.metric': {error}") from None
     data = config.data
     record = data.record if data.record in (None, "transaction") or ":" in str(data.record) else str(folder / str(data.record))
-    queries = data.queries if data.queries.startswith("hub:") else str(folder / data.queries)
-    documents = str(folder / data.documents) if data.documents else None
+    queries, documents = (
+        path if path is None or path.startswith("hub:") else str(folder / path) for path in (data.queries, data.documents)
+    )
     data = data.model_copy(update={"queries": queries, "documents": documents, "record": record})
     return config.model_copy(update={"data": data, "output": str(folder / config.output)})
 

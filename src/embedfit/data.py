@@ -201,7 +201,7 @@ def _read_pairs(
             id = _id(row, where) or f"q{number}"
             if id in queries:
                 raise DataError(where, f"id {id!r} stands here a second time", expected="ids that differ")
-            text = record.text(_without_ids(row), where) if record else _text(row, query, where)
+            text = record.text(_fields(row, record), where) if record else _text(row, query, where)
             grades = _grades(row, label, where)
             if documents:
                 for document in grades:
@@ -232,11 +232,13 @@ def _read_documents(path: str | Path, found: list[DataError]) -> dict[str, Docum
                 text = _text(row, "category", where)
                 document = Document(text, text, "", row)
             else:
-                text = _text(row, "text", where)
+                title = str(row.get("title") or "")
+                # Public sets have documents that are a title and no more.
+                text = "" if title and row.get("text") == "" else _text(row, "text", where)
                 id = _id(row, where)
                 if not id:
                     raise DataError(where, "key 'id' is missing", expected="an id for each document")
-                document = Document(id, text, str(row.get("title") or ""), _metadata(row, _DOCUMENT_KEYS))
+                document = Document(id, text, title, _metadata(row, _DOCUMENT_KEYS))
             if document.id in corpus:
                 raise DataError(where, f"document id {document.id!r} stands here a second time", expected="ids that differ")
         except DataError as error:
@@ -365,7 +367,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             yield where, _parsed(line)
         except (ValueError, RecursionError) as error:
-            yield where, DataError(where, f"is not JSON ({error}): {shown(line)}", expected="one JSON object per line")
+            yield where, DataError(where, f"is not JSON ({_json_problem(error)}): {shown(line)}", expected="one JSON object per line")
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -375,7 +377,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         rows = _parsed(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(str(path), f"is not JSON ({error})", expected="a JSON list of objects") from None
+        raise DataError(str(path), f"is not JSON ({_json_problem(error)})", expected="a JSON list of objects") from None
     if not isinstance(rows, list):
         raise DataError(str(path), f"is {shown(rows)}", expected="a JSON list of objects")
     yield from ((f"{path}[{index}]", row) for index, row in enumerate(rows))
@@ -386,6 +388,11 @@ def _parsed(text: str) -> Any:
     if "\\u" in text:  # may be half a character (a lone surrogate), which no tokenizer and no file takes: a ValueError
         _json(value)
     return value
+
+
+def _json_problem(error: ValueError | RecursionError) -> str:
+    """Return what is wrong with JSON, without the line number that it has within its own line."""
+    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
@@ -442,7 +449,7 @@ def _id(row: Row, where: str) -> str:
     value = row.get("id", row.get("_id"))
     if value is None:
         return ""
-    if isinstance(value, (dict, list)) or value == "":
+    if isinstance(value, (dict, list)) or not str(value).strip():
         raise DataError(where, f"id is {shown(value)}", expected="a text or a number")
     return str(value)
 
@@ -486,8 +493,9 @@ def _known_document(id: str, corpus: Mapping[str, Document], where: str, kind: s
         )
 
 
-def _without_ids(row: Row) -> Row:
-    return {key: value for key, value in row.items() if key not in ("id", "_id", "part")}
+def _fields(row: Row, record: RecordType) -> Row:
+    """Return a record's own fields: a row's id and part are ours, unless the record type has such fields too."""
+    return {key: value for key, value in row.items() if key in record.fields or key not in ("id", "_id", "part")}
 
 
 def _metadata(row: Row, taken: Sequence[str]) -> dict[str, Any]:

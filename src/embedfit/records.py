@@ -104,6 +104,7 @@ class RecordType:
 
     name: str
     label: str
+    fields: tuple[str, ...]
     template: Template
     validate: Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -151,7 +152,7 @@ def record_type(name: str, *, template: str | None = None, label: str | None = N
     parsed.check(fields)
     if label not in fields:
         raise ConfigError(f"record type {name!r} has no field {label!r} for the label{did_you_mean(label, fields)}")
-    return RecordType(name, label, parsed, validate)
+    return RecordType(name, label, fields, parsed, validate)
 
 
 def _imported(name: str) -> type[BaseModel]:

@@ -166,8 +166,7 @@ def _keys(scores: npt.NDArray[np.float32], first: int) -> npt.NDArray[np.int64]:
     A float's bits sort as the float does once those of negative numbers are turned round; the position, counted
     down, goes below them, and the earlier of two equal scores is the larger number.
     """
-    # Adding 0 makes -0.0 into 0.0, which it equals but would sort below.
-    bits = (scores + np.float32(0)).view(np.int32).astype(np.int64)
+    bits = scores.view(np.int32).astype(np.int64)
     ordered = np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
     positions = np.arange(first, first + scores.shape[1], dtype=np.int64)
     keys: npt.NDArray[np.int64] = (ordered << 32) | (0xFFFFFFFF - positions)

@@ -8,7 +8,6 @@ they don't (systematic sampling: W. G. Cochran, Sampling Techniques, 3rd ed., ch
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,15 +95,16 @@ def _dealt(groups: Sequence[tuple[str, ...]], share: float) -> tuple[tuple[str, 
 
 
 def _stratified(dataset: Dataset, ids: Sequence[str], seed: int, group_by: str | None) -> list[tuple[str, ...]]:
-    """Return the groups of queries that belong together: labels in order, in random order within a label.
-
-    Groups that are alone with their label come last, in random order: sorted, they would be dealt the same in any order.
-    """
+    """Return the groups of queries that belong together: label by label, labels and groups within them in random order."""
+    rng = random.Random(seed)
     groups = _groups(dataset, ids, group_by)
-    random.Random(seed).shuffle(groups)
+    rng.shuffle(groups)
     label = {group: min(dataset.relevant(group[0])) for group in groups}
-    counts = Counter(label.values())
-    return sorted(groups, key=lambda group: (counts[label[group]] == 1, label[group] if counts[label[group]] > 1 else ""))
+    # Labels too, or one with fewer groups than are dealt out at a time would stand in the same part for every seed.
+    labels = sorted(set(label.values()))
+    rng.shuffle(labels)
+    place = {name: index for index, name in enumerate(labels)}
+    return sorted(groups, key=lambda group: place[label[group]])
 
 
 def _groups(dataset: Dataset, ids: Sequence[str], group_by: str | None) -> list[tuple[str, ...]]:

@@ -7,6 +7,10 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 
+_BACKWARD = 0.5
+"""Weight of the direction from documents to queries (docs/decisions.md)."""
+
+
 def multi_positive_softmax(logits: Tensor, grades: Tensor) -> Tensor:
     """Return the cross-entropy of each relevant document against the irrelevant ones, and back.
 
@@ -16,8 +20,8 @@ def multi_positive_softmax(logits: Tensor, grades: Tensor) -> Tensor:
 
     With one positive this is the usual InfoNCE (van den Oord et al. 2018) that MultipleNegativesRankingLoss computes.
     With several it differs from SupCon (Khosla et al. 2020, eq. 2) in that the other positives are left out of the
-    denominator: they are not to be pushed away. The same is added in the other direction, each relevant document
-    against the batch's queries that it is not right for (the two directions of CLIP: Radford et al. 2021; here, too,
+    denominator: they are not to be pushed away. Half as much is added in the other direction, each relevant document
+    against the batch's queries that it is not right for (CLIP has the two directions: Radford et al. 2021; here, too,
     no known positive is a negative).
 
     Args:
@@ -25,11 +29,11 @@ def multi_positive_softmax(logits: Tensor, grades: Tensor) -> Tensor:
         grades: The same shape; above 0 for a relevant document. Each query must have one.
 
     Returns:
-        The sum of both directions' means over queries, a scalar.
+        The mean over queries, a scalar.
     """
     positive = grades > 0
     weights = grades / grades.sum(dim=1, keepdim=True)
-    both = _against_negatives(logits, positive, 1) + _against_negatives(logits, positive, 0)
+    both = _against_negatives(logits, positive, 1) + _BACKWARD * _against_negatives(logits, positive, 0)
     return (both.masked_fill(~positive, 0.0) * weights).sum() / len(logits)
 
 
