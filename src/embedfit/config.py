@@ -67,7 +67,7 @@ class TuneConfig(_Section):
     weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
     dropout: float = Field(0.0, ge=0, lt=1, description="In training.")
     train_embeddings: bool = Field(False, description="Train the token embeddings too, half of a small model's weights.")
-    scale: float = Field(20.0, gt=0, description="What cosine similarities are multiplied by in the loss (1 / temperature).")
+    scale: float = Field(14.0, gt=0, description="What cosine similarities are multiplied by in the loss (1 / temperature).")
     candidates: Literal["auto", "all", "batch"] = Field(
         "auto", description="Documents a query is scored against: all, or the batch's and random ones. auto: all if they are few."
     )

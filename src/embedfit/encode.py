@@ -33,7 +33,9 @@ Kind: TypeAlias = Literal["query", "document"]
 Precision: TypeAlias = Literal["auto", "bf16", "fp32"]
 
 _PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
-_TOKENS_PER_BATCH = 4096
+_BATCH_TOKENS = {"cpu": 1024}
+_BATCH_TOKENS_ELSEWHERE = 32_768
+"""Padded tokens in a batch: on a processor, what its caches hold (a fifth faster than 4,096); on a device, what fills it."""
 
 
 class Encoder(Protocol):
@@ -83,7 +85,7 @@ class ModelEncoder:
         vectors: Vectors | None = None
         self.model.eval()
         with torch.inference_mode(), autocast(device.type, self.bf16), console.progress(f"encoding {kind} texts", len(texts)) as done:
-            for batch in _batches(lengths):
+            for batch in _batches(lengths, _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)):
                 features = self.model.preprocess([texts[index] for index in batch], prompt=prompt)
                 features = {key: value.to(device) if torch.is_tensor(value) else value for key, value in features.items()}
                 found = self.model(features)["sentence_embedding"].float()
@@ -280,12 +282,12 @@ def quiet_libraries() -> None:
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _batches(lengths: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+def _batches(lengths: npt.NDArray[np.int64], tokens: int) -> Iterator[npt.NDArray[np.int64]]:
     """Yield batches of indices, longest texts first, each within a budget of padded tokens."""
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        size = max(1, _TOKENS_PER_BATCH // max(1, int(lengths[order[start]])))
+        size = max(1, tokens // max(1, int(lengths[order[start]])))
         yield order[start : start + size]
         start += size
 

@@ -6,7 +6,6 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-
 _BACKWARD = 0.5
 """Weight of the direction from documents to queries (docs/decisions.md)."""
 
