@@ -1,11 +1,9 @@
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ import torch
 from embedfit.config import TuneConfig
 from embedfit.data import Dataset, Document, Query
 from embedfit.encode import LocalEncoder
-from embedfit.errors import DataError, StorageError
+from embedfit.errors import DataError, ModelError, StorageError
 from embedfit.hub import file_sha256, weights_of
 from embedfit.split import split_dataset
 from embedfit.tune.candidates import AllDocuments, BatchAndRandom
@@ -268,12 +266,25 @@ def test_data_of_one_label_is_refused(tiny_model, parts, tmp_path):
         tune_model(LocalEncoder(tiny_model), parts[0].select([only]), None, tmp_path, SETTINGS)
 
 
+def test_a_folder_with_another_tuning_is_not_taken_for_this_one(unbroken, tiny_model, parts):
+    with pytest.raises(StorageError, match="holds a tuning of another model, data or settings"):
+        tune_model(LocalEncoder(tiny_model), *parts, unbroken.folder.parent, SETTINGS.model_copy(update={"epochs": 9}))
+
+
 def test_a_folder_that_cannot_be_written_is_named(tiny_model, parts, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file"):
         tune_model(LocalEncoder(tiny_model), *parts, tmp_path / "file" / "out", SETTINGS)
 
 
-def test_the_bundled_model_is_not_touched():
-    assert shutil.which("python") or Path(sys.executable).exists()
-    LocalEncoder("all-MiniLM-L6-v2")  # its hash is checked on the way
+def test_a_model_without_a_transformer_is_refused(transactions, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    tokenizer = LocalEncoder("all-MiniLM-L6-v2").loaded.model.tokenizer.backend_tokenizer
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)]).save_pretrained(str(tmp_path / "static"))
+    train = transactions.select(transactions.judged[:20])
+    encoder = LocalEncoder(tmp_path / "static")
+    assert encoder.encode(["a"], "query").shape == (1, 8)  # it can be measured all the same
+    with pytest.raises(ModelError, match="a StaticEmbedding cannot be tuned"):
+        tune_model(encoder, train, None, tmp_path / "out")

@@ -289,8 +289,8 @@ def _report(
     notes = []
     if config.split.folds:
         notes.append(
-            f"Every query is scored by a model that never saw it: {len(splits)} models, each trained without one {len(splits)}th. "
-            f"The model in this directory was trained on all {len(dataset.judged):,} queries in the same way; these figures stand for it."
+            f"Every query is scored by a model that never saw it: {len(splits)} models, each on the fold that it was trained without. "
+            f"The model in this directory was trained in the same way on all {len(dataset.judged):,} queries; these figures stand for it."
         )
     notes += [finding.message for finding in findings if finding.level == "warning"]
     first = splits[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -24,7 +25,7 @@ from embedfit import console
 from embedfit.config import TuneConfig
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, writing
 from embedfit.encode import LocalEncoder, ModelEncoder, load_model, use_bf16
-from embedfit.errors import DataError, StorageError
+from embedfit.errors import DataError, ModelError, StorageError
 from embedfit.retrieve import DenseRetriever
 from embedfit.score import score_run
 from embedfit.tune.candidates import AllDocuments, BatchAndRandom, CandidateSource
@@ -88,9 +89,11 @@ def tune_model(
 
     Raises:
         DataError: Every training query has the same answer.
-        StorageError: The folder cannot be written, or the disk is full.
+        ModelError: The model is none that can be tuned.
+        StorageError: The folder cannot be written, holds another tuning, or the disk is full.
     """
-    folder = Path(folder)
+    folder, config = Path(folder), config or TuneConfig()
+    _claim(folder, [encoder.fingerprint, train.digest(), dev.digest() if dev else None, template, config.model_dump()])
     done = folder / "tuned.json"
     if done.exists():
         return _read(done)
@@ -102,7 +105,7 @@ def tune_model(
             fix="add queries with other labels",
         )
     try:
-        tuned = _train(encoder, train, dev, folder, config or TuneConfig(), template)
+        tuned = _train(encoder, train, dev, folder, config, template)
     except Exception as error:
         reason = _why_not_written(error)
         if reason is None:
@@ -112,6 +115,17 @@ def tune_model(
         file.write(json.dumps({**vars(tuned), "folder": str(tuned.folder.name)}, indent=1).encode())
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return tuned
+
+
+def _claim(folder: Path, described: list[Any]) -> None:
+    """Make sure that what a folder holds came of the same model, data and settings, or begin with it."""
+    identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    path = folder / "tuning.json"
+    if not path.exists():
+        with writing(path) as file:
+            file.write(json.dumps({"identity": identity}).encode())
+    elif json.loads(path.read_text(encoding="utf-8"))["identity"] != identity:
+        raise StorageError(f"{folder}: holds a tuning of another model, data or settings; fix: give another folder, or remove it")
 
 
 def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: Path, config: TuneConfig, template: str) -> Tuned:
@@ -268,6 +282,8 @@ def _tokenised(model: SentenceTransformer, texts: Sequence[str], prompt: str) ->
     for start in range(0, len(texts), 256):
         some = list(texts[start : start + 256])
         whole = model.preprocess(some, prompt=prompt or None)
+        if "attention_mask" not in whole:
+            raise ModelError(f"a {type(model[0]).__name__} cannot be tuned; expected a model that begins with a transformer")
         mask = whole["attention_mask"].bool()
         for row in range(len(some)):
             features.append(
@@ -411,6 +427,8 @@ def _save(model: SentenceTransformer, target: Path) -> None:
     temporary = target.with_name(f".{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(str(temporary), create_model_card=False)
+    for weights in temporary.rglob("*.safetensors"):
+        weights.chmod((temporary / "modules.json").stat().st_mode)  # the library lets nobody else read them
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
 
