@@ -1,6 +1,6 @@
 import numpy as np
 
-from embedfit.check import check_dataset, check_truncation
+from embedfit.check import check_dataset, check_truncation, warnings
 from embedfit.data import Dataset, Document, Query
 from embedfit.encode import Truncation
 
@@ -38,6 +38,14 @@ def test_the_same_text_with_different_labels_is_a_conflict():
 
 def test_the_same_text_with_the_same_labels_is_no_conflict():
     assert found(data_of({**CLEAN, "q5": ("LUNCH", ["food"])}), "conflict") == []
+
+
+def test_many_warnings_of_one_kind_are_cut_short_where_they_are_not_the_point():
+    data = data_of({f"q{number}": (f"text {number // 2}", ["ab"[number % 2]]) for number in range(10)})
+    assert len(found(data, "conflict")) == 5
+    lines = warnings(check_dataset(data))
+    assert len(lines) == 4
+    assert lines[-1] == "... and 2 more of the kind 'conflict'; 'embedfit check' lists them"
 
 
 def test_documents_that_say_the_same_are_copies():

@@ -62,9 +62,13 @@ def test_truncation_is_counted_in_tokens(tiny_model):
     assert Truncation(np.zeros(0, np.int64), 5).share_lost == 0
 
 
-def test_a_text_of_100_000_characters_is_encoded(tiny_model):
-    vectors = LocalEncoder(tiny_model).encode(["word " * 20_000, "word"], "query")
+def test_a_text_of_100_000_characters_is_encoded_and_warned_of_once(tiny_model, capsys):
+    encoder = LocalEncoder(tiny_model)
+    vectors = encoder.encode(["word " * 20_000, "word"], "query")
     assert np.isfinite(vectors).all()
+    assert capsys.readouterr().err.startswith("Warning: 1 of 2 query texts are longer than the 256 tokens the model reads: 98.7% of")
+    encoder.encode(["word " * 20_000], "query")
+    assert capsys.readouterr().err == ""
 
 
 def test_the_fingerprint_changes_with_weights_prompt_pooling_and_precision(tiny_model, tmp_path):

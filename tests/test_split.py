@@ -192,3 +192,12 @@ def test_any_split_is_whole_disjoint_and_free_of_leaks(rows, test, dev, seed, gr
 def parts_of(split, data, wanted):
     """Return in how many parts a wanted query stands."""
     return sum(any(wanted(data.queries[id]) for id in part) for part in (split.train, split.dev, split.test))
+
+
+def test_the_dev_part_grows_no_further_than_is_needed_to_choose_an_epoch():
+    queries = {f"q{i}": Query(f"q{i}", f"text {i}") for i in range(8000)}
+    data = Dataset(queries, {"a": Document("a", "a"), "b": Document("b", "b")}, {id: {"ab"[i % 2]: 1} for i, id in enumerate(queries)})
+    found = split_dataset(data, test=0.2, dev=0.1)
+    assert len(found.dev) == 500
+    assert len(found.train) == 8000 - 1600 - 500
+    assert {len(fold.dev) for fold in split_folds(data, 2)} == {400}

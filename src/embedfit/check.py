@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -56,12 +57,21 @@ def check_truncation(dataset: Dataset, encoder: ModelEncoder, template: str) -> 
         found = encoder.truncation(texts[kind], kind)
         cut = tuple(id for id, is_cut in zip(ids[kind], found.cut, strict=True) if is_cut)
         if cut:
-            message = (
-                f"{len(cut):,} of {len(texts[kind]):,} {kind} texts are longer than the {found.limit} tokens the model reads: "
-                f"{found.share_lost:.1%} of all their tokens are lost"
-            )
-            findings.append(Finding("warning", "truncated", message, cut))
+            findings.append(Finding("warning", "truncated", found.describe(kind), cut))
     return findings
+
+
+def warnings(findings: Iterable[Finding], each: int = 3) -> list[str]:
+    """Return the warnings' messages, of each kind the first few, and how many more there are."""
+    messages: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.level == "warning":
+            messages.setdefault(finding.kind, []).append(finding.message)
+    lines = []
+    for kind, said in messages.items():
+        more = len(said) - each
+        lines += said[:each] + ([f"... and {more:,} more of the kind '{kind}'; 'embedfit check' lists them"] if more > 0 else [])
+    return lines
 
 
 def _conflicts(dataset: Dataset) -> list[Finding]:

@@ -281,12 +281,12 @@ def _show(result: Result, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({**result.comparison.to_dict(), "folder": str(result.folder), "reused": result.reused}))
         return
+    from embedfit.check import warnings
     from embedfit.report import terminal_table
 
     console = _stdout()
-    for finding in result.findings:
-        if finding.level == "warning":
-            console.print(f"[yellow]Warning:[/] {_escaped(finding.message)}")
+    for warning in warnings(result.findings):
+        console.print(f"[yellow]Warning:[/] {_escaped(warning)}", highlight=False, soft_wrap=True)
     console.print()
     console.print(terminal_table(result.comparison, result.others))
     console.print()

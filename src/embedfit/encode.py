@@ -60,15 +60,25 @@ class ModelEncoder:
         model: Loaded; it may be in the middle of its training.
         prompts: Put before each query and each document.
         bf16: Whether to run matrix products in bfloat16, under autocast.
+        warns: Whether to say, once for each kind of text, that some are longer than the model reads.
     """
 
-    def __init__(self, model: SentenceTransformer, prompts: dict[Kind, str], *, bf16: bool) -> None:
+    def __init__(self, model: SentenceTransformer, prompts: dict[Kind, str], *, bf16: bool, warns: bool = True) -> None:
         self.model, self.prompts, self.bf16 = model, prompts, bf16
+        self._to_warn_of: set[Kind] = {"query", "document"} if warns else set()
 
     def truncation(self, texts: Sequence[str], kind: Kind) -> Truncation:
         """Return how much of some texts the model does not read."""
         counts = self._token_counts(texts, kind)
         return Truncation(counts, self.model.max_seq_length or int(counts.max(initial=0)))
+
+    def _lengths(self, texts: Sequence[str], kind: Kind) -> npt.NDArray[np.int64]:
+        """Return the tokens that the model will read of each text, and warn of texts that it will not read whole."""
+        found = self.truncation(texts, kind)
+        if found.cut.any() and kind in self._to_warn_of:
+            self._to_warn_of.remove(kind)
+            console.note(f"Warning: {found.describe(kind)}")
+        return np.minimum(found.counts, found.limit)
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions).
@@ -81,7 +91,7 @@ class ModelEncoder:
         if not texts:
             return np.zeros((0, self.model.get_embedding_dimension() or 0), np.float32)
         prompt, device = self.prompts[kind] or None, self.model.device
-        lengths = np.minimum(self._token_counts(texts, kind), self.model.max_seq_length or 2**30)
+        lengths = self._lengths(texts, kind)
         vectors: Vectors | None = None
         self.model.eval()
         with torch.inference_mode(), autocast(device.type, self.bf16), console.progress(f"encoding {kind} texts", len(texts)) as done:
@@ -131,6 +141,13 @@ class Truncation:
     def share_lost(self) -> float:
         """Tokens that are not read, of all tokens."""
         return float(np.maximum(self.counts - self.limit, 0).sum() / max(1, self.counts.sum()))
+
+    def describe(self, kind: Kind) -> str:
+        """Return one line on it."""
+        return (
+            f"{self.cut.sum():,} of {len(self.counts):,} {kind} texts are longer than the {self.limit} tokens the model reads: "
+            f"{self.share_lost:.1%} of all their tokens are lost"
+        )
 
 
 class LocalEncoder:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedfit import console
-from embedfit.check import Finding, check_dataset, check_truncation
+from embedfit.check import Finding, check_dataset, check_truncation, warnings
 from embedfit.compare import Comparison, Difference, compare_scores
 from embedfit.config import Config, DataConfig, ModelConfig
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, load, writing
@@ -292,7 +292,7 @@ def _report(
             f"Every query is scored by a model that never saw it: {len(splits)} models, each on the fold that it was trained without. "
             f"The model in this directory was trained in the same way on all {len(dataset.judged):,} queries; these figures stand for it."
         )
-    notes += [finding.message for finding in findings if finding.level == "warning"]
+    notes += warnings(findings)
     first = splits[0]
     parts = f"{len(first.train):,} train / {len(first.dev):,} dev / {len(first.test):,} test queries"
     settings = config.tune

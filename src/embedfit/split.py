@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from embedfit.data import Dataset, normalised
 from embedfit.errors import ConfigError, DataError, did_you_mean
 
+_DEV_AT_MOST = 500
+
 
 @dataclass(frozen=True)
 class Split:
@@ -33,7 +35,7 @@ def split_dataset(dataset: Dataset, *, test: float = 0.2, dev: float = 0.1, seed
     Args:
         dataset: With at least one judged query for each part.
         test: Share of all queries for the test part.
-        dev: Share of the queries that are not test for the dev part; 0 for none.
+        dev: Share of the queries that are not test for the dev part, which is at most 500 queries; 0 for none.
         seed: Another seed, another split.
         group_by: A metadata field; queries with the same value stay together.
 
@@ -49,7 +51,7 @@ def split_dataset(dataset: Dataset, *, test: float = 0.2, dev: float = 0.1, seed
         assigned.update(official[part])
     rest = official["train"] or tuple(id for id in dataset.judged if id not in assigned)
     test_ids, rest = _official_or_dealt(official["test"], dataset, rest, test, seed, group_by)
-    dev_ids, train_ids = _official_or_dealt(official["dev"], dataset, rest, dev, seed + 1, group_by)
+    dev_ids, train_ids = _official_or_dealt(official["dev"], dataset, rest, _dev_share(dev, len(rest)), seed + 1, group_by)
     return _whole(Split(train_ids, dev_ids, test_ids), dev)
 
 
@@ -69,9 +71,14 @@ def split_folds(dataset: Dataset, k: int, *, dev: float = 0.1, seed: int = 0, gr
     for fold in range(k):
         test = tuple(id for position, group in enumerate(groups) if position % k == fold for id in group)
         rest = tuple(id for position, group in enumerate(groups) if position % k != fold for id in group)
-        dev_ids, train = _dealt(_stratified(dataset, rest, seed + 1, group_by), dev)
+        dev_ids, train = _dealt(_stratified(dataset, rest, seed + 1, group_by), _dev_share(dev, len(rest)))
         splits.append(_whole(Split(train, dev_ids, test), dev))
     return splits
+
+
+def _dev_share(share: float, queries: int) -> float:
+    """Return the share for the dev part: choosing an epoch needs no more than some hundred queries, and training does."""
+    return min(share, _DEV_AT_MOST / max(1, queries))
 
 
 def _official_or_dealt(

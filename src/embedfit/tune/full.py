@@ -166,7 +166,7 @@ def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: P
     )
     steps = -(-len(queries) // config.batch_size) * config.epochs
     with console.progress("tuning", steps) as advance:
-        judge = _Dev(ModelEncoder(model, encoder.prompts, bf16=bf16), dev, template, config.seed) if dev else None
+        judge = _Dev(ModelEncoder(model, encoder.prompts, bf16=bf16, warns=False), dev, template, config.seed) if dev else None
         clock = _Clock(collator, judge, advance)
         trainer = _Trainer(
             model=model,
