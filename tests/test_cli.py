@@ -102,9 +102,12 @@ def test_tune_and_compare_do_their_stage_alone(project, said, tmp_path, tiny_mod
     code, out, _ = said("tune", project, "--output", tmp_path / "tuned")
     assert code == 0
     assert (tmp_path / "tuned" / "model" / "model.safetensors").exists()
-    code, out, _ = said("compare", project, tiny_model, tmp_path / "tuned" / "model", "--part", "all")
+    code, out, err = said("compare", project, tiny_model, tmp_path / "tuned" / "model", "--part", "all")
     assert code == 0
-    assert "on 20 held-out queries" in out
+    assert "on 20 queries" in out
+    assert f"{tmp_path / 'tuned' / 'model'} was trained on 16 of these 20 queries" in err
+    code, out, err = said("compare", project, tiny_model, tmp_path / "tuned" / "model")
+    assert "was trained on" not in err
     code, out, _ = said("compare", project, tiny_model, tiny_model, "--json")
     assert json.loads(out)["verdict"] == "no difference shown"
 
@@ -136,6 +139,14 @@ def test_check_lists_every_bad_row_and_goes_on(tmp_path, said):
     assert code == 2
     assert "8 labelled queries, 2 documents" in out
     assert "bad.jsonl:7: is not JSON" in out
+
+
+def test_check_lists_the_rows_when_all_of_them_are_bad(tmp_path, said):
+    (tmp_path / "rows.csv").write_text("query,answer\na,x\nb,y\n")
+    (tmp_path / "embedfit.toml").write_text('[data]\nqueries = "rows.csv"\n[model]\nname = "all-MiniLM-L6-v2"\n')
+    code, out, _ = said("check", tmp_path / "embedfit.toml")
+    assert code == 2
+    assert out.count("key 'expected' is missing") == 2
 
 
 def test_debug_shows_where_an_error_comes_from(tmp_path):

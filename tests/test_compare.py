@@ -124,8 +124,9 @@ def test_swapping_the_models_turns_the_verdict_round():
 
 
 def test_the_verdict_is_about_the_metric_asked_for():
-    base = Scores("base", ("a", "b"), {"recall@1": np.array([0.0, 0.0]), "mrr@10": np.array([0.5, 0.5])}, np.array([2, 2]))
-    tuned = Scores("tuned", ("a", "b"), {"recall@1": np.array([1.0, 1.0]), "mrr@10": np.array([0.5, 0.5])}, np.array([1, 1]))
+    ids, half = tuple("abcdefgh"), np.full(8, 0.5)
+    base = Scores("base", ids, {"recall@1": np.zeros(8), "mrr@10": half}, np.full(8, 2))
+    tuned = Scores("tuned", ids, {"recall@1": np.ones(8), "mrr@10": half}, np.full(8, 1))
     assert compare_scores(base, tuned, metric="recall@1").verdict == "better"
     assert compare_scores(base, tuned, metric="mrr@10").verdict == "no difference shown"
     with pytest.raises(EmbedfitError, match="metric 'ndcg@10' was not measured; expected one of recall@1, mrr@10"):
@@ -146,21 +147,19 @@ def test_scores_of_other_queries_or_metrics_are_refused(other):
     ("base", "tuned", "sentence"),
     [
         (
-            [0.25] * 3,
-            [0.5] * 3,
-            "Better: MRR@10 rose from 0.250 to 0.500 (+0.250, 95% interval +0.250 to +0.250) on 3 held-out queries: "
-            "3 better, 0 the same, 0 worse.",
+            [0.25] * 9,
+            [0.5] * 9,
+            "Better: MRR@10 rose from 0.250 to 0.500 (+0.250, 95% interval +0.250 to +0.250) on 9 queries: 9 better, 0 the same, 0 worse.",
         ),
         (
-            [0.5] * 2,
-            [0.25] * 2,
-            "Worse: MRR@10 fell from 0.500 to 0.250 (-0.250, 95% interval -0.250 to -0.250) on 2 held-out queries: "
-            "0 better, 0 the same, 2 worse.",
+            [0.5] * 9,
+            [0.25] * 9,
+            "Worse: MRR@10 fell from 0.500 to 0.250 (-0.250, 95% interval -0.250 to -0.250) on 9 queries: 0 better, 0 the same, 9 worse.",
         ),
         (
             [0.5] * 1_000,
             [0.5] * 1_000,
-            "No difference shown: MRR@10 is 0.500 before and 0.500 after (+0.000, 95% interval +0.000 to +0.000) on 1,000 held-out "
+            "No difference shown: MRR@10 is 0.500 before and 0.500 after (+0.000, 95% interval +0.000 to +0.000) on 1,000 "
             "queries: 0 better, 1,000 the same, 0 worse.",
         ),
     ],
@@ -199,3 +198,12 @@ def test_a_gap_that_is_the_same_for_every_query_can_be_plotted():
 )
 def test_metrics_are_written_as_people_write_them(name, label):
     assert metric_label(name) == label
+
+
+def test_a_single_query_shows_nothing_however_large_its_gap():
+    def scores(value):
+        return Scores("m", ("q",), {"mrr@10": np.array([value])}, np.array([1]))
+
+    found = compare_scores(scores(0.1), scores(1.0))
+    assert found["mrr@10"].low > 0  # a bootstrap of one has no width
+    assert found.verdict == "no difference shown"

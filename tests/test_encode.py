@@ -188,3 +188,51 @@ def test_precision_is_what_was_asked_for_and_auto_is_remembered(tmp_path, monkey
     assert use_bf16("auto", "cpu") == first
     with pytest.raises(ConfigError, match="fp16"):
         use_bf16("fp16", "cpu")
+
+
+def test_a_checkpoint_in_half_precision_is_computed_in_single(tiny_model, tmp_path):
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(tiny_model)).to(torch.bfloat16)
+    model.save_pretrained(str(tmp_path / "half"), create_model_card=False)
+    loaded = LocalEncoder(tmp_path / "half", precision="fp32").loaded.model
+    assert {value.dtype for value in loaded.parameters()} == {torch.float32}
+
+
+def test_vectors_of_another_type_are_kept_as_float32(tmp_path):
+    class Doubles:
+        name = fingerprint = "doubles"
+
+        def encode(self, texts, kind):
+            return np.eye(4)[: len(texts)]
+
+    found = CachedEncoder(Doubles(), tmp_path).encode(["a", "b"], "query")
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, CachedEncoder(Doubles(), tmp_path).encode(["a", "b"], "query"))
+    assert sorted(found.sum(axis=1)) == [1, 1]
+
+
+def test_a_killed_process_loses_one_slice_at_most(word_encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr("embedfit.encode._SLICE", 2)
+
+    class Fails:
+        name = fingerprint = "words"
+        calls = 0
+
+        def encode(self, texts, kind):
+            Fails.calls += 1
+            if Fails.calls == 2:
+                raise KeyboardInterrupt
+            return word_encoder.encode(texts, kind)
+
+    with pytest.raises(KeyboardInterrupt):
+        CachedEncoder(Fails(), tmp_path).encode(["a", "b", "c"], "query")
+    again = CachedEncoder(Fails(), tmp_path)
+    again.encode(["a", "b", "c"], "query")
+    assert again.misses == 1
+
+
+def test_a_folder_named_checkpoint_is_a_model_too(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "checkpoint-500")
+    assert model_folder(str(tmp_path / "checkpoint-500")) == tmp_path / "checkpoint-500"

@@ -11,7 +11,7 @@ import pytest
 from embedfit import pipeline
 from embedfit.config import make_config
 from embedfit.encode import LocalEncoder
-from embedfit.errors import DataError, ModelError, StorageError
+from embedfit.errors import ConfigError, DataError, ModelError, StorageError
 from embedfit.samples import TRANSACTIONS
 
 # A part of the transactions and a one-layer model: the whole way in seconds.
@@ -180,3 +180,17 @@ def test_richer_documents_move_recall_of_the_bundled_model(transactions):
 def test_an_unfinished_run_directory_is_not_read(tmp_path):
     with pytest.raises(DataError, match="not a finished run directory"):
         pipeline.read_result(tmp_path)
+
+
+def test_settings_that_would_be_ignored_are_refused(tmp_path):
+    (tmp_path / "beir").mkdir()
+    with pytest.raises(ConfigError, match=r"query_template needs data\.record"):
+        pipeline.read(make_config({"data": {"queries": "a.csv", "query_template": "{a}"}}).data)
+    with pytest.raises(ConfigError, match="has its own documents"):
+        pipeline.read(make_config({"data": {"queries": str(tmp_path / "beir"), "documents": "d.jsonl"}}).data)
+
+
+def test_a_models_folder_is_relative_to_the_file_like_all_paths(tmp_path):
+    (tmp_path / "mine").mkdir()
+    config = make_config({"data": {"queries": "a.csv"}, "model": {"name": "mine"}}, folder=tmp_path)
+    assert config.model.name == str(tmp_path / "mine")

@@ -201,3 +201,17 @@ def test_the_dev_part_grows_no_further_than_is_needed_to_choose_an_epoch():
     assert len(found.dev) == 500
     assert len(found.train) == 8000 - 1600 - 500
     assert {len(fold.dev) for fold in split_folds(data, 2)} == {400}
+
+
+def test_queries_of_no_part_are_learned_from_beside_official_ones():
+    rows = [(f"text {number}", "ab"[number % 2]) for number in range(100)]
+    data = labelled(rows, parts={"train": tuple(f"q{number}" for number in range(20))})
+    assert sorted(everything(split_dataset(data))) == sorted(data.queries)
+
+
+def test_no_dev_part_is_no_dev_part_even_where_there_is_an_official_one():
+    rows = [(f"text {number}", "ab"[number % 2]) for number in range(10)]
+    data = labelled(rows, parts={"train": ("q0", "q1", "q2"), "dev": ("q3", "q4"), "test": ("q5", "q6")})
+    found = split_dataset(data, dev=0)
+    assert found.dev == ()
+    assert set(found.test) == {"q5", "q6"}

@@ -255,7 +255,9 @@ def test_batch_candidates_train_too(tiny_model, parts, tmp_path):
 
 def test_prompts_are_trained_with_and_saved(tiny_model, parts, tmp_path):
     tuned = tune_model(LocalEncoder(tiny_model, query_prompt="spend: "), *parts, tmp_path, TuneConfig(epochs=1, batch_size=16))
-    assert LocalEncoder(tuned.folder).prompts["query"] == "spend: "
+    assert LocalEncoder(tuned.folder).prompts == {"query": "spend: ", "document": ""}
+    back = tune_model(LocalEncoder(tuned.folder, query_prompt=""), *parts, tmp_path / "back", TuneConfig(epochs=1, batch_size=16))
+    assert back.encoder.prompts["query"] == ""
     plain = tune_model(LocalEncoder(tiny_model), *parts, tmp_path / "plain", TuneConfig(epochs=1, batch_size=16))
     assert weights(plain) != weights(tuned)
 
@@ -264,6 +266,34 @@ def test_data_of_one_label_is_refused(tiny_model, parts, tmp_path):
     only = next(iter(parts[0].queries))
     with pytest.raises(DataError, match="have the one answer"):
         tune_model(LocalEncoder(tiny_model), parts[0].select([only]), None, tmp_path, SETTINGS)
+
+
+def test_unjudged_queries_take_no_part(unbroken, tiny_model, parts, tmp_path):
+    train, dev = parts
+    more = Dataset({**train.queries, "odd": Query("odd", "judged by nobody")}, train.corpus, train.qrels)
+    again = tune_model(LocalEncoder(tiny_model), more, dev, tmp_path / "more", SETTINGS)
+    assert weights(again) == weights(unbroken)
+    settings = TuneConfig(epochs=1, batch_size=16)
+    assert "mrr@10" not in tune_model(LocalEncoder(tiny_model), train, dev.select([]), tmp_path / "none", settings).history[0]
+
+
+def test_killed_after_it_had_stopped_early_it_does_not_train_on(tiny_model, parts, tmp_path, monkeypatch):
+    # Every epoch but the first is called clearly worse, so patience ends the training after two of four.
+    monkeypatch.setattr("embedfit.tune.full.clearly_worse", lambda now, before: True)
+    settings = TuneConfig(epochs=4, batch_size=16, patience=1)
+    whole = tune_model(LocalEncoder(tiny_model), *parts, tmp_path / "whole", settings)
+    assert (len(whole.history), whole.epoch) == (2, 1)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("embedfit.tune.full._save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tune_model(LocalEncoder(tiny_model), *parts, tmp_path / "killed", settings)
+    again = tune_model(LocalEncoder(tiny_model), *parts, tmp_path / "killed", settings)
+    assert weights(again) == weights(whole)
+    assert (again.history, again.epoch, again.tokens) == (whole.history, whole.epoch, whole.tokens)
 
 
 def test_a_folder_with_another_tuning_is_not_taken_for_this_one(unbroken, tiny_model, parts):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from embedfit.config import Config
+    from embedfit.data import Dataset
+    from embedfit.encode import LocalEncoder
     from embedfit.errors import EmbedfitError
     from embedfit.pipeline import Result
 
@@ -85,10 +87,11 @@ def check(config: ConfigPath, as_json: AsJson = False) -> None:
     settings = read_config(config)
     bad: list[DataError] = []
     dataset = pipeline.read(settings.data, bad)
-    dataset.document_texts(settings.data.document_template)
     findings = check_dataset(dataset) if dataset.judged else []
     skipped = ""
     try:
+        if not dataset.corpus:
+            raise ModelError("there are no documents")
         findings += check_truncation(dataset, pipeline.encoder(settings.model).loaded, settings.data.document_template)
     except ModelError as error:
         skipped = f"truncation was not looked at: {error}"
@@ -133,9 +136,11 @@ def evaluate(
 
     settings = read_config(config)
     dataset = pipeline.read(settings.data)
-    encoders = [pipeline.encoder(settings.model, name) for name in model or [settings.model.name]]
+    encoders = [pipeline.encoder(settings.model, name) for name in dict.fromkeys(model or [settings.model.name])]
+    dataset = dataset.select(_part(settings, dataset, part))
+    _warn_of_seen(encoders, dataset)
     frame = pipeline.evaluate(
-        dataset.select(_part(settings, dataset, part)),
+        dataset,
         encoders,
         templates=document or [settings.data.document_template],
         ks=k or settings.evaluate.k,
@@ -204,7 +209,9 @@ def compare(
     dataset = pipeline.read(settings.data)
     dataset = dataset.select(_part(settings, dataset, part))
     ks, template = settings.evaluate.k, settings.data.document_template
-    base, tuned = [pipeline.measure(pipeline.encoder(settings.model, name), dataset, template=template, ks=ks) for name in (first, second)]
+    encoders = [pipeline.encoder(settings.model, name) for name in (first, second)]
+    _warn_of_seen(encoders, dataset)
+    base, tuned = [pipeline.measure(encoder, dataset, template=template, ks=ks) for encoder in encoders]
     comparison = compare_scores(base, tuned, metric=settings.evaluate.metric, seed=settings.split.seed)
     if as_json:
         typer.echo(json.dumps(comparison.to_dict()))
@@ -263,7 +270,7 @@ def _run(settings: Config) -> Result:
     return pipeline.run(settings)
 
 
-def _part(settings: Config, dataset: Any, part: str) -> tuple[str, ...]:
+def _part(settings: Config, dataset: Dataset, part: str) -> tuple[str, ...]:
     from embedfit.errors import ConfigError
     from embedfit.split import split_dataset
 
@@ -275,6 +282,16 @@ def _part(settings: Config, dataset: Any, part: str) -> tuple[str, ...]:
     found = split_dataset(dataset, test=said.test, dev=said.dev, seed=said.seed, group_by=said.group_by)
     ids: tuple[str, ...] = getattr(found, part)
     return ids
+
+
+def _warn_of_seen(encoders: Sequence[LocalEncoder], dataset: Dataset) -> None:
+    from embedfit import console, pipeline
+
+    for encoder in encoders:
+        seen = pipeline.seen_in_training(encoder, dataset)
+        if seen:
+            total = len(dataset.queries)
+            console.note(f"Warning: {encoder.name} was trained on {seen:,} of these {total:,} queries; its figures here are too good")
 
 
 def _show(result: Result, as_json: bool) -> None:

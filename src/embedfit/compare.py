@@ -54,10 +54,13 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """Better or worse only if the interval leaves zero out."""
-        if self.low > 0:
+        """Better or worse only if the interval leaves zero out, and the p-value is under 0.05.
+
+        The second matters with a handful of queries, where a bootstrap of equal gaps has no width at all.
+        """
+        if self.p < 0.05 and self.low > 0:
             return "better"
-        return "worse" if self.high < 0 else "no difference shown"
+        return "worse" if self.p < 0.05 and self.high < 0 else "no difference shown"
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,14 @@ class Comparison:
         tuned: Scores of the second.
         differences: One per metric and k.
         metric: The one that the verdict is about.
+        held_out: Whether it is known that no query was trained on.
     """
 
     base: Scores
     tuned: Scores
     differences: tuple[Difference, ...]
     metric: str
+    held_out: bool = False
 
     def __getitem__(self, metric: str) -> Difference:
         return next(difference for difference in self.differences if difference.metric == metric)
@@ -95,8 +100,13 @@ class Comparison:
         }[found.verdict].format(metric=metric_label(found.metric), base=found.base, tuned=found.tuned)
         return (
             f"{said} ({found.difference:+.3f}, 95% interval {found.low:+.3f} to {found.high:+.3f}) on "
-            f"{len(self.base.query_ids):,} held-out queries: {found.wins:,} better, {found.ties:,} the same, {found.losses:,} worse."
+            f"{self.queries}: {found.wins:,} better, {found.ties:,} the same, {found.losses:,} worse."
         )
+
+    @property
+    def queries(self) -> str:
+        """How many queries, and whether they were held out."""
+        return f"{len(self.base.query_ids):,}{' held-out' if self.held_out else ''} queries"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the per-query values, as comparison.json holds it."""
@@ -151,7 +161,7 @@ class Comparison:
             axes.text(place + 0.2, after / 2, f"{after:.2f}", ha="center", va="center", fontsize=9, color="white")
         axes.set_xticks(places, [found.metric for found in recalls])
         axes.set_ylim(0, 1.05)
-        axes.set_title(f"{len(self.base.query_ids):,} held-out queries; whisker: 95% interval of the difference", fontsize=10)
+        axes.set_title(f"{self.queries}; whisker: 95% interval of the difference", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
         return figure
@@ -161,7 +171,7 @@ class Comparison:
         return f"<p>{self.sentence}</p>{self.to_frame()[columns].to_html(index=False, float_format='{:.3f}'.format)}"
 
 
-def compare_scores(base: Scores, tuned: Scores, *, metric: str = "mrr@10", seed: int = 0) -> Comparison:
+def compare_scores(base: Scores, tuned: Scores, *, metric: str = "mrr@10", seed: int = 0, held_out: bool = False) -> Comparison:
     """Compare two models query by query.
 
     Args:
@@ -169,6 +179,7 @@ def compare_scores(base: Scores, tuned: Scores, *, metric: str = "mrr@10", seed:
         tuned: Scores of the second, on the same queries with the same metrics.
         metric: The one that the verdict is about.
         seed: Of the bootstrap and the randomisation test.
+        held_out: Whether no query was trained on, which the sentence then says.
 
     Raises:
         EmbedfitError: The queries or the metrics differ, or ``metric`` is not among them.
@@ -204,6 +215,7 @@ def compare_scores(base: Scores, tuned: Scores, *, metric: str = "mrr@10", seed:
             for column, name in enumerate(names)
         ),
         metric,
+        held_out,
     )
 
 

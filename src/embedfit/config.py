@@ -125,7 +125,10 @@ def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = P
         path if path is None or path.startswith("hub:") else str(folder / path) for path in (data.queries, data.documents)
     )
     data = data.model_copy(update={"queries": queries, "documents": documents, "record": record})
-    return config.model_copy(update={"data": data, "output": str(folder / config.output)})
+    model = config.model
+    if (folder / model.name).is_dir():
+        model = model.model_copy(update={"name": str(folder / model.name)})
+    return config.model_copy(update={"data": data, "model": model, "output": str(folder / config.output)})
 
 
 def json_schema() -> str:

@@ -132,6 +132,11 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def text_key(text: str) -> str:
+    """Return a short hash of a normalised text: what a tuned model remembers of the queries it was trained on."""
+    return hashlib.blake2b(normalised(text).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
 # Reading
 
 
@@ -529,7 +534,11 @@ def write_beir(dataset: Dataset, folder: str | Path) -> Path:
             file.write(_json(_beir_row(query.id, query.text, query.metadata)) + b"\n")
     in_parts = {id for ids in dataset.parts.values() for id in ids}
     rest = tuple(id for id in dataset.qrels if id not in in_parts)
-    for part, ids in {**dataset.parts, **({"rest" if dataset.parts else "all": rest} if rest else {})}.items():
+    parts = {**dataset.parts, **({"rest" if dataset.parts else "all": rest} if rest else {})}
+    for path in (folder / "qrels").glob("*.tsv"):
+        if path.stem not in parts:
+            path.unlink()  # of another data set that was written here, and would be read as a part of this one
+    for part, ids in parts.items():
         with writing(folder / "qrels" / f"{part}.tsv") as file:
             file.write(b"query-id\tcorpus-id\tscore\n")
             for id in ids:

@@ -185,8 +185,10 @@ class LocalEncoder:
         """A hash of weights, tokenizer, pooling, prompts and precision, and of the library that applies them."""
         files = {*weights_of(self.folder), *(path for end in ("json", "txt", "model") for path in self.folder.rglob(f"*.{end}"))}
         described = [[str(path.relative_to(self.folder)), file_sha256(path)] for path in sorted(files)]
-        described.append(["sentence-transformers", version("sentence-transformers")])
-        return hashlib.sha256(json.dumps([described, self.prompts, self.precision]).encode()).hexdigest()
+        libraries = [version(name) for name in ("sentence-transformers", "transformers", "torch")]
+        # What "auto" becomes depends on the device and the processor; asking torch for it would take seconds.
+        where = [_processor(), Path("/dev/nvidia0").exists(), os.environ.get("CUDA_VISIBLE_DEVICES")]
+        return hashlib.sha256(json.dumps([described, libraries, where, self.prompts, self.precision]).encode()).hexdigest()
 
     @cached_property
     def loaded(self) -> ModelEncoder:
@@ -213,12 +215,18 @@ def load_model(folder: Path, prompts: dict[Kind, str] | None = None) -> Sentence
 
     quiet_libraries()
     try:
-        model = SentenceTransformer(str(folder), trust_remote_code=False, local_files_only=True, model_kwargs={"use_safetensors": True})
+        model = SentenceTransformer(
+            str(folder), trust_remote_code=False, local_files_only=True, model_kwargs={"use_safetensors": True, "dtype": "float32"}
+        )
     except Exception as error:  # the library raises whatever its parts raise
         raise ModelError(f"model folder {folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     for kind, prompt in (prompts or {}).items():
-        if prompt:
-            model.prompts[kind] = prompt
+        for alias in _PROMPT_NAMES[kind]:
+            model.prompts.pop(alias, None)
+            if model.default_prompt_name == alias:
+                model.default_prompt_name = None
+        # An empty one too, so that the saved model gives anybody the vectors that were measured.
+        model.prompts[kind] = prompt
     return model
 
 
@@ -320,6 +328,10 @@ def _first(prompts: dict[str, str], kind: Kind) -> str:
     return next((prompts[name] for name in _PROMPT_NAMES[kind] if prompts.get(name)), "")
 
 
+_SLICE = 8192
+"""Texts encoded between two writes to the cache."""
+
+
 class CachedEncoder:
     """An encoder that remembers every vector on disk, by fingerprint, kind and text.
 
@@ -350,11 +362,14 @@ class CachedEncoder:
                 known = _read(database, keys)
                 missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
                 self.misses += len(missing)
-                if missing or not texts:
-                    vectors = self.encoder.encode(list(missing.values()), kind)
-                    if not texts:
-                        return vectors
-                    rows = [(key, vector.tobytes()) for key, vector in zip(missing, vectors, strict=True)]
+                if not texts:
+                    return self.encoder.encode(texts, kind)
+                # In slices, longest first, so that a killed process loses one slice and padding stays small.
+                todo = sorted(missing, key=lambda key: -len(missing[key]))
+                for start in range(0, len(todo), _SLICE):
+                    some = todo[start : start + _SLICE]
+                    vectors = np.asarray(self.encoder.encode([missing[key] for key in some], kind), np.float32)
+                    rows = [(key, vector.tobytes()) for key, vector in zip(some, vectors, strict=True)]
                     with database:
                         database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
                     known.update(rows)

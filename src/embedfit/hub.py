@@ -41,7 +41,10 @@ def model_folder(name: str) -> Path:
 
     try:
         # What is here already is used as it is: a run must not change because the Hub did.
-        return _with_weights(Path(huggingface_hub.snapshot_download(name, allow_patterns=_NEEDED, local_files_only=True)))
+        here = Path(huggingface_hub.snapshot_download(name, allow_patterns=_NEEDED, ignore_patterns=_NOT_NEEDED, local_files_only=True))
+        # Without modules.json it may be half a model that another library left: its pooling would be guessed.
+        if (here / "modules.json").exists():
+            return _with_weights(here)
     except HFValidationError:
         raise ModelError(f"model {name!r} is neither a folder nor a Hub name like BAAI/bge-base-en-v1.5") from None
     except (LocalEntryNotFoundError, ModelError):
@@ -89,7 +92,9 @@ def check_reachable(what: str, seconds: float = 0.7) -> None:
 
 def weights_of(folder: Path) -> list[Path]:
     """Return the safetensors files of a model folder, sorted."""
-    return sorted(path for path in folder.rglob("*.safetensors") if "checkpoint" not in path.parts[-2])
+    return sorted(
+        path for path in folder.rglob("*.safetensors") if not any("checkpoint" in part for part in path.relative_to(folder).parts[:-1])
+    )
 
 
 def file_sha256(path: Path) -> str:

@@ -22,9 +22,9 @@ from embedfit import console
 from embedfit.check import Finding, check_dataset, check_truncation, warnings
 from embedfit.compare import Comparison, Difference, compare_scores
 from embedfit.config import Config, DataConfig, ModelConfig
-from embedfit.data import DOCUMENT_TEMPLATE, Dataset, load, writing
+from embedfit.data import DOCUMENT_TEMPLATE, Dataset, load, text_key, writing
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
-from embedfit.errors import DataError, ModelError, StorageError
+from embedfit.errors import ConfigError, DataError, ModelError, StorageError
 from embedfit.records import record_type
 from embedfit.report import Report, html, per_query
 from embedfit.retrieve import BM25Retriever, DenseRetriever, Run, joined
@@ -112,7 +112,7 @@ def run(config: Config) -> Result:
         base_scores = score_run(base_run, test.qrels, ks=config.evaluate.k, name=base.name)
         tuned, tuned_run, model = _tuned(config, dataset, splits, base, folder, depth)
         tuned_scores = score_run(tuned_run, test.qrels, ks=config.evaluate.k, name=f"{base.name}, tuned")
-        comparison = compare_scores(base_scores, tuned_scores, metric=config.evaluate.metric, seed=config.split.seed)
+        comparison = compare_scores(base_scores, tuned_scores, metric=config.evaluate.metric, seed=config.split.seed, held_out=True)
         check_parity(model, test.query_texts()[:64])
         manifest = {
             "embedfit": version("embedfit"),
@@ -140,6 +140,12 @@ def run(config: Config) -> Result:
 
 def read(config: DataConfig, problems: list[DataError] | None = None) -> Dataset:
     """Read the data set that a configuration names; see `load`."""
+    if config.query_template and not config.record:
+        raise ConfigError("data.query_template needs data.record: it is filled from a record's fields")
+    if Path(config.queries).is_dir() and (config.documents or config.record):
+        raise ConfigError(
+            f"data.queries is the folder {config.queries}, which has its own documents; fix: drop data.documents and data.record"
+        )
     record = record_type(config.record, template=config.query_template, label=config.label) if config.record else None
     return load(config.queries, config.documents, query=config.query, label=config.label, record=record, problems=problems)
 
@@ -181,6 +187,15 @@ def evaluate(dataset: Dataset, encoders: Sequence[Encoder], *, templates: Sequen
     return pd.concat(frames, ignore_index=True)
 
 
+def seen_in_training(model: LocalEncoder, dataset: Dataset) -> int:
+    """Return how many queries of a data set a model was tuned on or chosen by, as far as its folder tells."""
+    path = model.folder.parent / "tuning.json"
+    if not path.exists():
+        return 0
+    seen = set(json.loads(path.read_text(encoding="utf-8")).get("seen", ()))
+    return sum(text_key(query.text) in seen for query in dataset.queries.values())
+
+
 def check_parity(encoder: LocalEncoder, texts: Sequence[str]) -> None:
     """Make sure that a saved model, loaded by the library alone, gives the vectors that were measured.
 
@@ -191,7 +206,7 @@ def check_parity(encoder: LocalEncoder, texts: Sequence[str]) -> None:
 
     measured = CachedEncoder(encoder).encode(texts, "query")
     plain = SentenceTransformer(str(encoder.folder), local_files_only=True)
-    loaded = plain.encode(list(texts), prompt=encoder.prompts["query"] or None, normalize_embeddings=True, show_progress_bar=False)
+    loaded = plain.encode_query(list(texts), normalize_embeddings=True, show_progress_bar=False)
     similarity = (measured * loaded).sum(axis=1).min()
     # Measured in bfloat16, a vector is off by about one part in 250 (8 bits); in fp32 only the order of sums differs.
     tolerance = 5e-3 if encoder.loaded.bf16 else 1e-5
@@ -225,7 +240,7 @@ def read_result(folder: str | Path, *, reused: bool = True) -> Result:
         return Scores(name, ids, columns, queries[f"{prefix}rank"].to_numpy())
 
     differences = tuple(Difference(**{key: value for key, value in row.items() if key != "verdict"}) for row in said["differences"])
-    comparison = Comparison(scores("base_", said["base"]), scores("tuned_", said["tuned"]), differences, said["metric"])
+    comparison = Comparison(scores("base_", said["base"]), scores("tuned_", said["tuned"]), differences, said["metric"], held_out=True)
     others = tuple(scores(f"{name.lower()}_", name) for name in manifest["others"])
     findings = tuple(Finding(**{**row, "ids": tuple(row["ids"])}) for row in manifest["findings"])
     return Result(folder, comparison, others, findings, manifest, reused)
@@ -296,6 +311,7 @@ def _report(
     first = splits[0]
     parts = f"{len(first.train):,} train / {len(first.dev):,} dev / {len(first.test):,} test queries"
     settings = config.tune
+    trained = "all weights" if settings.train_embeddings else "all weights but the token embeddings"
     candidates = "all documents" if tuned[0].candidates == "all" else "the batch's documents and random ones"
     facts = {
         "Data": f"{len(dataset.judged):,} labelled queries, {len(dataset.corpus):,} documents ({Path(config.data.queries).name})",
@@ -303,7 +319,7 @@ def _report(
         "A document says": config.data.document_template,
         "Base model": f"{base.name} (fingerprint {base.fingerprint[:12]})",
         "Tuning": (
-            f"all weights; softmax over {candidates}, scale {settings.scale:g}, "
+            f"{trained}; softmax over {candidates}, scale {settings.scale:g}, "
             f"AdamW at {settings.learning_rate:g}, batch {settings.batch_size}, at most {settings.epochs} epochs; "
             f"kept: epoch {', '.join(str(one.epoch) for one in tuned)}"
         ),

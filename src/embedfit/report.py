@@ -123,9 +123,8 @@ def html(report: Report) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["label"] = metric_label
     comparison, queries = report.comparison, report.queries
-    changed = queries.assign(gain=1 / _depth(queries.tuned_rank) - 1 / _depth(queries.base_rank))
-    fixed = changed[(queries.base_rank != 1) & (queries.tuned_rank == 1)].sort_values("base_rank", ascending=False)
-    broken = changed[(queries.base_rank == 1) & (queries.tuned_rank != 1)].sort_values("tuned_rank", ascending=False)
+    fixed = queries[(queries.base_rank != 1) & (queries.tuned_rank == 1)].sort_values("base_rank", key=_not_found_last, ascending=False)
+    broken = queries[(queries.base_rank == 1) & (queries.tuned_rank != 1)].sort_values("tuned_rank", key=_not_found_last, ascending=False)
     return environment.from_string(source).render(
         report=report,
         comparison=comparison,
@@ -140,8 +139,8 @@ def html(report: Report) -> str:
     )
 
 
-def _depth(ranks: pd.Series) -> pd.Series:
-    """Return ranks, with "not found" as a large one."""
+def _not_found_last(ranks: pd.Series) -> pd.Series:
+    """Return ranks with 0, "not found", as the largest."""
     return ranks.where(ranks > 0, 10**6)
 
 

@@ -70,7 +70,7 @@ def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = KS, name: str = "")
     Args:
         run: Its queries must all have a relevant document.
         qrels: Query id -> {document id: grade}; a grade above 0 is relevant.
-        ks: Where to cut the ranking.
+        ks: Where to cut the ranking. A Run of fewer documents is scored as it is, as trec_eval does.
         name: Of the retriever, for tables.
 
     Raises:

@@ -49,8 +49,11 @@ def split_dataset(dataset: Dataset, *, test: float = 0.2, dev: float = 0.1, seed
     for part in ("test", "dev", "train"):  # what is in two of them is held out
         official[part] = tuple(id for id in dataset.parts.get(part, ()) if id in judged and id not in assigned)
         assigned.update(official[part])
-    rest = official["train"] or tuple(id for id in dataset.judged if id not in assigned)
+    # Queries of no part are there to be learned from, beside an official train part or without one.
+    rest = official["train"] + tuple(id for id in dataset.judged if id not in assigned)
     test_ids, rest = _official_or_dealt(official["test"], dataset, rest, test, seed, group_by)
+    if dev == 0:
+        return _whole(Split(rest, (), test_ids), dev)
     dev_ids, train_ids = _official_or_dealt(official["dev"], dataset, rest, _dev_share(dev, len(rest)), seed + 1, group_by)
     return _whole(Split(train_ids, dev_ids, test_ids), dev)
 

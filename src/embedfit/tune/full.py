@@ -1,4 +1,4 @@
-"""Fine-tuning of all weights, on sentence-transformers' own trainer."""
+"""Fine-tuning of the whole model, on sentence-transformers' own trainer."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ import torch
 from datasets import Dataset as Rows
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 
 from embedfit import console
 from embedfit.config import TuneConfig
-from embedfit.data import DOCUMENT_TEMPLATE, Dataset, writing
-from embedfit.encode import LocalEncoder, ModelEncoder, load_model, use_bf16
+from embedfit.data import DOCUMENT_TEMPLATE, Dataset, text_key, writing
+from embedfit.encode import LocalEncoder, ModelEncoder, Precision, load_model, use_bf16
 from embedfit.errors import DataError, ModelError, StorageError
 from embedfit.retrieve import DenseRetriever
 from embedfit.score import score_run
@@ -51,6 +51,7 @@ class Tuned:
         tokens: Tokens that went through the model in training, padding not counted.
         seconds: Spent training, this process and those before it that were interrupted.
         candidates: ``all`` or ``batch``.
+        precision: Of the encoder that was tuned.
     """
 
     folder: Path
@@ -59,11 +60,12 @@ class Tuned:
     tokens: int
     seconds: float
     candidates: str
+    precision: Precision
 
     @property
     def encoder(self) -> LocalEncoder:
         """The tuned model."""
-        return LocalEncoder(self.folder)
+        return LocalEncoder(self.folder, precision=self.precision)
 
 
 def tune_model(
@@ -93,7 +95,10 @@ def tune_model(
         StorageError: The folder cannot be written, holds another tuning, or the disk is full.
     """
     folder, config = Path(folder), config or TuneConfig()
-    _claim(folder, [encoder.fingerprint, train.digest(), dev.digest() if dev else None, template, config.model_dump()])
+    train = train.select(train.judged)
+    dev = dev.select(dev.judged) if dev and dev.judged else None
+    seen = sorted(text_key(query.text) for part in (train, dev) if part for query in part.queries.values())
+    _claim(folder, [encoder.fingerprint, train.digest(), dev.digest() if dev else None, template, config.model_dump()], seen)
     done = folder / "tuned.json"
     if done.exists():
         return _read(done)
@@ -117,13 +122,16 @@ def tune_model(
     return tuned
 
 
-def _claim(folder: Path, described: list[Any]) -> None:
-    """Make sure that what a folder holds came of the same model, data and settings, or begin with it."""
+def _claim(folder: Path, described: list[Any], seen: list[str]) -> None:
+    """Make sure that what a folder holds came of the same model, data and settings, or begin with it.
+
+    What is written also tells, later, which queries the model must not be measured on.
+    """
     identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     path = folder / "tuning.json"
     if not path.exists():
         with writing(path) as file:
-            file.write(json.dumps({"identity": identity}).encode())
+            file.write(json.dumps({"identity": identity, "seen": seen}).encode())
     elif json.loads(path.read_text(encoding="utf-8"))["identity"] != identity:
         raise StorageError(f"{folder}: holds a tuning of another model, data or settings; fix: give another folder, or remove it")
 
@@ -181,13 +189,27 @@ def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: P
         for callback in list(trainer.callback_handler.callbacks):
             if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
                 trainer.remove_callback(callback)
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        if resume and dev and _stopped_early(resume, config.patience):
+            # It had only to be saved. Called now, the trainer would run one epoch more before it asks whether to stop.
+            trainer.state = TrainerState.load_from_json(str(resume / "trainer_state.json"))
+            trainer._load_best_model()
+            clock.on_train_begin(arguments, trainer.state, None)
+        else:
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     history = _history(trainer.state.log_history)
     best = trainer.state.best_global_step
     epoch = round(best / (steps / config.epochs)) if dev and best else len(history)
     target = folder / "model"
     _save(model, target)
-    return Tuned(target, history, epoch, clock.tokens, round(clock.seconds, 3), "all" if isinstance(source, AllDocuments) else "batch")
+    return Tuned(
+        target,
+        history,
+        epoch,
+        clock.tokens,
+        round(clock.seconds, 3),
+        "all" if isinstance(source, AllDocuments) else "batch",
+        encoder.precision,
+    )
 
 
 def _prepare(model: SentenceTransformer, config: TuneConfig) -> None:
@@ -223,6 +245,13 @@ def last_checkpoint(folder: Path) -> Path | None:
         except (OSError, ValueError, KeyError):
             shutil.rmtree(path)
     return max(whole)[1] if whole else None
+
+
+def _stopped_early(checkpoint: Path, patience: int) -> bool:
+    """Return whether training had ended with this checkpoint, for want of a better epoch."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    saved = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {})
+    return int(saved.get("attributes", {}).get("early_stopping_patience_counter", 0)) >= patience
 
 
 class Collator:
