@@ -31,7 +31,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/quality.py
 
 docs: .venv/ready
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[docs]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
 
 clean:

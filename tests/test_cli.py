@@ -175,10 +175,10 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(said, arguments, messag
 def test_a_directory_of_somebody_else_is_named(tmp_path):
     # As nobody, who may not even read this interpreter's modules: so all are loaded before.
     code = (
-        "import os, sys, filelock; from pathlib import Path; from embedfit import EmbedfitError; from embedfit.pipeline import _locked\n"
+        "import os, sys, filelock; from pathlib import Path; from embedfit import EmbedfitError; from embedfit.pipeline import locked\n"
         "os.seteuid(65534)\n"
         "try:\n"
-        f"    with _locked(Path({str(tmp_path)!r}) / 'theirs'): pass\n"
+        f"    with locked(Path({str(tmp_path)!r}) / 'theirs'): pass\n"
         "except EmbedfitError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

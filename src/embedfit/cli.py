@@ -174,14 +174,15 @@ def tune(
     settings = read_config(config)
     dataset = pipeline.read(settings.data)
     train, dev = _part(settings, dataset, "train"), _part(settings, dataset, "dev")
-    tuned = tune_model(
-        pipeline.encoder(settings.model),
-        dataset.select(train),
-        dataset.select(dev) if dev else None,
-        output,
-        settings.tune,
-        template=settings.data.document_template,
-    )
+    with pipeline.locked(output):
+        tuned = tune_model(
+            pipeline.encoder(settings.model),
+            dataset.select(train),
+            dataset.select(dev) if dev else None,
+            output,
+            settings.tune,
+            template=settings.data.document_template,
+        )
     if as_json:
         typer.echo(json.dumps({**vars(tuned), "folder": str(tuned.folder)}))
         return

@@ -5,7 +5,6 @@
     ├── ConfigError            embedfit.toml, an option or a template says something unusable
     ├── ModelError             a model cannot be loaded, or is not what it was
     │   └── OfflineError       it would have to come over a network that is not there
-    ├── MissingExtra           an optional package is not installed
     └── StorageError           a directory cannot be written, or the disk is full
 
 A message is one line: where, what was seen, what was expected, how to mend it.
@@ -13,9 +12,7 @@ A message is one line: where, what was seen, what was expected, how to mend it.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable
-from types import ModuleType
 from typing import Any
 
 
@@ -55,10 +52,6 @@ class OfflineError(ModelError):
     """A model or data set that would have to be downloaded, without a network."""
 
 
-class MissingExtra(EmbedfitError):
-    """An optional dependency that is not installed."""
-
-
 class StorageError(EmbedfitError):
     """A path that cannot be written."""
 
@@ -75,15 +68,3 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def require(package: str, *, extra: str) -> ModuleType:
-    """Import an optional package.
-
-    Raises:
-        MissingExtra: It is not installed; the message names the pip command.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise MissingExtra(f"{package} is not installed, and this needs it; fix: pip install 'embedfit[{extra}]'") from None

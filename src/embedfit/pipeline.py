@@ -97,7 +97,7 @@ def run(config: Config) -> Result:
     base = encoder(config.model)
     identity = _identity(config, dataset, base)
     folder = Path(config.output) / f"{config.name}-{identity[:10]}"
-    with _locked(folder):
+    with locked(folder):
         if (folder / "manifest.json").exists():
             return read_result(folder)
         started = time.monotonic()
@@ -357,7 +357,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keep a second process out of a run directory.
 
     Raises:
