@@ -272,16 +272,14 @@ def _run(settings: Config) -> Result:
 
 
 def _part(settings: Config, dataset: Dataset, part: str) -> tuple[str, ...]:
+    from embedfit import pipeline
     from embedfit.errors import ConfigError
-    from embedfit.split import split_dataset
 
     if part == "all":
         return tuple(dataset.judged)
     if part not in ("train", "dev", "test"):
         raise ConfigError(f"part {part!r} is unknown; expected all, train, dev or test")
-    said = settings.split
-    found = split_dataset(dataset, test=said.test, dev=said.dev, seed=said.seed, group_by=said.group_by)
-    ids: tuple[str, ...] = getattr(found, part)
+    ids: tuple[str, ...] = getattr(pipeline.one_split(settings, dataset), part)
     return ids
 
 

@@ -95,7 +95,7 @@ class ModelEncoder:
         vectors: Vectors | None = None
         self.model.eval()
         with torch.inference_mode(), autocast(device.type, self.bf16), console.progress(f"encoding {kind} texts", len(texts)) as done:
-            for batch in _batches(lengths, _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)):
+            for batch in length_batches(lengths, _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)):
                 features = self.model.preprocess([texts[index] for index in batch], prompt=prompt)
                 features = {key: value.to(device) if torch.is_tensor(value) else value for key, value in features.items()}
                 found = self.model(features)["sentence_embedding"].float()
@@ -307,7 +307,7 @@ def quiet_libraries() -> None:
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _batches(lengths: npt.NDArray[np.int64], tokens: int) -> Iterator[npt.NDArray[np.int64]]:
+def length_batches(lengths: npt.NDArray[np.int64], tokens: int) -> Iterator[npt.NDArray[np.int64]]:
     """Yield batches of indices, longest texts first, each within a budget of padded tokens."""
     order = np.argsort(-lengths, kind="stable")
     start = 0

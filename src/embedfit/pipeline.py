@@ -250,7 +250,13 @@ def _splits(config: Config, dataset: Dataset) -> list[Split]:
     said = config.split
     if said.folds:
         return split_folds(dataset, said.folds, dev=said.dev, seed=said.seed, group_by=said.group_by)
-    return [split_dataset(dataset, test=said.test, dev=said.dev, seed=said.seed, group_by=said.group_by)]
+    return [one_split(config, dataset)]
+
+
+def one_split(config: Config, dataset: Dataset) -> Split:
+    """Return the train, dev and test parts that a configuration describes."""
+    said = config.split
+    return split_dataset(dataset, test=said.test, dev=said.dev, seed=said.seed, group_by=said.group_by)
 
 
 def _tuned(

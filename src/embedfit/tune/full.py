@@ -24,7 +24,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 from embedfit import console
 from embedfit.config import TuneConfig
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, text_key, writing
-from embedfit.encode import LocalEncoder, ModelEncoder, Precision, load_model, use_bf16
+from embedfit.encode import LocalEncoder, ModelEncoder, Precision, length_batches, load_model, use_bf16
 from embedfit.errors import DataError, ModelError, StorageError
 from embedfit.retrieve import DenseRetriever
 from embedfit.score import score_run
@@ -295,12 +295,9 @@ class Collator:
         candidates = [documents[column] for column in order]
         self.tokens += sum(map(_length, texts)) + sum(map(_length, candidates))
         for kind, features in (("query", texts), ("document", candidates)):
-            start = 0
-            while start < len(features):
-                size = max(1, self._chunk_tokens // _length(features[start]))
-                padded = _padded(self._model, features[start : start + size])
-                inputs |= {f"{kind}{start}_{key}": value for key, value in padded.items()}
-                start += size
+            for number, chunk in enumerate(length_batches(np.array([_length(one) for one in features]), self._chunk_tokens)):
+                padded = _padded(self._model, [features[position] for position in chunk])
+                inputs |= {f"{kind}{number}_{key}": value for key, value in padded.items()}
         inputs["label"] = torch.from_numpy(found.grades[:, order])
         return inputs
 
