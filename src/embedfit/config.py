@@ -34,7 +34,12 @@ class SplitConfig(_Section):
     """Which queries are for training, for choosing, and for the comparison."""
 
     test: float = Field(0.2, gt=0, lt=1, description="Share of the queries for the comparison.")
-    dev: float = Field(0.1, ge=0, lt=1, description="Share of the others for early stopping, at most 500 queries; 0 for none.")
+    dev: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Share of the others for choosing the epoch, at most 500 queries; 0 for none. By default 0.1 of 1,000 or more.",
+    )
     folds: int = Field(0, ge=0, description="Train this many models, so that every query is held out once; 0 for one split.")
     seed: int = Field(0, ge=0, description="Another seed, another split.")
     group_by: str | None = Field(None, description="A field of the queries; those with the same value stay in one part.")

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from embedfit.data import Dataset, normalised
 from embedfit.errors import ConfigError, DataError, did_you_mean
 
-_DEV_AT_MOST = 500
+_DEV, _DEV_AT_LEAST, _DEV_AT_MOST = 0.1, 100, 500
+"""The dev part by default: this share of the queries that are not test, none if that is under 100, at most 500."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Split:
     test: tuple[str, ...]
 
 
-def split_dataset(dataset: Dataset, *, test: float = 0.2, dev: float = 0.1, seed: int = 0, group_by: str | None = None) -> Split:
+def split_dataset(dataset: Dataset, *, test: float = 0.2, dev: float | None = None, seed: int = 0, group_by: str | None = None) -> Split:
     """Split the judged queries of a data set in three.
 
     Official parts are kept: if there is a test part it is the test part, and what is missing is dealt from the rest.
@@ -35,7 +36,9 @@ def split_dataset(dataset: Dataset, *, test: float = 0.2, dev: float = 0.1, seed
     Args:
         dataset: With at least one judged query for each part.
         test: Share of all queries for the test part.
-        dev: Share of the queries that are not test for the dev part, which is at most 500 queries; 0 for none.
+        dev: Share of the queries that are not test for the dev part, which is at most 500 queries; 0 for none. By default
+            a tenth, and none where that is under 100 queries: so few cannot tell two epochs apart, and are missed in
+            training.
         seed: Another seed, another split.
         group_by: A metadata field; queries with the same value stay together.
 
@@ -58,7 +61,7 @@ def split_dataset(dataset: Dataset, *, test: float = 0.2, dev: float = 0.1, seed
     return _whole(Split(train_ids, dev_ids, test_ids), dev)
 
 
-def split_folds(dataset: Dataset, k: int, *, dev: float = 0.1, seed: int = 0, group_by: str | None = None) -> list[Split]:
+def split_folds(dataset: Dataset, k: int, *, dev: float | None = None, seed: int = 0, group_by: str | None = None) -> list[Split]:
     """Return k splits whose test parts together hold every judged query once.
 
     Raises:
@@ -79,8 +82,10 @@ def split_folds(dataset: Dataset, k: int, *, dev: float = 0.1, seed: int = 0, gr
     return splits
 
 
-def _dev_share(share: float, queries: int) -> float:
+def _dev_share(share: float | None, queries: int) -> float:
     """Return the share for the dev part: choosing an epoch needs no more than some hundred queries, and training does."""
+    if share is None:
+        share = _DEV if _DEV * queries >= _DEV_AT_LEAST else 0.0
     return min(share, _DEV_AT_MOST / max(1, queries))
 
 
@@ -146,9 +151,9 @@ def _groups(dataset: Dataset, ids: Sequence[str], group_by: str | None) -> list[
     return [tuple(group) for group in members.values()]
 
 
-def _whole(split: Split, dev: float) -> Split:
+def _whole(split: Split, dev: float | None) -> Split:
     for part in ("train", "dev", "test"):
-        if not getattr(split, part) and (part != "dev" or dev > 0):
+        if not getattr(split, part) and (part != "dev" or dev):
             total = len(split.train) + len(split.dev) + len(split.test)
             raise DataError("data", f"is too small: no query is left for {part} out of {total}", fix="add labelled queries")
     return split

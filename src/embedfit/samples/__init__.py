@@ -59,7 +59,7 @@ document_template = "{title}. {text}"  # what a document says; this choice alone
 
 [split]
 test = 0.2                          # held out for the comparison, never used for any choice
-dev = 0.1                           # of the rest, for early stopping
+# dev = 0.1                         # of the rest, for choosing the epoch; by default only with 1,000 queries or more
 # folds = 5                         # hold out every query once: better figures from few queries, more time
 
 [model]
@@ -70,7 +70,7 @@ k = [1, 3, 5, 10]
 metric = "mrr@10"                   # the one that the verdict is about
 
 [tune]
-epochs = 4                          # at most; dev decides
+epochs = 4                          # at most; dev decides, where there is a dev part
 """
 
 _TOPICS = {

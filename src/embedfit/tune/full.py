@@ -157,6 +157,7 @@ def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: P
         warmup_steps=config.warmup,
         weight_decay=config.weight_decay,
         optim="adamw_torch_fused",
+        use_cpu=model.device.type == "cpu",  # or the library refuses bf16 where there is no GPU
         bf16=bf16,
         seed=config.seed,
         data_seed=config.seed,
