@@ -23,7 +23,7 @@ def refusal(said, **kwargs):
 def test_the_data_file_is_all_that_must_be_said():
     config = make_config(LEAST)
     assert config.data.queries == "pairs.jsonl"
-    assert (config.split.test, config.split.dev, config.evaluate.k, config.evaluate.metric) == (0.2, 0.1, (1, 3, 5, 10), "mrr@10")
+    assert (config.split.test, config.split.dev, config.evaluate.k, config.evaluate.metric) == (0.2, None, (1, 3, 5, 10), "mrr@10")
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_a_fall_within_the_noise_is_not_clearly_worse():
 @pytest.fixture(scope="module")
 def parts(transactions):
     """48 training and 10 dev queries over 27 labels."""
-    split = split_dataset(transactions, seed=0)
+    split = split_dataset(transactions, dev=0.1, seed=0)
     return transactions.select(split.train[::5]), transactions.select(split.dev[:10])
 
 
@@ -201,7 +201,7 @@ from embedfit import LocalEncoder, load, split_dataset, tune_model
 from embedfit.config import TuneConfig
 from embedfit.samples import TRANSACTIONS
 data = load(TRANSACTIONS / "transactions.jsonl", TRANSACTIONS / "categories.json", record="transaction")
-split = split_dataset(data, seed=0)
+split = split_dataset(data, dev=0.1, seed=0)
 tune_model(LocalEncoder(sys.argv[1]), data.select(split.train[::5]), data.select(split.dev[:10]), sys.argv[2],
            TuneConfig(epochs=3, batch_size=16))
 """
