@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 
 from embedfit import retrieve
 from embedfit.data import Dataset, Document, Query
-from embedfit.retrieve import BM25Retriever, DenseRetriever, joined, top_k
+from embedfit.retrieve import BM25Retriever, DenseRetriever, FusedRetriever, Run, best_of, joined, top_k
 
 
 def sorted_whole(queries, documents, k):
@@ -167,3 +167,32 @@ def test_runs_of_different_queries_are_joined_in_order():
     assert run.query_ids == ("q2", "q1")
     assert run.documents("q1") == whole.documents("q1")
     assert run.documents("q2") == whole.documents("q2")
+
+
+class Ranking:
+    """Finds what it is told to, best first."""
+
+    def __init__(self, name, *found):
+        self.name, self.found = name, found
+
+    def search(self, dataset, k):
+        ids = tuple(sorted(dataset.corpus))
+        ranked = np.array([[ids.index(id) for id in self.found[:k]]])
+        return Run(tuple(dataset.queries), ids, ranked, np.zeros(ranked.shape, np.float32))
+
+
+def test_rank_fusion_adds_one_over_sixty_plus_the_rank():
+    data = Dataset({"q": Query("q", "text")}, {id: Document(id, id) for id in "abcd"}, {"q": {"a": 1}})
+    fused = FusedRetriever(Ranking("one", "a", "b", "c"), Ranking("two", "c", "a", "d"))
+    run = fused.search(data, 4)
+    assert fused.name == "one + two"
+    # a: 1/61 + 1/62, c: 1/63 + 1/61, b: 1/62, d: 1/63
+    assert run.documents("q") == ["a", "c", "b", "d"]
+    np.testing.assert_allclose(run.scores[0], [1 / 61 + 1 / 62, 1 / 63 + 1 / 61, 1 / 62, 1 / 63], rtol=1e-6)
+    assert fused.search(data, 2).documents("q") == ["a", "c"]
+
+
+def test_best_of_orders_equal_scores_by_position():
+    ranked, scores = best_of(np.array([[0.5, 1.0, 0.5, -1.0]], np.float32), 3)
+    assert ranked.tolist() == [[1, 0, 2]]
+    assert scores.tolist() == [[1.0, 0.5, 0.5]]

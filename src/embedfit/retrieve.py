@@ -88,7 +88,7 @@ class DenseRetriever:
         """Return the k best documents for each query of a data set."""
         # One call for the corpus as it stands in the file, so that its cache does not depend on the sorting here.
         texts = dataset.document_texts(self.template)
-        order, document_ids = _sorted_corpus(dataset)
+        order, document_ids = sorted_corpus(dataset)
         documents = self.encoder.encode(texts, "document")[order]
         queries = self.encoder.encode(dataset.query_texts(), "query")
         ranked, scores = top_k(queries, documents, k)
@@ -111,7 +111,7 @@ class BM25Retriever:
         """Return the k best documents for each query of a data set."""
         import bm25s
 
-        order, document_ids = _sorted_corpus(dataset)
+        order, document_ids = sorted_corpus(dataset)
         texts = dataset.document_texts(self.template)
         index = bm25s.BM25()
         words_of_documents = _words([texts[position] for position in order])
@@ -119,12 +119,49 @@ class BM25Retriever:
         if any(words_of_documents):  # labels like A, B, C have none that count, which the library does not take
             index.index(words_of_documents, show_progress=False)
             vocabulary = set(index.vocab_dict)
-        keys = np.empty((len(dataset.queries), min(k, len(texts))), np.int64)
+        depth = min(k, len(texts))
+        ranked, found = np.empty((len(dataset.queries), depth), np.int64), np.empty((len(dataset.queries), depth), np.float32)
         for row, words in enumerate(_words(dataset.query_texts())):
             known = [word for word in words if word in vocabulary]
             scores = index.get_scores(known) if known else np.zeros(len(texts), np.float32)
-            keys[row] = _best(_keys(scores[None].astype(np.float32), 0), k)[0]
-        return Run(tuple(dataset.queries), document_ids, *_unpacked(keys))
+            ranked[row], found[row] = (best[0] for best in best_of(scores[None].astype(np.float32), k))
+        return Run(tuple(dataset.queries), document_ids, ranked, found)
+
+
+class FusedRetriever:
+    """Several retrievers as one, by reciprocal rank fusion (Cormack, Clarke and Büttcher 2009).
+
+    A document's score is the sum, over the retrievers that found it, of 1 / (60 + its rank).
+
+    Args:
+        retrievers: At least two.
+        depth: How far down each one's ranking counts.
+    """
+
+    def __init__(self, *retrievers: Retriever, depth: int = 100) -> None:
+        self.retrievers, self.depth = retrievers, depth
+        self.name = " + ".join(retriever.name for retriever in retrievers)
+
+    def search(self, dataset: Dataset, k: int) -> Run:
+        """Return the k best documents for each query of a data set."""
+        runs = [retriever.search(dataset, max(k, self.depth)) for retriever in self.retrievers]
+        ranked, scores = [], []
+        for rows in zip(*(run.ranked for run in runs), strict=True):
+            # Only what was found by one of them can be among the best; the corpus may be large.
+            found = np.unique(np.concatenate(rows))
+            sums = np.zeros(len(found), np.float64)
+            for row in rows:
+                sums[np.searchsorted(found, row)] += 1 / (60 + np.arange(1, len(row) + 1))
+            best, best_scores = best_of(sums.astype(np.float32)[None], k)
+            ranked.append(found[best[0]])
+            scores.append(best_scores[0])
+        depth = min(map(len, ranked))
+        return Run(
+            runs[0].query_ids,
+            runs[0].document_ids,
+            np.array([row[:depth] for row in ranked]),
+            np.array([row[:depth] for row in scores]),
+        )
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:
@@ -160,6 +197,16 @@ def top_k(queries: Vectors, documents: Vectors, k: int) -> tuple[npt.NDArray[np.
     return _unpacked(keys)
 
 
+def best_of(scores: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return the positions and scores of the k best of each row, best first; equal scores in order of position.
+
+    Args:
+        scores: Shape (n, m).
+        k: At most m are returned.
+    """
+    return _unpacked(_best(_keys(scores, 0), k))
+
+
 def _keys(scores: npt.NDArray[np.float32], first: int) -> npt.NDArray[np.int64]:
     """Pack (score, position) into whole numbers that sort as the pair does, so that no two are equal.
 
@@ -187,7 +234,7 @@ def _best(keys: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.int64]:
     return best
 
 
-def _sorted_corpus(dataset: Dataset) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+def sorted_corpus(dataset: Dataset) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
     """Return the corpus' positions in order of document id, and the ids: ties must not depend on a file's order."""
     ids = list(dataset.corpus)
     order = sorted(range(len(ids)), key=ids.__getitem__)

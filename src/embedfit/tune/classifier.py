@@ -1,0 +1,114 @@
+"""Plain classifiers as retrievers: where labels repeat, filing a text under one of them needs no embedding at all.
+
+They rank the documents that training queries asked for; a document that none asked for comes after them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedfit.data import Dataset
+from embedfit.encode import Encoder
+from embedfit.errors import DataError
+from embedfit.retrieve import Run, best_of, sorted_corpus
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+_REPEATED = 2
+"""How many training queries a label needs on average for a classifier to make sense."""
+_MOST_LABELS = 5000
+"""One linear model is fitted for each label."""
+
+
+def labels_repeat(train: Dataset) -> bool:
+    """Return whether a classifier has something to learn: few labels, and more than one query for most of them."""
+    asked = [label for id in train.judged for label in train.relevant(id)]
+    return 1 < len(set(asked)) <= _MOST_LABELS and len(asked) >= _REPEATED * len(set(asked))
+
+
+class WordsClassifier:
+    """TF-IDF of words and of pieces of words, and a linear support vector machine; by scikit-learn.
+
+    No document text and no vector is used. Word pairs and pieces of 2 to 5 characters are the usual strong baseline
+    for short texts (Wang and Manning 2012 for the pairs).
+
+    Args:
+        train: Queries to learn from.
+
+    Raises:
+        DataError: All of them have one label.
+    """
+
+    name = "TF-IDF classifier"
+
+    def __init__(self, train: Dataset) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.pipeline import make_pipeline, make_union
+        from sklearn.svm import LinearSVC
+
+        texts, labels = _pairs(train)
+        self._model = make_pipeline(
+            make_union(
+                TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"),
+                TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True),
+            ),
+            LinearSVC(),
+        )
+        self._model.fit(texts, labels)
+
+    def search(self, dataset: Dataset, k: int) -> Run:
+        """Return the k best documents for each query of a data set."""
+        return _ranked(dataset, k, self._model.decision_function(dataset.query_texts()), self._model.classes_)
+
+
+class VectorsClassifier:
+    """Logistic regression on an encoder's query vectors, which stay as they are; by scikit-learn.
+
+    Args:
+        encoder: Its vectors are the features.
+        train: Queries to learn from.
+
+    Raises:
+        DataError: All training queries have one label.
+    """
+
+    def __init__(self, encoder: Encoder, train: Dataset) -> None:
+        from sklearn.linear_model import LogisticRegression
+
+        self.name = f"{encoder.name}, logistic regression"
+        self._encoder = encoder
+        texts, labels = _pairs(train)
+        # The coordinates of unit vectors are small: with the library's C = 1 the penalty would decide, not the data.
+        self._model = LogisticRegression(C=_C, max_iter=1000)
+        self._model.fit(encoder.encode(texts, "query"), labels)
+
+    def search(self, dataset: Dataset, k: int) -> Run:
+        """Return the k best documents for each query of a data set."""
+        scores = self._model.decision_function(self._encoder.encode(dataset.query_texts(), "query"))
+        return _ranked(dataset, k, scores, self._model.classes_)
+
+
+_C = 30.0
+"""Inverse strength of the penalty; docs/decisions.md."""
+
+
+def _pairs(train: Dataset) -> tuple[list[str], list[str]]:
+    """Return (text, label) for each relevant pair."""
+    pairs = [(train.queries[id].text, label) for id in train.judged for label in train.relevant(id)]
+    if len({label for _, label in pairs}) < 2:
+        raise DataError("data", "has one label in its training queries", expected="two or more, for a classifier")
+    return [text for text, _ in pairs], [label for _, label in pairs]
+
+
+def _ranked(dataset: Dataset, k: int, decisions: npt.NDArray[Any], classes: Any) -> Run:
+    """Return the Run of decision values; shape (n, classes), or (n,) where there are two."""
+    if decisions.ndim == 1:
+        decisions = np.stack([-decisions, decisions], axis=1)
+    _, document_ids = sorted_corpus(dataset)
+    position = {id: index for index, id in enumerate(document_ids)}
+    scores = np.full((len(decisions), len(document_ids)), float(decisions.min()) - 1, np.float32)
+    scores[:, [position[label] for label in classes]] = decisions
+    return Run(tuple(dataset.queries), document_ids, *best_of(scores, k))
