@@ -9,7 +9,22 @@ import embedfit
 
 ROOT = Path(embedfit.__file__).parent
 FOUNDATIONS = ("errors", "console", "config", "records", "hub", "samples")
-STAGES = ("data", "check", "split", "encode", "retrieve", "score", "tune", "compare", "general", "parity", "curve", "ladder", "report")
+STAGES = (
+    "data",
+    "check",
+    "split",
+    "encode",
+    "retrieve",
+    "score",
+    "tune",
+    "compare",
+    "general",
+    "parity",
+    "curve",
+    "ladder",
+    "suspects",
+    "report",
+)
 JOINERS = ("pipeline", "cli", "serve")
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -1,18 +1,36 @@
+import base64
+import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 
+from embedfit import report
 from embedfit.compare import compare_scores
 from embedfit.data import Dataset, Document, Query
-from embedfit.report import Report, confusions, html, per_query, shown_differences, terminal_table
+from embedfit.report import (
+    CurvePoint,
+    Forgetting,
+    Report,
+    Rung,
+    confusions,
+    curve_html,
+    html,
+    ladder_html,
+    per_query,
+    shown_differences,
+    terminal_table,
+)
 from embedfit.retrieve import Run
 from embedfit.score import score_run
 
 HOSTILE = """<script>alert(1)</script> "double" 'single' & {{ 7 * 7 }} <img src=x onerror=alert(2)>"""
+DASH = "\u2013"
 DOCUMENTS = ("<b>food</b>", "hotel", "taxi")
 
 # First found by base and tuned, and what is right: food is fixed, taxi broken, the rest the same.
@@ -99,9 +117,10 @@ def test_confusions_are_the_same_after_the_frame_was_on_disk(queries, tmp_path):
 
 def test_hostile_text_is_shown_and_never_markup(page):
     found = Elements(page)
-    assert not {tag for tag, _ in found.tags} & {"script", "img"}
+    assert [attributes for tag, attributes in found.tags if tag == "script"] == [{}]  # our own, and no other
+    assert "img" not in {tag for tag, _ in found.tags}
     assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
-    assert "<script" not in page
+    assert page.count("<script") == page.count("</script") == 1
     assert "<b>food" not in page
     # Title of the page and of the report, a fact's name and value, a note, both models' names.
     assert found.text.count("<script>alert(1)</script>") >= 7
@@ -112,7 +131,16 @@ def test_the_page_needs_nothing_from_elsewhere(page):
     assert not re.search(r"https?:|//[a-z]|@import|url\(", page)
     for tag, attributes in Elements(page).tags:
         assert tag not in ("link", "iframe", "object", "embed", "base")
-        assert not {"src", "href", "srcset", "action"} & attributes.keys()
+        assert not {"src", "srcset", "action"} & attributes.keys()
+        assert attributes.get("href", "#").startswith("#")
+
+
+def test_the_browser_is_told_to_run_our_script_alone_and_to_load_nothing(page):
+    (policy,) = (attributes["content"] for tag, attributes in Elements(page).tags if "http-equiv" in attributes)
+    script = re.search(r"<script>(.*)</script>", page, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in policy
+    assert policy.startswith("default-src 'none';")
 
 
 def test_the_page_says_the_verdict_and_its_evidence(page, comparison):
@@ -121,6 +149,173 @@ def test_the_page_says_the_verdict_and_its_evidence(page, comparison):
     assert "No difference shown: MRR@3" in text
     assert re.search(r"Fixed: 1 quer", text)
     assert re.search(r"Broken: 1 quer", text)
+
+
+def rows_of(page):
+    """Return (what it is, texts of the cells) for each row of the table of queries, as a reader without scripts sees it."""
+    body = re.search(r'id="queries">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)[1]
+    rows = re.findall(r'<tr data-is="([^"]*)">(.*?)</tr>', body, re.DOTALL)
+    return [(is_, [Elements(cell).text for cell in re.findall(r"<td.*?</td>", cells, re.DOTALL)]) for is_, cells in rows]
+
+
+def test_every_query_has_a_row_with_what_became_of_it_the_worst_first(page):
+    rows = rows_of(page)
+    assert [is_ for is_, _ in rows] == ["all worse broken", "all same wrong", "all same", "all better fixed"]
+    food = "<b>food</b>"
+    assert [cells[1:] for _, cells in rows] == [
+        ["taxi", "1", "3", "broken", "taxi", "hotel"],
+        ["taxi", "2", "2", "same", "hotel", "hotel"],
+        ["hotel", "1", "1", "same", "hotel", "hotel"],
+        [food, "2", "1", "fixed", "hotel", food],
+    ]
+    assert rows[0][1][0] == f"{HOSTILE} q2"
+
+
+def test_queries_not_found_say_so_and_a_text_on_several_lines_is_on_one(comparison, queries):
+    frame = queries.assign(tuned_rank=[0, 0, 0, 1], query="one\ntwo")
+    rows = rows_of(html(Report("a report", comparison, frame, {})))
+    assert [cells[3] for _, cells in rows] == ["not found", "not found", "not found", "1"]
+    assert rows[0][1][0] == "one · two"
+
+
+def test_of_more_queries_than_a_page_can_hold_those_that_changed_most_are_shown_and_the_page_says_so(comparison, queries, monkeypatch):
+    monkeypatch.setattr(report, "_MOST_ROWS", 2)
+    page = html(Report("a report", comparison, queries, {}))
+    assert [cells[4] for _, cells in rows_of(page)] == ["broken", "fixed"]
+    assert "These are the 2 of 4 queries that changed most" in page
+    assert "all 4" in Elements(page).text  # the counts are of all
+
+
+def test_what_a_document_says_stands_by_an_id_that_says_nothing(comparison, queries):
+    page = html(Report("a report", comparison, queries, {}, documents={"taxi": "Rides <i>in town</i>", "hotel": "hotel"}))
+    assert "taxi Rides <i>in town</i>" in Elements(page).text
+    assert "<i>in" not in page
+    assert "hotel hotel" not in Elements(page).text
+
+
+def test_alerts_stand_above_the_verdict(comparison, queries):
+    text = Elements(html(Report("a report", comparison, queries, {}, alerts=(HOSTILE, "15 leaks were allowed.")))).text
+    assert text.index(HOSTILE) < text.index("15 leaks were allowed.") < text.index("No difference shown: MRR@3")
+
+
+def test_labels_in_doubt_are_listed_and_marked_in_the_table(comparison, queries):
+    suspects = pd.DataFrame(
+        [("q3", HOSTILE, ["taxi"], "hotel", "mislabel", 0.875)],
+        columns=["query_id", "query", "expected", "suggested", "kind", "confidence"],
+    )
+    page = html(Report("a report", comparison, queries, {}, suspects=suspects))
+    (doubted,) = (cells for is_, cells in rows_of(page) if "doubt" in is_.split())
+    assert doubted[0] == f"{HOSTILE} q3"
+    assert "label in doubt" in doubted[4]
+    assert "0.88" in Elements(page).text
+    assert "For 1 query, base and tuned both put the same other document first" in Elements(page).text
+    assert "Labels in doubt" not in html(Report("a report", comparison, queries, {}))
+    assert "None: where base and tuned agree" in html(Report("a report", comparison, queries, {}, suspects=suspects.head(0)))
+
+
+def test_further_tables_are_there_when_they_are_given(comparison, queries):
+    forms = (
+        SimpleNamespace(
+            name="int8",
+            metric="mrr@3",
+            value=0.5,
+            difference=-0.25,
+            tolerance=0.01,
+            cosine=None,
+            bytes=384,
+            queries_per_second=12_345.6,
+            passed=False,
+        ),
+        SimpleNamespace(
+            name="loaded",
+            metric="mrr@3",
+            value=0.75,
+            difference=0.0,
+            tolerance=None,
+            cosine=1.0,
+            bytes=1536,
+            queries_per_second=99.0,
+            passed=True,
+        ),
+    )
+    seeds = (("seed 0", "0.512"), ("spread over seeds", "0.004"))
+    page = html(Report("a report", comparison, queries, {}, forms=forms, seeds=seeds))
+    cells = [Elements(cell).text for cell in re.findall(r"<td.*?</td>", page)]
+    where = cells.index("int8")
+    assert cells[where : where + 8] == ["int8", DASH, "0.500", "-0.250", "0.010", "384", "12,346", "no"]
+    assert cells[where + 8 : where + 16] == ["loaded", "1.000000", "0.750", "+0.000", DASH, "1,536", "99", "yes"]
+    assert cells[cells.index("seed 0") + 1] == "0.512"
+    plain = html(Report("a report", comparison, queries, {}))
+    assert not [heading for heading in ("other forms", "Over seeds", "forgotten", "What else would do") if heading in plain]
+
+
+def test_forgetting_is_drawn_on_two_axes_with_the_chosen_weight_marked(comparison, queries):
+    forgetting = Forgetting(((0.0, 0.6, 0.2), (0.5, 0.59, 0.5), (1.0, 0.4, 0.6)), 0.5, f"Half. {HOSTILE}", "ndcg@10", "mrr@10")
+    page = html(Report("a report", comparison, queries, {}, forgetting=forgetting))
+    dots = [attributes for tag, attributes in Elements(page).tags if tag == "circle"]
+    assert [dot["class"] for dot in dots] == ["t", "chosen", "t"]
+    x, y = ([float(dot[name]) for dot in dots] for name in ("cx", "cy"))
+    # Along x by the general score, up (so to a smaller y) by the task's, both evenly.
+    assert (x[0] - x[1]) / (x[0] - x[2]) == pytest.approx(0.01 / 0.2, abs=1e-3)
+    assert (y[0] - y[1]) / (y[0] - y[2]) == pytest.approx(0.3 / 0.4, abs=1e-3)
+    assert x[2] < x[1] < x[0]
+    assert y[2] < y[1] < y[0]
+    assert "0.5 chosen" in Elements(page).text
+    assert HOSTILE in Elements(page).text
+
+
+RUNGS = (
+    Rung("BM25", {"recall@1": 0.25, "mrr@10": 0.5}, deployed=HOSTILE),
+    Rung("tuned", {"recall@1": 0.5, "mrr@10": 0.75}, 0.25, 0.125, 0.375, 21.84, "the model", "2 ms", recommended=True),
+)
+
+
+def test_a_ladder_has_a_row_and_a_dot_for_each_rung_with_the_interval_from_the_rung_below():
+    page = ladder_html(HOSTILE, "Take the tuned one.", RUNGS, notes=("Out of fold.",))
+    found = Elements(page)
+    assert [float(attributes["cx"]) for tag, attributes in found.tags if tag == "circle"] == [20 + 600 * 0.5, 20 + 600 * 0.75]
+    (whisker,) = (attributes for tag, attributes in found.tags if attributes.get("class") == "whisker")
+    assert (float(whisker["x1"]), float(whisker["x2"])) == (20 + 600 * 0.625, 20 + 600 * 0.875)
+    cells = [Elements(cell).text for cell in re.findall(r"<td.*?</td>", page)]
+    assert cells == [
+        "BM25",
+        "0.250",
+        "0.500",
+        DASH,
+        DASH,
+        HOSTILE,
+        "",
+        "tuned",
+        "0.500",
+        "0.750",
+        "+0.250+0.125 to +0.375",
+        "21.8",
+        "the model",
+        "2 ms",
+    ]
+    assert "script" not in {tag for tag, _ in found.tags}
+
+
+def test_the_same_ladder_may_stand_in_the_report(comparison, queries):
+    rungs = tuple(replace(rung, scores={"mrr@3": rung.scores["mrr@10"]}) for rung in RUNGS)
+    assert "+0.250<br>+0.125 to +0.375" in html(Report("a report", comparison, queries, {}, rungs=rungs))
+
+
+def test_a_curve_shows_what_was_measured_and_what_is_predicted_on_a_logarithmic_scale():
+    points = [CurvePoint(10, 0.4, 0.3, 0.5), CurvePoint(100, 0.5, 0.4, 0.6)]
+    page = curve_html(
+        HOSTILE, "More.", points, untuned=0.25, fitted=[(10, 0.4), (1000, 0.6)], predictions=[CurvePoint(1000, 0.6, 0.5, 0.7)]
+    )
+    found = Elements(page)
+    dots = [attributes for tag, attributes in found.tags if tag == "circle"]
+    assert [dot["class"] for dot in dots] == ["t", "t", "guess"]
+    x, y = ([float(dot[name]) for dot in dots] for name in ("cx", "cy"))
+    assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.05)
+    assert y[0] - y[1] == pytest.approx(y[1] - y[2], abs=0.05)
+    (line,) = (attributes for tag, attributes in found.tags if tag == "polyline")
+    assert line["points"].split() == [f"{x[0]},{y[0]}", f"{x[2]},{y[2]}"]
+    cells = [Elements(cell).text for cell in re.findall(r"<td.*?</td>", page)]
+    assert cells[-4:] == ["1,000", "0.600", "0.500 to 0.700", "predicted"]
 
 
 def test_the_pages_chart_has_a_bar_for_each_model_and_k_as_high_as_its_recall(page):

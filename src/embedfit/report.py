@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +22,86 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _SHOWN = ("recall", "mrr", "ndcg")
-_MOST_ROWS = 500
+_MOST_ROWS = 10_000
 """Of queries in the HTML; the Parquet file beside it has them all."""
+_MOST_LABELS = 300
+"""To choose from in a list; where there are more, they are typed."""
+_MOST_SUSPECTS = 20
+"""In the report's own list of labels in doubt; the table of all queries marks every one."""
+
+_CHIPS = {
+    "all": "all",
+    "fixed": "fixed",
+    "broken": "broken",
+    "better": "better",
+    "worse": "worse",
+    "same": "same",
+    "wrong": "wrong in both",
+    "doubt": "label in doubt",
+}
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One method of a ladder.
+
+    Attributes:
+        name: Of the method.
+        scores: Metric -> mean, in the order to show: recall at each k, MRR.
+        difference: Of the main metric, to the rung below; None on the lowest.
+        low: Lower end of the difference's 95% interval.
+        high: Upper end.
+        seconds: Of training; None where nothing is trained.
+        deployed: What runs in production, in words.
+        cost: Of one query, in words.
+        recommended: Whether this is the one to take.
+    """
+
+    name: str
+    scores: Mapping[str, float]
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seconds: float | None = None
+    deployed: str = ""
+    cost: str = ""
+    recommended: bool = False
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """What mixtures of the base model's and the tuned model's weights score, on general queries and on the task.
+
+    Attributes:
+        points: (weight of the tuned model from 0 to 1, general score, task score), by weight.
+        chosen: One of the weights.
+        sentence: Why that one.
+        general_metric: Like ``ndcg@10``.
+        task_metric: Like ``mrr@10``.
+    """
+
+    points: tuple[tuple[float, float, float], ...]
+    chosen: float
+    sentence: str
+    general_metric: str = "mrr@10"
+    task_metric: str = "mrr@10"
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What a number of training pairs brings, measured or predicted.
+
+    Attributes:
+        pairs: 1 or more.
+        value: Of the metric.
+        low: Lower end of its 95% interval.
+        high: Upper end.
+    """
+
+    pairs: int
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -35,6 +116,14 @@ class Report:
         others: Scores of further baselines, such as BM25.
         notes: Sentences about what the figures belong to, and warnings.
         history: Per epoch: loss and dev scores.
+        alerts: Sentences that nobody may miss, such as leaks that were allowed; red, above everything.
+        documents: Document id -> what it says, for ids that say nothing by themselves.
+        suspects: Labels in doubt, from `find_suspects`; None where nobody looked for them.
+        seeds: (name, value) in words: the mean for each seed, the spread over seeds and over queries.
+        forms: The model in other forms, each with the attributes name, metric, value, difference, tolerance, cosine,
+            bytes, queries_per_second and passed; tolerance and cosine may be None.
+        forgetting: What tuning cost on general queries.
+        rungs: Other methods on the same queries, the cheapest first.
     """
 
     title: str
@@ -44,6 +133,13 @@ class Report:
     others: tuple[Scores, ...] = ()
     notes: tuple[str, ...] = ()
     history: tuple[Mapping[str, float], ...] = ()
+    alerts: tuple[str, ...] = ()
+    documents: Mapping[str, str] = field(default_factory=dict)
+    suspects: pd.DataFrame | None = None
+    seeds: tuple[tuple[str, str], ...] = ()
+    forms: tuple[Any, ...] = ()
+    forgetting: Forgetting | None = None
+    rungs: tuple[Rung, ...] = ()
 
 
 def per_query(dataset: Dataset, comparison: Comparison, base: Run, tuned: Run) -> pd.DataFrame:
@@ -117,35 +213,192 @@ def shown_differences(comparison: Comparison) -> list[Difference]:
 
 def html(report: Report) -> str:
     """Return the report as one HTML page with everything in it; all text from data is escaped."""
-    from jinja2 import Environment, StrictUndefined
-
-    source = resources.files("embedfit").joinpath("templates/report.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["label"] = metric_label
-    comparison, queries = report.comparison, report.queries
-    fixed = queries[(queries.base_rank != 1) & (queries.tuned_rank == 1)].sort_values("base_rank", key=_not_found_last, ascending=False)
-    broken = queries[(queries.base_rank == 1) & (queries.tuned_rank != 1)].sort_values("tuned_rank", key=_not_found_last, ascending=False)
-    return environment.from_string(source).render(
+    comparison, forgetting = report.comparison, report.forgetting
+    doubted = set() if report.suspects is None else set(report.suspects.query_id)
+    rows = _rows(report.queries, doubted)
+    labels = sorted({id for row in rows for id in row["expected"]})
+    shown = sorted(sorted(rows, key=lambda row: -abs(row["change"]))[:_MOST_ROWS], key=lambda row: row["change"])
+    counts = {show: sum(show in row["is"] for row in rows) for show in _CHIPS}
+    chart: dict[str, Any] = {}
+    if forgetting:
+        x = _axis([general for _, general, _ in forgetting.points], 66, 616)
+        y = _axis([task for _, _, task in forgetting.points], 336, 40)
+        chart = {"x": x, "y": y, "labelled": _apart(forgetting, x, y)}
+    return _page(
+        "report.html",
+        report.title,
         report=report,
         comparison=comparison,
         verdict=comparison[comparison.metric],
         differences=shown_differences(comparison),
         recalls=[found for found in comparison.differences if found.metric.startswith("recall@")],
-        ranks=_rank_counts(queries),
-        fixed=_rows(fixed),
-        broken=_rows(broken),
-        most=_MOST_ROWS,
-        confusions={name: confusions(queries, name)[:12] for name in ("base", "tuned")},
+        ranks=_rank_counts(report.queries),
+        rows=shown,
+        cut=any(len(row["query"]) > 400 for row in rows),
+        counts=counts,
+        chips=[(show, name) for show, name in _CHIPS.items() if show != "doubt" or doubted],
+        labels=labels if 1 < len(labels) <= _MOST_LABELS else [],
+        confusions={name: confusions(report.queries, name)[:12] for name in ("base", "tuned")},
+        suspects=None if report.suspects is None else _records(report.suspects.head(_MOST_SUSPECTS)),
+        **chart,
     )
 
 
-def _not_found_last(ranks: pd.Series) -> pd.Series:
-    """Return ranks with 0, "not found", as the largest."""
-    return ranks.where(ranks > 0, 10**6)
+def ladder_html(title: str, sentence: str, rungs: Sequence[Rung], *, metric: str = "mrr@10", notes: Sequence[str] = ()) -> str:
+    """Return a ladder of methods as one HTML page with everything in it.
+
+    Args:
+        title: Of the page.
+        sentence: The recommendation.
+        rungs: The cheapest first.
+        metric: The main one; each rung has a score of it, and its difference is of it.
+        notes: Sentences about what the figures belong to.
+    """
+    return _page("ladder.html", title, sentence=sentence, rungs=rungs, metric=metric, notes=notes)
 
 
-def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): value for key, value in row.items()} for row in frame.head(_MOST_ROWS).to_dict("records")]
+def curve_html(
+    title: str,
+    sentence: str,
+    points: Sequence[CurvePoint],
+    *,
+    metric: str = "mrr@10",
+    untuned: float | None = None,
+    fitted: Sequence[tuple[float, float]] = (),
+    predictions: Sequence[CurvePoint] = (),
+    notes: Sequence[str] = (),
+) -> str:
+    """Return what more training pairs bring as one HTML page with everything in it.
+
+    Args:
+        title: Of the page.
+        sentence: What is to be learned from it.
+        points: What was measured, by number of pairs.
+        metric: Of the points.
+        untuned: What the model scores before tuning.
+        fitted: (pairs, value) along the fitted curve, close enough to be joined by straight lines.
+        predictions: What the fit says of more pairs than there are.
+        notes: Sentences about what the figures belong to.
+    """
+    points, predictions = list(points), list(predictions)
+    every = points + predictions
+    levels = [level for point in every for level in (point.low, point.high)] + [value for _, value in fitted]
+    return _page(
+        "curve.html",
+        title,
+        sentence=sentence,
+        points=points,
+        predictions=predictions,
+        fitted=fitted,
+        metric=metric,
+        untuned=untuned,
+        notes=notes,
+        x=_axis([point.pairs for point in every] + [pairs for pairs, _ in fitted], 66, 616, logarithmic=True),
+        y=_axis(levels + ([] if untuned is None else [untuned]), 336, 40),
+    )
+
+
+def _page(template: str, title: str, **values: Any) -> str:
+    """Return a page from a template, with the style, and with the one script that it may run."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("embedfit"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["label"] = metric_label
+    folder = resources.files("embedfit") / "templates"
+    script = (folder / "table.js").read_text(encoding="utf-8")
+    # The browser runs nothing but the script with this hash, even if a text from the data should pass for markup.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(
+        title=title,
+        style=Markup((folder / "style.css").read_text(encoding="utf-8")),  # noqa: S704
+        script=Markup(script),  # noqa: S704
+        script_source=f"'sha256-{digest}'",
+        **values,
+    )
+
+
+def _rows(queries: pd.DataFrame, doubted: Collection[str]) -> list[dict[str, Any]]:
+    """Return what the table says of each query.
+
+    ``change`` is that of the reciprocal rank, so that a step near the top weighs more than one far down.
+    """
+    rows: list[dict[str, Any]] = []
+    for query in _records(queries):
+        before, after = int(query["base_rank"]), int(query["tuned_rank"])
+        change = (1 / after if after else 0.0) - (1 / before if before else 0.0)
+        direction = "better" if change > 0 else "worse" if change < 0 else "same"
+        edge = "fixed" if after == 1 != before else "broken" if before == 1 != after else ""
+        kinds = {"all": True, direction: True, edge: edge, "wrong": before != 1 != after, "doubt": query["query_id"] in doubted}
+        rows.append(
+            {
+                "query": query["query"],
+                "expected": list(query["expected"]),
+                "base_rank": before,
+                "tuned_rank": after,
+                "base_first": query["base_found"][0],
+                "tuned_first": query["tuned_found"][0],
+                "change": change,
+                "outcome": edge or direction,
+                "is": [kind for kind, holds in kinds.items() if holds],
+            }
+        )
+    return rows
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Where values stand in a drawing.
+
+    Attributes:
+        start: Place of the least value.
+        end: Place of the largest; above `start` for an upright axis, so smaller.
+        ticks: (value, as text), for lines across the drawing.
+    """
+
+    least: float
+    largest: float
+    start: float
+    end: float
+    ticks: tuple[tuple[float, str], ...]
+    logarithmic: bool = False
+
+    def at(self, value: float) -> float:
+        """Return the place of a value."""
+        turn = math.log10 if self.logarithmic else float
+        share = (turn(value) - turn(self.least)) / (turn(self.largest) - turn(self.least))
+        return round(self.start + share * (self.end - self.start), 2)
+
+
+def _axis(values: Sequence[float], start: float, end: float, *, logarithmic: bool = False) -> _Axis:
+    """Return an axis that has room for all values, with round numbers along it."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    least, largest = min(values), max(values)
+    if logarithmic:
+        least, largest = least / 1.2, largest * 1.2
+        places = LogLocator(subs=(1, 2, 5), numticks=20).tick_values(least, largest)
+        ticks = tuple((float(place), f"{place:,.0f}") for place in places if least <= place <= largest)
+        return _Axis(least, largest, start, end, ticks, logarithmic=True)
+    room = 0.05 * (largest - least) or 0.05
+    places = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]).tick_values(least - room, largest + room)
+    return _Axis(float(places[0]), float(places[-1]), start, end, tuple((float(place), f"{place:.10g}") for place in places))
+
+
+def _apart(forgetting: Forgetting, x: _Axis, y: _Axis) -> list[tuple[float, float, float]]:
+    """Return the points whose labels have room: the chosen one, both ends, then those that are far enough from these."""
+    first, last = forgetting.points[0][0], forgetting.points[-1][0]
+    labelled: list[tuple[float, float, float]] = []
+    for point in sorted(forgetting.points, key=lambda point: (point[0] != forgetting.chosen, point[0] not in (first, last))):
+        if all(abs(x.at(point[1]) - x.at(other[1])) > 50 or abs(y.at(point[2]) - y.at(other[2])) > 22 for other in labelled):
+            labelled.append(point)
+    return labelled
 
 
 def _rank_counts(queries: pd.DataFrame) -> list[tuple[str, int, int]]:
