@@ -11,6 +11,7 @@ ROOT = Path(embedfit.__file__).parent
 FOUNDATIONS = ("errors", "console", "config", "records", "hub", "samples")
 STAGES = (
     "data",
+    "duplicates",
     "check",
     "split",
     "encode",
@@ -99,7 +100,7 @@ def test_score_compare_and_report_touch_no_disk_network_or_model(name):
     }
 
 
-@pytest.mark.parametrize("path", of(*FOUNDATIONS, *STAGES[:2], "split", "cli", "__init__"))
+@pytest.mark.parametrize("path", of(*FOUNDATIONS, *STAGES[:3], "split", "cli", "__init__"))
 def test_what_must_start_at_once_imports_nothing_heavy_when_loaded(path):
     heavy = {"torch", "transformers", "sentence_transformers", "datasets", "pandas", "matplotlib", "bm25s", "pyarrow", "huggingface_hub"}
     assert not {imported.split(".")[0] for imported in imports(path, module_level=True)} & heavy

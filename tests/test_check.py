@@ -1,8 +1,14 @@
-import numpy as np
+import dataclasses
+import random
+import re
 
-from embedfit.check import check_dataset, check_truncation, warnings
+import numpy as np
+import pytest
+
+from embedfit.check import check_dataset, check_leaks, check_truncation, warnings
 from embedfit.data import Dataset, Document, Query
 from embedfit.encode import Truncation
+from embedfit.split import split_dataset
 
 
 def data_of(queries, corpus=None, qrels=None):
@@ -52,6 +58,126 @@ def test_documents_that_say_the_same_are_copies():
     (copy,) = found(data_of(CLEAN, {"food": "Meals", "taxi": "Rides", "cab": "rides "}), "copy")
     assert (copy.level, copy.ids) == ("warning", ("taxi", "cab"))
     assert copy.message == "documents taxi, cab say the same: 'Rides'"
+
+
+LONG = "I topped up my card with cash but the money is missing"
+
+
+def test_documents_that_nearly_say_the_same_are_near_copies():
+    (near,) = found(data_of(CLEAN, {"food": "Meals", "taxi": LONG, "cab": LONG.replace("cash", "coins"), "car": LONG.upper()}), "near copy")
+    assert (near.level, near.ids) == ("warning", ("taxi", "cab", "car"))
+    assert near.message == f"documents taxi, cab, car nearly say the same: {LONG!r}"
+
+
+def test_documents_that_say_the_very_same_are_no_near_copies():
+    assert found(data_of(CLEAN, {"food": "Meals", "taxi": LONG, "cab": LONG.upper()}), "near copy") == []
+
+
+def test_nearly_the_same_text_with_different_labels_is_a_near_conflict():
+    near = {"q5": (LONG, ["food"]), "q6": (LONG.replace("cash", "coins"), ["taxi"])}
+    (conflict,) = found(data_of({**CLEAN, **near}), "near conflict")
+    assert (conflict.level, conflict.ids) == ("note", ("q5", "q6"))
+    assert conflict.message == f"2 queries nearly say {LONG!r} and have different labels (food, taxi)"
+
+
+@pytest.mark.parametrize(("other", "label"), [(LONG.replace("cash", "coins"), "food"), (LONG.upper(), "taxi")])
+def test_the_same_labels_or_the_very_same_text_are_no_near_conflict(other, label):
+    assert found(data_of({**CLEAN, "q5": (LONG, ["food"]), "q6": (other, [label])}), "near conflict") == []
+
+
+def test_queries_that_hold_the_name_of_their_document_are_counted():
+    queries = {
+        "q1": ("My ATM fee, please!", ["fee"]),
+        "q2": ("is there a FEE at the atm", ["fee"]),  # not one after the other
+        "q3": ("lost cards", ["lost"]),  # not whole words
+        "q4": ("I have lost (card) it", ["lost", "fee"]),
+        "q5": ("ATM fee", ["lost"]),  # the name of another
+    }
+    (inside,) = found(data_of(queries, {"fee": "atm fee", "lost": "Lost card"}), "label inside")
+    assert (inside.level, inside.ids) == ("warning", ("q1", "q4"))
+    assert inside.message.startswith("2 of 5 queries (40.0%) hold the name of their own document, such as 'q1': 'atm fee';")
+
+
+def test_a_documents_title_is_its_name_and_a_passage_is_none():
+    passage = "one two three four five six seven eight nine ten eleven"
+    data = data_of({"q1": ("What is a tax?", ["a"]), "q2": (passage, ["b"])}, {"b": passage})
+    data.corpus["a"] = Document("a", passage, "Tax")
+    assert found(data, "label inside")[0].ids == ("q1",)
+
+
+def test_a_large_group_of_copies_is_warned_of():
+    copies = {f"q{number}": (LONG.replace("cash", ["cash", "coins"][number % 2]), ["food"]) for number in range(5, 16)}
+    data = data_of({**CLEAN, **copies})
+    (chain,) = found(data, "chain")
+    assert (chain.level, len(chain.ids)) == ("warning", 11)
+    assert chain.message.startswith("11 of 15 queries are copies or near copies, or copies of those, and are never divided")
+
+
+def with_queries(data, texts):
+    """Return a data set with further queries, from {id: (text, labels)}."""
+    queries = {id: Query(id, text) for id, (text, _) in texts.items()}
+    return dataclasses.replace(data, queries=data.queries | queries, qrels=data.qrels | {id: labels for id, (_, labels) in texts.items()})
+
+
+def planted(data, test, rng):
+    """Return a data set with copies of 15 test queries: of 10 with other case and spaces, of 5 with another word."""
+    copies = {}
+    for number, id in enumerate(rng.sample(test, 15)):
+        text = data.queries[id].text
+        if number < 10:
+            changed = rng.choice([str.upper, str.lower, str.swapcase])(text).replace(" ", rng.choice(["  ", " \t", "\u00a0"]))
+        else:
+            word = rng.choice(list(re.finditer(r"\S+", text)))
+            changed = f"{text[: word.start()]}paraphrased{text[word.end() :]}"
+        copies[f"copy of {id}"] = (changed, data.relevant(id))
+    return with_queries(data, copies), copies
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_planted_leak_is_found_and_nothing_else(transactions, seed):
+    split = split_dataset(transactions, dev=0.1, seed=seed)
+    assert check_leaks(transactions, vars(split)) == []
+    data, copies = planted(transactions, split.test, random.Random(seed))
+    leaks = check_leaks(data, {**vars(split), "train": (*split.train, *copies)})
+    assert {leak.ids for leak in leaks} == {(copy.removeprefix("copy of "), copy) for copy in copies}
+    assert len(leaks) == 15
+    assert {(leak.level, leak.kind) for leak in leaks} == {("problem", "leak")}
+    # Where the parts are dealt here and not given, a copy goes where its original goes.
+    dealt = split_dataset(data, dev=0.1, seed=seed)
+    assert check_leaks(data, vars(dealt)) == []
+    assert all((copy in dealt.test) == (copy.removeprefix("copy of ") in dealt.test) for copy in copies)
+
+
+def test_a_leak_says_what_leaks_from_where_in_one_line():
+    data = data_of({"q1": (LONG, ["a"]), "q2": (LONG.upper(), ["a"]), "q3": (LONG.replace("cash", "coins"), ["a"]), "q4": ("Hi", ["b"])})
+
+    def said(**parts):
+        return [(leak.message, leak.ids) for leak in check_leaks(data, parts)]
+
+    assert said(test=["q1"], train=["q2", "q4"]) == [(f"test query 'q1' says what train query 'q2' says: {LONG.upper()!r}", ("q1", "q2"))]
+    assert said(dev=["q4", "q3"], train=["q1"]) == [(f"dev query 'q3' says nearly what train query 'q1' says: {LONG!r}", ("q3", "q1"))]
+    assert said(test=["q1"], train=["q2", "q4"], dev=["q3"]) == [
+        (f"test query 'q1' says what train query 'q2' says: {LONG.upper()!r} (and 1 more)", ("q1", "q2", "q3")),
+        (f"dev query 'q3' says nearly what train query 'q2' says: {LONG.upper()!r}", ("q3", "q2")),
+    ]
+
+
+def test_copies_within_a_part_do_not_leak():
+    data = data_of({"q1": (LONG, ["a"]), "q2": (LONG, ["a"]), "q3": ("Hi", ["b"])})
+    assert check_leaks(data, {"train": ("q1", "q2"), "test": ("q3",)}) == []
+
+
+def test_a_query_that_stands_in_two_parts_leaks():
+    data = data_of({"q1": ("Hi", ["a"]), "q2": ("Bye", ["b"])})
+    (leak,) = check_leaks(data, {"train": ("q1", "q2"), "test": ("q1",)})
+    assert leak.ids == ("q1", "q1")
+
+
+def test_thousands_of_copies_in_two_parts_are_one_leak_for_each_held_out_query():
+    data = data_of({f"q{number}": (LONG, ["a"]) for number in range(2000)})
+    leaks = check_leaks(data, {"train": tuple(data.queries)[:1000], "test": tuple(data.queries)[1000:]})
+    assert len(leaks) == 1000
+    assert all(len(leak.ids) == 1001 for leak in leaks)
 
 
 def test_a_single_answer_for_all_queries_is_a_problem():

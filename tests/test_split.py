@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedfit.check import check_leaks
 from embedfit.data import Dataset, Document, Query, normalised
 from embedfit.errors import ConfigError, DataError
-from embedfit.split import split_dataset, split_folds
+from embedfit.split import Split, split_dataset, split_folds, without_leaks
 
 
 def labelled(rows, parts=None):
@@ -70,6 +71,53 @@ def test_queries_that_say_the_same_are_never_in_two_parts():
         split = split_dataset(data, seed=seed)
         said = [{normalised(data.queries[id].text) for id in part} for part in (split.train, split.dev, split.test)]
         assert sum(map(len, said)) == len(set.union(*said)) == 30
+
+
+LONG = "I topped up my card with cash but the money is missing"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_queries_that_say_nearly_the_same_are_never_in_two_parts(seed):
+    # Each is near the one before it, and the last is not near the first.
+    chain = [LONG]
+    for old, new in [("cash", "coins"), ("money", "sum"), ("card", "account")]:
+        chain.append(chain[-1].replace(old, new))
+    data = labelled([(text, "ab"[number % 2]) for number, text in enumerate(chain)] + [(f"text {number}", "a") for number in range(30)])
+    for split in [split_dataset(data, dev=0.2, seed=seed), *split_folds(data, 5, dev=0.2, seed=seed)]:
+        assert check_leaks(data, vars(split)) == []
+        assert sum(bool({"q0", "q1", "q2", "q3"} & set(part)) for part in (split.train, split.dev, split.test)) == 1
+
+
+def test_all_parts_are_dealt_by_one_search(transactions):
+    from embedfit import duplicates
+
+    duplicates._found.cache_clear()
+    split_folds(transactions, 5, dev=0.2)
+    check_leaks(transactions, vars(split_dataset(transactions)))
+    assert duplicates._found.cache_info().misses == 1
+
+
+def test_leaking_queries_are_dropped_from_train_and_dev_alone():
+    texts = [LONG, LONG.upper(), LONG.replace("cash", "coins"), "four", "Four!", "six", "seven"]
+    data = labelled([(text, "a") for text in texts])
+    given = Split(train=("q1", "q3", "q5"), dev=("q2", "q4"), test=("q0", "q6"))
+    split = without_leaks(given, check_leaks(data, vars(given)))
+    assert split == Split(train=("q5",), dev=("q4",), test=("q0", "q6"))
+    assert check_leaks(data, vars(split)) == []
+    assert without_leaks(split, []) == split
+
+
+def test_a_query_in_train_and_test_is_dropped_from_train():
+    data = labelled([("one", "a"), ("two", "a")])
+    given = Split(train=("q0", "q1"), dev=(), test=("q0",))
+    assert without_leaks(given, check_leaks(data, vars(given))) == Split(("q1",), (), ("q0",))
+
+
+def test_where_every_training_query_leaks_none_is_left():
+    data = labelled([("one", "a"), ("One", "a")])
+    given = Split(train=("q0",), dev=(), test=("q1",))
+    with pytest.raises(DataError, match="no query is left for train"):
+        without_leaks(given, check_leaks(data, vars(given)))
 
 
 def test_group_by_keeps_connected_queries_together():

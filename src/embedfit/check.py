@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from embedfit.data import Dataset, normalised
+from embedfit.data import PARTS, Dataset, normalised
+from embedfit.duplicates import near_duplicates, words_of
 from embedfit.errors import shown
 
 if TYPE_CHECKING:
     from embedfit.encode import Kind, ModelEncoder
 
 Level: TypeAlias = Literal["problem", "warning", "note"]
+
+_NAME_WORDS = 10
+"""A document of at most so many words is a name, and not a passage."""
+
+_CHAIN_SHARE, _CHAIN_QUERIES = 0.1, 10
+"""A chain of near duplicates of more than this share of the queries, and of more than so many, makes uneven parts."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,53 @@ class Finding:
 
 
 def check_dataset(dataset: Dataset) -> list[Finding]:
-    """Return what a data set's owner should know: conflicts, copies, rare and unused labels.
+    """Return what a data set's owner should know: conflicts, copies, labels that stand in the query, rare and unused labels.
 
     Args:
         dataset: To look at.
     """
-    return [*_conflicts(dataset), *_copies(dataset), *_one_label(dataset), *_rare(dataset), *_unasked(dataset), *_unjudged(dataset)]
+    looks = (_conflicts, _near_conflicts, _copies, _near_copies, _chained, _label_inside, _one_label, _rare, _unasked, _unjudged)
+    return [finding for look in looks for finding in look(dataset)]
+
+
+def check_leaks(dataset: Dataset, parts: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """Return which held-out queries say what a query of a less held-out part says, or nearly.
+
+    Test is held out from dev and train, and dev from train. A model that was trained on a question, or chosen by it, is not
+    tested by asking it again. See `near_duplicates` for what counts as nearly.
+
+    Args:
+        dataset: With the queries of the parts.
+        parts: ``train``, ``dev`` and ``test`` -> query ids; any of them may be missing.
+
+    Returns:
+        One problem of the kind ``leak`` for each held-out query with such others. Its ids are the held-out query, and then all
+        the others: those that say the very same first, and dev before train. `without_leaks` drops them.
+    """
+    queries = list(dataset.queries)
+    duplicates = near_duplicates(dataset.query_texts())
+    group_of = {queries[position]: number for number, group in enumerate(duplicates.same) for position in group}
+    members: dict[str, dict[int, list[str]]] = {part: {} for part in PARTS}
+    for part, ids in parts.items():
+        for id in ids:
+            members[part].setdefault(group_of[id], []).append(id)
+    near: dict[int, list[int]] = {}
+    for one, other in duplicates.near:
+        near.setdefault(one, []).append(other)
+        near.setdefault(other, []).append(one)
+    findings = []
+    for held_out, seen in (("test", ("dev", "train")), ("dev", ("train",))):
+        for group, ids in members[held_out].items():
+            same = [(part, id) for part in seen for id in members[part].get(group, ())]
+            nearly = [(part, id) for part in seen for number in near.get(group, ()) for id in members[part].get(number, ())]
+            if not same and not nearly:
+                continue
+            (part, first), *rest = same + nearly
+            said = f"says {'what' if same else 'nearly what'} {part} query {first!r} says: {shown(dataset.queries[first].text)}"
+            more = f" (and {len(rest):,} more)" if rest else ""
+            others = tuple(id for _, id in same + nearly)
+            findings += [Finding("problem", "leak", f"{held_out} query {id!r} {said}{more}", (id, *others)) for id in ids]
+    return findings
 
 
 def check_truncation(dataset: Dataset, encoder: ModelEncoder, template: str) -> list[Finding]:
@@ -88,6 +136,19 @@ def _conflicts(dataset: Dataset) -> list[Finding]:
     return findings
 
 
+def _near_conflicts(dataset: Dataset) -> list[Finding]:
+    findings = []
+    for chain in _chains({id: query.text for id, query in dataset.queries.items()}):
+        ids = tuple(id for id in chain if dataset.relevant(id))
+        if _all_the_same([dataset.queries[id].text for id in ids]) or len({tuple(sorted(dataset.relevant(id))) for id in ids}) == 1:
+            continue
+        labels = sorted({label for id in ids for label in dataset.relevant(id)})
+        text = shown(dataset.queries[ids[0]].text)
+        message = f"{len(ids)} queries nearly say {text} and have different labels ({', '.join(labels[:5])})"
+        findings.append(Finding("note", "near conflict", message, ids))
+    return findings
+
+
 def _copies(dataset: Dataset) -> list[Finding]:
     same: dict[str, list[str]] = {}
     for id, document in dataset.corpus.items():
@@ -97,6 +158,61 @@ def _copies(dataset: Dataset) -> list[Finding]:
         for ids in same.values()
         if len(ids) > 1
     ]
+
+
+def _near_copies(dataset: Dataset) -> list[Finding]:
+    texts = {id: f"{document.title} {document.text}".strip() for id, document in dataset.corpus.items()}
+    return [
+        Finding("warning", "near copy", f"documents {', '.join(ids[:5])} nearly say the same: {shown(texts[ids[0]])}", ids)
+        for ids in _chains(texts)
+        if not _all_the_same([texts[id] for id in ids])
+    ]
+
+
+def _chained(dataset: Dataset) -> list[Finding]:
+    judged = set(dataset.judged)
+    findings = []
+    for chain in _chains({id: query.text for id, query in dataset.queries.items()}):
+        ids = tuple(id for id in chain if id in judged)
+        if len(ids) > max(_CHAIN_QUERIES, _CHAIN_SHARE * len(judged)):
+            message = (
+                f"{len(ids):,} of {len(judged):,} queries are copies or near copies, or copies of those, and are never divided "
+                f"between train, dev and test: {shown(dataset.queries[ids[0]].text)}"
+            )
+            findings.append(Finding("warning", "chain", message, ids))
+    return findings
+
+
+def _chains(texts: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Return the ids of texts that say the same or nearly, in groups of at least two."""
+    ids = list(texts)
+    return [tuple(ids[place] for place in chain) for chain in near_duplicates(list(texts.values())).chains if len(chain) > 1]
+
+
+def _all_the_same(texts: Sequence[str]) -> bool:
+    """Return whether texts are one text, of which there are other findings than of texts that nearly say the same."""
+    return len(set(map(normalised, texts))) <= 1
+
+
+def _label_inside(dataset: Dataset) -> list[Finding]:
+    names = {id: words_of(document.title or document.text) for id, document in dataset.corpus.items()}
+    # With a blank on either side, a text holds a name only as whole words.
+    within = {id: f" {' '.join(name)} " for id, name in names.items() if len(name) <= _NAME_WORDS}
+    found = {}
+    for id in dataset.judged:
+        text = f" {' '.join(words_of(dataset.queries[id].text))} "
+        inside = [label for label in dataset.relevant(id) if label in within and within[label] in text]
+        if inside:
+            found[id] = inside[0]
+    if not found:
+        return []
+    id, label = next(iter(found.items()))
+    share = len(found) / len(dataset.judged)
+    message = (
+        f"{len(found):,} of {len(dataset.judged):,} queries ({share:.1%}) hold the name of their own document, such as {id!r}: "
+        f"{shown(dataset.corpus[label].title or dataset.corpus[label].text)}; if queries will not, the figures are too good"
+    )
+    return [Finding("warning", "label inside", message, tuple(found))]
 
 
 def _one_label(dataset: Dataset) -> list[Finding]:

@@ -1,17 +1,20 @@
 """Parts of a data set for training, for choosing, and for the one honest look at the end.
 
-Queries that say the same (or share a named field) form a group, and a group is never divided. Groups are shuffled,
-sorted by label and dealt out evenly, which stratifies by label where labels repeat and is a plain random split where
-they don't (systematic sampling: W. G. Cochran, Sampling Techniques, 3rd ed., chapter 8).
+Queries that say the same or nearly (or share a named field) form a group, and a group is never divided, not even a large
+one whose first and last have little in common but a chain of copies of copies (`check_dataset` warns of those). Groups are
+shuffled, sorted by label and dealt out evenly, which stratifies by label where labels repeat and is a plain random split
+where they don't (systematic sampling: W. G. Cochran, Sampling Techniques, 3rd ed., chapter 8).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from embedfit.data import Dataset, normalised
+from embedfit.check import Finding
+from embedfit.data import Dataset
+from embedfit.duplicates import near_duplicates
 from embedfit.errors import ConfigError, DataError, did_you_mean
 
 _DEV, _DEV_AT_LEAST, _DEV_AT_MOST = 0.1, 100, 500
@@ -82,6 +85,21 @@ def split_folds(dataset: Dataset, k: int, *, dev: float | None = None, seed: int
     return splits
 
 
+def without_leaks(split: Split, findings: Iterable[Finding]) -> Split:
+    """Return a split without the train and dev queries that leak from a part that is more held out; test stays as it is.
+
+    Args:
+        split: Such as official parts make.
+        findings: What `check_leaks` found in it.
+
+    Raises:
+        DataError: No query is left for train.
+    """
+    leaking = {id for finding in findings if finding.kind == "leak" for id in finding.ids[1:]}
+    train, dev = (tuple(id for id in part if id not in leaking) for part in (split.train, split.dev))
+    return _whole(Split(train, dev, split.test), dev=None)
+
+
 def _dev_share(share: float | None, queries: int) -> float:
     """Return the share for the dev part: choosing an epoch needs no more than some hundred queries, and training does."""
     if share is None:
@@ -123,7 +141,7 @@ def _stratified(dataset: Dataset, ids: Sequence[str], seed: int, group_by: str |
 
 
 def _groups(dataset: Dataset, ids: Sequence[str], group_by: str | None) -> list[tuple[str, ...]]:
-    """Return the connected components of "says the same" and "has the same value of group_by"."""
+    """Return the connected components of "says the same or nearly" and "has the same value of group_by"."""
     if group_by:
         known = {name for query in dataset.queries.values() for name in query.metadata}
         if group_by not in known:
@@ -137,12 +155,15 @@ def _groups(dataset: Dataset, ids: Sequence[str], group_by: str | None) -> list[
             id = parent[id]
         return id
 
-    first: dict[tuple[str, str], str] = {}
+    # Of the whole data set, which is searched once, although train and dev are dealt from a part of it.
+    queries = list(dataset.queries)
+    chain_of = {queries[place]: number for number, chain in enumerate(near_duplicates(dataset.query_texts()).chains) for place in chain}
+    first: dict[tuple[str, str | int], str] = {}
     for id in ids:
-        query = dataset.queries[id]
-        keys = [("text", normalised(query.text))]
-        if group_by and query.metadata.get(group_by) is not None:
-            keys.append(("field", str(query.metadata[group_by])))
+        metadata = dataset.queries[id].metadata
+        keys: list[tuple[str, str | int]] = [("chain", chain_of[id])]
+        if group_by and metadata.get(group_by) is not None:
+            keys.append(("field", str(metadata[group_by])))
         for key in keys:
             parent[root(id)] = root(first.setdefault(key, id))
     members: dict[str, list[str]] = {}

@@ -1,0 +1,153 @@
+import itertools
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedfit.duplicates import Duplicates, near_duplicates, words_of
+
+
+def pairs_of(texts):
+    return sorted(near_duplicates(texts).pairs())
+
+
+def words(count, *, name="w"):
+    """Return a text of so many words, each of its own."""
+    return " ".join(f"{name}{number}" for number in range(count))
+
+
+TWELVE = "I topped up my card with cash but the money is missing"
+
+
+@pytest.mark.parametrize("copy", [TWELVE.upper(), f"  {TWELVE.replace(' ', '   ')}\n", f"{TWELVE}?!", TWELVE.replace(" but", ", but")])
+def test_case_white_space_and_punctuation_make_no_difference(copy):
+    assert near_duplicates([TWELVE, copy]) == Duplicates(same=((0, 1),), near=())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        TWELVE.replace("cash", "coins"),
+        TWELVE.replace("the money", "all the money"),
+        TWELVE.replace("money", "cash"),
+        f"Hi {TWELVE}",
+    ],
+)
+def test_one_word_in_twelve_may_be_changed_or_added(changed):
+    assert near_duplicates([TWELVE, changed]) == Duplicates(same=((0,), (1,)), near=((0, 1),))
+
+
+def test_the_shorter_text_says_how_many_words_may_differ():
+    assert pairs_of([TWELVE, TWELVE.removeprefix("I ")]) == []  # eleven words
+    assert pairs_of([words(24), f"{words(24)} x y"]) == [(0, 1)]
+    assert pairs_of([words(23), f"{words(23)} x y"]) == []
+    assert pairs_of([words(24), f"x {words(23)} y"]) == [(0, 1)]
+    assert pairs_of([words(24), f"x y z {words(24)}"]) == []
+
+
+@pytest.mark.parametrize("question", ["How do I change my name?", "What do I have to do to change my PIN"])
+def test_a_short_question_with_another_word_is_another_question(question):
+    assert pairs_of([question, question.replace("change", "forget"), question.lower()]) == [(0, 2)]
+
+
+def test_a_copy_of_a_copy_is_near_both():
+    texts = [TWELVE, TWELVE.replace("cash", "coins"), TWELVE.upper()]
+    assert near_duplicates(texts) == Duplicates(same=((0, 2), (1,)), near=((0, 1),))
+    assert pairs_of(texts) == [(0, 1), (0, 2), (1, 2)]
+
+
+def test_the_field_labels_of_a_form_make_no_two_records_near():
+    def record(*values):
+        return "\n".join(f"Field number {name}: {value}" for name, value in zip("abcdefghijkl", values, strict=True))
+
+    rng = random.Random(0)
+    records = [record(*(rng.choice("pqrstuvwxyz") for _ in range(12))) for _ in range(30)]
+    first = [rng.choice("pqrstuvwxyz") for _ in range(12)]
+    two_others = [*first[:-2], "other", "others"]
+    # 48 words, so four might differ if the labels counted; but twelve values, so one may.
+    assert pairs_of([*records, record(*first), record(*two_others)]) == []
+    assert pairs_of([*records, record(*first), record(*first[:-1], "other")]) == [(30, 31)]
+    # Few texts cannot tell what is a form's.
+    assert pairs_of([record(*first), record(*two_others)]) == [(0, 1)]
+
+
+def test_scripts_without_spaces_are_compared_by_character():
+    assert words_of("如何激活卡?") == ("如", "何", "激", "活", "卡")
+    assert pairs_of(["我想知道如何激活我的新银行卡", "我想知道如何激活你的新银行卡"]) == [(0, 1)]
+    assert words_of("मेरा कार्ड, कहाँ है") == ("मेरा", "कार्ड", "कहाँ", "है")
+
+
+def test_texts_of_punctuation_alone_are_told_apart():
+    assert pairs_of(["?!", "...", "?!"]) == [(0, 2)]
+
+
+def test_a_word_is_what_stands_between_white_space():
+    assert words_of("Learn C++ - don't wait, it's 1,200.50!") == ("learn", "c++", "dont", "wait", "its", "120050")
+
+
+def test_many_copies_are_one_group():
+    found = near_duplicates([TWELVE] * 20_000 + [TWELVE.replace("cash", "coins")] * 20_000)
+    assert found == Duplicates(same=(tuple(range(20_000)), tuple(range(20_000, 40_000))), near=((0, 1),))
+
+
+def test_no_texts_have_no_duplicates():
+    assert near_duplicates([]) == Duplicates((), ())
+
+
+def test_records_of_few_values_take_no_time():
+    # Every word is in a tenth of the texts: compared by single words, these would be seven million comparisons.
+    rng = random.Random(0)
+    texts = [" ".join(f"{field}{rng.randrange(10)}" for field in "abcdefghijklmno") for _ in range(6000)]
+    texts.append(f"{texts[0]} more")
+    assert (0, 6000) in pairs_of(texts)
+
+
+def distance(a, b):
+    """Return the Levenshtein distance of two lists, by the textbook's table."""
+    row = list(range(len(b) + 1))
+    for i, one in enumerate(a, 1):
+        above, row[0] = row[0], i
+        for j, other in enumerate(b, 1):
+            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (one != other))
+    return row[-1]
+
+
+def by_comparing_all(texts):
+    said = [text.casefold().split() for text in texts]
+    distinct = set(map(tuple, said))
+    texts_with = Counter(word for text in distinct for word in set(text))
+    form = {word for word, count in texts_with.items() if len(distinct) >= 20 and count / len(distinct) >= 0.99}
+    own = [sum(word not in form for word in text) for text in said]
+
+    def near(i, j):
+        edits = min(own[i], own[j]) // 12
+        return abs(len(said[i]) - len(said[j])) <= edits and distance(said[i], said[j]) <= edits
+
+    return [(i, j) for i, j in itertools.combinations(range(len(texts)), 2) if near(i, j)]
+
+
+@st.composite
+def texts_with_copies(draw):
+    """Texts of few different words, most of them an earlier one with some words changed, added or left out."""
+    rng = draw(st.randoms(use_true_random=False))
+    vocabulary = "abcdefghijklmnopqrstuvwxyz"[: draw(st.integers(2, 26))]
+    label = draw(st.sampled_from(["", "L L ", "L " * 13]))
+    texts = []
+    for _ in range(draw(st.integers(1, 30))):
+        if texts and rng.random() < 0.7:
+            text = list(rng.choice(texts))
+        else:
+            text = rng.choices(vocabulary, k=rng.choice([3, 11, 12, 13, 23, 24, 25, 36, 48, 60, 73]))
+        for _ in range(rng.randrange(4)):
+            place = rng.randrange(len(text) + 1)
+            text[place : place + rng.randrange(2)] = rng.choices(vocabulary, k=rng.randrange(2))
+        texts.append(text)
+    return [f"{label}{' '.join(text).upper() if rng.random() < 0.3 else ' '.join(text)}" for text in texts]
+
+
+@settings(max_examples=80, deadline=None)
+@given(texts_with_copies())
+def test_the_search_finds_what_comparing_all_texts_finds(texts):
+    assert pairs_of(texts) == by_comparing_all(texts)
