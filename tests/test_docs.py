@@ -1,11 +1,14 @@
 """The documentation does what it says."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from embedfit.config import Config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -48,3 +51,22 @@ def test_the_trees_files_are_all_in_the_readme():
     for path in sorted((ROOT / "src" / "embedfit").rglob("*.py")):
         if not path.name.startswith("__") and path.name not in ("errors.py", "console.py"):
             assert path.name in readme, path.name
+
+
+def test_every_setting_stands_in_the_page_on_settings():
+    page = (ROOT / "docs" / "config.md").read_text()
+
+    def rows(section):
+        for name, field in section.model_fields.items():
+            if not hasattr(field.annotation, "model_fields"):
+                default = "required" if field.is_required() else "–" if field.default in (None, ()) else f"`{json.dumps(field.default)}`"
+                yield f"| `{name}` | {default} | {field.description} |"
+
+    for row in rows(Config):
+        assert row in page
+    for name, field in Config.model_fields.items():
+        if hasattr(field.annotation, "model_fields"):
+            section = page.partition(f"## [{name}]\n")[2].partition("\n## [")[0]
+            assert field.annotation.__doc__.strip() in section, name
+            for row in rows(field.annotation):
+                assert row in section, name

@@ -33,6 +33,8 @@ app = typer.Typer(
 _INTERRUPTED = 130  # the exit code by which shells know Ctrl-C
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml")]
+Folds = Annotated[int | None, typer.Option(help="Hold out every query once, in this many folds; 0 for one split.")]
+AllowLeaks = Annotated[bool, typer.Option("--allow-leaks", help="Go on where held-out queries were trained on; the report says so in red.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
 
@@ -107,16 +109,80 @@ def check(config: ConfigPath, as_json: AsJson = False) -> None:
 @app.command()
 def run(
     config: ConfigPath,
-    folds: Annotated[int | None, typer.Option(help="Hold out every query once, in this many folds.")] = None,
+    folds: Folds = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Repeat the training with this many seeds, and show what they change.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Share of the base's score on general queries to keep, such as 0.98.")] = None,
+    allow_leaks: AllowLeaks = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure, tune, measure again on the same held-out queries, and say whether it got better."""
-    from embedfit.config import read_config
-
-    settings = read_config(config)
-    if folds is not None:
-        settings = settings.model_copy(update={"split": settings.split.model_copy(update={"folds": folds})})
+    settings = _changed(config, folds, allow_leaks, {"evaluate": {"seeds": seeds}, "general": {"keep": keep}})
     _show(_run(settings), as_json)
+
+
+@app.command()
+def ladder(
+    config: ConfigPath,
+    rung: Annotated[list[str] | None, typer.Option(help="A method to measure; may be given again. Default: all.")] = None,
+    folds: Folds = None,
+    allow_leaks: AllowLeaks = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure every method on the same held-out queries, cheapest first, and recommend the simplest good one."""
+    from embedfit import pipeline
+    from embedfit.report import ladder_table
+
+    settings = _changed(config, folds, allow_leaks, {"ladder": {"rungs": tuple(rung) if rung else None}})
+    folder, found = pipeline.ladder(settings)
+    if as_json:
+        typer.echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
+        return
+    console = _stdout()
+    console.print(ladder_table(found))
+    for name, why in found.skipped.items():
+        console.print(f"Left out: {name}, as {why}.", highlight=False, soft_wrap=True)
+    console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(_escaped(found.sentence), highlight=False, style="bold", soft_wrap=True)
+
+
+@app.command()
+def curve(
+    config: ConfigPath,
+    points: Annotated[int, typer.Option(min=2, help="How many sizes of the train part to try, each half of the next.")] = 4,
+    folds: Folds = None,
+    allow_leaks: AllowLeaks = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure with less training data, and estimate what more would bring."""
+    from embedfit import pipeline
+
+    folder, found = pipeline.curve(_changed(config, folds, allow_leaks, {}), points)
+    if as_json:
+        typer.echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
+        return
+    frame = found.to_frame()
+    _print_rows(list(frame.columns), [[f"{cell:.3f}" if isinstance(cell, float) else cell for cell in row] for row in frame.to_numpy()])
+    console = _stdout()
+    console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(_escaped(found.sentence), highlight=False, style="bold", soft_wrap=True)
+
+
+@app.command()
+def relabel(
+    config: ConfigPath,
+    suspects: Annotated[Path, typer.Argument(help="suspects.csv of a run directory, with its 'decision' column filled in.")],
+    output: Annotated[Path, typer.Option(help="Where the corrected data set goes.")],
+) -> None:
+    """Correct the labels as decided in a run's suspects.csv, and write the data set anew."""
+    from embedfit import pipeline
+    from embedfit.config import read_config
+    from embedfit.data import write_jsonl
+    from embedfit.suspects import relabelled
+
+    corrected, counts = relabelled(pipeline.read(read_config(config).data), suspects)
+    write_jsonl(corrected, output)
+    typer.echo(", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    typer.echo(f'Corrected: set queries = "{output / "queries.jsonl"}" and documents = "{output / "documents.jsonl"}" in [data]')
 
 
 @app.command()
@@ -263,6 +329,15 @@ def _full_disk(error: OSError) -> EmbedfitError | None:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS):
         return None
     return StorageError(f"{error.filename or 'a file'}: {error.strerror}; nothing that was finished is lost")
+
+
+def _changed(path: Path, folds: int | None, allow_leaks: bool, options: dict[str, dict[str, Any]]) -> Config:
+    """Return the configuration of a file with what was said on the command line in place of what the file says."""
+    from embedfit.config import read_config
+
+    options = {**options, "split": {"folds": folds, "leaks": "allow" if allow_leaks else None}}
+    given = {section: {key: value for key, value in said.items() if value is not None} for section, said in options.items()}
+    return read_config(path, given)
 
 
 def _run(settings: Config) -> Result:

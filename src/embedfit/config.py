@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,7 +41,14 @@ class SplitConfig(_Section):
         lt=1,
         description="Share of the others for choosing the epoch, at most 500 queries; 0 for none. By default 0.1 of 1,000 or more.",
     )
-    folds: int = Field(0, ge=0, description="Train this many models, so that every query is held out once; 0 for one split.")
+    folds: int | None = Field(
+        None,
+        ge=0,
+        description="Train this many models, so that every query is held out once; 0 for one split. By default 5 under 1,000 queries.",
+    )
+    leaks: Literal["fail", "drop", "allow"] = Field(
+        "fail", description="When a held-out query says what a training query says: stop, drop the training query, or go on and say so."
+    )
     seed: int = Field(0, ge=0, description="Another seed, another split.")
     group_by: str | None = Field(None, description="A field of the queries; those with the same value stay in one part.")
 
@@ -60,6 +68,9 @@ class EvaluateConfig(_Section):
     k: tuple[Annotated[int, Field(ge=1)], ...] = Field(KS, min_length=1, description="Where the rankings are cut.")
     metric: str = Field("mrr@10", description="The one that the verdict is about.")
     bm25: bool = Field(True, description="Measure BM25 too, as the other baseline.")
+    seeds: int = Field(
+        1, ge=1, description="Train this many times with another seed, and show how much of the difference is chance of training."
+    )
 
 
 class TuneConfig(_Section):
@@ -81,6 +92,23 @@ class TuneConfig(_Section):
     seed: int = Field(0, ge=0, description="Of dropout, order and random negatives.")
 
 
+class GeneralConfig(_Section):
+    """What the model could do before, and should not lose: a general set, and how much of its score to keep."""
+
+    queries: str | None = Field(None, description="A data set unlike the task, as in [data]. By default the one that comes with embedfit.")
+    documents: str | None = Field(None, description="Its documents, if they are a file of their own.")
+    keep: float | None = Field(
+        None, gt=0, le=1, description="Share of the base model's general score to keep, by merging base and tuned weights; 0.98 is a start."
+    )
+
+
+class LadderConfig(_Section):
+    """What `embedfit ladder` measures."""
+
+    rungs: tuple[str, ...] = Field((), description="Keys of the methods. By default all that the data allows.")
+    document_template: str | None = Field(None, description="Richer document text to try. By default every field of text.")
+
+
 class Config(_Section):
     """A whole experiment."""
 
@@ -91,10 +119,16 @@ class Config(_Section):
     model: ModelConfig = ModelConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tune: TuneConfig = TuneConfig()
+    general: GeneralConfig = GeneralConfig()
+    ladder: LadderConfig = LadderConfig()
 
 
-def read_config(path: str | Path) -> Config:
+def read_config(path: str | Path, options: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
     """Read embedfit.toml. Paths of data in it are relative to the file.
+
+    Args:
+        path: Of the file.
+        options: Section -> key -> value: what goes before what the file says.
 
     Raises:
         ConfigError: It is not there, not TOML, or says something that it may not.
@@ -107,6 +141,9 @@ def read_config(path: str | Path) -> Config:
         raise ConfigError(f"{path}: {error.strerror}; fix: 'embedfit init' writes one") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
+    for section, changes in (options or {}).items():
+        if changes and isinstance(said.get(section, {}), dict):
+            said[section] = {**said.get(section, {}), **changes}
     return make_config(said, where=str(path), folder=path.parent)
 
 
@@ -126,14 +163,17 @@ def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = P
         raise ConfigError(f"{where}: key 'evaluate.metric': {error}") from None
     data = config.data
     record = data.record if data.record in (None, "transaction") or ":" in str(data.record) else str(folder / str(data.record))
-    queries, documents = (
-        path if path is None or path.startswith("hub:") else str(folder / path) for path in (data.queries, data.documents)
-    )
-    data = data.model_copy(update={"queries": queries, "documents": documents, "record": record})
+
+    def beside(path: str | None) -> str | None:
+        return path if path is None or path.startswith("hub:") else str(folder / path)
+
+    data = data.model_copy(update={"queries": beside(data.queries), "documents": beside(data.documents), "record": record})
+    general = config.general
+    general = general.model_copy(update={"queries": beside(general.queries), "documents": beside(general.documents)})
     model = config.model
     if (folder / model.name).is_dir():
         model = model.model_copy(update={"name": str(folder / model.name)})
-    return config.model_copy(update={"data": data, "model": model, "output": str(folder / config.output)})
+    return config.model_copy(update={"data": data, "general": general, "model": model, "output": str(folder / config.output)})
 
 
 def json_schema() -> str:

@@ -10,8 +10,9 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +20,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedfit import console
-from embedfit.check import Finding, check_dataset, check_truncation, warnings
-from embedfit.compare import Comparison, Difference, compare_scores
-from embedfit.config import Config, DataConfig, ModelConfig
+from embedfit.check import Finding, check_dataset, check_leaks, check_truncation, warnings
+from embedfit.compare import Comparison, compare_scores
+from embedfit.config import Config, DataConfig, GeneralConfig, ModelConfig, TuneConfig
+from embedfit.curve import Curve, learning_curve
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, load, text_key, writing
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
-from embedfit.errors import ConfigError, DataError, ModelError, StorageError
+from embedfit.errors import ConfigError, DataError, EmbedfitError, StorageError
+from embedfit.general import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
+from embedfit.ladder import Ladder, Setting, climb, richer_template
+from embedfit.parity import check_forms
 from embedfit.records import record_type
-from embedfit.report import Report, html, per_query
+from embedfit.report import Report, curve_html, html, ladder_html, per_query
 from embedfit.retrieve import BM25Retriever, DenseRetriever, Run, joined
 from embedfit.score import KS, Scores, score_run
-from embedfit.split import Split, split_dataset, split_folds
+from embedfit.split import Split, split_dataset, split_folds, without_leaks
+from embedfit.suspects import find_suspects, write_suspects
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +44,12 @@ if TYPE_CHECKING:
 
 _DEPTH = 100
 """How far down a ranking the right answer is looked for."""
+_FOLDS, _FEW_QUERIES = 5, 1000
+"""Under so many judged queries, each is held out once by default, in so many folds."""
+_LISTED = 20
+"""Leaks that an error or an alert lists."""
+_CHEAP_CHARACTERS = 500_000
+"""Of documents and queries that are encoded again for each weight of a merge, only to draw a line through them."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +74,8 @@ class Result:
 
     @property
     def model(self) -> Path:
-        """The tuned model: an ordinary sentence-transformers folder."""
-        return self.folder / "model"
+        """The model to use: an ordinary sentence-transformers folder."""
+        return self.folder / str(self.manifest["model"])
 
     @property
     def report(self) -> Path:
@@ -78,6 +90,103 @@ class Result:
         return self.comparison._repr_html_()
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What `run`, `ladder` and `curve` begin with.
+
+    Attributes:
+        config: All settings.
+        dataset: As read.
+        base: The model to start from; not loaded before it is needed.
+    """
+
+    config: Config
+    dataset: Dataset
+    base: LocalEncoder
+
+    @classmethod
+    def of(cls, config: Config) -> _Job:
+        """Read the data and find the model.
+
+        Raises:
+            EmbedfitError: Either is not there or cannot be used.
+        """
+        dataset = read(config.data)
+        dataset.document_texts(config.data.document_template)  # refuse a wrong template now, not after the queries are encoded
+        return cls(config, dataset, encoder(config.model))
+
+    @property
+    def template(self) -> str:
+        """What a document says."""
+        return self.config.data.document_template
+
+    @property
+    def metric(self) -> str:
+        """The one that verdicts are about."""
+        return self.config.evaluate.metric
+
+    @property
+    def depth(self) -> int:
+        """How far down a ranking the right answer is looked for."""
+        return max(_DEPTH, *self.config.evaluate.k)
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """What is odd about the data; those about leaks only if they are allowed.
+
+        Raises:
+            DataError: Something that makes all figures wrong.
+        """
+        findings = check_dataset(self.dataset)
+        for finding in findings:
+            if finding.level == "problem":
+                raise DataError(self.config.data.queries, finding.message)
+        return (*findings, *self._gated[1], *check_truncation(self.dataset, self.base.loaded, self.template))
+
+    @property
+    def splits(self) -> list[Split]:
+        """One split, or as many as there are folds.
+
+        Raises:
+            DataError: A held-out query says what a training query says, and that is not allowed.
+        """
+        return self._gated[0]
+
+    @cached_property
+    def _gated(self) -> tuple[list[Split], list[Finding]]:
+        return gated(self.config, self.dataset, splits_of(self.config, self.dataset))
+
+    @cached_property
+    def test(self) -> Dataset:
+        """The queries that are held out, of all folds."""
+        return self.dataset.select([id for split in self.splits for id in split.test])
+
+    @property
+    def parts(self) -> list[tuple[Dataset, Dataset | None, Dataset]]:
+        """The train, dev (or None) and test data of each split."""
+        return [
+            (self.dataset.select(split.train), self.dataset.select(split.dev) if split.dev else None, self.dataset.select(split.test))
+            for split in self.splits
+        ]
+
+    def scored(self, run: Run, name: str) -> Scores:
+        """Return the scores of a Run on the held-out queries."""
+        return score_run(run, self.test.qrels, ks=self.config.evaluate.k, name=name)
+
+    def folder(self, kind: str, *sections: str, more: Sequence[str] = ()) -> Path:
+        """Return a run directory whose name holds a hash of everything that the result depends on."""
+        described = [
+            version("embedfit"),
+            self.dataset.digest(),
+            self.template,
+            self.base.fingerprint,
+            self.config.model_dump(include={"split", "tune", "evaluate", *sections}),
+            *more,
+        ]
+        identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        return Path(self.config.output) / f"{self.config.name}{kind}-{identity[:10]}"
+
+
 def run(config: Config) -> Result:
     """Measure a model, tune it, measure it again on the same held-out queries, and write down what came of it.
 
@@ -87,55 +196,123 @@ def run(config: Config) -> Result:
     Raises:
         EmbedfitError: With one line that says what to do.
     """
-    dataset = read(config.data)
-    findings = check_dataset(dataset)
-    for finding in findings:
-        if finding.level == "problem":
-            raise DataError(config.data.queries, finding.message)
-    template = config.data.document_template
-    dataset.document_texts(template)  # refuse a wrong template now, not after the queries are encoded
-    base = encoder(config.model)
-    identity = _identity(config, dataset, base)
-    folder = Path(config.output) / f"{config.name}-{identity[:10]}"
+    job, general = _Job.of(config), read_general(config.general)
+    folder = job.folder("", "general", more=[general.digest()])
     with locked(folder):
         if (folder / "manifest.json").exists():
             return read_result(folder)
         started = time.monotonic()
-        splits = _splits(config, dataset)
-        test = dataset.select([id for part in splits for id in part.test])
-        findings += check_truncation(dataset, base.loaded, template)
-        depth = max(_DEPTH, *config.evaluate.k)
-        others = []
-        if config.evaluate.bm25:
-            others.append(score_run(BM25Retriever(template).search(test, depth), test.qrels, ks=config.evaluate.k, name="BM25"))
-        base_run = DenseRetriever(CachedEncoder(base), template).search(test, depth)
-        base_scores = score_run(base_run, test.qrels, ks=config.evaluate.k, name=base.name)
-        tuned, tuned_run, model = _tuned(config, dataset, splits, base, folder, depth)
-        tuned_scores = score_run(tuned_run, test.qrels, ks=config.evaluate.k, name=f"{base.name}, tuned")
-        comparison = compare_scores(base_scores, tuned_scores, metric=config.evaluate.metric, seed=config.split.seed, held_out=True)
-        check_parity(model, test.query_texts()[:64])
+        findings = job.findings
+        others = [job.scored(BM25Retriever(job.template).search(job.test, job.depth), "BM25")] if config.evaluate.bm25 else []
+        base_run = DenseRetriever(CachedEncoder(job.base), job.template).search(job.test, job.depth)
+        trainings = [_trained(job, folder if seed == 0 else folder / "seeds" / str(seed), seed) for seed in range(config.evaluate.seeds)]
+        final = _final(job, trainings[0], folder)
+        forgetting = _forgetting(job, trainings[0], final, general)
+        weight = forgetting.weight if forgetting and config.general.keep is not None else 1.0
+        model = _merged(job.base, final.encoder, weight, folder / "kept") if weight < 1 else final.encoder
+        runs = [_searched(job, training, weight) for training in trainings]
+        comparison = compare_scores(
+            job.scored(base_run, job.base.name),
+            [job.scored(one, f"{job.base.name}, tuned") for one in runs],
+            metric=job.metric,
+            seed=config.split.seed,
+            held_out=True,
+        )
+        suspects = find_suspects(job.test, base_run, runs[0], scale=config.tune.scale)
+        forms = check_forms(model, job.test, job.template, metric=job.metric, ks=config.evaluate.k, matryoshka=final.matryoshka)
+        tuned = [*trainings[0], final] if len(trainings[0]) > 1 else [final]
         manifest = {
             "embedfit": version("embedfit"),
-            "identity": identity,
             "config": config.model_dump(),
-            "base": {"name": base.name, "fingerprint": base.fingerprint},
-            "tuned": {"folder": "model", "fingerprint": model.fingerprint},
-            "split": [{part: len(getattr(some, part)) for part in ("train", "dev", "test")} for some in splits],
+            "base": {"name": job.base.name, "fingerprint": job.base.fingerprint},
+            "model": str(model.folder.relative_to(folder)),
+            "fingerprint": model.fingerprint,
+            "split": [{part: len(getattr(split, part)) for part in ("train", "dev", "test")} for split in job.splits],
             "tuning": [{"epoch": one.epoch, "tokens": one.tokens, "seconds": one.seconds, "candidates": one.candidates} for one in tuned],
             "seconds": round(time.monotonic() - started, 3),
             "findings": [vars(finding) for finding in findings],
             "others": [other.name for other in others],
+            "forms": [{**vars(form), "passed": form.passed} for form in forms],
+            "forgetting": forgetting.to_dict() if forgetting else None,
         }
-        queries = per_query(dataset, comparison, base_run, tuned_run)
-        _write(
-            folder,
+        queries = per_query(job.dataset, comparison, base_run, runs[0])
+        report = Report(
+            config.name,
             comparison,
-            tuple(others),
             queries,
-            manifest,
-            _report(config, dataset, splits, tuned, comparison, others, queries, findings, base),
+            _facts(job, tuned),
+            tuple(others),
+            _notes(job, forgetting),
+            tuned[0].history if len(tuned) == 1 else (),
+            alerts=_alerts(findings),
+            documents=dict(zip(job.dataset.corpus, job.dataset.document_texts(job.template), strict=True)),
+            suspects=suspects,
+            forms=forms,
+            forgetting=forgetting,
         )
+        _write(folder, comparison, tuple(others), queries, suspects, manifest, report)
     return read_result(folder, reused=False)
+
+
+def curve(config: Config, points: int) -> tuple[Path, Curve]:
+    """Measure models that were trained on more and more of the train part. Returns the run directory and the curve.
+
+    Args:
+        config: All settings.
+        points: How many sizes there are, each twice the one before.
+
+    Raises:
+        EmbedfitError: With one line that says what to do.
+    """
+    job = _Job.of(config)
+    folder = job.folder("-curve", more=[str(points)])
+    with locked(folder):
+        most = min(len(split.train) for split in job.splits)
+        base = DenseRetriever(CachedEncoder(job.base), job.template).search(job.test, job.depth)
+
+        def train_and_search(train: Dataset, test: Dataset, where: Path) -> Run:
+            tuned = _tune(job, train, None, where, {})
+            return DenseRetriever(CachedEncoder(tuned.encoder), job.template).search(test, job.depth)
+
+        found = learning_curve(
+            job.dataset,
+            job.splits,
+            train_and_search,
+            folder,
+            base=base,
+            metric=job.metric,
+            sizes=sorted({most >> step for step in range(points)}),
+            identity=folder.name,
+            seed=config.split.seed,
+        )
+        with writing(folder / "curve.json") as file:
+            file.write(json.dumps(found.to_dict(), indent=1, default=_plain).encode())
+        with writing(folder / "curve.png") as file:
+            found.plot().savefig(file, dpi=150, format="png")
+        with writing(folder / "report.html") as file:
+            file.write(curve_html(f"{config.name}: learning curve", found, notes=warnings(job.findings)).encode())
+    return folder, found
+
+
+def ladder(config: Config) -> tuple[Path, Ladder]:
+    """Measure every method on the same held-out queries. Returns the run directory and the ladder.
+
+    Raises:
+        EmbedfitError: With one line that says what to do.
+    """
+    job = _Job.of(config)
+    richer = config.ladder.document_template or richer_template(job.dataset, job.template)
+    folder = job.folder("-ladder", more=[richer or ""])
+    with locked(folder):
+        console.note(f"{len(job.test.queries):,} held-out queries; what is found is kept in {folder}")
+        found = climb(Setting(job.base, config, job.template, richer), job.dataset, job.splits, folder, config.ladder.rungs)
+        with writing(folder / "ladder.json") as file:
+            file.write(json.dumps(found.to_dict(), indent=1, default=_plain).encode())
+        with writing(folder / "ladder.png") as file:
+            found.plot().savefig(file, dpi=150, format="png")
+        with writing(folder / "report.html") as file:
+            file.write(ladder_html(f"{config.name}: ladder", found, notes=warnings(job.findings)).encode())
+    return folder, found
 
 
 def read(config: DataConfig, problems: list[DataError] | None = None) -> Dataset:
@@ -196,24 +373,6 @@ def seen_in_training(model: LocalEncoder, dataset: Dataset) -> int:
     return sum(text_key(query.text) in seen for query in dataset.queries.values())
 
 
-def check_parity(encoder: LocalEncoder, texts: Sequence[str]) -> None:
-    """Make sure that a saved model, loaded by the library alone, gives the vectors that were measured.
-
-    Raises:
-        ModelError: It does not.
-    """
-    from sentence_transformers import SentenceTransformer
-
-    measured = CachedEncoder(encoder).encode(texts, "query")
-    plain = SentenceTransformer(str(encoder.folder), local_files_only=True)
-    loaded = plain.encode_query(list(texts), normalize_embeddings=True, show_progress_bar=False)
-    similarity = (measured * loaded).sum(axis=1).min()
-    # Measured in bfloat16, a vector is off by about one part in 250 (8 bits); in fp32 only the order of sums differs.
-    tolerance = 5e-3 if encoder.loaded.bf16 else 1e-5
-    if similarity < 1 - tolerance:
-        raise ModelError(f"{encoder.folder}: the saved model gives other vectors than were measured (cosine {similarity:.6f}, expected 1)")
-
-
 def read_result(folder: str | Path, *, reused: bool = True) -> Result:
     """Read a finished run directory.
 
@@ -239,17 +398,23 @@ def read_result(folder: str | Path, *, reused: bool = True) -> Result:
         }
         return Scores(name, ids, columns, queries[f"{prefix}rank"].to_numpy())
 
-    differences = tuple(Difference(**{key: value for key, value in row.items() if key != "verdict"}) for row in said["differences"])
-    comparison = Comparison(scores("base_", said["base"]), scores("tuned_", said["tuned"]), differences, said["metric"], held_out=True)
+    comparison = Comparison.from_dict(said, scores("base_", said["base"]), scores("tuned_", said["tuned"]))
     others = tuple(scores(f"{name.lower()}_", name) for name in manifest["others"])
     findings = tuple(Finding(**{**row, "ids": tuple(row["ids"])}) for row in manifest["findings"])
     return Result(folder, comparison, others, findings, manifest, reused)
 
 
-def _splits(config: Config, dataset: Dataset) -> list[Split]:
+def splits_of(config: Config, dataset: Dataset) -> list[Split]:
+    """Return the splits that a configuration describes: one, or as many as there are folds.
+
+    Where nothing is said, data sets of under 1,000 judged queries are scored out of fold, unless they come with a test part.
+    """
     said = config.split
-    if said.folds:
-        return split_folds(dataset, said.folds, dev=said.dev, seed=said.seed, group_by=said.group_by)
+    folds = said.folds
+    if folds is None:
+        folds = _FOLDS if len(dataset.judged) < _FEW_QUERIES and not dataset.parts.get("test") else 0
+    if folds:
+        return split_folds(dataset, folds, dev=said.dev, seed=said.seed, group_by=said.group_by)
     return [one_split(config, dataset)]
 
 
@@ -259,71 +424,134 @@ def one_split(config: Config, dataset: Dataset) -> Split:
     return split_dataset(dataset, test=said.test, dev=said.dev, seed=said.seed, group_by=said.group_by)
 
 
-def _tuned(
-    config: Config, dataset: Dataset, splits: Sequence[Split], base: LocalEncoder, folder: Path, depth: int
-) -> tuple[list[Tuned], Run, LocalEncoder]:
-    """Tune once for each split. Returns what came of it, the Run on all test queries, and the final model."""
+def gated(config: Config, dataset: Dataset, splits: Sequence[Split]) -> tuple[list[Split], list[Finding]]:
+    """Return the splits as they may be used, and the leaks that are left in them.
+
+    Raises:
+        DataError: A held-out query says what another part says, and ``split.leaks`` is ``fail``.
+    """
+    policy = config.split.leaks
+    clean, left = [], []
+    for split in splits:
+        leaks = check_leaks(dataset, {"train": split.train, "dev": split.dev, "test": split.test})
+        if leaks and policy == "fail":
+            listed = "\n".join(f"  {leak.message}" for leak in leaks[:_LISTED])
+            more = f"\n  and {len(leaks) - _LISTED:,} more; 'embedfit check' lists them" if len(leaks) > _LISTED else ""
+            raise DataError(
+                config.data.queries,
+                f"has {len(leaks):,} leaks between its parts",
+                fix=f'leaks = "drop" in [split] trains without these, --allow-leaks goes on and says so in red:\n{listed}{more}',
+            )
+        clean.append(without_leaks(split, leaks) if policy == "drop" else split)
+        left += leaks if policy == "allow" else []
+    return clean, left
+
+
+def _trained(job: _Job, folder: Path, seed: int) -> list[Tuned]:
+    """Tune once for each split; seed 0 is the configuration's own."""
+    results = []
+    for number, (train, dev, _) in enumerate(job.parts):
+        if len(job.splits) > 1:
+            console.note(f"fold {number + 1} of {len(job.splits)}" + (f", seed {seed + 1} of {job.config.evaluate.seeds}" if seed else ""))
+        where = folder / "folds" / str(number) if len(job.splits) > 1 else folder
+        results.append(_tune(job, train, dev, where, {"seed": job.config.tune.seed + seed}))
+    return results
+
+
+def _final(job: _Job, training: Sequence[Tuned], folder: Path) -> Tuned:
+    """Return the model to use. What the folds measured is a way of training: it is trained in that way on all there is."""
+    if len(training) == 1:
+        return training[0]
+    console.note("training on all queries")
+    epochs = round(statistics.median(one.epoch for one in training))
+    return _tune(job, job.dataset.select(job.dataset.judged), None, folder, {"epochs": epochs})
+
+
+def _tune(job: _Job, train: Dataset, dev: Dataset | None, folder: Path, changes: dict[str, Any]) -> Tuned:
+    settings = job.config.tune.model_copy(update=changes)
+    if settings.method == "adapter":
+        from embedfit.tune.adapter import tune_adapter
+
+        return tune_adapter(job.base, train, dev, folder, settings, template=job.template)
     from embedfit.tune.full import tune_model
 
-    template = config.data.document_template
-    runs, results = [], []
-    for number, part in enumerate(splits):
-        where = folder / "folds" / str(number) if config.split.folds else folder
-        if config.split.folds:
-            console.note(f"fold {number + 1} of {len(splits)}")
-        results.append(
-            tune_model(
-                base, dataset.select(part.train), dataset.select(part.dev) if part.dev else None, where, config.tune, template=template
-            )
-        )
-        encoder_of_fold = encoder(config.model, str(results[-1].folder))
-        runs.append(DenseRetriever(CachedEncoder(encoder_of_fold), template).search(dataset.select(part.test), depth))
-    if config.split.folds:
-        # What was measured is the way of training; the model to use is trained that way on all there is.
-        console.note("training on all queries")
-        epochs = round(statistics.median(one.epoch for one in results))
-        final = tune_model(
-            base, dataset.select(dataset.judged), None, folder, config.tune.model_copy(update={"epochs": epochs}), template=template
-        )
-        results.append(final)
-    return results, joined(runs), encoder(config.model, str(folder / "model"))
+    return tune_model(job.base, train, dev, folder, settings, template=job.template)
 
 
-def _identity(config: Config, dataset: Dataset, base: LocalEncoder) -> str:
-    """Return a hash of everything that the result depends on."""
-    settings = config.model_dump(include={"split", "evaluate", "tune"})
-    described = [version("embedfit"), dataset.digest(), config.data.document_template, base.fingerprint, settings]
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+def _forgetting(job: _Job, training: Sequence[Tuned], final: Tuned, general: Dataset) -> Forgetting | None:
+    """Return what the merges of base and tuned model keep; None for an adapter, which cannot be merged."""
+    keep = job.config.general.keep
+    if job.config.tune.method == "adapter":
+        if keep is not None:
+            raise ConfigError("general.keep merges weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'")
+        return None
+    # The sweep encodes the corpus once for each weight: too much where the corpus is what takes the time.
+    cheap = sum(map(len, job.dataset.document_texts(job.template))) <= _CHEAP_CHARACTERS
+    return measure_forgetting(
+        job.base,
+        final.encoder,
+        general,
+        held_out=[(one.encoder, test) for one, (_, _, test) in zip(training, job.parts, strict=True)],
+        template=job.template,
+        weights=WEIGHTS if cheap or keep is not None else (0.0, 1.0),
+        keep=keep,
+        metric=job.metric,
+        ks=job.config.evaluate.k,
+    )
 
 
-def _report(
-    config: Config,
-    dataset: Dataset,
-    splits: Sequence[Split],
-    tuned: Sequence[Tuned],
-    comparison: Comparison,
-    others: Sequence[Scores],
-    queries: pd.DataFrame,
-    findings: Sequence[Finding],
-    base: LocalEncoder,
-) -> Report:
+def _merged(base: LocalEncoder, tuned: LocalEncoder, weight: float, folder: Path) -> LocalEncoder:
+    from embedfit.tune.merge import merge_models
+
+    return merge_models(base, tuned, weight, folder)
+
+
+def _searched(job: _Job, training: Sequence[Tuned], weight: float) -> Run:
+    """Return the Run on all held-out queries: each part by the model that was trained without it, merged with the base if asked for."""
+    held_out = [(one.encoder, test) for one, (_, _, test) in zip(training, job.parts, strict=True)]
+    if weight < 1:
+        return merged_runs(job.base, held_out, [weight], job.template, job.depth)[weight]
+    return joined([DenseRetriever(CachedEncoder(model), job.template).search(test, job.depth) for model, test in held_out])
+
+
+def read_general(config: GeneralConfig) -> Dataset:
+    """Return the general set that a configuration names; by default the one that ships with embedfit."""
+    return load(config.queries, config.documents) if config.queries else general_set()
+
+
+def _alerts(findings: Sequence[Finding]) -> tuple[str, ...]:
+    leaks = [finding for finding in findings if finding.kind == "leak"]
+    if not leaks:
+        return ()
+    said = f"{len(leaks):,} held-out queries say what training queries say, and were allowed to: the figures below are too good."
+    return (said, *(leak.message for leak in leaks[:_LISTED]))
+
+
+def _notes(job: _Job, forgetting: Forgetting | None) -> tuple[str, ...]:
     notes = []
-    if config.split.folds:
+    if len(job.splits) > 1:
         notes.append(
-            f"Every query is scored by a model that never saw it: {len(splits)} models, each on the fold that it was trained without. "
-            f"The model in this directory was trained in the same way on all {len(dataset.judged):,} queries; these figures stand for it."
+            f"Every query is scored by a model that never saw it: {len(job.splits)} models, each on the fold that it was trained "
+            f"without. The model in this directory was trained in the same way on all {len(job.dataset.judged):,} queries; these "
+            "figures stand for it."
         )
-    notes += warnings(findings)
-    first = splits[0]
+    if forgetting and forgetting.warning:
+        notes.append(forgetting.warning)
+    return (*notes, *warnings(job.findings))
+
+
+def _facts(job: _Job, tuned: Sequence[Tuned]) -> dict[str, str]:
+    """Return how it was done, in words."""
+    config, settings, first = job.config, job.config.tune, job.splits[0]
     parts = f"{len(first.train):,} train / {len(first.dev):,} dev / {len(first.test):,} test queries"
-    settings = config.tune
-    trained = "all weights" if settings.train_embeddings else "all weights but the token embeddings"
+    weights = "all weights" if settings.train_embeddings else "all weights but the token embeddings"
+    trained = {"full": weights, "lora": "LoRA, merged", "adapter": "a linear map of the query's vector"}[settings.method]
     candidates = "all documents" if tuned[0].candidates == "all" else "the batch's documents and random ones"
-    facts = {
-        "Data": f"{len(dataset.judged):,} labelled queries, {len(dataset.corpus):,} documents ({Path(config.data.queries).name})",
-        "Split": f"{len(splits)} folds, each {parts}" if config.split.folds else f"{parts}, seed {config.split.seed}",
-        "A document says": config.data.document_template,
-        "Base model": f"{base.name} (fingerprint {base.fingerprint[:12]})",
+    return {
+        "Data": f"{len(job.dataset.judged):,} labelled queries, {len(job.dataset.corpus):,} documents ({Path(config.data.queries).name})",
+        "Split": f"{len(job.splits)} folds, each {parts}" if len(job.splits) > 1 else f"{parts}, seed {config.split.seed}",
+        "A document says": job.template,
+        "Base model": f"{job.base.name} (fingerprint {job.base.fingerprint[:12]})",
         "Tuning": (
             f"{trained}; softmax over {candidates}, scale {settings.scale:g}, "
             f"AdamW at {settings.learning_rate:g}, batch {settings.batch_size}, at most {settings.epochs} epochs; "
@@ -332,12 +560,16 @@ def _report(
         "Training time": f"{sum(one.seconds for one in tuned):.0f} s for {sum(one.tokens for one in tuned):,} tokens",
         "Software": ", ".join(f"{name} {version(name)}" for name in ("embedfit", "sentence-transformers", "transformers", "torch")),
     }
-    history = tuned[0].history if len(tuned) == 1 else ()
-    return Report(config.name, comparison, queries, facts, tuple(others), tuple(notes), history)
 
 
 def _write(
-    folder: Path, comparison: Comparison, others: tuple[Scores, ...], queries: pd.DataFrame, manifest: dict[str, Any], report: Report
+    folder: Path,
+    comparison: Comparison,
+    others: tuple[Scores, ...],
+    queries: pd.DataFrame,
+    suspects: pd.DataFrame,
+    manifest: dict[str, Any],
+    report: Report,
 ) -> None:
     """Write the run directory's files, the manifest last."""
     whole = queries.assign(
@@ -346,6 +578,7 @@ def _write(
     )
     with writing(folder / "queries.parquet") as file:
         whole.to_parquet(file, index=False)
+    write_suspects(suspects, folder / "suspects.csv")
     with writing(folder / "comparison.json") as file:
         file.write(json.dumps(comparison.to_dict(), indent=1).encode())
     with writing(folder / "recall.png") as file:

@@ -1,0 +1,386 @@
+"""Every method on the same held-out queries, cheapest first: is fine-tuning needed at all?
+
+A rung is fitted on the train part and searched on the test part, fold by fold. What a rung found is kept in the
+ladder's folder, so that a ladder that was interrupted goes on at the rung where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedfit import console
+from embedfit.compare import Difference, compare_many, metric_label, not_worse
+from embedfit.config import Config
+from embedfit.data import Dataset, writing
+from embedfit.encode import CachedEncoder, LocalEncoder
+from embedfit.errors import ConfigError, did_you_mean
+from embedfit.records import Template
+from embedfit.retrieve import BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run, joined
+from embedfit.score import Scores, score_run
+from embedfit.split import Split
+from embedfit.tune.classifier import VectorsClassifier, WordsClassifier, labels_repeat
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_DEPTH = 100
+_TIMED_QUERIES = 64
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every method is given.
+
+    Attributes:
+        base: The model to start from.
+        config: Of training.
+        template: What a document says.
+        richer: The same with every other field of the documents; None where there is none.
+    """
+
+    base: LocalEncoder
+    config: Config
+    template: str
+    richer: str | None
+
+    @property
+    def vectors(self) -> CachedEncoder:
+        """The base model's vectors, each computed once for all rungs."""
+        return CachedEncoder(self.base)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A method after training.
+
+    Attributes:
+        retriever: Ready to search.
+        seconds: Of training alone: reading the vectors of the base model is not counted.
+    """
+
+    retriever: Retriever
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of improving retrieval.
+
+    Attributes:
+        name: In the table.
+        deploys: What has to be put into production.
+        encodes: Whether a query goes through the embedding model.
+        fit: (setting, train, dev, folder) -> what to search with.
+        missing: (setting, train) -> why it cannot be done with this data, or "".
+    """
+
+    name: str
+    deploys: str
+    encodes: bool
+    fit: Callable[[Setting, Dataset, Dataset | None, Path], Fitted]
+    missing: Callable[[Setting, Dataset], str] = lambda setting, train: ""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A method as measured.
+
+    Attributes:
+        key: Of the method, as ``--rung`` takes it.
+        name: Of the method.
+        deploys: What has to be put into production.
+        scores: On the held-out queries.
+        seconds: Of training one model.
+        query_milliseconds: Of one query on this machine, alone: encoding it, where that is needed, and searching.
+        below: The difference to the rung below, on the ladder's metric, with its p-value adjusted for the number of
+            rungs (Holm); None for the first.
+    """
+
+    key: str
+    name: str
+    deploys: str
+    scores: Scores
+    seconds: float
+    query_milliseconds: float
+    below: Difference | None = None
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """All rungs, cheapest first.
+
+    Attributes:
+        rungs: In order.
+        metric: The one that intervals and the recommendation are about.
+        recommended: Key of the simplest rung that is not worse than the best within the interval.
+        skipped: Name of a method -> why it was left out.
+        folds: How many times each was trained; 1 without folds.
+    """
+
+    rungs: tuple[Rung, ...]
+    metric: str
+    recommended: str
+    skipped: dict[str, str]
+    folds: int
+
+    def __getitem__(self, key: str) -> Rung:
+        return next(rung for rung in self.rungs if rung.key == key)
+
+    @property
+    def best(self) -> Rung:
+        """The rung with the highest mean."""
+        return max(self.rungs, key=lambda rung: rung.scores.mean(self.metric))
+
+    @property
+    def sentence(self) -> str:
+        """The recommendation in one sentence, with its evidence."""
+        chosen, best = self[self.recommended], self.best
+        label = metric_label(self.metric)
+        said = f"Recommended: {chosen.name} ({label} {chosen.scores.mean(self.metric):.3f}"
+        if chosen is best:
+            return f"{said}), the best; every simpler one is worse by more than chance on these {len(best.scores.query_ids):,} queries."
+        return (
+            f"{said}): the simplest that is not shown to be worse than the best, {best.name} "
+            f"({best.scores.mean(self.metric):.3f}), on these {len(best.scores.query_ids):,} queries."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the per-query values, as ladder.json holds it."""
+        return {
+            "sentence": self.sentence,
+            "metric": self.metric,
+            "recommended": self.recommended,
+            "queries": len(self.rungs[0].scores.query_ids),
+            "folds": self.folds,
+            "skipped": self.skipped,
+            "rungs": [
+                {
+                    "key": rung.key,
+                    "name": rung.name,
+                    **{metric: rung.scores.mean(metric) for metric in rung.scores.values},
+                    "below": {**vars(rung.below), "verdict": rung.below.verdict} if rung.below else None,
+                    "seconds": rung.seconds,
+                    "query_milliseconds": rung.query_milliseconds,
+                    "deploys": rung.deploys,
+                }
+                for rung in self.rungs
+            ],
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per rung: name, every metric, the difference to the rung below, seconds, deployment."""
+        import pandas as pd
+
+        rows = []
+        for said in self.to_dict()["rungs"]:
+            below = said.pop("below") or {}
+            rows.append({**said, **{key: below.get(key) for key in ("difference", "low", "high", "p", "verdict")}})
+        return pd.DataFrame(rows)
+
+    def plot(self) -> Figure:
+        """Return recall at each k by rung, as dots."""
+        from matplotlib.figure import Figure
+
+        names = [name for name in self.rungs[0].scores.values if name.startswith("recall@")]
+        figure = Figure(figsize=(7.5, 0.4 * len(self.rungs) + 1.2), layout="constrained")
+        axes = figure.subplots()
+        places = np.arange(len(self.rungs))[::-1]
+        for name, colour in zip(names, ("#0f766e", "#64748b", "#94a3b8", "#cbd5e1"), strict=False):
+            axes.plot([rung.scores.mean(name) for rung in self.rungs], places, "o", color=colour, label=name, markersize=6)
+        axes.set_yticks(places, [rung.name + (" *" if rung.key == self.recommended else "") for rung in self.rungs])
+        axes.set_xlim(0, 1)
+        axes.grid(axis="x", color="#e5e7eb")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.set_title(f"{len(self.rungs[0].scores.query_ids):,} held-out queries; * is recommended", fontsize=10)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.06), ncols=len(names), frameon=False)
+        return figure
+
+    def _repr_html_(self) -> str:
+        shown = [name for name in self.rungs[0].scores.values if name.startswith("recall@")] + [self.metric]
+        columns = ["name", *dict.fromkeys(shown), "difference", "low", "high", "seconds", "deploys"]
+        return f"<p>{self.sentence}</p>{self.to_frame()[columns].to_html(index=False, float_format='{:.3f}'.format)}"
+
+
+def climb(setting: Setting, dataset: Dataset, splits: Sequence[Split], folder: str | Path, rungs: Sequence[str] = ()) -> Ladder:
+    """Measure every method on the same splits.
+
+    Args:
+        setting: The model, the settings and the document templates.
+        dataset: With all queries.
+        splits: One split, or folds.
+        folder: Where trained models and what they found are kept.
+        rungs: Keys of the methods to measure; by default all.
+
+    Raises:
+        ConfigError: A key is unknown, or the data leaves fewer than two rungs.
+    """
+    for key in rungs:
+        if key not in METHODS:
+            raise ConfigError(f"rung {key!r} is unknown{did_you_mean(key, METHODS) or f'; known: {", ".join(METHODS)}'}")
+    chosen = [key for key in METHODS if key in (rungs or METHODS)]
+    metric, ks = setting.config.evaluate.metric, setting.config.evaluate.k
+    parts = [
+        (dataset.select(split.train), dataset.select(split.dev) if split.dev else None, dataset.select(split.test)) for split in splits
+    ]
+    found: list[Rung] = []
+    skipped: dict[str, str] = {}
+    encoding = _encoding_milliseconds(setting.base, parts[0][2])
+    for key in chosen:
+        method = METHODS[key]
+        why = method.missing(setting, parts[0][0])
+        if why:
+            skipped[method.name] = why
+            continue
+        console.note(f"{method.name} ...")
+        run, seconds, search = _climbed(key, setting, parts, Path(folder), max(_DEPTH, *ks))
+        scores = score_run(run, dataset.qrels, ks=ks, name=method.name)
+        console.note(f"{method.name}: {metric_label(metric)} {scores.mean(metric):.3f}")
+        each = search + (encoding if method.encodes else 0.0)
+        found.append(Rung(key, method.name, method.deploys, scores, seconds / len(parts), each))
+    if len(found) < 2:
+        raise ConfigError(f"a ladder needs two rungs or more, there are {len(found)}")
+    differences = compare_many([rung.scores for rung in found], metric=metric, seed=setting.config.split.seed)
+    found = [found[0], *(replace(rung, below=one) for rung, one in zip(found[1:], differences, strict=True))]
+    best = max(found, key=lambda rung: rung.scores.mean(metric))
+    recommended = next(rung for rung in found if rung is best or not_worse(best.scores, rung.scores, metric=metric))
+    return Ladder(tuple(found), metric, recommended.key, skipped, len(parts))
+
+
+def _climbed(key: str, setting: Setting, parts: Sequence[Any], folder: Path, depth: int) -> tuple[Run, float, float]:
+    """Return (the Run on all test queries, seconds of training, milliseconds of search for a query)."""
+    path = folder / f"{key}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as kept:
+            said = json.loads(str(kept["said"]))
+            run = Run(tuple(said["query_ids"]), tuple(said["document_ids"]), kept["ranked"], kept["scores"])
+        return run, said["seconds"], said["search"]
+    runs, seconds, search = [], 0.0, 0.0
+    for number, (train, dev, test) in enumerate(parts):
+        fitted = METHODS[key].fit(setting, train, dev, folder / key / str(number))
+        seconds += fitted.seconds
+        runs.append(fitted.retriever.search(test, depth))
+        start = time.perf_counter()  # again, with every vector known: what is timed is the search alone
+        fitted.retriever.search(test, depth)
+        search += time.perf_counter() - start
+    run = joined(runs)
+    search *= 1000 / len(run.query_ids)
+    said = {"query_ids": run.query_ids, "document_ids": run.document_ids, "seconds": seconds, "search": search}
+    with writing(path) as file:
+        np.savez(file, ranked=run.ranked, scores=run.scores, said=np.array(json.dumps(said)))
+    return run, seconds, search
+
+
+def _encoding_milliseconds(encoder: LocalEncoder, dataset: Dataset) -> float:
+    """Return how long the encoder takes for one query, one at a time as they come in production."""
+    texts = dataset.query_texts()[:_TIMED_QUERIES]
+    encoder.encode(texts[:1], "query")
+    start = time.perf_counter()
+    for text in texts:
+        encoder.encode([text], "query")
+    return (time.perf_counter() - start) * 1000 / len(texts)
+
+
+def richer_template(dataset: Dataset, template: str) -> str | None:
+    """Return a template with all that the documents say and this one leaves out, or None if it leaves out nothing.
+
+    Only fields of text (or lists of texts) that most documents have are added, and none that says what is said already.
+    """
+    named = set(Template(template).fields)
+    documents = list(dataset.corpus.values())
+    said = dict(zip(dataset.corpus, dataset.document_texts(template), strict=True))
+    extra = []
+    for name in dict.fromkeys(name for document in documents for name in document.fields):
+        values = [document.fields.get(name) for document in documents]
+        texts = [" ".join(map(str, value)) if isinstance(value, list) else value for value in values]
+        has_text = [isinstance(text, str) and bool(text.strip()) for text in texts]
+        new = [bool(there and str(text) not in said[document.id]) for there, text, document in zip(has_text, texts, documents, strict=True)]
+        if name not in named and name != "id" and sum(new) > len(documents) / 2:
+            extra.append(f"{{{name}}}")
+    return f"{template}: {'. '.join(extra)}" if extra else None
+
+
+# The methods
+
+
+def _seconds(work: Callable[[], Retriever]) -> Fitted:
+    start = time.perf_counter()
+    retriever = work()
+    return Fitted(retriever, time.perf_counter() - start)
+
+
+def _untrained(make: Callable[[Setting], Retriever]) -> Callable[[Setting, Dataset, Dataset | None, Path], Fitted]:
+    return lambda setting, train, dev, folder: Fitted(make(setting), 0.0)
+
+
+def _no_richer(setting: Setting, train: Dataset) -> str:
+    return "" if setting.richer else "the documents have no other field of text"
+
+
+def _no_labels(setting: Setting, train: Dataset) -> str:
+    return "" if labels_repeat(train) else "labels hardly repeat"
+
+
+def _full(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
+    return _tuned(setting, train, dev, folder, "full", setting.template)
+
+
+def _full_richer(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
+    assert setting.richer
+    return _tuned(setting, train, dev, folder, "full", setting.richer)
+
+
+def _lora(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
+    return _tuned(setting, train, dev, folder, "lora", setting.template)
+
+
+def _tuned(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path, method: str, template: str) -> Fitted:
+    from embedfit.tune.full import tune_model
+
+    tune = setting.config.tune.model_copy(update={"method": method})
+    tuned = tune_model(setting.base, train, dev, folder, tune, template=template)
+    return Fitted(DenseRetriever(CachedEncoder(tuned.encoder), template), tuned.seconds)
+
+
+def _merged(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
+    from embedfit.tune.merge import merge_models
+
+    # Trained already for the rung of that name, and read from there.
+    full = _full(setting, train, dev, folder.parent.parent / "full" / folder.name)
+    tuned = folder.parent.parent / "full" / folder.name / "model"
+    merged = merge_models(setting.base, tuned, 0.5, folder)
+    return Fitted(DenseRetriever(CachedEncoder(merged), setting.template), full.seconds)
+
+
+METHODS: dict[str, Method] = {
+    "bm25": Method("BM25", "a word index", False, _untrained(lambda setting: BM25Retriever(setting.template))),
+    "words": Method(
+        "TF-IDF classifier",
+        "a scikit-learn model; no vectors",
+        False,
+        lambda setting, train, dev, folder: _seconds(lambda: WordsClassifier(train)),
+        _no_labels,
+    ),
+    "base": Method("base model", "the base model", True, _untrained(lambda setting: DenseRetriever(setting.vectors, setting.template))),
+    "richer": Method(
+        "base, richer documents",
+        "the base model, documents indexed anew",
+        True,
+        _untrained(lambda setting: DenseRetriever(setting.vectors, setting.richer or setting.template)),
+        _no_richer,
+    ),
+    "fused": Method(
+        "base + BM25",
+        "the base model and a word index",
+        True,
+        _untrained(lambda setting: FusedRetriever(BM25Retriever(setting.template), DenseRetriever(setting.vectors, setting.template))),
+    ),
+}
