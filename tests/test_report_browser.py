@@ -302,5 +302,6 @@ def test_on_paper_the_figures_are_there_and_the_controls_are_not(browser, report
     browser.open(report, dark=True)
     browser.tell("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
     assert browser.value("document.getElementById('chips').offsetHeight") == 0
+    assert browser.value("document.getElementById('count').offsetHeight") > 0
     assert browser.value(f"{FIRST}.offsetHeight") > 0
     assert browser.value("getComputedStyle(document.body).backgroundColor") == "rgb(251, 251, 250)"  # dark is for screens

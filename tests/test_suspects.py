@@ -44,26 +44,27 @@ def test_suspects_are_those_where_both_models_agree_against_the_label(dataset, r
     assert list(found.query_id) == ["q1", "q2"]
     first = found.iloc[0]
     assert (first["query"], first.expected, first.suggested, first.kind) == ("text of q1", ["food"], "hotel", "mislabel")
-    assert first.confidence == pytest.approx((8 - 1) / (8 + 2 + 1))
+    assert first.confidence == pytest.approx(8 / (8 + 1))
     assert found.iloc[1].kind == "also right"
-    assert found.iloc[1].confidence == pytest.approx((np.exp(0.01) - 1) * 2 / (2 * np.exp(0.01) + 2 + 1), rel=1e-5)
+    assert found.iloc[1].confidence == pytest.approx(np.exp(0.01) / (np.exp(0.01) + 1))
 
 
-def test_the_margin_grows_with_the_scale_of_the_softmax(dataset, runs):
-    assert find_suspects(dataset, *runs).confidence[0] == pytest.approx(1, abs=1e-6)
+def test_the_confidence_is_by_the_softmax_of_the_tuning_unless_another_scale_is_given(dataset, runs):
+    assert find_suspects(dataset, *runs).confidence[0] == pytest.approx(8**14 / (8**14 + 1), abs=1e-15)
+    assert find_suspects(dataset, *runs, scale=2).confidence[0] == pytest.approx(64 / 65)
 
 
 def test_the_best_of_several_expected_documents_counts(runs):
     data = dataset_of(q1={"food": 1, "taxi": 1})
     base, tuned = (Run(run.query_ids[:1], run.document_ids, run.ranked[:1], run.scores[:1]) for run in runs)
-    assert find_suspects(data, base, tuned, scale=1).confidence[0] == pytest.approx((8 - 2) / 11)
+    assert find_suspects(data, base, tuned, scale=1).confidence[0] == pytest.approx(8 / (8 + 2))
 
 
-def test_an_expected_document_that_was_not_retrieved_has_no_probability(runs):
+def test_an_expected_document_that_was_not_retrieved_counts_as_the_last_that_was(runs):
     data = dataset_of(q1={"food": 1})
     base, tuned = (Run(run.query_ids[:1], run.document_ids, run.ranked[:1, :2], run.scores[:1, :2]) for run in runs)
     (found,) = find_suspects(data, base, tuned, scale=1).itertuples()
-    assert found.confidence == pytest.approx(8 / 10)
+    assert found.confidence == pytest.approx(8 / (8 + 2))
     assert found.kind == "mislabel"
 
 
@@ -105,7 +106,7 @@ def test_the_csv_has_an_empty_column_for_the_decision(dataset, runs, tmp_path):
     assert path.read_bytes().startswith(b"\xef\xbb\xbf")
     frame = pd.read_csv(path, keep_default_na=False)
     assert list(frame) == ["query_id", "query", "expected", "suggested", "kind", "confidence", "decision"]
-    assert frame.iloc[0].to_list() == ["q1", "text of q1", "food", "hotel", "mislabel", 0.636, ""]
+    assert frame.iloc[0].to_list() == ["q1", "text of q1", "food", "hotel", "mislabel", 0.889, ""]
 
 
 @pytest.mark.parametrize(
@@ -165,6 +166,7 @@ def test_rows_that_are_empty_or_lack_the_empty_cells_at_their_end_are_read(datas
         ("query_id,suggested,decision\nq1,hotel,[]\n", ":2: decision names no document"),
         ("query_id,suggested,decision\nq1,hotel,keep\nq1,hotel,add\n", ":3: query 'q1' stands here a second time"),
         ('query_id,suggested,decision,query\nq1,hotel,,"a\nb"\nq8,hotel,,\n', ":4: query 'q8'"),
+        ('query_id,suggested,decision,query\nq1,hotel,,x\nq8,hotel,,"a\nb"\n', ":3: query 'q8'"),
         ("query_id,suggested,decision\nq1,hotel,keep,extra\n", ":2: has 4 cells; expected 3"),
         ("query_id,suggested\nq1,hotel\n", ":1: has no columns query_id, suggested, decision"),
         ("", ":1: has no columns"),

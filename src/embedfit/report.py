@@ -221,7 +221,7 @@ def html(report: Report) -> str:
     counts = {show: sum(show in row["is"] for row in rows) for show in _CHIPS}
     chart: dict[str, Any] = {}
     if forgetting:
-        x = _axis([general for _, general, _ in forgetting.points], 66, 616)
+        x = _axis([general for _, general, _ in forgetting.points], 66, 596)
         y = _axis([task for _, _, task in forgetting.points], 336, 40)
         chart = {"x": x, "y": y, "labelled": _apart(forgetting, x, y)}
     return _page(
@@ -293,7 +293,7 @@ def curve_html(
         metric=metric,
         untuned=untuned,
         notes=notes,
-        x=_axis([point.pairs for point in every] + [pairs for pairs, _ in fitted], 66, 616, logarithmic=True),
+        x=_axis([point.pairs for point in every] + [pairs for pairs, _ in fitted], 66, 596, logarithmic=True),
         y=_axis(levels + ([] if untuned is None else [untuned]), 336, 40),
     )
 

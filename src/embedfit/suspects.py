@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from embedfit.data import Dataset, writing
 from embedfit.errors import DataError, did_you_mean, shown
@@ -26,19 +25,20 @@ COUNTED = (*DECISIONS, "document ids", "undecided")
 
 _BETWEEN = "|"
 """Stands between document ids in a cell: spreadsheets and data use the comma and the semicolon for other things."""
-_CLOSE = 1 / 3
-"""A label whose probability is at least this share of the suggested document's is taken to be right too."""
+_SURE = 0.75
+"""Confidence under which a label is taken to be right too: the model finds it at least a third as probable as the suggestion."""
 
 
 def find_suspects(dataset: Dataset, base: Run, tuned: Run, *, scale: float = 14.0) -> pd.DataFrame:
     """Return the queries for which both models put the same document first, and it is not among the right ones.
 
-    With p the softmax of ``scale`` times the tuned model's scores over the documents that it retrieved:
+    The confidence is p(suggested) / (p(suggested) + p(expected)), with p the softmax of ``scale`` times the scores of the tuned
+    model, as in its training, and expected the label that ranks best: the probability of the suggestion, given that one of the
+    two is right. It is 0.5 where the model cannot tell them apart. Of an expected document that was not retrieved it is known
+    that it scores no higher than the last that was, and the confidence is what would follow from that score. Probabilities of
+    a model that never saw the query are what confident learning finds wrong labels by (Northcutt, Jiang and Chuang 2021).
 
-    - confidence is the margin p(suggested) - p(expected), by which confident learning ranks suspects (Northcutt, Jiang
-      and Chuang 2021, section 3.3), for the expected document that ranks best; p is 0 where none was retrieved;
-    - kind is ``also right`` where the model can hardly tell the two apart, p(expected) being at least a third of
-      p(suggested), else ``mislabel``.
+    The kind is ``also right`` where the confidence is under 0.75, else ``mislabel``.
 
     A document that was judged, and found not right (grade 0), is not suggested.
 
@@ -50,7 +50,7 @@ def find_suspects(dataset: Dataset, base: Run, tuned: Run, *, scale: float = 14.
 
     Returns:
         One row per suspect, the most confident first: query_id, query, expected (a list of ids), suggested, kind,
-        confidence (from 0 to 1).
+        confidence (from 0.5 to 1).
     """
     import pandas as pd
 
@@ -60,10 +60,11 @@ def find_suspects(dataset: Dataset, base: Run, tuned: Run, *, scale: float = 14.
         suggested, expected = tuned.document_ids[ranked[0]], dataset.relevant(id)
         if suggested != first[id] or suggested in dataset.qrels.get(id, {}) or not expected:
             continue
-        weights = np.exp(scale * (scores.astype(np.float64) - scores[0]))
-        odds = max((weights[rank] for rank, position in enumerate(ranked) if tuned.document_ids[position] in expected), default=0.0)
-        kind = "also right" if odds >= _CLOSE else "mislabel"
-        rows.append((id, dataset.queries[id].text, list(expected), suggested, kind, float((1 - odds) / weights.sum())))
+        ranks = [rank for rank, position in enumerate(ranked) if tuned.document_ids[position] in expected]
+        gap = float(scores[0]) - float(scores[ranks[0] if ranks else -1])
+        confidence = 1 / (1 + math.exp(-scale * gap))
+        kind = "mislabel" if confidence >= _SURE else "also right"
+        rows.append((id, dataset.queries[id].text, list(expected), suggested, kind, confidence))
     rows.sort(key=lambda row: (-row[-1], row[0]))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
