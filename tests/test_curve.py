@@ -38,7 +38,7 @@ def test_a_planted_power_law_is_recovered_within_the_interval():
         hits += [forecast.low <= right <= forecast.high for forecast, right in zip(forecasts, truth, strict=True)]
         found.append([forecast.value for forecast in forecasts])
     assert hits.min() >= 11
-    np.testing.assert_allclose(np.mean(found, axis=0), truth, atol=0.015)
+    np.testing.assert_allclose(np.mean(found, axis=0), truth, atol=0.02)
 
 
 def test_a_curve_that_starts_slowly_is_recovered_too():
@@ -48,9 +48,10 @@ def test_a_curve_that_starts_slowly_is_recovered_too():
     assert np.mean([one.value for one in found]) == pytest.approx(truth, abs=0.015)
 
 
-def test_more_pairs_never_forecast_less_and_never_above_one():
-    values = planted([0, 10, 20, 40, 80], start=0.7, top=1.0, middle=20, queries=60)
-    curve = fit_curve([0, 10, 20, 40, 80], values, more=[10, 100, 1000, 100_000])
+@pytest.mark.parametrize("means", [[0.7, 0.8, 0.88, 0.94, 0.98], [0.5, 0.62, 0.61, 0.6, 0.59]])
+def test_more_pairs_never_forecast_less_and_never_above_one(means):
+    difficulty = np.random.default_rng(0).random(120)
+    curve = fit_curve([0, 10, 20, 40, 80], (difficulty[:, None] < np.array(means)).astype(float), more=[10, 100, 1000, 100_000])
     for points in (curve.fitted, curve.forecasts):
         for name in ("value", "low", "high"):
             found = [getattr(point, name) for point in points]
@@ -106,8 +107,8 @@ def test_the_sentence_says_score_interval_and_what_it_is_now():
     curve = fit_curve(PAIRS, planted(PAIRS))
     then = curve.forecasts[1]
     assert curve.sentence == (
-        f"With 300 more labelled pairs, MRR@10 would be about {then.value:.2f} ({then.low:.2f} to {then.high:.2f}); "
-        f"with the 400 there are, it is {curve.points[-1].value:.2f}."
+        f"With 300 more labelled pairs, MRR@10 would be about {then.value:.2f} ({then.low:.2f} to {then.high:.2f}), "
+        f"{then.gain:.2f} more ({then.gain_low:.2f} to {then.gain_high:.2f}) than with the 400 there are."
     )
 
 

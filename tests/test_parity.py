@@ -193,11 +193,15 @@ def test_binary_counts_the_bits_that_differ():
 
 
 def test_the_rescoring_ranks_the_nearest_by_the_floats_of_the_query():
-    documents = np.array([[1, 1, -1], [1, -1, 1], [-1, 1, 1]], np.float32)
-    # Bits of the query: 111, so that each document differs in one; products 3 + .5 - .1, 3 - .5 + .1, -3 + .5 + .1.
-    positions, scores = Binary.of(documents).search_and_rescore(np.array([[3, 0.5, 0.1]], np.float32), 2)
-    assert positions.tolist() == [[0, 1]]
+    documents = np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1]], np.float32)
+    query = np.array([[3, 0.5, 0.1]], np.float32)
+    # Bits of the query: 111, so that each document differs in one. Products: -3 + .5 + .1, 3 - .5 + .1, 3 + .5 - .1.
+    binary = Binary.of(documents)
+    assert binary.search(query, 2)[0].tolist() == [[0, 1]]
+    positions, scores = binary.search_and_rescore(query, 2)
+    assert positions.tolist() == [[2, 1]]
     assert scores[0] == pytest.approx([3.4, 2.6])
+    assert binary.search_and_rescore(query, 1)[0].tolist() == [[2]]  # among the four nearest, not the one
 
 
 def test_the_first_dimensions_are_brought_back_to_unit_length():
@@ -247,7 +251,7 @@ def test_documents_that_say_the_same_stay_tied():
             return np.tile(np.array([[0.6, 0.8]], np.float32), (len(texts), 1))
 
     measured = parity._Measured(Stub(), data, "{text}", "recall@1", 1)
-    near = np.array([[0.6, 0.80000007]], np.float32)
+    near = np.array([[0.6, 0.7999999]], np.float32)
     form = measured.encoded_again("again", measured.sample(), {"query": near, "document": near}, 1.0)
     assert form.value == 1
     assert top_k(near, near, 1)[0].tolist() == [[0]]

@@ -119,8 +119,8 @@ class Curve:
             return f"No forecast: {self.problem}. {label} is {now.value:.3f} with {now.pairs:,} labelled pairs."
         then = self.forecasts[len(self.forecasts) // 2]
         return (
-            f"With {then.more:,} more labelled pairs, {label} would be about {then.value:.2f} ({then.low:.2f} to {then.high:.2f}); "
-            f"with the {now.pairs:,} there are, it is {now.value:.2f}."
+            f"With {then.more:,} more labelled pairs, {label} would be about {then.value:.2f} ({then.low:.2f} to {then.high:.2f}), "
+            f"{then.gain:.2f} more ({then.gain_low:.2f} to {then.gain_high:.2f}) than with the {now.pairs:,} there are."
         )
 
     def to_dict(self) -> dict[str, Any]:
