@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from embedfit.config import TuneConfig
+from embedfit.config import TuneConfig, make_config
 from embedfit.data import Dataset, Document, Query
 from embedfit.encode import LocalEncoder
-from embedfit.errors import DataError, ModelError, StorageError
+from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError, StorageError
 from embedfit.hub import file_sha256, weights_of
 from embedfit.split import split_dataset
+from embedfit.tune import full
 from embedfit.tune.candidates import AllDocuments, BatchAndRandom
 from embedfit.tune.full import Collator, _tokenised, clearly_worse, last_checkpoint, tune_model
 from embedfit.tune.loss import CandidateLoss, multi_positive_softmax
@@ -68,6 +69,19 @@ def test_a_query_for_which_every_candidate_is_right_has_no_loss_and_no_nan():
     assert torch.isfinite(logits.grad).all()
 
 
+def test_the_loss_is_the_mean_over_the_whole_and_the_shortened_vectors():
+    # One query (3, 0, 4), right (0, 2, 0), wrong (1, 0, 0). Whole: cosines 0 and 3/5; the first dimension alone: the right
+    # one has nothing there, so 0, and the wrong one 1. Backwards there is no other query.
+    def model(features):
+        return {"sentence_embedding": features["vectors"]}
+
+    features = [{"vectors": torch.tensor([[3.0, 0.0, 4.0]])}, {"vectors": torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0]])}]
+    grades = torch.tensor([[1.0, 0.0]])
+    whole, first = np.log1p(np.exp(2 * 0.6)), np.log1p(np.exp(2 * 1.0))
+    assert CandidateLoss(model, 2.0)(features, grades).item() == pytest.approx(whole, abs=1e-6)
+    assert CandidateLoss(model, 2.0, [1])(features, grades).item() == pytest.approx((whole + first) / 2, abs=1e-6)
+
+
 # Candidates
 
 
@@ -117,7 +131,7 @@ def test_a_batch_cut_in_chunks_has_the_gradient_of_the_whole(tiny_model):
         model.zero_grad()
         CandidateLoss(model, 20.0)(features, inputs["label"]).backward()
         gradients.append(torch.cat([value.grad.flatten() for value in model.parameters() if value.grad is not None]))
-        assert collator.tokens == sum(len(text["input_ids"]) for text in [*queries, *documents])
+        assert list(collator.tokens) == [sum(len(text["input_ids"]) for text in [*queries, *documents])]
         assert (len(prefixes) > 4) == (tokens == 8)
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
@@ -200,21 +214,38 @@ import sys
 from embedfit import LocalEncoder, load, split_dataset, tune_model
 from embedfit.config import TuneConfig
 from embedfit.samples import TRANSACTIONS
+from embedfit.tune import full
 data = load(TRANSACTIONS / "transactions.jsonl", TRANSACTIONS / "categories.json", record="transaction")
 split = split_dataset(data, dev=0.1, seed=0)
+full._SAVE_SECONDS, full._SAVE_SHARE = 0, float("inf")  # a checkpoint after every step
 tune_model(LocalEncoder(sys.argv[1]), data.select(split.train[::5]), data.select(split.dev[:10]), sys.argv[2],
-           TuneConfig(epochs=3, batch_size=16))
+           TuneConfig(epochs=3, batch_size=16, method=sys.argv[3]))
 """
 
 
+@pytest.fixture(scope="module")
+def unbroken_lora(tiny_model, parts, tmp_path_factory):
+    settings = TuneConfig(epochs=3, batch_size=16, method="lora")
+    return tune_model(LocalEncoder(tiny_model), *parts, tmp_path_factory.mktemp("lora"), settings)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["trainer_state.json", "model.safetensors"])
-def test_killed_and_started_again_it_ends_with_the_same_model(unbroken, tiny_model, tmp_path, moment):
-    command = [sys.executable, "-c", SCRIPT, str(tiny_model), str(tmp_path)]
+@pytest.mark.parametrize(
+    ("method", "moment"),
+    [
+        ("full", "checkpoint-*/trainer_state.json"),
+        ("full", "checkpoint-*/trained.safetensors"),
+        ("full", "checkpoint-7/trainer_state.json"),
+        ("lora", "checkpoint-4/trainer_state.json"),
+    ],
+)
+def test_killed_and_started_again_it_ends_with_the_same_model(request, tiny_model, tmp_path, method, moment):
+    unbroken = request.getfixturevalue("unbroken" if method == "full" else "unbroken_lora")
+    command = [sys.executable, "-c", SCRIPT, str(tiny_model), str(tmp_path), method]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     deadline = time.monotonic() + 300
-    # Once while training goes on after a whole checkpoint, once in the middle of writing one.
-    while not list(tmp_path.glob(f"checkpoints/checkpoint-*/{moment}")):
+    # While training goes on after a whole checkpoint, in the middle of writing one, and in the middle of a later epoch.
+    while not list(tmp_path.glob(f"checkpoints/{moment}")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -226,6 +257,79 @@ def test_killed_and_started_again_it_ends_with_the_same_model(unbroken, tiny_mod
     assert file_sha256(weights_of(tmp_path / "model")[0]) == weights(unbroken)
     assert resumed["history"] == list(unbroken.history)
     assert resumed["tokens"] == unbroken.tokens
+
+
+class Killed(BaseException):
+    """No part of the program may catch it."""
+
+
+@pytest.fixture
+def killed(monkeypatch):
+    """Tune, with a checkpoint after every step, until some steps are done; returns what stands in the checkpoints then."""
+    monkeypatch.setattr(full, "_SAVE_SECONDS", 0)
+    monkeypatch.setattr(full, "_SAVE_SHARE", float("inf"))
+
+    def tune(steps, encoder, train, dev, folder, settings):
+        step = full._Trainer.training_step
+
+        def until(trainer, *inputs, **named):
+            if trainer.state.global_step == steps:
+                raise Killed
+            return step(trainer, *inputs, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(full._Trainer, "training_step", until)
+            with pytest.raises(Killed):
+                tune_model(encoder, train, dev, folder, settings)
+        return sorted(int(path.name.removeprefix("checkpoint-")) for path in (folder / "checkpoints").glob("checkpoint-*"))
+
+    return tune
+
+
+@pytest.mark.parametrize(
+    ("settings", "precision"),
+    [
+        ({"method": "full"}, "bf16"),
+        ({"method": "lora", "dropout": 0.1}, "fp32"),
+        ({"method": "full", "candidates": "batch", "negatives": 8, "matryoshka": (64,)}, "fp32"),
+    ],
+)
+def test_stopped_within_an_epoch_and_started_again_it_ends_with_the_same_model(tiny_model, parts, tmp_path, killed, settings, precision):
+    encoder, settings = LocalEncoder(tiny_model, precision=precision), TuneConfig(epochs=2, batch_size=16, **settings)
+    whole = tune_model(encoder, parts[0], None, tmp_path / "whole", settings)
+    assert killed(4, encoder, parts[0], None, tmp_path / "killed", settings) == [3, 4]  # of 3 in an epoch
+    again = tune_model(encoder, parts[0], None, tmp_path / "killed", settings)
+    assert weights(again) == weights(whole)
+    assert (again.history, again.epoch, again.tokens) == (whole.history, whole.epoch, whole.tokens)
+
+
+def test_the_best_epoch_outlives_checkpoints_within_later_ones(tiny_model, parts, tmp_path, monkeypatch, killed):
+    monkeypatch.setattr(full, "clearly_worse", lambda now, before: True)  # the first epoch stays the best
+    whole = tune_model(LocalEncoder(tiny_model), *parts, tmp_path / "whole", SETTINGS)
+    assert whole.epoch == 1
+    assert killed(8, LocalEncoder(tiny_model), *parts, tmp_path / "killed", SETTINGS) == [3, 8]
+    again = tune_model(LocalEncoder(tiny_model), *parts, tmp_path / "killed", SETTINGS)
+    assert weights(again) == weights(whole)
+    assert (again.history, again.epoch) == (whole.history, 1)
+
+
+def test_a_short_training_without_dev_writes_no_checkpoint(tiny_model, parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(full._Trainer, "_save", None)
+    tune_model(LocalEncoder(tiny_model), parts[0], None, tmp_path, TuneConfig(epochs=2, batch_size=16))
+
+
+def test_a_checkpoint_is_due_after_a_while_that_grows_with_what_it_costs(monkeypatch):
+    record = full._Record(None, None, lambda steps: None, 10)
+    now = 100.0
+    monkeypatch.setattr(full.time, "monotonic", lambda: now)
+    for cost, soon, later in ((0.5, 119, 121), (2.0, 139, 141)):  # 20 seconds, or 20 times what the last one took
+        now = 100.0
+        record._saving = now - cost
+        record.on_save(None, None, None)
+        now = soon
+        assert not record._due()
+        now = later
+        assert record._due()
 
 
 def test_a_checkpoint_that_was_not_finished_is_cleared_away(tmp_path):
@@ -318,3 +422,124 @@ def test_a_model_without_a_transformer_is_refused(transactions, tmp_path):
     assert encoder.encode(["a"], "query").shape == (1, 8)  # it can be measured all the same
     with pytest.raises(ModelError, match="a StaticEmbedding cannot be tuned"):
         tune_model(encoder, train, None, tmp_path / "out")
+
+
+# LoRA, Matryoshka
+
+
+def vectors(model, texts):
+    return model.encode(texts, normalize_embeddings=True)
+
+
+def test_merged_lora_is_a_plain_model_with_the_vectors_of_the_base_and_the_adapter(unbroken_lora, tiny_model, transactions):
+    from safetensors.torch import load_file
+    from sentence_transformers import SentenceTransformer
+
+    texts = transactions.query_texts()[:20]
+    base = SentenceTransformer(str(tiny_model))
+    before = vectors(base, texts)
+    base.load_adapter(str(unbroken_lora.folder.parent / "lora"))
+    unmerged = vectors(base, texts)
+    merged = vectors(SentenceTransformer(str(unbroken_lora.folder)), texts)
+    np.testing.assert_allclose(merged, unmerged, atol=1e-5)
+    assert np.abs(merged - before).max() > 0.01
+    plain, tuned = (load_file(weights_of(folder)[0]) for folder in (tiny_model, unbroken_lora.folder))
+    assert plain.keys() == tuned.keys()
+    changed = {name for name in plain if not torch.equal(plain[name], tuned[name])}
+    assert len(changed) == 6  # query, key, value and three dense layers; no embeddings, norms, biases or pooler
+    assert not list(unbroken_lora.folder.glob("adapter*"))
+    assert unbroken_lora.history[-1]["loss"] < unbroken_lora.history[0]["loss"]
+
+
+def test_the_adapter_is_small_and_says_what_it_belongs_to_and_nothing_of_the_data(unbroken_lora, tiny_model):
+    folder = unbroken_lora.folder.parent / "lora"
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    # Rank 16 on a layer of 384 x 384 four times, and of 384 x 1536 twice, four bytes each.
+    numbers = 16 * (4 * (384 + 384) + 2 * (384 + 1536))
+    assert numbers * 4 < (folder / "adapter_model.safetensors").stat().st_size < numbers * 4 + 4096
+    said = json.loads((folder / "adapter_config.json").read_text())
+    assert (said["base_model_name_or_path"], said["r"], said["lora_alpha"]) == (str(tiny_model), 16, 32)
+
+
+def test_checkpoints_hold_what_is_trained_alone(tiny_model, parts, tmp_path, killed):
+    from safetensors import safe_open
+
+    for method in ("full", "lora"):
+        settings = TuneConfig(epochs=1, batch_size=16, method=method)
+        killed(1, LocalEncoder(tiny_model), parts[0], None, tmp_path / method, settings)
+        with safe_open(tmp_path / method / "checkpoints" / "checkpoint-1" / "trained.safetensors", "pt") as file:
+            names = list(file.keys())
+        assert names
+        assert not [name for name in names if "word_embeddings" in name or (method == "lora") != ("lora_" in name)]
+
+
+def test_lora_without_peft_names_the_command_that_installs_it(tiny_model, parts, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(EmbedfitError, match=r"^peft is not installed; fix: pip install 'embedfit\[lora\]'$"):
+        tune_model(LocalEncoder(tiny_model), *parts, tmp_path / "lora", TuneConfig(method="lora"))
+    assert not (tmp_path / "lora").exists()
+
+
+def test_the_learning_rate_fits_the_method_unless_it_is_given():
+    assert TuneConfig().learning_rate == 2e-4
+    assert TuneConfig(method="lora").learning_rate == 2e-3
+    assert TuneConfig(method="lora", learning_rate=1e-4).learning_rate == 1e-4
+
+
+def test_lora_cannot_train_embeddings():
+    with pytest.raises(ConfigError, match=r"key 'tune.train_embeddings': needs method = 'full', seen True"):
+        make_config({"data": {"queries": "x"}, "tune": {"method": "lora", "train_embeddings": True}})
+
+
+def test_shortened_vectors_retrieve_better_after_training_for_them(unbroken, tiny_model, transactions, parts, tmp_path):
+    held_out = transactions.select(split_dataset(transactions, dev=0.1, seed=0).test)
+    settings = SETTINGS.model_copy(update={"matryoshka": (64,)})
+    trained = tune_model(LocalEncoder(tiny_model), parts[0], None, tmp_path, settings)
+    assert (unbroken.matryoshka, trained.matryoshka) == ((), (64,))
+    assert tune_model(LocalEncoder(tiny_model), parts[0], None, tmp_path, settings) == trained  # read from the folder
+    found = []
+    for tuned in (unbroken, trained):
+        queries = tuned.encoder.encode(held_out.query_texts(), "query")
+        assert queries.shape[1] == 384  # whole by default
+        documents = tuned.encoder.encode(held_out.document_texts("{title} {text}"), "document")[:, :64]
+        similarities = queries[:, :64] @ (documents / np.linalg.norm(documents, axis=1, keepdims=True)).T
+        right = np.array([list(held_out.corpus).index(next(iter(held_out.relevant(id)))) for id in held_out.queries])
+        ranks = (similarities >= similarities[np.arange(len(right)), right][:, None]).sum(axis=1)
+        found.append((1 / ranks).mean())
+    assert found[1] > found[0] + 0.05
+
+
+def test_a_matryoshka_dimension_that_the_model_does_not_have_is_refused(tiny_model, parts, tmp_path):
+    with pytest.raises(ConfigError, match=r"tune.matryoshka: 384 is not below the 384 dimensions of .*tiny"):
+        tune_model(LocalEncoder(tiny_model), *parts, tmp_path, TuneConfig(matryoshka=(64, 384)))
+
+
+# What can go wrong
+
+
+def test_bf16_trains_on_a_processor_and_saves_finite_fp32(tiny_model, parts, tmp_path):
+    from safetensors.torch import load_file
+
+    tuned = tune_model(LocalEncoder(tiny_model, precision="bf16"), parts[0], None, tmp_path, TuneConfig(epochs=2, batch_size=16))
+    assert tuned.history[1]["loss"] < tuned.history[0]["loss"]
+    for value in load_file(weights_of(tuned.folder)[0]).values():
+        assert value.dtype in (torch.float32, torch.int64)
+        assert torch.isfinite(value).all()
+
+
+def test_want_of_memory_is_one_line_that_names_the_batch_size(tiny_model, parts, tmp_path, monkeypatch):
+    def full_device(*inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has a total capacity of")
+
+    monkeypatch.setattr(CandidateLoss, "forward", full_device)
+    with pytest.raises(ModelError, match=r"^training: memory ran out; fix: a smaller tune.batch_size than 16$"):
+        tune_model(LocalEncoder(tiny_model), *parts, tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("fault", [lambda loss: loss * float("nan"), lambda loss: (loss * 0).sqrt()], ids=["loss", "gradient"])
+def test_training_that_diverges_stops_and_leaves_no_model(tiny_model, parts, tmp_path, monkeypatch, fault):
+    right = CandidateLoss.forward
+    monkeypatch.setattr(CandidateLoss, "forward", lambda *inputs: fault(right(*inputs)))
+    with pytest.raises(ModelError, match=r"^training diverged: .* at step \d of 1; fix: a lower tune.learning_rate"):
+        tune_model(LocalEncoder(tiny_model), parts[0], None, tmp_path, TuneConfig(epochs=1, batch_size=48))
+    assert not (tmp_path / "model").exists()

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from embedfit.data import DOCUMENT_TEMPLATE
 from embedfit.errors import ConfigError, did_you_mean, shown
@@ -73,12 +74,21 @@ class EvaluateConfig(_Section):
     )
 
 
+_LEARNING_RATES = {"full": 2e-4, "lora": 2e-3}
+
+
 class TuneConfig(_Section):
     """How the model is trained. The defaults are the same for every data set."""
 
+    method: Literal["full", "lora"] = Field("full", description="Train the weights themselves, or small matrices beside them (LoRA).")
+    lora_rank: int = Field(16, ge=1, description="Width of LoRA's matrices.")
     epochs: int = Field(4, ge=1, description="At most this many passes over the training queries.")
     batch_size: int = Field(32, ge=1, description="Queries per step.")
-    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(
+        default_factory=lambda given: _LEARNING_RATES[given["method"]],
+        gt=0,
+        description="Peak learning rate of AdamW. By default 2e-4, with LoRA 2e-3.",
+    )
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the learning rate rises.")
     weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
     dropout: float = Field(0.0, ge=0, lt=1, description="In training.")
@@ -88,8 +98,18 @@ class TuneConfig(_Section):
         "auto", description="Documents a query is scored against: all, or the batch's and random ones. auto: all if they are few."
     )
     negatives: int = Field(32, ge=0, description="Random documents per step, for candidates = 'batch'.")
+    matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="Dimensions, below the model's own, that vectors may be cut to afterwards: they are trained for it."
+    )
     patience: int = Field(2, ge=1, description="Stop after this many epochs without a better dev score.")
-    seed: int = Field(0, ge=0, description="Of dropout, order and random negatives.")
+    seed: int = Field(0, ge=0, description="Of dropout, order, random negatives and LoRA's first weights.")
+
+    @field_validator("train_embeddings")
+    @classmethod
+    def _only_with_full(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("method") == "lora":
+            raise PydanticCustomError("method", "needs method = 'full'")
+        return value
 
 
 class GeneralConfig(_Section):

@@ -12,7 +12,9 @@ A message is one line: where, what was seen, what was expected, how to mend it.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
+from types import ModuleType
 from typing import Any
 
 
@@ -68,3 +70,16 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def require(package: str, *, extra: str) -> ModuleType:
+    """Return a package that not everybody installs.
+
+    Raises:
+        EmbedfitError: It is not there, or does not work, with the command that installs it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        seen = "is not installed" if error.name == package else f"cannot be imported: {error}"
+        raise EmbedfitError(f"{package} {seen}; fix: pip install 'embedfit[{extra}]'") from None

@@ -1,4 +1,4 @@
-"""Fine-tuning of the whole model, on sentence-transformers' own trainer."""
+"""Fine-tuning of the model's weights, all of them or through LoRA, on sentence-transformers' own trainer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import hashlib
 import json
 import random
 import shutil
+import statistics
 import time
+import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.torch
 import torch
 from datasets import Dataset as Rows
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
@@ -25,7 +29,7 @@ from embedfit import console
 from embedfit.config import TuneConfig
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, text_key, writing
 from embedfit.encode import LocalEncoder, ModelEncoder, Precision, length_batches, load_model, use_bf16
-from embedfit.errors import DataError, ModelError, StorageError
+from embedfit.errors import ConfigError, DataError, ModelError, StorageError, require
 from embedfit.retrieve import DenseRetriever
 from embedfit.score import score_run
 from embedfit.tune.candidates import AllDocuments, BatchAndRandom, CandidateSource
@@ -38,6 +42,12 @@ _DEV_DOCUMENTS = 2000
 _CHUNK_TOKENS = 1024
 """Tokens that are padded and encoded together on a processor: enough to fill it, with little padding. A step's
 gradient is the same however it is cut."""
+_SAVE_SECONDS = 20.0
+"""At least so long from one checkpoint to the next, unless a dev part may choose it."""
+_SAVE_SHARE = 1 / 20
+"""At most this share of the time goes into checkpoints: those of a large model take seconds."""
+_WEIGHTS = "trained.safetensors"
+_RECORD = "embedfit.json"
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class Tuned:
         seconds: Spent training, this process and those before it that were interrupted.
         candidates: ``all`` or ``batch``.
         precision: Of the encoder that was tuned.
+        matryoshka: Dimensions that the vectors may be cut to, as they were trained for it.
     """
 
     folder: Path
@@ -61,6 +72,7 @@ class Tuned:
     seconds: float
     candidates: str
     precision: Precision
+    matryoshka: tuple[int, ...] = ()
 
     @property
     def encoder(self) -> LocalEncoder:
@@ -85,16 +97,20 @@ def tune_model(
         encoder: The model to start from, and its prompts and precision.
         train: Queries to learn from.
         dev: Queries for early stopping and for choosing the epoch; None to train for all epochs.
-        folder: Where the model goes (``folder/model``), and checkpoints meanwhile.
+        folder: Where the model goes (``folder/model``; the adapter alone, of LoRA, in ``folder/lora``), and checkpoints meanwhile.
         config: Settings; by default the same for every data set.
         template: What a document says.
 
     Raises:
+        ConfigError: A Matryoshka dimension that the model does not have.
         DataError: Every training query has the same answer.
-        ModelError: The model is none that can be tuned.
+        EmbedfitError: LoRA without peft.
+        ModelError: The model is none that can be tuned, memory ran out, or training diverged.
         StorageError: The folder cannot be written, holds another tuning, or the disk is full.
     """
     folder, config = Path(folder), config or TuneConfig()
+    if config.method == "lora":
+        require("peft", extra="lora")
     train = train.select(train.judged)
     dev = dev.select(dev.judged) if dev and dev.judged else None
     seen = sorted(text_key(query.text) for part in (train, dev) if part for query in part.queries.values())
@@ -112,6 +128,8 @@ def tune_model(
     try:
         tuned = _train(encoder, train, dev, folder, config, template)
     except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            raise ModelError(f"training: memory ran out; fix: a smaller tune.batch_size than {config.batch_size}") from None
         reason = _why_not_written(error)
         if reason is None:
             raise
@@ -138,7 +156,13 @@ def _claim(folder: Path, described: list[Any], seen: list[str]) -> None:
 
 def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: Path, config: TuneConfig, template: str) -> Tuned:
     model = load_model(encoder.folder, encoder.prompts)
-    _prepare(model, config)
+    dimension = model.get_embedding_dimension()
+    for size in config.matryoshka:
+        if dimension and size >= dimension:
+            raise ConfigError(f"tune.matryoshka: {size} is not below the {dimension} dimensions of {encoder.name}")
+    if model.transformers_model is None:
+        raise ModelError(f"a {type(model[0]).__name__} cannot be tuned; expected a model that begins with a transformer")
+    lora = _prepare(model, config)
     bf16 = use_bf16(encoder.precision, model.device.type)
     tokenise = partial(_tokenised, model)
     documents = tokenise(train.document_texts(template), encoder.prompts["document"])
@@ -162,13 +186,14 @@ def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: P
         seed=config.seed,
         data_seed=config.seed,
         eval_strategy="epoch" if dev else "no",
-        save_strategy="epoch",
+        save_strategy="epoch" if dev else "no",  # any epoch may be the best; for the rest, see _Record
         save_total_limit=2,
         load_best_model_at_end=dev is not None,
         metric_for_best_model="eval_choice" if dev else None,
         greater_is_better=True,
         restore_callback_states_from_checkpoint=True,
-        logging_strategy="epoch",
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=model.device.type == "cuda",
@@ -176,15 +201,16 @@ def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: P
     steps = -(-len(queries) // config.batch_size) * config.epochs
     with console.progress("tuning", steps) as advance:
         judge = _Dev(ModelEncoder(model, encoder.prompts, bf16=bf16, warns=False), dev, template, config.seed) if dev else None
-        clock = _Clock(collator, judge, advance)
+        record = _Record(collator, judge, advance, steps // config.epochs)
         trainer = _Trainer(
+            record,
             model=model,
             args=arguments,
             train_dataset=Rows.from_dict({"row": range(len(queries))}),
             data_collator=collator,  # type: ignore[arg-type]
-            loss=CandidateLoss(model, config.scale),
+            loss=CandidateLoss(model, config.scale, config.matryoshka),
             evaluator=judge,
-            callbacks=[clock, *([EarlyStoppingCallback(config.patience)] if dev else [])],
+            callbacks=[record, *([EarlyStoppingCallback(config.patience)] if dev else [])],
         )
         # The library's own callbacks print every log line to stdout.
         for callback in list(trainer.callback_handler.callbacks):
@@ -194,27 +220,32 @@ def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: P
             # It had only to be saved. Called now, the trainer would run one epoch more before it asks whether to stop.
             trainer.state = TrainerState.load_from_json(str(resume / "trainer_state.json"))
             trainer._load_best_model()
-            clock.on_train_begin(arguments, trainer.state, None)
+            record.on_train_begin(arguments, trainer.state, None)
         else:
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    history = _history(trainer.state.log_history)
+    if not all(torch.isfinite(value).all() for value in model.parameters()):
+        raise _diverged(trainer.state)
     best = trainer.state.best_global_step
-    epoch = round(best / (steps / config.epochs)) if dev and best else len(history)
+    epoch = round(best / (steps / config.epochs)) if dev and best else len(record.history)
     target = folder / "model"
-    _save(model, target)
+    if lora is not None:
+        _save(partial(_save_lora, lora, encoder.name), folder / "lora")
+        lora.merge_and_unload()
+    _save(partial(model.save_pretrained, create_model_card=False), target)
     return Tuned(
         target,
-        history,
+        tuple(record.history),
         epoch,
-        clock.tokens,
-        round(clock.seconds, 3),
+        record.tokens,
+        round(record.seconds, 3),
         "all" if isinstance(source, AllDocuments) else "batch",
         encoder.precision,
+        config.matryoshka,
     )
 
 
-def _prepare(model: SentenceTransformer, config: TuneConfig) -> None:
-    """Set what is trained, and how much of it is dropped out.
+def _prepare(model: SentenceTransformer, config: TuneConfig) -> Any:
+    """Set what is trained, and how much of it is dropped out. Returns peft's model around the transformer, for LoRA.
 
     Token embeddings stay as they are unless asked for: a few hundred pairs touch few of them, and they are what makes
     a step's gradient and a checkpoint large. Dropout is off: with so few steps it costs time and bought nothing
@@ -224,8 +255,35 @@ def _prepare(model: SentenceTransformer, config: TuneConfig) -> None:
         if isinstance(module, torch.nn.Dropout):
             module.p = config.dropout
     transformer = model.transformers_model
-    if transformer is not None and not config.train_embeddings:
+    if config.method == "lora":
+        return _with_lora(model, transformer, config)
+    if not config.train_embeddings:
         transformer.get_input_embeddings().weight.requires_grad_(False)
+    return None
+
+
+def _with_lora(model: SentenceTransformer, transformer: torch.nn.Module, config: TuneConfig) -> Any:
+    """Freeze a model, and put a product of two narrow trainable matrices beside every linear layer of its transformer.
+
+    LoRA: Hu et al. 2021. The product is scaled by alpha / rank = 2, as is usual, so that the rank can be changed
+    without another learning rate. Its one factor begins at zero, so training begins with the very model.
+    """
+    peft = require("peft", extra="lora")
+    model.requires_grad_(False)
+    # What a pooler makes of the first token is used by no embedding model.
+    layers = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear) and "pooler" not in name]
+    settings = peft.LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=layers)
+    torch.manual_seed(config.seed)  # the other factor is random
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft and transformers about each other
+        return peft.get_peft_model(transformer, settings)
+
+
+def _save_lora(lora: Any, base: str, folder: str) -> None:
+    """Save LoRA's matrices alone, as peft and sentence-transformers (``load_adapter``) read them."""
+    lora.peft_config["default"].base_model_name_or_path = base
+    lora.save_pretrained(folder, save_embedding_layers=False)  # else it asks the Hub whether the vocabulary has grown
+    (Path(folder) / "README.md").unlink()  # nothing but "more information needed"
 
 
 def choose_candidates(config: TuneConfig, train: Dataset, document_tokens: int) -> CandidateSource:
@@ -266,7 +324,7 @@ class Collator:
         chunk_tokens: Pad texts of similar length together, up to this many tokens.
 
     Attributes:
-        tokens: Tokens put in batches so far, without padding.
+        tokens: For each batch made and not yet trained on (the trainer asks for one ahead), its tokens without padding.
     """
 
     valid_label_columns: tuple[str, ...] = ()  # asked for by the trainer's batch sampler
@@ -282,7 +340,7 @@ class Collator:
     ) -> None:
         self._model, self._queries, self._documents, self._source = model, queries, documents, source
         self._chunk_tokens = chunk_tokens
-        self.tokens = 0
+        self.tokens: deque[int] = deque()
 
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
         """Return the chunks' features, each under a prefix of its own, and the grades as ``label``."""
@@ -294,7 +352,7 @@ class Collator:
         inputs: dict[str, Any] = {"return_loss": True}
         texts = [self._queries[row] for row in batch]
         candidates = [documents[column] for column in order]
-        self.tokens += sum(map(_length, texts)) + sum(map(_length, candidates))
+        self.tokens.append(sum(map(_length, texts)) + sum(map(_length, candidates)))
         for kind, features in (("query", texts), ("document", candidates)):
             for number, chunk in enumerate(length_batches(np.array([_length(one) for one in features]), self._chunk_tokens)):
                 padded = _padded(self._model, [features[position] for position in chunk])
@@ -309,8 +367,6 @@ def _tokenised(model: SentenceTransformer, texts: Sequence[str], prompt: str) ->
     for start in range(0, len(texts), 256):
         some = list(texts[start : start + 256])
         whole = model.preprocess(some, prompt=prompt or None)
-        if "attention_mask" not in whole:
-            raise ModelError(f"a {type(model[0]).__name__} cannot be tuned; expected a model that begins with a transformer")
         mask = whole["attention_mask"].bool()
         for row in range(len(some)):
             features.append(
@@ -335,15 +391,50 @@ def _length(features: dict[str, Any]) -> int:
 
 
 class _Trainer(SentenceTransformerTrainer):
-    """The library's trainer, without the model card that would publish training examples."""
+    """The library's trainer, whose checkpoints hold the weights that are trained and the record, and no others.
+
+    It writes no model card, which would publish training examples, and stops when training diverges.
+    """
+
+    def __init__(self, record: _Record, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._record = record
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         pass
 
+    def training_step(self, *inputs: Any, **named: Any) -> torch.Tensor:
+        loss = super().training_step(*inputs, **named)
+        if not torch.isfinite(loss):
+            raise _diverged(self.state)
+        self._record.losses.append(loss.item())
+        return loss
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         target = Path(str(output_dir or self.args.output_dir))
         target.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(str(target), create_model_card=False)
+        self._record.write(target / _RECORD)
+        safetensors.torch.save_file(_trained(self.model), target / _WEIGHTS)
+
+    def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
+        trained = _trained(self.model)
+        with torch.no_grad():
+            for name, value in safetensors.torch.load_file(Path(checkpoint_path) / _WEIGHTS).items():
+                trained[name].copy_(value)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+
+def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def _diverged(state: TrainerState) -> ModelError:
+    return ModelError(
+        f"training diverged: the loss or a weight is not a finite number at step {state.global_step + 1:,} of {state.max_steps:,}; "
+        'fix: a lower tune.learning_rate, or precision = "fp32" in [model]'
+    )
 
 
 class _Dev(SentenceEvaluator):
@@ -392,77 +483,93 @@ class _Unnamed:
         self.encode = encoder.encode
 
 
-class _Clock(TrainerCallback):  # type: ignore[misc]
-    """Counts seconds and tokens, moves the progress bar, and keeps all that a restart would lose beside each checkpoint."""
+class _Record(TrainerCallback):  # type: ignore[misc]
+    """All that training leaves behind beside the weights; a checkpoint keeps it, or a restart would lose it.
 
-    def __init__(self, collator: Collator, judge: _Dev | None, advance: Callable[[int], None]) -> None:
-        self._collator, self._judge, self._advance = collator, judge, advance
-        self._seconds, self._tokens = 0.0, 0
-        self._started = 0.0
+    It also says when there shall be a checkpoint: the trainer itself knows of steps and epochs, which take
+    milliseconds or hours.
+
+    Args:
+        collator: Knows how many tokens a batch has.
+        judge: Of the dev part, if there is one.
+        advance: Moves the progress bar.
+        steps: In an epoch.
+
+    Attributes:
+        history: Per epoch, its mean loss and dev scores.
+        losses: Of this epoch's steps.
+        tokens: Trained on so far.
+    """
+
+    def __init__(self, collator: Collator, judge: _Dev | None, advance: Callable[[int], None], steps: int) -> None:
+        self._collator, self._judge, self._advance, self._steps = collator, judge, advance, steps
+        self.history: list[dict[str, float]] = []
+        self.losses: list[float] = []
+        self.tokens = 0
+        self._before = self._started = self._saving = self._saved = self._cost = 0.0
 
     @property
     def seconds(self) -> float:
         """Spent training so far."""
-        return self._seconds + time.monotonic() - self._started
+        return self._before + time.monotonic() - self._started
 
-    @property
-    def tokens(self) -> int:
-        """Trained on so far."""
-        return self._tokens + self._collator.tokens
+    def write(self, path: Path) -> None:
+        """Write it beside a checkpoint's weights."""
+        self._saving = time.monotonic()
+        judge = {"kept": self._judge.kept, "choice": self._judge.choice} if self._judge else None
+        said = {"seconds": self.seconds, "tokens": self.tokens, "history": self.history, "losses": self.losses, "judge": judge}
+        with writing(path) as file:
+            file.write(json.dumps(said).encode())
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._started = time.monotonic()
-        path = _beside(args, state)
-        if path.exists():
-            said = json.loads(path.read_text(encoding="utf-8"))
-            self._seconds, self._tokens = said["seconds"], said["tokens"]
+        self._started = self._saved = time.monotonic()
+        if state.global_step:
+            said = json.loads((Path(args.output_dir) / f"checkpoint-{state.global_step}" / _RECORD).read_text(encoding="utf-8"))
+            self._before, self.tokens, self.history, self.losses = (said[key] for key in ("seconds", "tokens", "history", "losses"))
             if self._judge:
-                self._judge.kept, self._judge.choice = said["kept"], said["choice"]
+                self._judge.kept, self._judge.choice = said["judge"]["kept"], said["judge"]["choice"]
         self._advance(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._advance(1)
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Before the checkpoint, not after it: the trainer's own state is written last, and makes it whole.
-        path = _beside(args, state)
-        judge = {"kept": self._judge.kept, "choice": self._judge.choice} if self._judge else {}
-        with writing(path) as file:
-            file.write(json.dumps({"seconds": self.seconds, "tokens": self.tokens, **judge}).encode())
+        self.tokens += self._collator.tokens.popleft()
+        # The last step of an epoch waits until the epoch is scored, or a restart would leave that out.
+        if state.global_step % self._steps:
+            control.should_save = self._due()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self._judge:
-            self.on_evaluate(args, state, control)
+        self.history.append({"epoch": len(self.history) + 1, "loss": statistics.fmean(self.losses)})
+        self.losses = []
+        if state.global_step < state.max_steps:
+            control.should_save |= self._due()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.history[-1] |= {key: kwargs["metrics"][f"eval_{key}"] for key in ("mrr@10", "recall@1")}
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._saved = time.monotonic()
+        self._cost = self._saved - self._saving
+
+    def _due(self) -> bool:
+        return time.monotonic() - self._saved > max(_SAVE_SECONDS, self._cost / _SAVE_SHARE)
 
 
-def _beside(args: Any, state: Any) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "embedfit.json"
-
-
-def _history(log: Sequence[dict[str, float]]) -> tuple[dict[str, float], ...]:
-    """Return one row per epoch from the trainer's log, where loss and dev scores are lines of their own."""
-    epochs: dict[int, dict[str, float]] = {}
-    for line in log:
-        if "loss" in line or "eval_mrr@10" in line:
-            row = epochs.setdefault(round(line["epoch"]), {"epoch": round(line["epoch"])})
-            row.update({key.removeprefix("eval_"): line[key] for key in ("loss", "eval_mrr@10", "eval_recall@1") if key in line})
-    return tuple(epochs[epoch] for epoch in sorted(epochs))
-
-
-def _save(model: SentenceTransformer, target: Path) -> None:
-    """Write the model beside its final place, then move it there."""
+def _save(save: Callable[[str], Any], target: Path) -> None:
+    """Save a model beside its final place, then move it there."""
     temporary = target.with_name(f".{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(str(temporary), create_model_card=False)
+    save(str(temporary))
+    settings = next(temporary.glob("*.json"))
     for weights in temporary.rglob("*.safetensors"):
-        weights.chmod((temporary / "modules.json").stat().st_mode)  # the library lets nobody else read them
+        weights.chmod(settings.stat().st_mode)  # the library lets nobody else read them
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
 
 
 def _read(path: Path) -> Tuned:
     said = json.loads(path.read_text(encoding="utf-8"))
-    return Tuned(**{**said, "folder": path.parent / said["folder"], "history": tuple(said["history"])})
+    lists = {key: tuple(said[key]) for key in ("history", "matryoshka")}
+    return Tuned(**{**said, **lists, "folder": path.parent / said["folder"]})
 
 
 def _why_not_written(error: Exception) -> str | None:

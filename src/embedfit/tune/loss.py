@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
@@ -49,11 +51,13 @@ class CandidateLoss(nn.Module):
     Args:
         model: The one being trained.
         scale: What cosine similarities are multiplied by (1 / temperature).
+        dimensions: The loss is the mean over the whole vectors and these first so many of their dimensions, each made
+            unit length again (Matryoshka representation learning: Kusupati et al. 2022, eq. 1 with equal weights).
     """
 
-    def __init__(self, model: SentenceTransformer, scale: float) -> None:
+    def __init__(self, model: SentenceTransformer, scale: float, dimensions: Sequence[int] = ()) -> None:
         super().__init__()
-        self.model, self.scale = model, scale
+        self.model, self.scale, self.dimensions = model, scale, tuple(dimensions)
 
     def forward(self, features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
         """Return the loss of a batch.
@@ -62,7 +66,10 @@ class CandidateLoss(nn.Module):
             features: Tokens of the queries and documents, in chunks of similar length.
             labels: Grades; shape (queries, candidates). Chunks of queries come first, in the order of its rows.
         """
-        vectors = torch.cat([self.model(dict(chunk))["sentence_embedding"].float() for chunk in features])
-        vectors = nn.functional.normalize(vectors, dim=-1)
-        queries, documents = vectors[: len(labels)], vectors[len(labels) :]
-        return multi_positive_softmax(queries @ documents.T * self.scale, labels)
+        whole = torch.cat([self.model(dict(chunk))["sentence_embedding"].float() for chunk in features])
+        losses = []
+        for size in (*self.dimensions, whole.shape[1]):
+            vectors = nn.functional.normalize(whole[:, :size], dim=-1)
+            queries, documents = vectors[: len(labels)], vectors[len(labels) :]
+            losses.append(multi_positive_softmax(queries @ documents.T * self.scale, labels))
+        return torch.stack(losses).mean()
