@@ -1,7 +1,6 @@
 import base64
 import hashlib
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -12,12 +11,12 @@ from rich.console import Console
 
 from embedfit import report
 from embedfit.compare import compare_scores
+from embedfit.curve import Point
 from embedfit.data import Dataset, Document, Query
 from embedfit.report import (
-    CurvePoint,
-    Forgetting,
+    ForgettingChart,
+    LadderRow,
     Report,
-    Rung,
     confusions,
     curve_html,
     html,
@@ -246,11 +245,11 @@ def test_further_tables_are_there_when_they_are_given(comparison, queries):
     assert cells[where + 8 : where + 16] == ["loaded", "1.000000", "0.750", "+0.000", DASH, "1,536", "99", "yes"]
     assert cells[cells.index("seed 0") + 1] == "0.512"
     plain = html(Report("a report", comparison, queries, {}))
-    assert not [heading for heading in ("other forms", "Over seeds", "forgotten", "What else would do") if heading in plain]
+    assert not [heading for heading in ("other forms", "Over seeds", "forgotten") if heading in plain]
 
 
 def test_forgetting_is_drawn_on_two_axes_with_the_chosen_weight_marked(comparison, queries):
-    forgetting = Forgetting(((0.0, 0.6, 0.2), (0.5, 0.59, 0.5), (1.0, 0.4, 0.6)), 0.5, f"Half. {HOSTILE}", "ndcg@10", "mrr@10")
+    forgetting = ForgettingChart(((0.0, 0.6, 0.2), (0.5, 0.59, 0.5), (1.0, 0.4, 0.6)), 0.5, f"Half. {HOSTILE}", "ndcg@10", "mrr@10")
     page = html(Report("a report", comparison, queries, {}, forgetting=forgetting))
     dots = [attributes for tag, attributes in Elements(page).tags if tag == "circle"]
     assert [dot["class"] for dot in dots] == ["t", "chosen", "t"]
@@ -265,8 +264,8 @@ def test_forgetting_is_drawn_on_two_axes_with_the_chosen_weight_marked(compariso
 
 
 RUNGS = (
-    Rung("BM25", {"recall@1": 0.25, "mrr@10": 0.5}, deployed=HOSTILE),
-    Rung("tuned", {"recall@1": 0.5, "mrr@10": 0.75}, 0.25, 0.125, 0.375, 21.84, "the model", "2 ms", recommended=True),
+    LadderRow("BM25", {"recall@1": 0.25, "mrr@10": 0.5}, deployed=HOSTILE),
+    LadderRow("tuned", {"recall@1": 0.5, "mrr@10": 0.75}, 0.25, 0.125, 0.375, 21.84, "the model", "2 ms", recommended=True),
 )
 
 
@@ -296,16 +295,9 @@ def test_a_ladder_has_a_row_and_a_dot_for_each_rung_with_the_interval_from_the_r
     assert "script" not in {tag for tag, _ in found.tags}
 
 
-def test_the_same_ladder_may_stand_in_the_report(comparison, queries):
-    rungs = tuple(replace(rung, scores={"mrr@3": rung.scores["mrr@10"]}) for rung in RUNGS)
-    assert "+0.250<br>+0.125 to +0.375" in html(Report("a report", comparison, queries, {}, rungs=rungs))
-
-
 def test_a_curve_shows_what_was_measured_and_what_is_predicted_on_a_logarithmic_scale():
-    points = [CurvePoint(10, 0.4, 0.3, 0.5), CurvePoint(100, 0.5, 0.4, 0.6)]
-    page = curve_html(
-        HOSTILE, "More.", points, untuned=0.25, fitted=[(10, 0.4), (1000, 0.6)], predictions=[CurvePoint(1000, 0.6, 0.5, 0.7)]
-    )
+    points = [Point(10, 0.4, 0.3, 0.5), Point(100, 0.5, 0.4, 0.6)]
+    page = curve_html(HOSTILE, "More.", points, untuned=0.25, fitted=[(10, 0.4), (1000, 0.6)], predictions=[Point(1000, 0.6, 0.5, 0.7)])
     found = Elements(page)
     dots = [attributes for tag, attributes in found.tags if tag == "circle"]
     assert [dot["class"] for dot in dots] == ["t", "t", "guess"]

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from embedfit.compare import compare_scores
+from embedfit.curve import Point
 from embedfit.data import Dataset, Document, Query
-from embedfit.report import CurvePoint, Forgetting, Report, Rung, confusions, curve_html, html, ladder_html, per_query
+from embedfit.report import ForgettingChart, LadderRow, Report, confusions, curve_html, html, ladder_html, per_query
 from embedfit.retrieve import Run
 from embedfit.score import score_run
 
@@ -147,9 +148,8 @@ def report(queries, tmp_path_factory):
         [(f"q{number}", "a query", ["hotel"], "taxi", "mislabel", 0.5) for number in (1, 5, 7)],
         columns=["query_id", "query", "expected", "suggested", "kind", "confidence"],
     )
-    forgetting = Forgetting(((0.0, 0.6, 0.3), (0.5, 0.59, 0.5), (1.0, 0.5, 0.6)), 0.5, "Half.")
-    rungs = (Rung("BM25", {"mrr@3": 0.3}), Rung("tuned", {"mrr@3": 0.5}, 0.2, 0.1, 0.3, 20.0, "a model " * 10, "2 ms", True))
-    page = html(Report("A report", comparison, frame, {"Data": "made up"}, suspects=suspects, forgetting=forgetting, rungs=rungs))
+    forgetting = ForgettingChart(((0.0, 0.6, 0.3), (0.5, 0.59, 0.5), (1.0, 0.5, 0.6)), 0.5, "Half.")
+    page = html(Report("A report", comparison, frame, {"Data": "made up"}, suspects=suspects, forgetting=forgetting))
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
@@ -166,11 +166,11 @@ def test_the_page_opens_without_a_complaint_and_is_not_wider_than_the_screen(bro
 
 
 def test_the_other_pages_open_without_a_complaint(browser, tmp_path):
-    rungs = (Rung("BM25", {"mrr@10": 0.3}), Rung("tuned", {"mrr@10": 0.5}, 0.2, 0.1, 0.3, 20.0, "a model", "2 ms", True))
-    points = [CurvePoint(30, 0.4, 0.35, 0.45), CurvePoint(300, 0.6, 0.55, 0.65)]
+    rungs = (LadderRow("BM25", {"mrr@10": 0.3}), LadderRow("tuned", {"mrr@10": 0.5}, 0.2, 0.1, 0.3, 20.0, "a model", "2 ms", True))
+    points = [Point(30, 0.4, 0.35, 0.45), Point(300, 0.6, 0.55, 0.65)]
     for page in (
         ladder_html("A ladder", "Take it.", rungs),
-        curve_html("A curve", "More.", points, predictions=[CurvePoint(900, 0.7, 0.6, 0.8)]),
+        curve_html("A curve", "More.", points, predictions=[Point(900, 0.7, 0.6, 0.8)]),
     ):
         (tmp_path / "page.html").write_text(page, encoding="utf-8")
         for width in (1280, 390):

@@ -25,7 +25,7 @@ from embedfit.records import Template
 from embedfit.retrieve import BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run, joined
 from embedfit.score import Scores, score_run
 from embedfit.split import Split
-from embedfit.tune.classifier import VectorsClassifier, WordsClassifier, labels_repeat
+from embedfit.tune.classifier import WordsClassifier, labels_repeat
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -22,11 +22,11 @@ import numpy as np
 from embedfit import console
 from embedfit.check import Finding, check_dataset, check_leaks, check_truncation, warnings
 from embedfit.compare import Comparison, compare_scores
-from embedfit.config import Config, DataConfig, GeneralConfig, ModelConfig, TuneConfig
+from embedfit.config import Config, DataConfig, GeneralConfig, ModelConfig
 from embedfit.curve import Curve, learning_curve
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, load, text_key, writing
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
-from embedfit.errors import ConfigError, DataError, EmbedfitError, StorageError
+from embedfit.errors import ConfigError, DataError, StorageError
 from embedfit.general import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
 from embedfit.ladder import Ladder, Setting, climb, richer_template
 from embedfit.parity import check_forms

@@ -21,6 +21,9 @@ from embedfit.score import Scores
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from embedfit.curve import Point
+    from embedfit.parity import Form
+
 _SHOWN = ("recall", "mrr", "ndcg")
 _MOST_ROWS = 10_000
 """Of queries in the HTML; the Parquet file beside it has them all."""
@@ -42,7 +45,7 @@ _CHIPS = {
 
 
 @dataclass(frozen=True)
-class Rung:
+class LadderRow:
     """One method of a ladder.
 
     Attributes:
@@ -69,7 +72,7 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Forgetting:
+class ForgettingChart:
     """What mixtures of the base model's and the tuned model's weights score, on general queries and on the task.
 
     Attributes:
@@ -88,23 +91,6 @@ class Forgetting:
 
 
 @dataclass(frozen=True)
-class CurvePoint:
-    """What a number of training pairs brings, measured or predicted.
-
-    Attributes:
-        pairs: 1 or more.
-        value: Of the metric.
-        low: Lower end of its 95% interval.
-        high: Upper end.
-    """
-
-    pairs: int
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Report:
     """All that the report shows.
 
@@ -120,10 +106,8 @@ class Report:
         documents: Document id -> what it says, for ids that say nothing by themselves.
         suspects: Labels in doubt, from `find_suspects`; None where nobody looked for them.
         seeds: (name, value) in words: the mean for each seed, the spread over seeds and over queries.
-        forms: The model in other forms, each with the attributes name, metric, value, difference, tolerance, cosine,
-            bytes, queries_per_second and passed; tolerance and cosine may be None.
+        forms: The model in other forms, beside the model as measured.
         forgetting: What tuning cost on general queries.
-        rungs: Other methods on the same queries, the cheapest first.
     """
 
     title: str
@@ -137,9 +121,8 @@ class Report:
     documents: Mapping[str, str] = field(default_factory=dict)
     suspects: pd.DataFrame | None = None
     seeds: tuple[tuple[str, str], ...] = ()
-    forms: tuple[Any, ...] = ()
-    forgetting: Forgetting | None = None
-    rungs: tuple[Rung, ...] = ()
+    forms: tuple[Form, ...] = ()
+    forgetting: ForgettingChart | None = None
 
 
 def per_query(dataset: Dataset, comparison: Comparison, base: Run, tuned: Run) -> pd.DataFrame:
@@ -244,7 +227,7 @@ def html(report: Report) -> str:
     )
 
 
-def ladder_html(title: str, sentence: str, rungs: Sequence[Rung], *, metric: str = "mrr@10", notes: Sequence[str] = ()) -> str:
+def ladder_html(title: str, sentence: str, rungs: Sequence[LadderRow], *, metric: str = "mrr@10", notes: Sequence[str] = ()) -> str:
     """Return a ladder of methods as one HTML page with everything in it.
 
     Args:
@@ -260,12 +243,12 @@ def ladder_html(title: str, sentence: str, rungs: Sequence[Rung], *, metric: str
 def curve_html(
     title: str,
     sentence: str,
-    points: Sequence[CurvePoint],
+    points: Sequence[Point],
     *,
     metric: str = "mrr@10",
     untuned: float | None = None,
     fitted: Sequence[tuple[float, float]] = (),
-    predictions: Sequence[CurvePoint] = (),
+    predictions: Sequence[Point] = (),
     notes: Sequence[str] = (),
 ) -> str:
     """Return what more training pairs bring as one HTML page with everything in it.
@@ -391,7 +374,7 @@ def _axis(values: Sequence[float], start: float, end: float, *, logarithmic: boo
     return _Axis(float(places[0]), float(places[-1]), start, end, tuple((float(place), f"{place:.10g}") for place in places))
 
 
-def _apart(forgetting: Forgetting, x: _Axis, y: _Axis) -> list[tuple[float, float, float]]:
+def _apart(forgetting: ForgettingChart, x: _Axis, y: _Axis) -> list[tuple[float, float, float]]:
     """Return the points whose labels have room: the chosen one, both ends, then those that are far enough from these."""
     first, last = forgetting.points[0][0], forgetting.points[-1][0]
     labelled: list[tuple[float, float, float]] = []
