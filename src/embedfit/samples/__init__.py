@@ -1,4 +1,4 @@
-"""The bundled transactions, and the files that ``embedfit init`` writes."""
+"""The bundled transactions, the general set, and the files that ``embedfit init`` writes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from embedfit.data import writing
 from embedfit.errors import StorageError
 
 TRANSACTIONS = Path(str(resources.files(__name__) / "transactions"))
+GENERAL = Path(str(resources.files(__name__) / "general"))
+"""Questions and passages of many fields, to see what tuning forgot; a BEIR folder, written for embedfit."""
 
 
 def demo_config(output: Path, model: str) -> Config:
