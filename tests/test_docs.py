@@ -59,7 +59,9 @@ def test_every_setting_stands_in_the_page_on_settings():
     def rows(section):
         for name, field in section.model_fields.items():
             if not hasattr(field.annotation, "model_fields"):
-                default = "required" if field.is_required() else "–" if field.default in (None, ()) else f"`{json.dumps(field.default)}`"
+                default = (
+                    "required" if field.is_required() else "\u2013" if field.default in (None, ()) else f"`{json.dumps(field.default)}`"
+                )
                 yield f"| `{name}` | {default} | {field.description} |"
 
     for row in rows(Config):

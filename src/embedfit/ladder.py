@@ -225,7 +225,8 @@ def climb(setting: Setting, dataset: Dataset, splits: Sequence[Split], folder: s
     """
     for key in rungs:
         if key not in METHODS:
-            raise ConfigError(f"rung {key!r} is unknown{did_you_mean(key, METHODS) or f'; known: {", ".join(METHODS)}'}")
+            hint = did_you_mean(key, METHODS) or f"; known: {', '.join(METHODS)}"
+            raise ConfigError(f"rung {key!r} is unknown{hint}")
     chosen = [key for key in METHODS if key in (rungs or METHODS)]
     metric, ks = setting.config.evaluate.metric, setting.config.evaluate.k
     parts = [

@@ -40,7 +40,7 @@ from embedfit.suspects import find_suspects, write_suspects
 if TYPE_CHECKING:
     import pandas as pd
 
-    from embedfit.tune.full import Tuned
+    from embedfit.tune.result import Tuned
 
 _DEPTH = 100
 """How far down a ranking the right answer is looked for."""

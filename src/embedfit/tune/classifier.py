@@ -52,7 +52,7 @@ class WordsClassifier:
         texts, labels = _pairs(train)
         self._model = make_pipeline(
             make_union(
-                TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"),
+                TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"),  # noqa: S106 - not a password
                 TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True),
             ),
             LinearSVC(),

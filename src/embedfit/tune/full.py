@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import shutil
@@ -11,7 +10,6 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,12 +26,13 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 from embedfit import console
 from embedfit.config import TuneConfig
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, text_key, writing
-from embedfit.encode import LocalEncoder, ModelEncoder, Precision, length_batches, load_model, use_bf16
+from embedfit.encode import LocalEncoder, ModelEncoder, length_batches, load_model, use_bf16
 from embedfit.errors import ConfigError, DataError, ModelError, StorageError, require
 from embedfit.retrieve import DenseRetriever
 from embedfit.score import score_run
 from embedfit.tune.candidates import AllDocuments, BatchAndRandom, CandidateSource
 from embedfit.tune.loss import CandidateLoss
+from embedfit.tune.result import Tuned, claim, read_tuned, save_in_place, why_not_written, write_tuned
 
 _ALL_DOCUMENTS_TOKENS = 4096
 """A corpus up to this many tokens is encoded whole in every step."""
@@ -48,36 +47,6 @@ _SAVE_SHARE = 1 / 20
 """At most this share of the time goes into checkpoints: those of a large model take seconds."""
 _WEIGHTS = "trained.safetensors"
 _RECORD = "embedfit.json"
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What tuning leaves behind.
-
-    Attributes:
-        folder: An ordinary sentence-transformers folder.
-        history: Per epoch: epoch, loss, and dev's MRR@10 and recall@1 if there is a dev part.
-        epoch: The epoch whose weights were kept.
-        tokens: Tokens that went through the model in training, padding not counted.
-        seconds: Spent training, this process and those before it that were interrupted.
-        candidates: ``all`` or ``batch``.
-        precision: Of the encoder that was tuned.
-        matryoshka: Dimensions that the vectors may be cut to, as they were trained for it.
-    """
-
-    folder: Path
-    history: tuple[dict[str, float], ...]
-    epoch: int
-    tokens: int
-    seconds: float
-    candidates: str
-    precision: Precision
-    matryoshka: tuple[int, ...] = ()
-
-    @property
-    def encoder(self) -> LocalEncoder:
-        """The tuned model."""
-        return LocalEncoder(self.folder, precision=self.precision)
 
 
 def tune_model(
@@ -114,10 +83,10 @@ def tune_model(
     train = train.select(train.judged)
     dev = dev.select(dev.judged) if dev and dev.judged else None
     seen = sorted(text_key(query.text) for part in (train, dev) if part for query in part.queries.values())
-    _claim(folder, [encoder.fingerprint, train.digest(), dev.digest() if dev else None, template, config.model_dump()], seen)
+    claim(folder, [encoder.fingerprint, train.digest(), dev.digest() if dev else None, template, config.model_dump()], seen)
     done = folder / "tuned.json"
     if done.exists():
-        return _read(done)
+        return read_tuned(done)
     answers = {tuple(sorted(train.relevant(id))) for id in train.queries}
     if len(answers) < 2:
         raise DataError(
@@ -130,28 +99,13 @@ def tune_model(
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
             raise ModelError(f"training: memory ran out; fix: a smaller tune.batch_size than {config.batch_size}") from None
-        reason = _why_not_written(error)
+        reason = why_not_written(error)
         if reason is None:
             raise
         raise StorageError(f"{folder}: cannot be written: {reason}; fix: make room, then the same command goes on") from None
-    with writing(done) as file:
-        file.write(json.dumps({**vars(tuned), "folder": str(tuned.folder.name)}, indent=1).encode())
+    write_tuned(tuned, done)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return tuned
-
-
-def _claim(folder: Path, described: list[Any], seen: list[str]) -> None:
-    """Make sure that what a folder holds came of the same model, data and settings, or begin with it.
-
-    What is written also tells, later, which queries the model must not be measured on.
-    """
-    identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    path = folder / "tuning.json"
-    if not path.exists():
-        with writing(path) as file:
-            file.write(json.dumps({"identity": identity, "seen": seen}).encode())
-    elif json.loads(path.read_text(encoding="utf-8"))["identity"] != identity:
-        raise StorageError(f"{folder}: holds a tuning of another model, data or settings; fix: give another folder, or remove it")
 
 
 def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: Path, config: TuneConfig, template: str) -> Tuned:
@@ -229,9 +183,9 @@ def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: P
     epoch = round(best / (steps / config.epochs)) if dev and best else len(record.history)
     target = folder / "model"
     if lora is not None:
-        _save(partial(_save_lora, lora, encoder.name), folder / "lora")
+        save_in_place(partial(_save_lora, lora, encoder.name), folder / "lora")
         lora.merge_and_unload()
-    _save(partial(model.save_pretrained, create_model_card=False), target)
+    save_in_place(partial(model.save_pretrained, create_model_card=False), target)
     return Tuned(
         target,
         tuple(record.history),
@@ -552,30 +506,3 @@ class _Record(TrainerCallback):  # type: ignore[misc]
 
     def _due(self) -> bool:
         return time.monotonic() - self._saved > max(_SAVE_SECONDS, self._cost / _SAVE_SHARE)
-
-
-def _save(save: Callable[[str], Any], target: Path) -> None:
-    """Save a model beside its final place, then move it there."""
-    temporary = target.with_name(f".{target.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    save(str(temporary))
-    settings = next(temporary.glob("*.json"))
-    for weights in temporary.rglob("*.safetensors"):
-        weights.chmod(settings.stat().st_mode)  # the library lets nobody else read them
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
-
-
-def _read(path: Path) -> Tuned:
-    said = json.loads(path.read_text(encoding="utf-8"))
-    lists = {key: tuple(said[key]) for key in ("history", "matryoshka")}
-    return Tuned(**{**said, **lists, "folder": path.parent / said["folder"]})
-
-
-def _why_not_written(error: Exception) -> str | None:
-    """Return the reason if an error is about writing a file: torch and safetensors wrap the system's errors in their own."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    text = str(error).splitlines()[0] if str(error) else ""
-    marks = ("PytorchStreamWriter", "inline_container", "I/O error", "No space left", "File too large")
-    return text if any(mark in text for mark in marks) else None

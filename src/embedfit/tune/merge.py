@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import torch
 
 from embedfit.encode import Kind, LocalEncoder, ModelEncoder, Vectors, load_model, use_bf16
 from embedfit.errors import ConfigError, ModelError, StorageError
-from embedfit.tune.full import _claim, _save, _why_not_written
+from embedfit.tune.result import claim, save_in_place, why_not_written
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -45,11 +45,11 @@ def merge_models(base: LocalEncoder | str | Path, tuned: LocalEncoder | str | Pa
     merged = merges.at(weight)
     model = None if (folder / "model").exists() else merges.loaded(weight).model  # a folder is claimed only for what can be merged
     try:
-        _claim(folder, ["merge", merges.base.fingerprint, merges.tuned.fingerprint, weight], _seen(merges.tuned))
+        claim(folder, ["merge", merges.base.fingerprint, merges.tuned.fingerprint, weight], _seen(merges.tuned))
         if model is not None:
-            _save(model, folder / "model")
+            save_in_place(partial(model.save_pretrained, create_model_card=False), folder / "model")
     except Exception as error:
-        reason = _why_not_written(error)
+        reason = why_not_written(error)
         if reason is None:
             raise
         raise StorageError(f"{folder}: cannot be written: {reason}") from None

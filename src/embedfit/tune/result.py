@@ -1,0 +1,98 @@
+"""What a tuning leaves behind in its folder, whatever the method.
+
+tuning.json   what it is a tuning of, and hashes of the queries it has seen; written first
+model/        an ordinary sentence-transformers folder
+tuned.json    that it is done, and how it went; written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedfit.data import writing
+from embedfit.encode import LocalEncoder, Precision
+from embedfit.errors import StorageError
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning leaves behind.
+
+    Attributes:
+        folder: An ordinary sentence-transformers folder.
+        history: Per epoch: epoch, loss, and dev's MRR@10 and recall@1 if there is a dev part.
+        epoch: The epoch whose weights were kept.
+        tokens: Tokens that went through the model in training, padding not counted.
+        seconds: Spent training, this process and those before it that were interrupted.
+        candidates: ``all`` or ``batch``.
+        precision: Of the encoder that was tuned.
+        matryoshka: Dimensions that the vectors may be cut to, as they were trained for it.
+    """
+
+    folder: Path
+    history: tuple[dict[str, float], ...]
+    epoch: int
+    tokens: int
+    seconds: float
+    candidates: str
+    precision: Precision
+    matryoshka: tuple[int, ...] = ()
+
+    @property
+    def encoder(self) -> LocalEncoder:
+        """The tuned model."""
+        return LocalEncoder(self.folder, precision=self.precision)
+
+
+def claim(folder: Path, described: list[Any], seen: list[str]) -> None:
+    """Make sure that what a folder holds came of the same model, data and settings, or begin with it.
+
+    What is written also tells, later, which queries the model must not be measured on.
+    """
+    identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    path = folder / "tuning.json"
+    if not path.exists():
+        with writing(path) as file:
+            file.write(json.dumps({"identity": identity, "seen": seen}).encode())
+    elif json.loads(path.read_text(encoding="utf-8"))["identity"] != identity:
+        raise StorageError(f"{folder}: holds a tuning of another model, data or settings; fix: give another folder, or remove it")
+
+
+def save_in_place(save: Callable[[str], Any], target: Path) -> None:
+    """Save a model beside its final place, then move it there."""
+    temporary = target.with_name(f".{target.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save(str(temporary))
+    settings = next(temporary.glob("*.json"))
+    for weights in temporary.rglob("*.safetensors"):
+        weights.chmod(settings.stat().st_mode)  # the library lets nobody else read them
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+
+
+def write_tuned(tuned: Tuned, path: Path) -> None:
+    """Write tuned.json; with it, a tuning is done."""
+    with writing(path) as file:
+        file.write(json.dumps({**vars(tuned), "folder": str(tuned.folder.name)}, indent=1).encode())
+
+
+def read_tuned(path: Path) -> Tuned:
+    """Read tuned.json."""
+    said = json.loads(path.read_text(encoding="utf-8"))
+    lists = {key: tuple(said[key]) for key in ("history", "matryoshka")}
+    return Tuned(**{**said, **lists, "folder": path.parent / said["folder"]})
+
+
+def why_not_written(error: Exception) -> str | None:
+    """Return the reason if an error is about writing a file: torch and safetensors wrap the system's errors in their own."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = str(error).splitlines()[0] if str(error) else ""
+    marks = ("PytorchStreamWriter", "inline_container", "I/O error", "No space left", "File too large")
+    return text if any(mark in text for mark in marks) else None
