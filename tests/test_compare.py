@@ -1,10 +1,27 @@
+import itertools
 import json
+import runpy
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
+from matplotlib.container import ErrorbarContainer
 
-from embedfit.compare import DRAWS, Comparison, Difference, bootstrap_means, compare_scores, metric_label
+from embedfit.compare import (
+    DRAWS,
+    Comparison,
+    Difference,
+    bootstrap_means,
+    compare_many,
+    compare_scores,
+    evidence,
+    holm,
+    metric_label,
+    not_worse,
+    randomised_means,
+)
 from embedfit.errors import EmbedfitError
 from embedfit.score import Scores
 
@@ -26,6 +43,34 @@ def random_pair(seed, n=80, shift=0.1):
     return base, tuned
 
 
+def scipys_interval(base, tuned):
+    """Return the ends of scipy's paired percentile bootstrap."""
+    return tuple(
+        scipy.stats.bootstrap(
+            (tuned, base),
+            lambda x, y, axis: (x - y).mean(axis=axis),
+            paired=True,
+            n_resamples=DRAWS,
+            method="percentile",
+            vectorized=True,
+            batch=500,
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+    )
+
+
+def scipys_p(base, tuned):
+    """Return the p-value of scipy's paired permutation test."""
+    return scipy.stats.permutation_test(
+        (tuned, base),
+        lambda x, y, axis: (x - y).mean(axis=axis),
+        permutation_type="samples",
+        n_resamples=DRAWS,
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    ).pvalue
+
+
 def test_wins_ties_losses_and_means_of_four_queries():
     found = compared([0, 0.5, 1, 1], [1, 0.5, 0.5, 1])
     assert (found.wins, found.ties, found.losses) == (1, 2, 1)
@@ -37,13 +82,31 @@ def test_a_difference_of_rounding_alone_is_a_tie():
         assert (found.wins, found.ties, found.losses) == (0, 2, 0)
 
 
-def test_the_interval_of_two_queries_is_the_range_of_their_gaps():
-    # Drawn with replacement, the mean of the gaps 0 and 1 is 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4.
-    found = compared([0, 0], [0, 1])
-    assert (found.low, found.high) == (0, 1)
+def test_the_bootstrap_of_two_rows_is_their_three_means():
+    # Drawn with replacement, the mean of 0 and 1 is 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4.
     means = bootstrap_means(np.array([[0.0], [1.0]]), np.random.default_rng(0))[:, 0]
     assert set(means) == {0, 0.5, 1}
     assert (means == 0.5).mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_interval_of_one_query_is_worked_out_by_hand():
+    # A weight w is uniform between 0 and 1: the mean of a gap of 1 and the worst, -1, is 2w - 1, whose 2.5% quantile is -0.95.
+    found = compared([0], [1])
+    assert (found.low, found.high) == (pytest.approx(-0.95, abs=0.01), 1)
+
+
+@pytest.mark.parametrize(("wins", "n"), [(7, 10), (10, 10), (40, 60), (150, 400)])
+def test_the_interval_of_gaps_won_or_lost_outright_is_clopper_and_pearsons(wins, n):
+    found = compared([0] * wins + [1] * (n - wins), [1] * wins + [0] * (n - wins))
+    exact = scipy.stats.binomtest(wins, n).proportion_ci(method="exact")
+    assert (found.low, found.high) == pytest.approx((2 * exact.low - 1, 2 * exact.high - 1), abs=0.012)
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(6, 0), (12, 3), (20, 11)])
+def test_the_p_value_of_queries_won_or_lost_outright_is_that_of_the_exact_sign_test(wins, losses):
+    base = [0] * wins + [1] * losses + [1] * 30
+    tuned = [1] * wins + [0] * losses + [1] * 30
+    assert compared(base, tuned).p == pytest.approx(scipy.stats.binomtest(wins, wins + losses).pvalue, rel=0.15, abs=0.003)
 
 
 def test_the_p_value_of_four_equal_gaps_is_an_eighth():
@@ -52,45 +115,56 @@ def test_the_p_value_of_four_equal_gaps_is_an_eighth():
 
 
 def test_the_p_value_is_never_zero():
-    assert compared([0] * 60, [1] * 60).p == 1 / (1 + DRAWS)
+    assert compared([0] * 60, [1] * 60).p == 2 / (1 + DRAWS)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_interval_is_close_to_scipys_bootstrap(seed):
+def test_the_bootstrap_is_close_to_scipys(seed):
     base, tuned = random_pair(seed)
-    found = compared(base, tuned)
-    theirs = scipy.stats.bootstrap(
-        (tuned, base),
-        lambda x, y, axis: (x - y).mean(axis=axis),
-        paired=True,
-        n_resamples=DRAWS,
-        method="percentile",
-        vectorized=True,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.004)
-    assert found.high - found.low > 0.05
+    means = bootstrap_means((tuned - base)[:, None], np.random.default_rng(seed))
+    low, high = scipys_interval(base, tuned)
+    assert tuple(np.quantile(means, [0.025, 0.975])) == pytest.approx((low, high), abs=0.004)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_p_value_is_close_to_scipys_paired_permutation_test(seed):
+@pytest.mark.parametrize("n", [80, 2_000])
+def test_the_interval_is_scipys_bootstrap_and_a_little_wider_for_the_query_not_seen(seed, n):
+    base, tuned = random_pair(seed, n=n)
+    found = compared(base, tuned)
+    low, high = scipys_interval(base, tuned)
+    # A query of gap -1 (or 1) among n moves the mean by 1/n, on average, and by 3.7/n or less in 97.5% of the draws.
+    assert low - 3.7 / n < found.low < low
+    assert high < found.high < high + 3.7 / n
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_randomisation_test_is_close_to_scipys(seed):
     base, tuned = random_pair(seed, shift=0.05)
-    theirs = scipy.stats.permutation_test(
-        (tuned, base),
-        lambda x, y, axis: (x - y).mean(axis=axis),
-        permutation_type="samples",
-        n_resamples=DRAWS,
-        vectorized=True,
-        rng=np.random.default_rng(seed),
-    ).pvalue
-    assert compared(base, tuned).p == pytest.approx(theirs, abs=0.02)
+    gaps = (tuned - base)[:, None]
+    p = (np.abs(randomised_means(gaps, np.random.default_rng(seed))) >= abs(gaps.mean()) - 1e-12).mean()
+    assert p == pytest.approx(scipys_p(base, tuned), abs=0.02)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_p_value_of_recall_is_that_of_scipys_paired_permutation_test(seed):
+    base, tuned = (values > 0.4 for values in random_pair(seed, shift=0.05))
+    assert compared(base, tuned).p == pytest.approx(scipys_p(base.astype(float), tuned.astype(float)), abs=0.02)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_p_value_is_never_under_that_of_the_randomisation_test_and_goes_with_the_interval(seed):
+    for shift in (0.05, 0.2, 0.3):
+        base, tuned = random_pair(seed, shift=shift)
+        found = compared(base, tuned)
+        assert found.p > scipys_p(base, tuned) - 0.02
+        assert (found.p < 0.05) == (found.low > 0)
 
 
 def test_more_queries_than_one_block_of_draws_holds_are_compared_alike():
     base, tuned = random_pair(1, n=3_000)
     found = compared(base, tuned)
     error = (tuned - base).std() / np.sqrt(3_000)
-    assert (found.low, found.high) == pytest.approx((found.difference - 1.96 * error, found.difference + 1.96 * error), abs=0.1 * error)
+    assert (found.low, found.high) == pytest.approx((found.difference - 1.96 * error, found.difference + 1.96 * error), abs=0.15 * error)
 
 
 def test_the_same_seed_gives_the_same_figures_and_another_seed_others():
@@ -104,12 +178,38 @@ def test_the_same_seed_gives_the_same_figures_and_another_seed_others():
 def test_identical_scores_show_no_difference():
     found = compared([0.2, 0.5, 1], [0.2, 0.5, 1])
     assert found.verdict == "no difference shown"
-    assert (found.difference, found.low, found.high, found.p) == (0, 0, 0, 1)
+    assert (found.difference, found.p) == (0, 1)
+    assert found.low == pytest.approx(-found.high)
     assert (found.wins, found.ties, found.losses) == (0, 3, 0)
 
 
+@pytest.mark.parametrize("n", [1, 20, 300])
+def test_what_equal_gaps_leave_open_is_worked_out_by_hand(n):
+    # The one query not seen weighs over w with a chance of (1 - w)^n, so that 2.5% is at w = 1 - 0.025^(1/n).
+    found = compared([0.5] * n, [0.5] * n)
+    assert (found.high, found.detectable) == pytest.approx((1 - 0.025 ** (1 / n),) * 2, rel=0.05)
+
+
+def test_what_many_queries_can_show_is_280_standard_errors():
+    base, tuned = random_pair(3, n=4_000)
+    normal = (scipy.stats.norm.ppf(0.975) + scipy.stats.norm.ppf(0.8)) * (tuned - base).std(ddof=1) / np.sqrt(4_000)
+    assert compared(base, tuned).detectable == pytest.approx(normal, rel=0.05)
+
+
+def test_no_difference_over_one_is_said_to_be_detectable():
+    assert compared([1, 0], [0, 1]).detectable == 1
+
+
+def test_rare_large_losses_that_were_not_seen_are_not_ruled_out():
+    # 20 queries gain 0.1 each; one of twenty may still lose all, and then there is no gain on average to speak of.
+    found = compared([0.5] * 20, [0.6] * 20)
+    assert scipys_p(np.full(20, 0.5), np.full(20, 0.6)) < 0.001
+    assert found.verdict == "no difference shown"
+    assert found.p > 0.05
+
+
 def test_the_verdict_follows_the_interval():
-    low, high = [0.1] * 20, [0.2, 0.3] * 10
+    low, high = [0.1] * 20, [0.5, 0.6] * 10
     assert compared(low, high).verdict == "better"
     assert compared(high, low).verdict == "worse"
     assert compared([0, 1] * 10, [1, 0] * 10).verdict == "no difference shown"
@@ -148,24 +248,30 @@ def test_scores_of_other_queries_or_metrics_are_refused(other):
     [
         (
             [0.25] * 9,
-            [0.5] * 9,
-            "Better: MRR@10 rose from 0.250 to 0.500 (+0.250, 95% interval +0.250 to +0.250) on 9 queries: 9 better, 0 the same, 0 worse.",
+            [1] * 9,
+            "Better: MRR@10 rose from 0.250 to 1.000 (+0.750, 95% interval +0.159 to +0.834) on 9 queries: 9 better, 0 the same, 0 worse.",
         ),
         (
-            [0.5] * 9,
+            [1] * 9,
             [0.25] * 9,
-            "Worse: MRR@10 fell from 0.500 to 0.250 (-0.250, 95% interval -0.250 to -0.250) on 9 queries: 0 better, 0 the same, 9 worse.",
+            "Worse: MRR@10 fell from 1.000 to 0.250 (-0.750, 95% interval -0.834 to -0.159) on 9 queries: 0 better, 0 the same, 9 worse.",
         ),
         (
             [0.5] * 1_000,
             [0.5] * 1_000,
-            "No difference shown: MRR@10 is 0.500 before and 0.500 after (+0.000, 95% interval +0.000 to +0.000) on 1,000 "
-            "queries: 0 better, 1,000 the same, 0 worse.",
+            "No difference shown: MRR@10 is 0.500 before and 0.500 after (+0.000, 95% interval -0.004 to +0.004) on 1,000 queries: "
+            "0 better, 1,000 the same, 0 worse. A difference under about 0.0037 could not have been seen reliably on 1,000 queries.",
         ),
     ],
 )
 def test_the_sentence_says_verdict_and_evidence(base, tuned, sentence):
     assert compare_scores(scores_of(base), scores_of(tuned)).sentence == sentence
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, float("nan")])
+def test_values_that_no_metric_has_are_refused(value):
+    with pytest.raises(EmbedfitError, match=r"mrr@10 of tuned has a value that is not between 0 and 1"):
+        compared([0.5, 0.5], [0.5, value])
 
 
 def test_a_comparison_is_json_and_frames():
@@ -187,7 +293,17 @@ def test_a_comparison_is_json_and_frames():
 def test_a_gap_that_is_the_same_for_every_query_can_be_plotted():
     # The ends of the interval then equal the difference but for rounding, and may lie on the other side of it.
     found = Difference(
-        "recall@1", base=0.25, tuned=0.5, difference=0.25, low=0.25 + 1e-16, high=0.25 - 1e-16, p=1, wins=2, ties=0, losses=0
+        "recall@1",
+        base=0.25,
+        tuned=0.5,
+        difference=0.25,
+        low=0.25 + 1e-16,
+        high=0.25 - 1e-16,
+        p=1,
+        wins=2,
+        ties=0,
+        losses=0,
+        detectable=0.1,
     )
     comparison = Comparison(scores_of([0.25] * 2), scores_of([0.5] * 2), (found,), "recall@1")
     assert [bar.get_height() for bar in comparison.plot().axes[0].patches] == [0.25, 0.5]
@@ -205,5 +321,189 @@ def test_a_single_query_shows_nothing_however_large_its_gap():
         return Scores("m", ("q",), {"mrr@10": np.array([value])}, np.array([1]))
 
     found = compare_scores(scores(0.1), scores(1.0))
-    assert found["mrr@10"].low > 0  # a bootstrap of one has no width
     assert found.verdict == "no difference shown"
+    assert found.sentence.endswith("A difference under about 0.98 could not have been seen reliably on 1 query.")
+
+
+# Several seeds
+
+
+def trained(values, ranks=None):
+    """Return the Scores of one seed with two metrics."""
+    values = np.array(values, np.float64)
+    ids = tuple(f"q{number}" for number in range(len(values)))
+    ranks = np.ones(len(values), np.int64) if ranks is None else np.array(ranks)
+    return Scores("tuned", ids, {"recall@1": values, "mrr@10": values}, ranks)
+
+
+def three_seeds(spread, n=200, gain=0.1):
+    """Return (base, three trainings of it), the second worse and the third better than the first by ``spread``."""
+    base = np.tile([0.2, 0.3, 0.4, 0.5], n // 4)
+    tuned = base + np.random.default_rng(0).normal(gain, 0.05, n)
+    return trained(base), [trained(tuned + shift) for shift in (0, -spread, spread)]
+
+
+def test_one_seed_in_a_list_is_that_seed_alone():
+    base, [tuned, *_] = three_seeds(0.1)
+    alone, listed = compare_scores(base, tuned), compare_scores(base, [tuned])
+    assert listed.differences == alone.differences
+    assert listed.tuned is tuned
+    assert listed.seeds is None
+
+
+def test_seeds_are_averaged_for_each_query_before_anything_is_counted():
+    # The first query is won by one seed and lost by the other, the second won by one alone, the third lost by both.
+    found = compare_scores(trained([0.5, 0.5, 0.5]), [trained([1, 1, 0]), trained([0, 0.5, 0])])
+    assert (found["mrr@10"].wins, found["mrr@10"].ties, found["mrr@10"].losses) == (1, 1, 1)
+    assert found.tuned.values["mrr@10"] == pytest.approx([0.5, 0.75, 0])
+    assert found.seeds.count == 2
+    assert found.seeds.means["mrr@10"] == (2 / 3, 0.5 / 3)
+    assert found.seeds.spread["mrr@10"] == pytest.approx(0.5 / np.sqrt(2))
+    # The gaps of the mean are 0, 1/4 and -1/2.
+    assert found.seeds.query_error["mrr@10"] == pytest.approx(np.std([0, 0.25, -0.5], ddof=1) / np.sqrt(3))
+
+
+def test_a_querys_rank_is_the_median_of_the_seeds_and_of_two_middle_ones_the_worse():
+    ranks = [[1, 1, 0, 2], [1, 3, 0, 0], [5, 2, 1, 1]]
+    runs = [trained([0.5] * 4, row) for row in ranks]
+    assert compare_scores(runs[0], runs).tuned.ranks.tolist() == [1, 2, 0, 2]
+    assert compare_scores(runs[0], runs[:2]).tuned.ranks.tolist() == [1, 3, 0, 0]
+
+
+def test_the_interval_covers_the_choice_of_seeds():
+    widths, ps = [], []
+    for spread in (0, 0.02, 0.1):
+        found = compare_scores(*three_seeds(spread))["mrr@10"]
+        assert found.difference == pytest.approx(0.1, abs=0.01)
+        widths.append(found.high - found.low)
+        ps.append(found.p)
+    assert widths[0] < widths[1] < widths[2]
+    assert ps[0] < 0.001
+    assert ps[2] > 0.05
+    # Seeds of 0, -0.1 and 0.1 alone, with two degrees of freedom: the error of the queries is under a tenth of theirs.
+    assert widths[2] / 2 == pytest.approx(scipy.stats.t.ppf(0.975, 2) * 0.1 / np.sqrt(3), rel=0.06)
+
+
+def test_seeds_that_agree_change_nothing():
+    base, runs = three_seeds(0)
+    alone, found = compare_scores(base, runs[0])["mrr@10"], compare_scores(base, runs)["mrr@10"]
+    assert (found.low, found.high, found.detectable) == pytest.approx((alone.low, alone.high, alone.detectable))
+
+
+def test_the_sentence_says_what_seeds_and_queries_come_to():
+    base, runs = three_seeds(0.02)
+    sentence = compare_scores(base, runs, held_out=True).sentence
+    assert "on 200 held-out queries, mean of 3 seeds: " in sentence
+    assert sentence.endswith(" worse. Spread of seeds 0.020, of queries 0.003.")
+
+
+def test_a_comparison_of_seeds_is_read_back_from_json():
+    base, runs = three_seeds(0.02)
+    for found in (compare_scores(base, runs, metric="recall@1", held_out=True), compare_scores(base, runs[0])):
+        read = Comparison.from_dict(json.loads(json.dumps(found.to_dict())), found.base, found.tuned)
+        assert replace(read, base=found.base, tuned=found.tuned) == found
+        assert read.sentence == found.sentence
+
+
+def test_a_comparison_of_another_version_is_refused_in_one_line():
+    found = compare_scores(scores_of([0, 0.5]), scores_of([1, 0.5]))
+    said = found.to_dict()
+    del said["differences"][0]["detectable"]
+    with pytest.raises(EmbedfitError, match="the comparison says no 'detectable'; fix: make it again"):
+        Comparison.from_dict(said, found.base, found.tuned)
+
+
+def test_seeds_of_other_queries_and_no_seed_at_all_are_refused():
+    with pytest.raises(EmbedfitError, match="only scores of the same queries"):
+        compare_scores(trained([1, 1]), [trained([1, 1]), trained([1, 1, 1])])
+    with pytest.raises(EmbedfitError, match="there are no scores to compare with"):
+        compare_scores(trained([1, 1]), [])
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_whisker_spans_the_interval_over_the_bases_level(seeds):
+    base, runs = three_seeds(0.02)
+    found = compare_scores(base, runs[:seeds])
+    axes = found.plot().axes[0]
+    [bars] = [container for container in axes.containers if isinstance(container, ErrorbarContainer)]
+    [whisker] = bars.lines[2][0].get_segments()
+    recall = found["recall@1"]
+    assert whisker[:, 1] == pytest.approx([recall.base + recall.low, recall.base + recall.high])
+    dots = [line for line in axes.lines if line.get_label() == "one seed"]
+    assert [sorted(line.get_ydata()) for line in dots] == ([sorted(found.seeds.means["recall@1"])] if seeds > 1 else [])
+
+
+# Several comparisons
+
+
+def test_holms_adjustment_of_four_p_values_by_hand():
+    # In order: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 1 x 0.04, which may not be under the one before it.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_order_of_p_values_does_not_matter_to_holm():
+    ps = [0.001, 0.02, 0.02, 0.3]
+    for order in itertools.permutations(range(4)):
+        adjusted = holm([ps[index] for index in order])
+        assert [adjusted[order.index(index)] for index in range(4)] == holm(ps)
+
+
+def test_each_of_many_is_compared_with_the_one_before_or_with_the_base():
+    one, two, three = scores_of([0.2] * 40), scores_of([0.5] * 40), scores_of([0.9] * 40)
+    assert [found.difference for found in compare_many([one, two, three])] == pytest.approx([0.3, 0.4])
+    assert [found.difference for found in compare_many([two, three], base=one)] == pytest.approx([0.3, 0.7])
+    assert compare_many([one]) == []
+
+
+def test_one_of_many_needs_more_than_it_would_alone():
+    base, tuned = [0.0] * 40, [1.0] * 7 + [0.0] * 33  # seven wins and no loss: p = 2/128
+    same = scores_of(base)
+    assert compare_scores(same, scores_of(tuned)).verdict == "better"
+    [first, *others] = compare_many([scores_of(tuned), same, same, same], base=same)
+    assert first.p == pytest.approx(4 * 2 / 128, rel=0.2)
+    assert first.verdict == "no difference shown"
+    assert [other.p for other in others] == [1, 1, 1]
+
+
+def test_many_are_compared_on_one_metric_alone():
+    base, [tuned, *_] = three_seeds(0.1)
+    [found] = compare_many([base, tuned], metric="recall@1")
+    assert found.metric == "recall@1"
+    with pytest.raises(EmbedfitError, match="metric 'ndcg@10' was not measured"):
+        compare_many([base, tuned], metric="ndcg@10")
+
+
+def test_a_model_is_not_worse_while_the_interval_includes_zero():
+    best, near, far = scores_of([1.0] * 40), scores_of([1.0] * 38 + [0.0] * 2), scores_of([1.0] * 20 + [0.0] * 20)
+    assert not_worse(best, near)
+    assert not not_worse(best, far)
+    assert not_worse(far, best)
+    assert not_worse(best, best)
+
+
+# By simulation; benchmarks/verdict.py does the same for more shapes and more queries
+
+SIMULATION = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdict.py"))
+
+
+@pytest.mark.parametrize("n", [20, 65])
+@pytest.mark.parametrize("name", SIMULATION["SHAPES"])
+def test_without_a_true_difference_better_and_worse_are_said_in_at_most_one_case_of_forty(name, n):
+    gaps = SIMULATION["SHAPES"][name].draw(np.random.default_rng(0), n, 500)
+    for wrong in SIMULATION["ours"](gaps, 0):
+        assert scipy.stats.binomtest(int(wrong), 500, 0.025, alternative="greater").pvalue > 0.01
+
+
+def test_what_is_detectable_is_detected_in_about_four_cases_of_five():
+    shape = SIMULATION["SHAPES"]["recall@1, half of them change"].better_by(0.2)
+    found = evidence(shape.draw(np.random.default_rng(0), 128, 1000)[None])
+    assert found.detectable.mean() == pytest.approx(0.2, abs=0.015)
+    assert ((found.low > 0) & (found.p < 0.05)).mean() == pytest.approx(0.8, abs=0.06)
+
+
+def test_seeds_that_differ_more_than_queries_do_not_make_the_verdict_false():
+    gaps = SIMULATION["of_seeds"](np.random.default_rng(0), 65, 500, 3, 0.1)
+    assert SIMULATION["ours"](gaps, 0).max() <= 13
+    assert SIMULATION["ours"](gaps.mean(axis=0), 0).max() > 30  # as it would be if seeds were ignored

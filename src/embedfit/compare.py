@@ -1,13 +1,27 @@
 """Two models on the same queries: how large the difference is, and whether it could be chance.
 
-Intervals are paired percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13): queries are drawn with
-replacement, and each draw is one mean difference. The p-value is that of the paired randomisation test (Smucker,
-Allan and Carterette 2007), where each query's difference changes its sign at random.
+A query's gap is the second model's metric minus the first's. Three things are said of the mean gap:
+
+- **Interval**: the percentiles of a Bayesian bootstrap of the gaps (Rubin 1981), to which one query is added that was
+  never seen: at the worst gap possible (-1) for the lower end, at the best (+1) for the upper. This is Gaffke's bound
+  (Gaffke 2005, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative variable";
+  Learned-Miller and Thomas 2020, "A new confidence interval for the mean of a bounded random variable"). For gaps of -1
+  and 1 alone it is Clopper and Pearson's exact interval; for other shapes its coverage is a conjecture without a known
+  counterexample. The plain bootstrap takes a loss that no query happened to show for impossible, and says "better" far
+  too often where losses are rare and large (benchmarks/verdict.py).
+- **p-value**: of the paired randomisation test, where each query's gap changes its sign at random (Smucker, Allan and
+  Carterette 2007), or the interval's own where that is larger: the test takes gaps for symmetric, the interval does not.
+- **What could have been seen**: the smallest true difference that such queries show in four cases of five.
+
+With several seeds of one training, all three cover both sources of chance, queries and seeds (Bouthillier et al. 2021,
+"Accounting for variance in machine learning benchmarks"): see `evidence`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -22,6 +36,8 @@ if TYPE_CHECKING:
 
 Verdict: TypeAlias = Literal["better", "worse", "no difference shown"]
 DRAWS = 10_000
+_Z_POWER = 0.8416212335729143  # 0.8 of a normal distribution lies below
+_ROUNDING = 1e-12  # a smaller gap is one of rounding
 
 
 @dataclass(frozen=True)
@@ -35,10 +51,15 @@ class Difference:
         difference: ``tuned - base``.
         low: Lower end of the difference's 95% interval.
         high: Upper end.
-        p: Two-sided p-value of the paired randomisation test.
+        p: Two-sided p-value: of the paired randomisation test, or of the interval where that is larger. Adjusted for the
+            number of comparisons where `compare_many` made it.
         wins: Queries on which the second model is better.
         ties: Queries on which both are equal.
         losses: Queries on which it is worse.
+        detectable: The smallest true difference that such queries would show in 80% of cases: half the interval and 0.84
+            standard errors. With many queries this is the usual (z_0.975 + z_0.8) standard errors (Bloom 1995, "Minimum
+            detectable effects"); with few the interval is wider than normal theory has it. Where every gap is the same
+            it is the interval's alone, and still not zero: a few equal gaps do not rule out another.
     """
 
     metric: str
@@ -51,16 +72,31 @@ class Difference:
     wins: int
     ties: int
     losses: int
+    detectable: float
 
     @property
     def verdict(self) -> Verdict:
-        """Better or worse only if the interval leaves zero out, and the p-value is under 0.05.
-
-        The second matters with a handful of queries, where a bootstrap of equal gaps has no width at all.
-        """
+        """Better or worse only if the interval leaves zero out, and the p-value is under 0.05."""
         if self.p < 0.05 and self.low > 0:
             return "better"
         return "worse" if self.p < 0.05 and self.high < 0 else "no difference shown"
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """How far the second model's means depend on the seed that it was trained with, and how far on the queries.
+
+    Attributes:
+        count: Of trainings with different seeds.
+        means: Metric -> the mean over queries for each seed.
+        spread: Metric -> standard deviation of these means.
+        query_error: Metric -> standard error of the difference from the draw of queries.
+    """
+
+    count: int
+    means: Mapping[str, tuple[float, ...]]
+    spread: Mapping[str, float]
+    query_error: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -69,10 +105,11 @@ class Comparison:
 
     Attributes:
         base: Scores of the first.
-        tuned: Scores of the second.
+        tuned: Scores of the second; with several seeds their means per query, and the median rank.
         differences: One per metric and k.
         metric: The one that the verdict is about.
         held_out: Whether it is known that no query was trained on.
+        seeds: What each seed came to; None where there is one alone.
     """
 
     base: Scores
@@ -80,6 +117,7 @@ class Comparison:
     differences: tuple[Difference, ...]
     metric: str
     held_out: bool = False
+    seeds: Seeds | None = None
 
     def __getitem__(self, metric: str) -> Difference:
         return next(difference for difference in self.differences if difference.metric == metric)
@@ -98,10 +136,17 @@ class Comparison:
             "worse": "Worse: {metric} fell from {base:.3f} to {tuned:.3f}",
             "no difference shown": "No difference shown: {metric} is {base:.3f} before and {tuned:.3f} after",
         }[found.verdict].format(metric=metric_label(found.metric), base=found.base, tuned=found.tuned)
-        return (
-            f"{said} ({found.difference:+.3f}, 95% interval {found.low:+.3f} to {found.high:+.3f}) on "
-            f"{self.queries}: {found.wins:,} better, {found.ties:,} the same, {found.losses:,} worse."
+        sentence = (
+            f"{said} ({found.difference:+.3f}, 95% interval {found.low:+.3f} to {found.high:+.3f}) on {self.queries}"
+            f"{f', mean of {self.seeds.count} seeds' if self.seeds else ''}: "
+            f"{found.wins:,} better, {found.ties:,} the same, {found.losses:,} worse."
         )
+        if self.seeds:
+            sentence += f" Spread of seeds {self.seeds.spread[self.metric]:.3f}, of queries {self.seeds.query_error[self.metric]:.3f}."
+        if found.verdict == "no difference shown":
+            queries = f"{len(self.base.query_ids):,} {'query' if len(self.base.query_ids) == 1 else 'queries'}"
+            sentence += f" A difference under about {found.detectable:.2g} could not have been seen reliably on {queries}."
+        return sentence
 
     @property
     def queries(self) -> str:
@@ -109,7 +154,8 @@ class Comparison:
         return f"{len(self.base.query_ids):,}{' held-out' if self.held_out else ''} queries"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the per-query values, as comparison.json holds it."""
+        """Return everything but the per-query values, as comparison.json holds it; `from_dict` reads it back."""
+        drawn = "queries and seeds" if self.seeds else "queries"
         return {
             "verdict": self.verdict,
             "sentence": self.sentence,
@@ -117,9 +163,29 @@ class Comparison:
             "base": self.base.name,
             "tuned": self.tuned.name,
             "queries": len(self.base.query_ids),
-            "interval": f"95%, paired percentile bootstrap, {DRAWS:,} draws of queries",
+            "held_out": self.held_out,
+            "interval": f"95%, paired Bayesian bootstrap with one more query at the worst gap (Gaffke's bound), {DRAWS:,} draws of {drawn}",
             "differences": [{**vars(difference), "verdict": difference.verdict} for difference in self.differences],
+            "seeds": asdict(self.seeds) if self.seeds else None,
         }
+
+    @classmethod
+    def from_dict(cls, said: Mapping[str, Any], base: Scores, tuned: Scores) -> Comparison:
+        """Return the comparison that `to_dict` was called on, from what it said and the per-query values.
+
+        Raises:
+            EmbedfitError: Something is missing, as in what another version wrote.
+        """
+        try:
+            names = [field.name for field in fields(Difference)]
+            differences = tuple(Difference(**{name: row[name] for name in names}) for row in said["differences"])
+            seeds = said["seeds"]
+            if seeds:
+                means = {metric: tuple(values) for metric, values in seeds["means"].items()}
+                seeds = Seeds(seeds["count"], means, seeds["spread"], seeds["query_error"])
+            return cls(base, tuned, differences, said["metric"], said["held_out"], seeds)
+        except KeyError as error:
+            raise EmbedfitError(f"the comparison says no {error}; fix: make it again, another version of embedfit wrote it") from None
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per metric and k, with the columns of `Difference`."""
@@ -159,11 +225,14 @@ class Comparison:
         for place, before, after in zip(places, base, tuned, strict=True):
             axes.text(place - 0.2, before + 0.01, f"{before:.2f}", ha="center", va="bottom", fontsize=9)
             axes.text(place + 0.2, after / 2, f"{after:.2f}", ha="center", va="center", fontsize=9, color="white")
+        if self.seeds:
+            each = np.array([self.seeds.means[found.metric] for found in recalls])
+            axes.plot(np.repeat(places - 0.05, self.seeds.count), each.ravel(), ".", color="#134e4a", markersize=4, label="one seed")
         axes.set_xticks(places, [found.metric for found in recalls])
         axes.set_ylim(0, 1.05)
         axes.set_title(f"{self.queries}; whisker: 95% interval of the difference", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False)
         return figure
 
     def _repr_html_(self) -> str:
@@ -171,52 +240,180 @@ class Comparison:
         return f"<p>{self.sentence}</p>{self.to_frame()[columns].to_html(index=False, float_format='{:.3f}'.format)}"
 
 
-def compare_scores(base: Scores, tuned: Scores, *, metric: str = "mrr@10", seed: int = 0, held_out: bool = False) -> Comparison:
+def compare_scores(
+    base: Scores, tuned: Scores | Sequence[Scores], *, metric: str = "mrr@10", seed: int = 0, held_out: bool = False
+) -> Comparison:
     """Compare two models query by query.
 
     Args:
         base: Scores of the first model.
-        tuned: Scores of the second, on the same queries with the same metrics.
+        tuned: Scores of the second, on the same queries with the same metrics; or several, of the same training with
+            different seeds. Then all figures are of each query's mean over seeds, so wins and losses too, the interval and
+            p-value cover the choice of seeds as well, and a query's rank is the median, of two middle ones the worse: it
+            is 1 only if more than half of the seeds put the right answer first.
         metric: The one that the verdict is about.
-        seed: Of the bootstrap and the randomisation test.
+        seed: Of the draws.
         held_out: Whether no query was trained on, which the sentence then says.
 
     Raises:
-        EmbedfitError: The queries or the metrics differ, or ``metric`` is not among them.
+        EmbedfitError: The queries or the metrics differ, a value is not between 0 and 1, or ``metric`` is not measured.
     """
-    if base.query_ids != tuned.query_ids or base.values.keys() != tuned.values.keys():
-        raise EmbedfitError("only scores of the same queries with the same metrics can be compared")
+    runs = (tuned,) if isinstance(tuned, Scores) else tuple(tuned)
+    _check_scores((base, *runs), metric)
     names = list(base.values)
-    if metric not in names:
-        raise EmbedfitError(f"metric {metric!r} was not measured; expected one of {', '.join(names)}")
-    gaps = np.stack([tuned.values[name] - base.values[name] for name in names], axis=1)
-    draws = bootstrap_means(gaps, np.random.default_rng([seed, 1]))
-    flips = randomised_means(gaps, np.random.default_rng([seed, 2]))
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    observed = gaps.mean(axis=0)
-    # One is added on both sides: the observed signs are one of the arrangements (Phipson and Smyth 2010).
-    p = (1 + (np.abs(flips) >= np.abs(observed) - 1e-12).sum(axis=0)) / (1 + DRAWS)
-    return Comparison(
-        base,
-        tuned,
-        tuple(
-            Difference(
-                metric=name,
-                base=base.mean(name),
-                tuned=tuned.mean(name),
-                difference=float(observed[column]),
-                low=float(low[column]),
-                high=float(high[column]),
-                p=float(p[column]),
-                wins=int((gaps[:, column] > 1e-12).sum()),
-                ties=int((np.abs(gaps[:, column]) <= 1e-12).sum()),
-                losses=int((gaps[:, column] < -1e-12).sum()),
-            )
-            for column, name in enumerate(names)
-        ),
-        metric,
-        held_out,
+    gaps = np.stack([np.stack([run.values[name] - base.values[name] for name in names], axis=1) for run in runs])
+    found = evidence(gaps, seed=seed)
+    mean = runs[0] if len(runs) == 1 else _mean_over_seeds(runs)
+    averaged = gaps.mean(axis=0)
+    differences = tuple(
+        Difference(
+            metric=name,
+            base=base.mean(name),
+            tuned=mean.mean(name),
+            difference=float(found.difference[column]),
+            low=float(found.low[column]),
+            high=float(found.high[column]),
+            p=float(found.p[column]),
+            wins=int((averaged[:, column] > _ROUNDING).sum()),
+            ties=int((np.abs(averaged[:, column]) <= _ROUNDING).sum()),
+            losses=int((averaged[:, column] < -_ROUNDING).sum()),
+            detectable=float(found.detectable[column]),
+        )
+        for column, name in enumerate(names)
     )
+    seeds = None
+    if len(runs) > 1:
+        means = {name: tuple(run.mean(name) for run in runs) for name in names}
+        spread = {name: float(np.std(values, ddof=1)) for name, values in means.items()}
+        seeds = Seeds(len(runs), means, spread, dict(zip(names, found.query_error.tolist(), strict=True)))
+    return Comparison(base, mean, differences, metric, held_out, seeds)
+
+
+def compare_many(scores: Sequence[Scores], *, base: Scores | None = None, metric: str = "mrr@10", seed: int = 0) -> list[Difference]:
+    """Compare several models on one metric, each with the one before it, or all with ``base``.
+
+    The p-values, and with them the verdicts, are adjusted for the number of comparisons by Holm's method, so that the
+    chance of any false "better" or "worse" among them is at most 5%. The intervals are not: each is a 95% interval of its own.
+
+    Args:
+        scores: On the same queries.
+        base: What all are compared with; None compares each with the one before.
+        metric: The one to compare.
+        seed: Of the draws.
+
+    Returns:
+        One Difference for each of ``scores``, but for the first where there is no ``base``.
+
+    Raises:
+        EmbedfitError: As `compare_scores`.
+    """
+    pairs = [(base, one) for one in scores] if base else list(pairwise(scores))
+    found = [compare_scores(_only(first, metric), _only(second, metric), metric=metric, seed=seed)[metric] for first, second in pairs]
+    adjusted = holm([difference.p for difference in found])
+    return [replace(difference, p=p) for difference, p in zip(found, adjusted, strict=True)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for how many they are (Holm 1979, "A simple sequentially rejective multiple test procedure").
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on; none may be smaller than the one before it, or
+    over 1. Those under 0.05 hold together: the chance of one false among them is at most 5%, however they depend on
+    each other.
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for step, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, (len(p_values) - step) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def not_worse(best: Scores, other: Scores, *, metric: str = "mrr@10", seed: int = 0) -> bool:
+    """Return whether another model is not shown to be worse: the interval of ``best - other`` is not all above zero.
+
+    With few queries this is easily so; the interval's width, or `Difference.detectable`, says how much it means.
+
+    Raises:
+        EmbedfitError: As `compare_scores`.
+    """
+    return compare_scores(_only(other, metric), _only(best, metric), metric=metric, seed=seed)[metric].low <= 0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What gaps between two models say; each attribute is an array with one value for each column of gaps.
+
+    Attributes:
+        difference: Mean gap.
+        low: Lower end of its 95% interval.
+        high: Upper end.
+        p: Two-sided p-value.
+        query_error: Standard error of the mean gap from the draw of queries.
+        detectable: The smallest true difference that is shown in 80% of cases.
+    """
+
+    difference: npt.NDArray[np.float64]
+    low: npt.NDArray[np.float64]
+    high: npt.NDArray[np.float64]
+    p: npt.NDArray[np.float64]
+    query_error: npt.NDArray[np.float64]
+    detectable: npt.NDArray[np.float64]
+
+
+def evidence(gaps: npt.NDArray[np.float64], *, seed: int = 0) -> Evidence:
+    """Return what gaps between two models say about their mean.
+
+    With several seeds, each draw is the mean of drawn queries, averaged over seeds, plus a draw of how far the mean of so
+    few seeds may be off: the standard error of the seeds' means times Student's t with one degree of freedom fewer than
+    there are seeds. Drawing the seeds themselves with replacement, even stretched by sqrt(S / (S - 1)), has tails far too
+    light for two to five seeds (benchmarks/verdict.py). The sum of an error of queries and a Student's t is Behrens' and
+    Fisher's; it errs on the wide side (Robinson 1976, "Properties of Student's t and of the Behrens-Fisher solution").
+
+    Args:
+        gaps: Between -1 and 1; shape (seeds, queries, columns). All columns share the draws, as they share the queries.
+        seed: Of the draws.
+    """
+    seeds, queries, _ = gaps.shape
+    averaged = gaps.mean(axis=0)
+    difference = averaged.mean(axis=0)
+    nothing = np.zeros_like(difference)
+    query_error = averaged.std(axis=0, ddof=1) / np.sqrt(queries) if queries > 1 else nothing
+    seed_error = gaps.mean(axis=1).std(axis=0, ddof=1) / np.sqrt(seeds) if seeds > 1 else nothing
+    noise = np.random.default_rng([seed, 3]).standard_t(seeds - 1, (DRAWS, 1)) * seed_error if seeds > 1 else 0.0
+    lows, highs = extended_means(averaged, np.random.default_rng([seed, 1]))
+    lows, highs = lows + noise, highs + noise
+    low = np.clip(np.quantile(lows, 0.025, axis=0), -1, 1)
+    high = np.clip(np.quantile(highs, 0.975, axis=0), -1, 1)
+    randomised = randomised_means(averaged, np.random.default_rng([seed, 2])) + noise
+    # One is added on both sides: what was seen is one of the arrangements (Phipson and Smyth 2010).
+    of_test = (1 + (np.abs(randomised) >= np.abs(difference) - _ROUNDING).sum(axis=0)) / (1 + DRAWS)
+    of_interval = 2 * (1 + np.minimum((lows <= 0).sum(axis=0), (highs >= 0).sum(axis=0))) / (1 + DRAWS)
+    p = np.minimum(1, np.maximum(of_test, of_interval))
+    detectable = np.minimum(1, (high - low) / 2 + _Z_POWER * np.hypot(query_error, seed_error))
+    return Evidence(difference, low, high, p, query_error, detectable)
+
+
+def extended_means(values: npt.NDArray[np.float64], rng: np.random.Generator) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the mean of each column over `DRAWS` random weights of rows and of one more row, of -1 and of 1.
+
+    The weights of n + 1 rows are uniform over all that are positive and sum to one (Dirichlet's distribution).
+
+    Args:
+        values: Between -1 and 1; shape (n, columns).
+        rng: Of the weights, which all columns share.
+
+    Returns:
+        With the row of -1, and with the row of 1; each of shape (DRAWS, columns).
+    """
+    n = len(values)
+    means, extra = np.empty((DRAWS, values.shape[1])), np.empty((DRAWS, 1))
+    chunk = max(1, 4_000_000 // n)
+    for start in range(0, DRAWS, chunk):
+        block = slice(start, min(start + chunk, DRAWS))
+        weights = rng.standard_exponential((block.stop - start, n + 1))
+        weights /= weights.sum(axis=1, keepdims=True)
+        means[block], extra[block] = weights[:, :n] @ values, weights[:, n:]
+    return means - extra, means + extra
 
 
 def bootstrap_means(values: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -246,6 +443,34 @@ def randomised_means(values: npt.NDArray[np.float64], rng: np.random.Generator) 
         signs = rng.integers(2, size=(size, n), dtype=np.int8) * 2.0 - 1.0
         means[start : start + size] = signs @ values / n
     return means
+
+
+def _check_scores(scores: Sequence[Scores], metric: str) -> None:
+    first = scores[0]
+    if len(scores) < 2:
+        raise EmbedfitError("there are no scores to compare with; expected those of one seed or more")
+    for other in scores[1:]:
+        if first.query_ids != other.query_ids or first.values.keys() != other.values.keys():
+            raise EmbedfitError("only scores of the same queries with the same metrics can be compared")
+    if metric not in first.values:
+        raise EmbedfitError(f"metric {metric!r} was not measured; expected one of {', '.join(first.values)}")
+    for one in scores:
+        for name, values in one.values.items():
+            if not np.all((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)):  # the interval rests on this
+                raise EmbedfitError(f"{name} of {one.name or 'a model'} has a value that is not between 0 and 1")
+
+
+def _mean_over_seeds(runs: Sequence[Scores]) -> Scores:
+    values = {name: np.mean([run.values[name] for run in runs], axis=0) for name in runs[0].values}
+    ranks = np.stack([run.ranks for run in runs])
+    missing = np.iinfo(ranks.dtype).max  # not found is the worst rank, though it is written as 0
+    middle = np.sort(np.where(ranks == 0, missing, ranks), axis=0)[len(runs) // 2]
+    return Scores(runs[0].name, runs[0].query_ids, values, np.where(middle == missing, 0, middle))
+
+
+def _only(scores: Scores, metric: str) -> Scores:
+    """Return the scores with one metric, which is all that is then drawn for."""
+    return replace(scores, values={name: values for name, values in scores.values.items() if name == metric} or scores.values)
 
 
 def metric_label(name: str) -> str:
