@@ -19,7 +19,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embedfit.check import Finding, check_dataset
+    from embedfit.check import Finding, check_dataset, check_leaks
     from embedfit.compare import Comparison, compare_scores
     from embedfit.config import Config, TuneConfig, make_config, read_config
     from embedfit.data import Dataset, Document, Query, load, write_beir, write_jsonl
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from embedfit.records import RecordType, Transaction, record_type
     from embedfit.retrieve import BM25Retriever, DenseRetriever, Retriever, Run
     from embedfit.score import Scores, score_run
-    from embedfit.split import Split, split_dataset, split_folds
-    from embedfit.tune.full import Tuned, tune_model
+    from embedfit.split import Split, split_dataset, split_folds, without_leaks
+    from embedfit.tune.full import tune_model
+    from embedfit.tune.result import Tuned
 
 _ROOMS = {
-    "check": ("Finding", "check_dataset"),
+    "check": ("Finding", "check_dataset", "check_leaks"),
     "compare": ("Comparison", "compare_scores"),
     "config": ("Config", "TuneConfig", "make_config", "read_config"),
     "data": ("Dataset", "Document", "Query", "load", "write_beir", "write_jsonl"),
@@ -43,8 +44,9 @@ _ROOMS = {
     "records": ("RecordType", "Transaction", "record_type"),
     "retrieve": ("BM25Retriever", "DenseRetriever", "Retriever", "Run"),
     "score": ("Scores", "score_run"),
-    "split": ("Split", "split_dataset", "split_folds"),
-    "tune.full": ("Tuned", "tune_model"),
+    "split": ("Split", "split_dataset", "split_folds", "without_leaks"),
+    "tune.full": ("tune_model",),
+    "tune.result": ("Tuned",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

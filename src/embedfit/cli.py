@@ -138,7 +138,7 @@ def ladder(
         typer.echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
         return
     console = _stdout()
-    console.print(ladder_table(found))
+    console.print(ladder_table(pipeline.ladder_rows(found)))
     for name, why in found.skipped.items():
         console.print(f"Left out: {name}, as {why}.", highlight=False, soft_wrap=True)
     console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)

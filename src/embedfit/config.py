@@ -74,13 +74,15 @@ class EvaluateConfig(_Section):
     )
 
 
-_LEARNING_RATES = {"full": 2e-4, "lora": 2e-3}
+_LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "adapter": 2e-4}
 
 
 class TuneConfig(_Section):
     """How the model is trained. The defaults are the same for every data set."""
 
-    method: Literal["full", "lora"] = Field("full", description="Train the weights themselves, or small matrices beside them (LoRA).")
+    method: Literal["full", "lora", "adapter"] = Field(
+        "full", description="Train the weights themselves, or small matrices beside them (LoRA)."
+    )
     lora_rank: int = Field(16, ge=1, description="Width of LoRA's matrices.")
     epochs: int = Field(4, ge=1, description="At most this many passes over the training queries.")
     batch_size: int = Field(32, ge=1, description="Queries per step.")
@@ -141,6 +143,14 @@ class Config(_Section):
     tune: TuneConfig = TuneConfig()
     general: GeneralConfig = GeneralConfig()
     ladder: LadderConfig = LadderConfig()
+
+
+def with_method(config: TuneConfig, method: str) -> TuneConfig:
+    """Return the settings for another method: what was set, but for what only suits the other one."""
+    if method == config.method:
+        return config
+    suits_one = {"method", "learning_rate", "train_embeddings"}
+    return TuneConfig.model_validate({**config.model_dump(exclude_unset=True, exclude=suits_one), "method": method})
 
 
 def read_config(path: str | Path, options: Mapping[str, Mapping[str, Any]] | None = None) -> Config:

@@ -17,7 +17,7 @@ import numpy as np
 
 from embedfit import console
 from embedfit.compare import Difference, compare_many, metric_label, not_worse
-from embedfit.config import Config
+from embedfit.config import Config, with_method
 from embedfit.data import Dataset, writing
 from embedfit.encode import CachedEncoder, LocalEncoder
 from embedfit.errors import ConfigError, did_you_mean
@@ -346,7 +346,7 @@ def _lora(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -
 def _tuned(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path, method: str, template: str) -> Fitted:
     from embedfit.tune.full import tune_model
 
-    tune = setting.config.tune.model_copy(update={"method": method})
+    tune = with_method(setting.config.tune, method)
     tuned = tune_model(setting.base, train, dev, folder, tune, template=template)
     return Fitted(DenseRetriever(CachedEncoder(tuned.encoder), template), tuned.seconds)
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from embedfit import console
 from embedfit.check import Finding, check_dataset, check_leaks, check_truncation, warnings
-from embedfit.compare import Comparison, compare_scores
+from embedfit.compare import Comparison, compare_scores, metric_label
 from embedfit.config import Config, DataConfig, GeneralConfig, ModelConfig
 from embedfit.curve import Curve, learning_curve
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, load, text_key, writing
@@ -31,7 +31,7 @@ from embedfit.general import WEIGHTS, Forgetting, general_set, measure_forgettin
 from embedfit.ladder import Ladder, Setting, climb, richer_template
 from embedfit.parity import check_forms
 from embedfit.records import record_type
-from embedfit.report import Report, curve_html, html, ladder_html, per_query
+from embedfit.report import ForgettingChart, LadderRow, Report, curve_html, html, ladder_html, per_query
 from embedfit.retrieve import BM25Retriever, DenseRetriever, Run, joined
 from embedfit.score import KS, Scores, score_run
 from embedfit.split import Split, split_dataset, split_folds, without_leaks
@@ -242,13 +242,14 @@ def run(config: Config) -> Result:
             queries,
             _facts(job, tuned),
             tuple(others),
-            _notes(job, forgetting),
+            _notes(job, forgetting, final=True),
             tuned[0].history if len(tuned) == 1 else (),
             alerts=_alerts(findings),
             documents=dict(zip(job.dataset.corpus, job.dataset.document_texts(job.template), strict=True)),
             suspects=suspects,
+            seeds=_seeds(comparison),
             forms=forms,
-            forgetting=forgetting,
+            forgetting=_chart(forgetting),
         )
         _write(folder, comparison, tuple(others), queries, suspects, manifest, report)
     return read_result(folder, reused=False)
@@ -290,7 +291,17 @@ def curve(config: Config, points: int) -> tuple[Path, Curve]:
         with writing(folder / "curve.png") as file:
             found.plot().savefig(file, dpi=150, format="png")
         with writing(folder / "report.html") as file:
-            file.write(curve_html(f"{config.name}: learning curve", found, notes=warnings(job.findings)).encode())
+            page = curve_html(
+                f"{config.name}: learning curve",
+                found.sentence,
+                found.points[1:],
+                metric=found.metric,
+                untuned=found.points[0].value,
+                fitted=[(point.pairs, point.value) for point in found.fitted if point.pairs],
+                predictions=found.forecasts,
+                notes=_notes(job),
+            )
+            file.write(page.encode())
     return folder, found
 
 
@@ -311,7 +322,8 @@ def ladder(config: Config) -> tuple[Path, Ladder]:
         with writing(folder / "ladder.png") as file:
             found.plot().savefig(file, dpi=150, format="png")
         with writing(folder / "report.html") as file:
-            file.write(ladder_html(f"{config.name}: ladder", found, notes=warnings(job.findings)).encode())
+            page = ladder_html(f"{config.name}: ladder", found.sentence, ladder_rows(found), metric=found.metric, notes=_notes(job))
+            file.write(page.encode())
     return folder, found
 
 
@@ -527,17 +539,57 @@ def _alerts(findings: Sequence[Finding]) -> tuple[str, ...]:
     return (said, *(leak.message for leak in leaks[:_LISTED]))
 
 
-def _notes(job: _Job, forgetting: Forgetting | None) -> tuple[str, ...]:
+def _notes(job: _Job, forgetting: Forgetting | None = None, *, final: bool = False) -> tuple[str, ...]:
+    """Return what should be known of the figures."""
     notes = []
     if len(job.splits) > 1:
         notes.append(
-            f"Every query is scored by a model that never saw it: {len(job.splits)} models, each on the fold that it was trained "
-            f"without. The model in this directory was trained in the same way on all {len(job.dataset.judged):,} queries; these "
-            "figures stand for it."
+            f"Every query is scored by a model that never saw it: {len(job.splits)} models, each on the fold that it was trained without."
+        )
+    if len(job.splits) > 1 and final:
+        notes.append(
+            f"The model in this directory was trained in the same way on all {len(job.dataset.judged):,} queries; the figures stand for it."
         )
     if forgetting and forgetting.warning:
         notes.append(forgetting.warning)
     return (*notes, *warnings(job.findings))
+
+
+def ladder_rows(ladder: Ladder) -> list[LadderRow]:
+    """Return what the report shows of each rung."""
+    shown = [name for name in ladder.rungs[0].scores.values if name.startswith("recall@")]
+    return [
+        LadderRow(
+            rung.name,
+            {name: rung.scores.mean(name) for name in dict.fromkeys([*shown, ladder.metric])},
+            rung.below.difference if rung.below else None,
+            rung.below.low if rung.below else None,
+            rung.below.high if rung.below else None,
+            rung.seconds or None,
+            rung.deploys,
+            f"{rung.query_milliseconds:.2f} ms",
+            rung.key == ladder.recommended,
+        )
+        for rung in ladder.rungs
+    ]
+
+
+def _seeds(comparison: Comparison) -> tuple[tuple[str, str], ...]:
+    """Return what each seed came to, in words."""
+    seeds, metric = comparison.seeds, comparison.metric
+    if not seeds:
+        return ()
+    each = [(f"{metric_label(metric)}, seed {number + 1}", f"{value:.3f}") for number, value in enumerate(seeds.means[metric])]
+    spread = ("standard deviation over seeds", f"{seeds.spread[metric]:.3f}")
+    return (*each, spread, ("standard error from the draw of queries", f"{seeds.query_error[metric]:.3f}"))
+
+
+def _chart(forgetting: Forgetting | None) -> ForgettingChart | None:
+    """Return what the report draws of it; nothing where the task was scored for the two ends alone."""
+    if not forgetting:
+        return None
+    points = [(point.weight, point.general, point.task) for point in forgetting.points if point.task is not None]
+    return ForgettingChart(tuple(points), forgetting.weight, forgetting.sentence, forgetting.metric, forgetting.metric)
 
 
 def _facts(job: _Job, tuned: Sequence[Tuned]) -> dict[str, str]:

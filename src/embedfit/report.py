@@ -182,6 +182,26 @@ def terminal_table(comparison: Comparison, others: tuple[Scores, ...] = ()) -> T
     return table
 
 
+def ladder_table(rungs: Sequence[LadderRow]) -> Table:
+    """Return a ladder as a table for the terminal."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", no_wrap=True)
+    for name in (*map(metric_label, rungs[0].scores), "below", "95% interval", "training", "per query"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for rung in rungs:
+        table.add_row(
+            ("[bold]* " if rung.recommended else "  ") + rung.name,
+            *(f"{value:.3f}" for value in rung.scores.values()),
+            "" if rung.difference is None else f"{rung.difference:+.3f}",
+            "" if rung.difference is None else f"{rung.low:+.3f} to {rung.high:+.3f}",
+            "" if rung.seconds is None else f"{rung.seconds:.1f} s",
+            rung.cost,
+        )
+    return table
+
+
 def shown_differences(comparison: Comparison) -> list[Difference]:
     """Return the differences worth a row: recall at each k, MRR and nDCG at the largest, and the verdict's own."""
     largest = max(int(found.metric.partition("@")[2]) for found in comparison.differences)

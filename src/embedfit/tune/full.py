@@ -209,6 +209,7 @@ def _prepare(model: SentenceTransformer, config: TuneConfig) -> Any:
         if isinstance(module, torch.nn.Dropout):
             module.p = config.dropout
     transformer = model.transformers_model
+    assert transformer is not None
     if config.method == "lora":
         return _with_lora(model, transformer, config)
     if not config.train_embeddings:
