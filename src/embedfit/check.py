@@ -210,7 +210,7 @@ def _label_inside(dataset: Dataset) -> list[Finding]:
     share = len(found) / len(dataset.judged)
     message = (
         f"{len(found):,} of {len(dataset.judged):,} queries ({share:.1%}) hold the name of their own document, such as {id!r}: "
-        f"{shown(dataset.corpus[label].title or dataset.corpus[label].text)}; if queries will not, the figures are too good"
+        f"{shown(dataset.corpus[label].title or dataset.corpus[label].text)}; queries without it will be harder"
     )
     return [Finding("warning", "label inside", message, tuple(found))]
 
