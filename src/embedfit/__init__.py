@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from embedfit.data import Dataset, Document, Query, load, write_beir, write_jsonl
     from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
     from embedfit.errors import EmbedfitError
-    from embedfit.pipeline import Result, evaluate, measure, read_result, run
+    from embedfit.pipeline import Result, evaluate, measure, read_result, run, run_curve, run_ladder
     from embedfit.records import RecordType, Transaction, record_type
     from embedfit.retrieve import BM25Retriever, DenseRetriever, Retriever, Run
     from embedfit.score import Scores, score_run
@@ -40,7 +40,7 @@ _ROOMS = {
     "data": ("Dataset", "Document", "Query", "load", "write_beir", "write_jsonl"),
     "encode": ("CachedEncoder", "Encoder", "LocalEncoder"),
     "errors": ("EmbedfitError",),
-    "pipeline": ("Result", "evaluate", "measure", "read_result", "run"),
+    "pipeline": ("Result", "evaluate", "measure", "read_result", "run", "run_curve", "run_ladder"),
     "records": ("RecordType", "Transaction", "record_type"),
     "retrieve": ("BM25Retriever", "DenseRetriever", "Retriever", "Run"),
     "score": ("Scores", "score_run"),

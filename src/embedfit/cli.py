@@ -133,7 +133,7 @@ def ladder(
     from embedfit.report import ladder_table
 
     settings = _changed(config, folds, allow_leaks, {"ladder": {"rungs": tuple(rung) if rung else None}})
-    folder, found = pipeline.ladder(settings)
+    folder, found = pipeline.run_ladder(settings)
     if as_json:
         typer.echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
         return
@@ -156,7 +156,7 @@ def curve(
     """Measure with less training data, and estimate what more would bring."""
     from embedfit import pipeline
 
-    folder, found = pipeline.curve(_changed(config, folds, allow_leaks, {}), points)
+    folder, found = pipeline.run_curve(_changed(config, folds, allow_leaks, {}), points)
     if as_json:
         typer.echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
         return

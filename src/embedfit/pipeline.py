@@ -255,7 +255,7 @@ def run(config: Config) -> Result:
     return read_result(folder, reused=False)
 
 
-def curve(config: Config, points: int) -> tuple[Path, Curve]:
+def run_curve(config: Config, points: int) -> tuple[Path, Curve]:
     """Measure models that were trained on more and more of the train part. Returns the run directory and the curve.
 
     Args:
@@ -305,7 +305,7 @@ def curve(config: Config, points: int) -> tuple[Path, Curve]:
     return folder, found
 
 
-def ladder(config: Config) -> tuple[Path, Ladder]:
+def run_ladder(config: Config) -> tuple[Path, Ladder]:
     """Measure every method on the same held-out queries. Returns the run directory and the ladder.
 
     Raises:
