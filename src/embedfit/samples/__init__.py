@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from embedfit.config import Config, DataConfig, ModelConfig, json_schema
+from embedfit.config import Config, DataConfig, ModelConfig, SplitConfig, json_schema
 from embedfit.data import writing
 from embedfit.errors import StorageError
 
@@ -22,6 +22,7 @@ def demo_config(output: Path, model: str) -> Config:
         data=DataConfig(
             queries=str(TRANSACTIONS / "transactions.jsonl"), documents=str(TRANSACTIONS / "categories.json"), record="transaction"
         ),
+        split=SplitConfig(folds=0),  # one split, in the time of a coffee; `run --folds 5` holds out every query once
         model=ModelConfig(name=model),
     )
 
