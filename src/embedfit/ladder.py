@@ -6,6 +6,7 @@ ladder's folder, so that a ladder that was interrupted goes on at the rung where
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from embedfit.records import Template
 from embedfit.retrieve import BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run, joined
 from embedfit.score import Scores, score_run
 from embedfit.split import Split
-from embedfit.tune.classifier import WordsClassifier, labels_repeat
+from embedfit.tune.classifier import VectorsClassifier, WordsClassifier, labels_repeat
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 _DEPTH = 100
 _TIMED_QUERIES = 64
+_MERGED = 0.5
+"""Weight of the tuned model in the rung of merged weights; not chosen by anything (WiSE-FT's default: Wortsman et al. 2022)."""
 
 
 @dataclass(frozen=True)
@@ -326,54 +329,76 @@ def _no_richer(setting: Setting, train: Dataset) -> str:
     return "" if setting.richer else "the documents have no other field of text"
 
 
+def _no_peft(setting: Setting, train: Dataset) -> str:
+    return "" if importlib.util.find_spec("peft") else "it needs pip install 'embedfit[lora]'"
+
+
 def _no_labels(setting: Setting, train: Dataset) -> str:
     return "" if labels_repeat(train) else "labels hardly repeat"
 
 
-def _full(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
-    return _tuned(setting, train, dev, folder, "full", setting.template)
+def _vectors(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
+    setting.vectors.encode(train.query_texts(), "query")  # into the cache, so that only the fitting is timed
+    return _seconds(lambda: VectorsClassifier(setting.vectors, train))
 
 
-def _full_richer(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
-    assert setting.richer
-    return _tuned(setting, train, dev, folder, "full", setting.richer)
+def _adapter(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
+    from embedfit.tune.adapter import query_adapter
+
+    found = query_adapter(setting.vectors, train, dev, setting.template)
+    return Fitted(found.retriever, found.seconds)
 
 
-def _lora(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
-    return _tuned(setting, train, dev, folder, "lora", setting.template)
+def _index(name: str) -> Callable[[Setting, Dataset, Dataset | None, Path], Fitted]:
+    def fit(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
+        from embedfit.tune import index
+
+        found = getattr(index, name)(setting.vectors, train, dev, setting.template)
+        return Fitted(found.retriever, found.seconds)
+
+    return fit
 
 
-def _tuned(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path, method: str, template: str) -> Fitted:
-    from embedfit.tune.full import tune_model
+def _tuned(method: str, template: Callable[[Setting], str]) -> Callable[[Setting, Dataset, Dataset | None, Path], Fitted]:
+    def fit(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
+        from embedfit.tune.full import tune_model
 
-    tune = with_method(setting.config.tune, method)
-    tuned = tune_model(setting.base, train, dev, folder, tune, template=template)
-    return Fitted(DenseRetriever(CachedEncoder(tuned.encoder), template), tuned.seconds)
+        said = template(setting)
+        tuned = tune_model(setting.base, train, dev, folder, with_method(setting.config.tune, method), template=said)
+        return Fitted(DenseRetriever(CachedEncoder(tuned.encoder), said), tuned.seconds)
+
+    return fit
+
+
+_full = _tuned("full", lambda setting: setting.template)
 
 
 def _merged(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
     from embedfit.tune.merge import merge_models
 
-    # Trained already for the rung of that name, and read from there.
-    full = _full(setting, train, dev, folder.parent.parent / "full" / folder.name)
-    tuned = folder.parent.parent / "full" / folder.name / "model"
-    merged = merge_models(setting.base, tuned, 0.5, folder)
+    tuned = folder.parent.parent / "full" / folder.name
+    full = _full(setting, train, dev, tuned)  # trained for the rung of that name, and read from its folder
+    merged = merge_models(setting.base, tuned / "model", _MERGED, folder)
     return Fitted(DenseRetriever(CachedEncoder(merged), setting.template), full.seconds)
+
+
+def _base(setting: Setting) -> Retriever:
+    return DenseRetriever(setting.vectors, setting.template)
 
 
 METHODS: dict[str, Method] = {
     "bm25": Method("BM25", "a word index", False, _untrained(lambda setting: BM25Retriever(setting.template))),
     "words": Method(
         "TF-IDF classifier",
-        "a scikit-learn model; no vectors",
+        "a scikit-learn model, no vectors",
         False,
         lambda setting, train, dev, folder: _seconds(lambda: WordsClassifier(train)),
         _no_labels,
     ),
-    "base": Method("base model", "the base model", True, _untrained(lambda setting: DenseRetriever(setting.vectors, setting.template))),
+    "base": Method("base model", "the base model", True, _untrained(_base)),
     "richer": Method(
         "base, richer documents",
-        "the base model, documents indexed anew",
+        "the base model, other document texts",
         True,
         _untrained(lambda setting: DenseRetriever(setting.vectors, setting.richer or setting.template)),
         _no_richer,
@@ -382,6 +407,27 @@ METHODS: dict[str, Method] = {
         "base + BM25",
         "the base model and a word index",
         True,
-        _untrained(lambda setting: FusedRetriever(BM25Retriever(setting.template), DenseRetriever(setting.vectors, setting.template))),
+        _untrained(lambda setting: FusedRetriever(BM25Retriever(setting.template), _base(setting))),
+    ),
+    "nearest": Method("nearest training queries", "the base model, training queries in the index", True, _index("nearest_examples")),
+    "centroids": Method("class centroids", "the base model, other vectors in the index", True, _index("class_centroids")),
+    "vectors": Method(
+        "logistic regression on vectors",
+        "the base model and a scikit-learn model",
+        True,
+        _vectors,
+        _no_labels,
+    ),
+    "documents": Method("tuned document vectors", "the base model, other vectors in the index", True, _index("tuned_documents")),
+    "adapter": Method("query adapter", "the base model and a matrix", True, _adapter),
+    "lora": Method("LoRA", "the tuned model", True, _tuned("lora", lambda setting: setting.template), _no_peft),
+    "full": Method("full fine-tuning", "the tuned model", True, _full),
+    "merged": Method("half base, half tuned", "the merged model", True, _merged),
+    "full-richer": Method(
+        "full, richer documents",
+        "the tuned model, other document texts",
+        True,
+        _tuned("full", lambda setting: setting.richer or setting.template),
+        _no_richer,
     ),
 }
