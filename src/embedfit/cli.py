@@ -89,7 +89,7 @@ def check(config: ConfigPath, as_json: AsJson = False) -> None:
     settings = read_config(config)
     bad: list[DataError] = []
     dataset = pipeline.read(settings.data, bad)
-    findings = check_dataset(dataset) if dataset.judged else []
+    findings = [*check_dataset(dataset), *pipeline.leaks(settings, dataset)] if dataset.judged else []
     skipped = ""
     try:
         if not dataset.corpus:
@@ -235,13 +235,12 @@ def tune(
     """Tune the model on the train part, choosing on dev, without measuring anything."""
     from embedfit import pipeline
     from embedfit.config import read_config
-    from embedfit.tune.full import tune_model
 
     settings = read_config(config)
     dataset = pipeline.read(settings.data)
     train, dev = _part(settings, dataset, "train"), _part(settings, dataset, "dev")
     with pipeline.locked(output):
-        tuned = tune_model(
+        tuned = pipeline.tune(
             pipeline.encoder(settings.model),
             dataset.select(train),
             dataset.select(dev) if dev else None,

@@ -22,7 +22,7 @@ import numpy as np
 from embedfit import console
 from embedfit.check import Finding, check_dataset, check_leaks, check_truncation, warnings
 from embedfit.compare import Comparison, compare_scores, metric_label
-from embedfit.config import Config, DataConfig, GeneralConfig, ModelConfig
+from embedfit.config import Config, DataConfig, GeneralConfig, ModelConfig, TuneConfig
 from embedfit.curve import Curve, learning_curve
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, load, text_key, writing
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
@@ -436,6 +436,12 @@ def one_split(config: Config, dataset: Dataset) -> Split:
     return split_dataset(dataset, test=said.test, dev=said.dev, seed=said.seed, group_by=said.group_by)
 
 
+def leaks(config: Config, dataset: Dataset) -> list[Finding]:
+    """Return the leaks between the parts that a configuration describes; folds have none, as what is near stays together."""
+    split = one_split(config, dataset)
+    return check_leaks(dataset, {"train": split.train, "dev": split.dev, "test": split.test})
+
+
 def gated(config: Config, dataset: Dataset, splits: Sequence[Split]) -> tuple[list[Split], list[Finding]]:
     """Return the splits as they may be used, and the leaks that are left in them.
 
@@ -445,17 +451,18 @@ def gated(config: Config, dataset: Dataset, splits: Sequence[Split]) -> tuple[li
     policy = config.split.leaks
     clean, left = [], []
     for split in splits:
-        leaks = check_leaks(dataset, {"train": split.train, "dev": split.dev, "test": split.test})
-        if leaks and policy == "fail":
-            listed = "\n".join(f"  {leak.message}" for leak in leaks[:_LISTED])
-            more = f"\n  and {len(leaks) - _LISTED:,} more; 'embedfit check' lists them" if len(leaks) > _LISTED else ""
+        found = check_leaks(dataset, {"train": split.train, "dev": split.dev, "test": split.test})
+        if found and policy == "fail":
+            for leak in found[:_LISTED]:
+                console.note(leak.message)
+            more = " ('embedfit check' lists them all)" if len(found) > _LISTED else ""
             raise DataError(
                 config.data.queries,
-                f"has {len(leaks):,} leaks between its parts",
-                fix=f'leaks = "drop" in [split] trains without these, --allow-leaks goes on and says so in red:\n{listed}{more}',
+                f"{len(found):,} held-out queries say what is trained on{more}, such as: {found[0].message}",
+                fix='leaks = "drop" in [split] trains without these; --allow-leaks goes on, and the report says so in red',
             )
-        clean.append(without_leaks(split, leaks) if policy == "drop" else split)
-        left += leaks if policy == "allow" else []
+        clean.append(without_leaks(split, found) if policy == "drop" else split)
+        left += found if policy == "allow" else []
     return clean, left
 
 
@@ -480,14 +487,20 @@ def _final(job: _Job, training: Sequence[Tuned], folder: Path) -> Tuned:
 
 
 def _tune(job: _Job, train: Dataset, dev: Dataset | None, folder: Path, changes: dict[str, Any]) -> Tuned:
-    settings = job.config.tune.model_copy(update=changes)
-    if settings.method == "adapter":
-        from embedfit.tune.adapter import tune_adapter
+    return tune(job.base, train, dev, folder, job.config.tune.model_copy(update=changes), template=job.template)
 
-        return tune_adapter(job.base, train, dev, folder, settings, template=job.template)
+
+def tune(base: LocalEncoder, train: Dataset, dev: Dataset | None, folder: Path, config: TuneConfig, *, template: str) -> Tuned:
+    """Tune a model by the method that the settings name; the result is the same kind of folder for all of them."""
+    if config.method == "adapter":
+        from embedfit.tune.adapter import AdapterConfig, tune_adapter
+        from embedfit.tune.result import Tuned
+
+        found = tune_adapter(base, train, dev, folder, AdapterConfig(scale=config.scale, seed=config.seed), template=template)
+        return Tuned(found.folder / "model", (), 1, 0, found.seconds, "all", base.precision)
     from embedfit.tune.full import tune_model
 
-    return tune_model(job.base, train, dev, folder, settings, template=job.template)
+    return tune_model(base, train, dev, folder, config, template=template)
 
 
 def _forgetting(job: _Job, training: Sequence[Tuned], final: Tuned, general: Dataset) -> Forgetting | None:
