@@ -96,9 +96,10 @@ class ModelEncoder:
         self.model.eval()
         with torch.inference_mode(), autocast(device.type, self.bf16), console.progress(f"encoding {kind} texts", len(texts)) as done:
             for batch in length_batches(lengths, _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)):
-                features = self.model.preprocess([texts[index] for index in batch], prompt=prompt)
+                # The kind is the task that the library's own encode_query and encode_document name: a Router needs it.
+                features = self.model.preprocess([texts[index] for index in batch], prompt=prompt, task=kind)
                 features = {key: value.to(device) if torch.is_tensor(value) else value for key, value in features.items()}
-                found = self.model(features)["sentence_embedding"].float()
+                found = self.model(features, task=kind)["sentence_embedding"].float()
                 found = torch.nn.functional.normalize(found, dim=-1).cpu().numpy()
                 if vectors is None:
                     vectors = np.empty((len(texts), found.shape[1]), np.float32)

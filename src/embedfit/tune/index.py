@@ -1,0 +1,227 @@
+"""The index moves, the encoder stays: three ways to learn from labelled queries without touching how a text is encoded.
+
+Each takes an encoder, training queries and a template, asks for vectors once, and returns a `Retriever`:
+
+- `tuned_documents` trains the documents' vectors;
+- `class_centroids` mixes each document's vector with the mean of its training queries' (Rocchio 1971);
+- `nearest_examples` lets the training queries near a query vote for their documents.
+
+None of them says anything new about a document that no training query asks for.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from embedfit.data import DOCUMENT_TEMPLATE, Dataset
+from embedfit.encode import Encoder, Vectors
+from embedfit.errors import DataError
+from embedfit.retrieve import Run, top_k
+from embedfit.tune.adapter import AdapterConfig, Fitted, judged, minimise, vectors_of
+from embedfit.tune.candidates import relevant_positions
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+_STRENGTH = 10.0
+"""Pull of each document's vector towards the encoder's."""
+_PRIOR = 2.0
+"""Training queries that a document's own vector counts for in its centroid."""
+_SCALE = 14.0
+"""What cosine similarities are multiplied by where they become shares."""
+_VOTES = 0.5
+"""Share of the training queries' votes in a score, where every document has a training query."""
+_BLOCK_BYTES = 64 * 2**20
+
+
+class MovedIndex:
+    """Cosine similarity to document vectors that were changed; queries are encoded as they always were.
+
+    Args:
+        encoder: Of the queries.
+        vectors: One unit vector per document of the corpus, in its order.
+        corpus: The data set that they belong to.
+        name: For tables.
+    """
+
+    def __init__(self, encoder: Encoder, vectors: Vectors, corpus: Dataset, name: str) -> None:
+        self.encoder, self.name = encoder, name
+        order, self.document_ids = _by_id(corpus)
+        self.vectors = vectors[order]
+
+    def search(self, dataset: Dataset, k: int) -> Run:
+        """Return the k best documents for each query of a data set.
+
+        Raises:
+            DataError: It has another corpus than the index.
+        """
+        _same_corpus(self.document_ids, dataset)
+        queries = self.encoder.encode(dataset.query_texts(), "query")
+        return Run(tuple(dataset.queries), self.document_ids, *top_k(queries, self.vectors, k))
+
+
+class NearestExamples:
+    """Documents for a query by their own vectors, and by the votes of the training queries near it.
+
+    With e the training queries, P(d | e) their judgements as shares, and s a scale, a document's score is
+
+        (1 - m) softmax_d(s q.d) + m sum_e softmax_e(s q.e) P(d | e)
+
+    which is the interpolation of kNN-LM (Khandelwal et al. 2020, eq. 2 and 3). The two are made shares before they meet, as
+    queries are much nearer to each other than to documents. Votes can only go to documents that have a training query, so
+    their share m is half of the share of documents that have one.
+
+    Args:
+        encoder: Of the queries.
+        examples: Vectors of the training queries.
+        judgements: P; shape (training queries, documents in the order of the corpus), rows add up to 1.
+        vectors: One unit vector per document of the corpus, in its order.
+        corpus: The data set that they belong to.
+        name: For tables.
+    """
+
+    def __init__(self, encoder: Encoder, examples: Vectors, judgements: csr_array, vectors: Vectors, corpus: Dataset, name: str) -> None:
+        self.encoder, self.examples, self.name = encoder, examples, name
+        order, self.document_ids = _by_id(corpus)
+        self.judgements, self.vectors = judgements[:, order], vectors[order]
+        self.votes = _VOTES * len(np.unique(judgements.indices)) / len(vectors)
+
+    def search(self, dataset: Dataset, k: int) -> Run:
+        """Return the k best documents for each query of a data set.
+
+        Raises:
+            DataError: It has another corpus than the index.
+        """
+        _same_corpus(self.document_ids, dataset)
+        queries = self.encoder.encode(dataset.query_texts(), "query")
+        k = min(k, len(self.vectors))
+        ranked, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
+        height = max(1, _BLOCK_BYTES // (4 * (len(self.vectors) + len(self.examples))))
+        for top in range(0, len(queries), height):
+            some = self._scores(queries[top : top + height])
+            best = np.argsort(-some, axis=1, kind="stable")[:, :k]  # equal ones in order of document id
+            ranked[top : top + height], scores[top : top + height] = best, np.take_along_axis(some, best, axis=1)
+        return Run(tuple(dataset.queries), self.document_ids, ranked, scores)
+
+    def _scores(self, queries: Vectors) -> npt.NDArray[np.float32]:
+        own, votes = _shares(queries @ self.vectors.T), _shares(queries @ self.examples.T) @ self.judgements
+        scores: npt.NDArray[np.float32] = ((1 - self.votes) * own + self.votes * votes).astype(np.float32)
+        return scores
+
+
+def tuned_documents(
+    encoder: Encoder, train: Dataset, dev: Dataset | None = None, template: str = DOCUMENT_TEMPLATE, config: AdapterConfig | None = None
+) -> Fitted:
+    """Train the documents' vectors, starting from the encoder's.
+
+    Args:
+        encoder: Stays as it is.
+        train: Queries to learn from.
+        dev: Not looked at.
+        template: What a document says.
+        config: Settings.
+
+    Raises:
+        DataError: No training query is judged, or all have the same answer.
+    """
+    config = config or AdapterConfig(strength=_STRENGTH)
+    train = judged(train)
+    queries, documents = map(torch.from_numpy, vectors_of(encoder, train, template))
+    started = time.monotonic()
+    shift = torch.zeros_like(documents)
+
+    def cosines(rows: Tensor, positions: Tensor) -> Tensor:
+        return queries[rows] @ torch.nn.functional.normalize(documents[positions] + shift[positions], dim=1).T
+
+    minimise(cosines, [shift], train, config.strength, config)
+    moved = _unit((documents + shift).numpy())
+    return Fitted(MovedIndex(encoder, moved, train, f"{encoder.name}, tuned documents"), round(time.monotonic() - started, 3))
+
+
+def class_centroids(
+    encoder: Encoder, train: Dataset, dev: Dataset | None = None, template: str = DOCUMENT_TEMPLATE, *, prior: float = _PRIOR
+) -> Fitted:
+    """Mix each document's vector with the mean of its training queries'.
+
+    A document with n training queries becomes the direction of ``prior * d + sum of their vectors``: the mean of the queries
+    with a share of n / (n + prior), so that a document with none keeps its vector.
+
+    Args:
+        encoder: Stays as it is.
+        train: Queries to learn from.
+        dev: Not looked at.
+        template: What a document says.
+        prior: How many queries a document's own vector counts for.
+
+    Raises:
+        DataError: No training query is judged, or all have the same answer.
+    """
+    train = judged(train)
+    queries, documents = vectors_of(encoder, train, template)
+    started = time.monotonic()
+    asked = _judgements(train)
+    asked.data[:] = 1
+    moved = _unit(prior * documents + asked.T @ queries)
+    return Fitted(MovedIndex(encoder, moved, train, f"{encoder.name}, centroids"), round(time.monotonic() - started, 3))
+
+
+def nearest_examples(encoder: Encoder, train: Dataset, dev: Dataset | None = None, template: str = DOCUMENT_TEMPLATE) -> Fitted:
+    """Keep the training queries, so that those near a query vote for their documents.
+
+    Args:
+        encoder: Stays as it is.
+        train: Queries to learn from.
+        dev: Not looked at.
+        template: What a document says.
+
+    Raises:
+        DataError: No training query is judged, or all have the same answer.
+    """
+    train = judged(train)
+    queries, documents = vectors_of(encoder, train, template)
+    started = time.monotonic()
+    found = NearestExamples(encoder, queries, _judgements(train), documents, train, f"{encoder.name}, nearest examples")
+    return Fitted(found, round(time.monotonic() - started, 3))
+
+
+def _judgements(train: Dataset) -> csr_array:
+    """Return each query's grades as shares that add up to 1; shape (queries, documents)."""
+    from scipy.sparse import csr_array
+
+    cells = [
+        (grade / sum(grades.values()), row, position)
+        for row, grades in enumerate(relevant_positions(train))
+        for position, grade in grades.items()
+    ]
+    shares, rows, positions = zip(*cells, strict=True)
+    return csr_array((np.array(shares, np.float32), (rows, positions)), shape=(len(train.queries), len(train.corpus)))
+
+
+def _shares(similarities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the softmax of each row."""
+    powers = np.exp(_SCALE * (similarities - similarities.max(axis=1, keepdims=True)))
+    shares: npt.NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    unit: Vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return unit
+
+
+def _by_id(corpus: Dataset) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    """Return the corpus' positions in order of document id, and the ids: ties must not depend on a file's order."""
+    ids = list(corpus.corpus)
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    return np.array(order, np.int64), tuple(ids[position] for position in order)
+
+
+def _same_corpus(document_ids: tuple[str, ...], dataset: Dataset) -> None:
+    if set(document_ids) != set(dataset.corpus):
+        raise DataError("data", "has another corpus than the index was made of", fix="search the same documents, or make the index anew")
