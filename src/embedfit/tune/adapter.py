@@ -28,6 +28,7 @@ from embedfit.retrieve import DenseRetriever, Retriever, Run, top_k
 from embedfit.score import Scores, score_run
 from embedfit.tune.candidates import AllDocuments, BatchAndRandom, CandidateSource
 from embedfit.tune.loss import multi_positive_softmax
+from embedfit.tune.result import claim, save_in_place, why_not_written
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -169,16 +170,14 @@ def save_adapted(encoder: LocalEncoder, adapter: Adapter, folder: str | Path) ->
         ModelError: The adapter was fitted on another encoder.
         StorageError: The folder cannot be written.
     """
-    from embedfit.tune.full import _save, _why_not_written
-
     AdaptedEncoder(encoder, adapter)  # refuses another encoder's
     folder = Path(folder)
     model = _routed(load_model(encoder.folder, encoder.prompts), adapter)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _save(model, folder)
+        save_in_place(partial(model.save_pretrained, create_model_card=False), folder)
     except Exception as error:
-        reason = _why_not_written(error)
+        reason = why_not_written(error)
         if reason is None:
             raise
         raise StorageError(f"{folder}: cannot be written: {reason}; fix: make room, or give another folder") from None
@@ -418,14 +417,12 @@ def tune_adapter(
         DataError: No training query is judged, or all have the same answer.
         StorageError: The folder cannot be written, or holds another tuning.
     """
-    from embedfit.tune.full import _claim
-
     folder, config = Path(folder), config or AdapterConfig()
     train = judged(train)
     dev = dev.select(dev.judged) if dev and dev.judged else None
     seen = sorted(text_key(query.text) for part in (train, dev) if part for query in part.queries.values())
     digests = [train.digest(), dev.digest() if dev else None]
-    _claim(folder, ["query adapter", encoder.fingerprint, *digests, template, asdict(config)], seen)
+    claim(folder, ["query adapter", encoder.fingerprint, *digests, template, asdict(config)], seen)
     done, weights = folder / "tuned.json", folder / "adapter.safetensors"
     if not done.exists():
         found = fit_adapter(encoder, train, dev, template, config)
