@@ -6,6 +6,7 @@ ladder's folder, so that a ladder that was interrupted goes on at the rung where
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import time
@@ -351,9 +352,7 @@ def _adapter(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path
 
 def _index(name: str) -> Callable[[Setting, Dataset, Dataset | None, Path], Fitted]:
     def fit(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
-        from embedfit.tune import index
-
-        found = getattr(index, name)(setting.vectors, train, dev, setting.template)
+        found = getattr(importlib.import_module("embedfit.tune.index"), name)(setting.vectors, train, dev, setting.template)
         return Fitted(found.retriever, found.seconds)
 
     return fit
