@@ -57,7 +57,8 @@ def test_more_pairs_never_forecast_less_and_never_above_one(means):
             found = [getattr(point, name) for point in points]
             assert found == sorted(found)
             assert max(found) <= 1
-    assert all(forecast.gain_low >= 0 for forecast in curve.forecasts)
+    gains = [forecast.gain for forecast in curve.forecasts]
+    assert gains == sorted(gains)
 
 
 def test_the_gain_has_a_narrower_interval_than_the_score():

@@ -79,8 +79,9 @@ class Forecast(Point):
 
     Attributes:
         more: Pairs beyond those there are.
-        gain: By how much the curve rises from the pairs there are to these.
-        gain_low: Lower end of its 95% interval; narrower than the score's, as the queries are the same.
+        gain: The score less that of the model trained on the pairs there are.
+        gain_low: Lower end of its 95% interval; narrower than the score's, as the queries are the same. It may be below zero: a
+            training is not without noise.
         gain_high: Upper end.
     """
 
@@ -264,8 +265,8 @@ def fit_curve(
 
     Queries are drawn with replacement, the same draw for all points, since they share the queries. For each draw one curve
     is drawn from those that fit its points, with a probability that falls with the squares left over: that of a normal noise
-    of unknown size (Student's t: Gelman et al., Bayesian Data Analysis, 3rd ed., section 14.2, the top and start at their best
-    values). The best curve alone would hide that a handful of points leave much open.
+    of unknown size, with ``top`` and ``start`` at their best values (Gelman et al., Bayesian Data Analysis, 3rd ed., section
+    14.2). The best curve alone would hide that a handful of points leave much open. A forecast has the noise of a training too.
 
     Args:
         pairs: How many each point was trained on, rising.
@@ -286,15 +287,14 @@ def fit_curve(
         problem = f"the points follow no learning curve (they are {off:.3f} off on average)" if off > _WORST_FIT else ""
     if problem:
         return Curve(metric, len(values), points, problem=problem)
-    drawn = curves.fit(draws[:_DRAWS]).draw(rng)
+    some = draws[:_DRAWS]
+    drawn = curves.fit(some).draw(rng)
     last = pairs[-1]
     at = np.unique(np.linspace(0, last + max(more, default=0), 101).astype(int))
-    now = drawn(np.array([last]))
     forecasts = []
     for further in sorted(more):
         then = drawn(np.array([last + further]))
-        gain = _interval(then - now)[0]
-        forecasts.append(Forecast(last + further, *_interval(then)[0], further, *gain))
+        forecasts.append(Forecast(last + further, *_interval(then)[0], further, *_interval(then - some[:, -1])[0]))
     fitted = tuple(Point(int(n), *found) for n, found in zip(at, _interval(drawn(at)), strict=True))
     return Curve(metric, len(values), points, fitted, tuple(forecasts))
 
@@ -319,7 +319,7 @@ class _Curves:
         first = min((n for n in pairs if n > 0), default=1)
         middles, steepnesses = np.meshgrid(np.geomspace(max(1, first / 4), 30 * max(1, *pairs), 40), np.linspace(0.3, 2.0, 20))
         self._middle, self._steepness = middles.ravel(), steepnesses.ravel()
-        self._left = self.left(np.array(pairs))
+        self.left_at_points = self.left(np.array(pairs))
 
     def left(self, pairs: npt.NDArray[np.int64], chosen: Any = slice(None)) -> Floats:
         """Return the share of the way from start to top that is left; shape (points, curves)."""
@@ -328,7 +328,7 @@ class _Curves:
 
     def fit(self, means: Floats) -> _Fits:
         """Return the best start and top of every curve, for each row of points' means."""
-        left, come = self._left, 1 - self._left
+        left, come = self.left_at_points, 1 - self.left_at_points
         ll, lc, cc = (left * left).sum(axis=0), (left * come).sum(axis=0), (come * come).sum(axis=0)
         determinant = np.maximum(ll * cc - lc * lc, 1e-12)
         by_left, by_come = means @ left, means @ come
@@ -357,13 +357,17 @@ class _Fits:
 
     def draw(self, rng: np.random.Generator) -> Callable[[npt.NDArray[np.int64]], Floats]:
         """Draw one curve for each row. Returns a function from numbers of pairs to scores of shape (numbers, rows)."""
-        known = _NOISE_WORTH * _NOISE**2
-        logs = -(_NOISE_WORTH + len(self.curves._left)) / 2 * np.log(known + self.squares)
-        weights = np.exp(logs - logs.max(axis=1, keepdims=True)).cumsum(axis=1)
+        worth = _NOISE_WORTH + len(self.curves.left_at_points)
+        squares = _NOISE_WORTH * _NOISE**2 + self.squares
+        weights = squares ** (-worth / 2)
+        weights = (weights / weights.max(axis=1, keepdims=True)).cumsum(axis=1)
         rows = np.arange(len(weights))
         chosen = (weights > rng.random(len(weights))[:, None] * weights[:, -1:]).argmax(axis=1)
         start, top = self.start[rows, chosen], self.top[rows, chosen]
-        return lambda pairs: top - (top - start) * self.curves.left(pairs, chosen)
+        # Of the training that is forecast: a training is as far off the curve as those before it were. One for each row, so
+        # that more pairs are never forecast less.
+        noise = rng.standard_normal(len(rows)) * np.sqrt(squares[rows, chosen] / rng.chisquare(worth, len(rows)))
+        return lambda pairs: np.minimum(top - (top - start) * self.curves.left(pairs, chosen) + noise, 1)
 
 
 def _interval(drawn: Floats) -> list[tuple[float, float, float]]:
