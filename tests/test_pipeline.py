@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 
 from embedfit import pipeline
 from embedfit.config import make_config
+from embedfit.data import Dataset
 from embedfit.encode import LocalEncoder
 from embedfit.errors import ConfigError, DataError, StorageError
 from embedfit.general import general_set
@@ -186,3 +188,102 @@ def test_a_models_folder_is_relative_to_the_file_like_all_paths(tmp_path):
     (tmp_path / "mine").mkdir()
     config = make_config({"data": {"queries": "a.csv"}, "model": {"name": "mine"}}, folder=tmp_path)
     assert config.model.name == str(tmp_path / "mine")
+
+
+@pytest.fixture
+def planted(settings, tmp_path):
+    """Rows with official parts; 10 test rows are copied into train with other case and spaces, and 5 with one word changed."""
+    rows = [json.loads(line) for line in Path(settings["data"]["queries"]).read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["part"] = "test" if number % 4 == 0 else "train"
+    test = [row for row in rows if row["part"] == "test"]
+    copies = [{**row, "merchant_name": f"  {row['merchant_name'].upper()} ", "part": "train"} for row in test[:10]]
+    one_word = [row for row in test[10:] if " " not in row["department"]]
+    paraphrases = [{**row, "department": "Expeditions", "part": "train"} for row in one_word[:5]]
+    path = tmp_path / "planted.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in [*rows, *copies, *paraphrases]))
+    return {**settings, "output": str(tmp_path / "runs"), "data": {**settings["data"], "queries": str(path)}}
+
+
+def test_a_planted_leak_fails_the_run_with_every_pair_listed(planted, capsys):
+    with pytest.raises(DataError, match=r"15 held-out queries say what is trained on.*--allow-leaks goes on"):
+        pipeline.run(make_config(planted))
+    listed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("test query")]
+    assert len(listed) == 15
+    assert sum("nearly what train query" in line for line in listed) == 5
+
+
+@pytest.mark.slow
+def test_leaks_that_are_allowed_stand_in_red_and_those_that_are_dropped_are_not_trained_on(planted):
+    allowed = pipeline.run(make_config({**planted, "split": {"leaks": "allow"}}))
+    page = allowed.report.read_text()
+    assert "15 held-out queries say what training queries say, and were allowed to" in page
+    assert sum(finding.kind == "leak" for finding in allowed.findings) == 15
+    dropped = pipeline.run(make_config({**planted, "split": {"leaks": "drop"}}))
+    assert dropped.manifest["split"][0]["train"] == allowed.manifest["split"][0]["train"] - 15
+    assert "say what training queries say" not in dropped.report.read_text()
+
+
+@pytest.mark.slow
+def test_seeds_are_trained_apart_and_their_spread_is_told(settings, tmp_path):
+    result = pipeline.run(make_config({**settings, "output": str(tmp_path), "evaluate": {"seeds": 2}, "tune": {"epochs": 1}}))
+    assert result.comparison.seeds.count == 2
+    first, second = result.comparison.seeds.means["mrr@10"]
+    assert first != second
+    assert result.comparison["mrr@10"].tuned == pytest.approx((first + second) / 2)
+    assert (result.folder / "seeds" / "1" / "model").is_dir()
+    assert "standard deviation over seeds" in result.report.read_text()
+    again = pipeline.run(make_config({**settings, "output": str(tmp_path), "evaluate": {"seeds": 2}, "tune": {"epochs": 1}}))
+    assert again.reused
+    assert again.comparison.to_dict() == result.comparison.to_dict()
+
+
+@pytest.mark.slow
+def test_keeping_all_of_the_general_score_merges_with_the_base(settings, tmp_path):
+    strong = {"epochs": 3, "learning_rate": 2e-3}  # enough to forget
+    result = pipeline.run(make_config({**settings, "output": str(tmp_path), "tune": strong, "general": {"keep": 0.98}}))
+    said = result.manifest["forgetting"]
+    assert said["points"][-1]["kept"] < 0.98
+    assert 0 <= said["weight"] < 1
+    assert result.model == result.folder / "kept" / "model"
+    dataset = pipeline.read(make_config(settings).data)
+    measured = pipeline.measure(LocalEncoder(result.model), dataset.select(result.comparison.tuned.query_ids))
+    assert measured.mean("mrr@10") == pytest.approx(result.comparison.tuned.mean("mrr@10"), abs=0.02)
+    general = general_set()
+    kept, base = (pipeline.measure(LocalEncoder(one), general).mean("mrr@10") for one in (result.model, settings["model"]["name"]))
+    assert kept >= 0.98 * base - 0.005
+
+
+@pytest.mark.slow
+def test_an_adapter_is_a_model_like_any_other(settings, tmp_path):
+    result = pipeline.run(make_config({**settings, "output": str(tmp_path), "tune": {"method": "adapter"}}))
+    assert (result.model / "modules.json").exists()
+    assert result.comparison.tuned.mean("mrr@10") > result.comparison.base.mean("mrr@10")
+    with pytest.raises(ConfigError, match=r"general\.keep merges weights"):
+        pipeline.run(make_config({**settings, "output": str(tmp_path), "tune": {"method": "adapter"}, "general": {"keep": 0.9}}))
+
+
+@pytest.mark.slow
+def test_a_curve_and_a_ladder_leave_a_report_and_go_on_where_they_were(settings, tmp_path, monkeypatch):
+    config = make_config(
+        {**settings, "output": str(tmp_path), "tune": {"method": "adapter"}, "ladder": {"rungs": ["bm25", "base", "adapter"]}}
+    )
+    folder, curve = pipeline.run_curve(config, 3)
+    assert [point.pairs for point in curve.points] == [0, 24, 48, 96]
+    assert {path.name for path in folder.iterdir()} >= {"curve.json", "curve.png", "report.html"}
+    folder, ladder = pipeline.run_ladder(config)
+    assert [rung.key for rung in ladder.rungs] == ["bm25", "base", "adapter"]
+    assert {path.name for path in folder.iterdir()} >= {"ladder.json", "ladder.png", "report.html"}
+    monkeypatch.setattr("embedfit.tune.adapter.fit_adapter", lambda *_: pytest.fail("fitted"))
+    assert pipeline.run_ladder(config)[1].to_dict()["rungs"][2]["mrr@10"] == ladder["adapter"].scores.mean("mrr@10")
+    assert pipeline.run_curve(config, 3)[1].to_dict() == curve.to_dict()
+
+
+def test_few_queries_without_a_test_part_are_held_out_by_folds(settings):
+    config = make_config({**settings, "split": {}})
+    data = pipeline.read(config.data)
+    splits = pipeline.splits_of(config, data)
+    assert len(splits) == 5
+    assert sorted(id for split in splits for id in split.test) == sorted(data.judged)
+    official = Dataset(data.queries, data.corpus, data.qrels, {"test": data.judged[:20]})
+    assert [len(split.test) for split in pipeline.splits_of(config, official)] == [20]
