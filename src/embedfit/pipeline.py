@@ -318,6 +318,8 @@ def _report(
     parts = f"{len(first.train):,} train / {len(first.dev):,} dev / {len(first.test):,} test queries"
     settings = config.tune
     trained = "all weights" if settings.train_embeddings else "all weights but the token embeddings"
+    if settings.method == "lora":
+        trained = f"LoRA of rank {settings.lora_rank} on all linear layers"
     candidates = "all documents" if tuned[0].candidates == "all" else "the batch's documents and random ones"
     facts = {
         "Data": f"{len(dataset.judged):,} labelled queries, {len(dataset.corpus):,} documents ({Path(config.data.queries).name})",
