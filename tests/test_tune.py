@@ -313,6 +313,25 @@ def test_the_best_epoch_outlives_checkpoints_within_later_ones(tiny_model, parts
     assert (again.history, again.epoch) == (whole.history, 1)
 
 
+def test_killed_while_an_epoch_is_scored_it_scores_that_epoch_again(unbroken, tiny_model, parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(full, "_SAVE_SECONDS", 0)
+    monkeypatch.setattr(full, "_SAVE_SHARE", float("inf"))
+    score = full._Dev.__call__
+
+    def until(judge, *inputs, **named):
+        if judge.kept:
+            raise Killed
+        return score(judge, *inputs, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(full._Dev, "__call__", until)
+        with pytest.raises(Killed):
+            tune_model(LocalEncoder(tiny_model), *parts, tmp_path, SETTINGS)
+    again = tune_model(LocalEncoder(tiny_model), *parts, tmp_path, SETTINGS)
+    assert weights(again) == weights(unbroken)
+    assert again.history == unbroken.history
+
+
 def test_a_short_training_without_dev_writes_no_checkpoint(tiny_model, parts, tmp_path, monkeypatch):
     monkeypatch.setattr(full._Trainer, "_save", None)
     tune_model(LocalEncoder(tiny_model), parts[0], None, tmp_path, TuneConfig(epochs=2, batch_size=16))
@@ -473,6 +492,15 @@ def test_checkpoints_hold_what_is_trained_alone(tiny_model, parts, tmp_path, kil
         assert not [name for name in names if "word_embeddings" in name or (method == "lora") != ("lora_" in name)]
 
 
+def test_with_lora_nothing_else_is_trained_whatever_follows_the_transformer(tiny_model):
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    model = LocalEncoder(tiny_model).loaded.model
+    model.append(Dense(384, 32))
+    full._prepare(model, TuneConfig(method="lora"))
+    assert all("lora_" in name for name, value in model.named_parameters() if value.requires_grad)
+
+
 def test_lora_without_peft_names_the_command_that_installs_it(tiny_model, parts, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(EmbedfitError, match=r"^peft is not installed; fix: pip install 'embedfit\[lora\]'$"):
@@ -536,10 +564,14 @@ def test_want_of_memory_is_one_line_that_names_the_batch_size(tiny_model, parts,
         tune_model(LocalEncoder(tiny_model), *parts, tmp_path, SETTINGS)
 
 
-@pytest.mark.parametrize("fault", [lambda loss: loss * float("nan"), lambda loss: (loss * 0).sqrt()], ids=["loss", "gradient"])
-def test_training_that_diverges_stops_and_leaves_no_model(tiny_model, parts, tmp_path, monkeypatch, fault):
+@pytest.mark.parametrize(
+    ("fault", "batch_size", "step"),
+    [(lambda loss: loss * float("nan"), 16, "step 1 of 3"), (lambda loss: (loss * 0).sqrt(), 48, "step 1 of 1")],
+    ids=["loss", "gradient of the last step"],
+)
+def test_training_that_diverges_stops_and_leaves_no_model(tiny_model, parts, tmp_path, monkeypatch, fault, batch_size, step):
     right = CandidateLoss.forward
     monkeypatch.setattr(CandidateLoss, "forward", lambda *inputs: fault(right(*inputs)))
-    with pytest.raises(ModelError, match=r"^training diverged: .* at step \d of 1; fix: a lower tune.learning_rate"):
-        tune_model(LocalEncoder(tiny_model), parts[0], None, tmp_path, TuneConfig(epochs=1, batch_size=48))
+    with pytest.raises(ModelError, match=rf"^training diverged: .* at {step}; fix: a lower tune.learning_rate"):
+        tune_model(LocalEncoder(tiny_model), parts[0], None, tmp_path, TuneConfig(epochs=1, batch_size=batch_size))
     assert not (tmp_path / "model").exists()

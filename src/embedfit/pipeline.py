@@ -610,7 +610,11 @@ def _facts(job: _Job, tuned: Sequence[Tuned]) -> dict[str, str]:
     config, settings, first = job.config, job.config.tune, job.splits[0]
     parts = f"{len(first.train):,} train / {len(first.dev):,} dev / {len(first.test):,} test queries"
     weights = "all weights" if settings.train_embeddings else "all weights but the token embeddings"
-    trained = {"full": weights, "lora": "LoRA, merged", "adapter": "a linear map of the query's vector"}[settings.method]
+    trained = {
+        "full": weights,
+        "lora": f"LoRA of rank {settings.lora_rank} on all linear layers",
+        "adapter": "a linear map of the query's vector",
+    }[settings.method]
     candidates = "all documents" if tuned[0].candidates == "all" else "the batch's documents and random ones"
     return {
         "Data": f"{len(job.dataset.judged):,} labelled queries, {len(job.dataset.corpus):,} documents ({Path(config.data.queries).name})",

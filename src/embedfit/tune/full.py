@@ -114,8 +114,6 @@ def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: P
     for size in config.matryoshka:
         if dimension and size >= dimension:
             raise ConfigError(f"tune.matryoshka: {size} is not below the {dimension} dimensions of {encoder.name}")
-    if model.transformers_model is None:
-        raise ModelError(f"a {type(model[0]).__name__} cannot be tuned; expected a model that begins with a transformer")
     lora = _prepare(model, config)
     bf16 = use_bf16(encoder.precision, model.device.type)
     tokenise = partial(_tokenised, model)
@@ -205,11 +203,12 @@ def _prepare(model: SentenceTransformer, config: TuneConfig) -> Any:
     a step's gradient and a checkpoint large. Dropout is off: with so few steps it costs time and bought nothing
     (both measured in docs/decisions.md).
     """
+    transformer = model.transformers_model
+    if transformer is None:
+        raise ModelError(f"a {type(model[0]).__name__} cannot be tuned; expected a model that begins with a transformer")
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = config.dropout
-    transformer = model.transformers_model
-    assert transformer is not None
     if config.method == "lora":
         return _with_lora(model, transformer, config)
     if not config.train_embeddings:
@@ -227,6 +226,8 @@ def _with_lora(model: SentenceTransformer, transformer: torch.nn.Module, config:
     model.requires_grad_(False)
     # What a pooler makes of the first token is used by no embedding model.
     layers = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear) and "pooler" not in name]
+    if not layers:
+        raise ModelError(f'LoRA needs linear layers, and a {type(transformer).__name__} has none; fix: method = "full" in [tune]')
     settings = peft.LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=layers)
     torch.manual_seed(config.seed)  # the other factor is random
     with warnings.catch_warnings():
@@ -386,8 +387,9 @@ def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _diverged(state: TrainerState) -> ModelError:
+    step = min(state.global_step + 1, state.max_steps)
     return ModelError(
-        f"training diverged: the loss or a weight is not a finite number at step {state.global_step + 1:,} of {state.max_steps:,}; "
+        f"training diverged: the loss or a weight is not a finite number at step {step:,} of {state.max_steps:,}; "
         'fix: a lower tune.learning_rate, or precision = "fp32" in [model]'
     )
 
@@ -490,7 +492,7 @@ class _Record(TrainerCallback):  # type: ignore[misc]
         self.tokens += self._collator.tokens.popleft()
         # The last step of an epoch waits until the epoch is scored, or a restart would leave that out.
         if state.global_step % self._steps:
-            control.should_save = self._due()
+            control.should_save |= self._due()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.history.append({"epoch": len(self.history) + 1, "loss": statistics.fmean(self.losses)})
