@@ -59,9 +59,8 @@ def test_every_setting_stands_in_the_page_on_settings():
     def rows(section):
         for name, field in section.model_fields.items():
             if not hasattr(field.annotation, "model_fields"):
-                default = (
-                    "required" if field.is_required() else "\u2013" if field.default in (None, ()) else f"`{json.dumps(field.default)}`"
-                )
+                shown = "\u2013" if field.default in (None, ()) or field.default_factory else f"`{json.dumps(field.default, default=str)}`"
+                default = "required" if field.is_required() else shown
                 yield f"| `{name}` | {default} | {field.description} |"
 
     for row in rows(Config):

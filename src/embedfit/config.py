@@ -81,7 +81,7 @@ class TuneConfig(_Section):
     """How the model is trained. The defaults are the same for every data set."""
 
     method: Literal["full", "lora", "adapter"] = Field(
-        "full", description="Train the weights themselves, or small matrices beside them (LoRA)."
+        "full", description="Train the weights, small matrices beside them (lora), or a linear map of the query's vector (adapter)."
     )
     lora_rank: int = Field(16, ge=1, description="Width of LoRA's matrices.")
     epochs: int = Field(4, ge=1, description="At most this many passes over the training queries.")
