@@ -1,13 +1,15 @@
 """How much data is enough: the score against the number of labelled pairs, and what more labels would bring.
 
-The form that is fitted is the Morgan-Mercer-Flodin curve,
+Two forms of curve are fitted, and what is forecast is drawn from both, since no single form is right everywhere:
 
-    score(n) = top - (top - start) / (1 + (n / middle)^steepness),        0 <= start <= top <= 1
+    score(n) = top - (top - start) left(n),        0 <= start <= top <= 1
 
-It begins at the untrained model's score; far out its distance from ``top`` falls as n^-steepness, the inverse power law of
-learning curves (Cortes et al. 1993; Hestness et al. 2017); and it may rise slowly first, as fine-tuning does, which takes a few
-hundred steps to get anywhere. It is among the forms that extrapolate learning curves best
-(Mohr, Viering, Loog and van Rijn 2022, LCDB). docs/decisions.md has the figures behind the choices here.
+    left(n) = (1 + n / scale)^-steepness          the inverse power law (Cortes et al. 1993; Hestness et al. 2017)
+    left(n) = 1 / (1 + (n / scale)^steepness)     the Morgan-Mercer-Flodin curve, which may rise slowly first
+
+Both begin at the untrained model's score and end like n^-steepness. They are among the forms that extrapolate learning curves
+best (Mohr, Viering, Loog and van Rijn 2022, LCDB). docs/decisions.md has the figures behind the choices here, and how far off the
+forecasts were.
 """
 
 from __future__ import annotations
@@ -309,21 +311,25 @@ def _problem(points: Sequence[Point], rise: float) -> str:
 
 
 class _Curves:
-    """All curves with a ``middle`` and a ``steepness`` on a grid.
+    """All curves of both forms with a ``scale`` and a ``steepness`` on a grid.
 
     With these two given, the curve is a straight line between ``start`` and ``top``, whose best values are those of least
     squares; so nothing has to be searched for, and nothing can fail to converge.
     """
 
     def __init__(self, pairs: Sequence[int]) -> None:
-        first = min((n for n in pairs if n > 0), default=1)
-        middles, steepnesses = np.meshgrid(np.geomspace(max(1, first / 4), 30 * max(1, *pairs), 40), np.linspace(0.3, 2.0, 20))
-        self._middle, self._steepness = middles.ravel(), steepnesses.ravel()
+        least, most = min((n for n in pairs if n > 0), default=1), max(pairs)
+        power = np.meshgrid(np.geomspace(1, 10 * most, 40), np.geomspace(0.05, 2, 20))
+        slow = np.meshgrid(np.geomspace(max(1, least / 4), 30 * most, 40), np.linspace(0.3, 2, 20))
+        self._scale = np.concatenate([power[0].ravel(), slow[0].ravel()])
+        self._steepness = np.concatenate([power[1].ravel(), slow[1].ravel()])
+        self._is_power = np.arange(len(self._scale)) < power[0].size
         self.left_at_points = self.left(np.array(pairs))
 
     def left(self, pairs: npt.NDArray[np.int64], chosen: Any = slice(None)) -> Floats:
-        """Return the share of the way from start to top that is left; shape (points, curves)."""
-        found: Floats = 1 / (1 + (pairs[:, None] / self._middle[chosen]) ** self._steepness[chosen])
+        """Return the share of the way from start to top that is left; shape (numbers of pairs, curves)."""
+        ratio, steepness = pairs[:, None] / self._scale[chosen], self._steepness[chosen]
+        found: Floats = np.where(self._is_power[chosen], (1 + ratio) ** -steepness, 1 / (1 + ratio**steepness))
         return found
 
     def fit(self, means: Floats) -> _Fits:
