@@ -140,17 +140,17 @@ def test_documents_are_left_where_they_are_and_nothing_is_asked_for_twice(tmp_pa
 
 
 def test_a_known_positive_is_never_pushed_away():
-    # Both documents are right for the first query, so only the third can be a negative, and it is the one that the query
-    # leaves; were the second counted as a negative of the first, the query would leave it too.
-    near = unit(np.array([[1.0, 0.2, 0], [1.0, -0.2, 0], [0.6, 0, 1.0]]))
+    # Both a and b are right for the first query, and it is much nearer to b. Were either a negative of the other, the
+    # query would leave b for a; as it is, it leaves c alone.
+    documents = np.eye(3, dtype=np.float32)
     data = Dataset(
         {"q": Query("q", "q"), "r": Query("r", "r")},
         {id: Document(id, id) for id in "abc"},
         {"q": {"a": 1, "b": 1}, "r": {"c": 1}},
     )
-    encoder = Table({"q": unit(np.array([[0.8, 0, 0.5]]))[0], "r": near[2]}, dict(zip("abc", near, strict=True)))
-    before = encoder.encode(["q"], "query") @ near.T
-    after = fit_adapter(encoder, data).adapter.apply(encoder.encode(["q"], "query")) @ near.T
+    encoder = Table({"q": unit(np.array([[0.1, 0.7, 0.6]]))[0], "r": documents[2]}, dict(zip("abc", documents, strict=True)))
+    before = encoder.encode(["q"], "query")
+    after = fit_adapter(encoder, data, config=AdapterConfig(strength=0.1)).adapter.apply(before)
     assert (after[0, :2] > before[0, :2]).all()
     assert after[0, 2] < before[0, 2]
 
