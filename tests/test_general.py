@@ -112,7 +112,7 @@ def forgetting(tuned=0.5, keep=None, weight=1.0):
 
 def test_a_loss_is_said_and_warned_of_with_its_figures():
     said = (
-        "General retrieval fell: MRR@10 from 1.000 to 0.500 (50.0% kept; difference -0.500, 95% interval -0.500 to -0.500, p = 0.0001) "
+        "General retrieval fell: MRR@10 from 1.000 to 0.500 (50.0% kept; difference -0.500, 95% interval -0.585 to -0.245, p = 0.0002) "
         "on 20 queries that are unlike the task."
     )
     assert forgetting().sentence == said
@@ -129,11 +129,12 @@ def test_the_chosen_merge_is_said_with_both_of_its_scores_and_needs_no_warning()
     assert found.warning is None
 
 
-def test_an_interval_under_zero_is_enough_for_a_warning():
+def test_a_loss_that_may_be_chance_needs_no_warning():
     base, tuned = scores("base", [1.0] * 20), scores("tuned", [1.0] * 15 + [0.5] * 5)
     found = Forgetting((Point(0, 1.0), Point(1, 0.875)), compare_scores(base, tuned))
-    assert found.comparison.verdict == "no difference shown"  # with five losses and no win, p is 1 / 16
-    assert found.warning.startswith("General retrieval fell: MRR@10 from 1.000 to 0.875")
+    assert found.comparison.verdict == "no difference shown"  # with five losses and no win, p is at least 1 / 16
+    assert found.comparison["mrr@10"].high >= 0
+    assert found.warning is None
 
 
 def test_no_loss_shown_needs_no_warning():
