@@ -285,7 +285,7 @@ def fit_curve(
     problem = _problem(points, np.quantile(draws[:, -1] - draws[:, 0], 0.025))
     curves = _Curves(pairs)
     if not problem:
-        off = float(np.sqrt(curves.fit(means[None]).squares.min() / len(pairs)))
+        off = float(np.sqrt(curves.fit(means[None]).squares.min() / curves.weights.sum()))
         problem = f"the points follow no learning curve (they are {off:.3f} off on average)" if off > _WORST_FIT else ""
     if problem:
         return Curve(metric, len(values), points, problem=problem)
@@ -325,6 +325,8 @@ class _Curves:
         self._steepness = np.concatenate([power[1].ravel(), slow[1].ravel()])
         self._is_power = np.arange(len(self._scale)) < power[0].size
         self.left_at_points = self.left(np.array(pairs))
+        # A training's noise is that of its pairs, with a variance that falls as 1 / n; and near points say more of what is next.
+        self.weights = np.maximum(np.array(pairs), least) / most
 
     def left(self, pairs: npt.NDArray[np.int64], chosen: Any = slice(None)) -> Floats:
         """Return the share of the way from start to top that is left; shape (numbers of pairs, curves)."""
@@ -333,22 +335,23 @@ class _Curves:
         return found
 
     def fit(self, means: Floats) -> _Fits:
-        """Return the best start and top of every curve, for each row of points' means."""
+        """Return the best start and top of every curve by weighted least squares, for each row of points' means."""
         left, come = self.left_at_points, 1 - self.left_at_points
-        ll, lc, cc = (left * left).sum(axis=0), (left * come).sum(axis=0), (come * come).sum(axis=0)
+        weighted_left, weighted_come = left * self.weights[:, None], come * self.weights[:, None]
+        ll, lc, cc = (left * weighted_left).sum(axis=0), (left * weighted_come).sum(axis=0), (come * weighted_come).sum(axis=0)
         determinant = np.maximum(ll * cc - lc * lc, 1e-12)
-        by_left, by_come = means @ left, means @ come
+        by_left, by_come = means @ weighted_left, means @ weighted_come
         top = (ll * by_come - lc * by_left) / determinant
         start = (cc * by_left - lc * by_come) / determinant
         # No score is above 1; and where the points fall, the nearest curve that does not is flat.
         start = np.where(top > 1, (by_left - lc) / ll, start)
         top = np.minimum(top, 1)
-        flat = np.broadcast_to(means.mean(axis=1, keepdims=True), top.shape)
+        flat = np.broadcast_to((means @ self.weights / self.weights.sum())[:, None], top.shape)
         falls = top < start
         start, top = np.where(falls, flat, start), np.where(falls, flat, top)
         squares = np.zeros(top.shape)
-        for point, share in enumerate(left):
-            squares += (means[:, point, None] - top + (top - start) * share) ** 2
+        for point, (share, weight) in enumerate(zip(left, self.weights, strict=True)):
+            squares += weight * (means[:, point, None] - top + (top - start) * share) ** 2
         return _Fits(self, start, top, squares)
 
 
@@ -364,7 +367,7 @@ class _Fits:
     def draw(self, rng: np.random.Generator) -> Callable[[npt.NDArray[np.int64]], Floats]:
         """Draw one curve for each row. Returns a function from numbers of pairs to scores of shape (numbers, rows)."""
         worth = _NOISE_WORTH + len(self.curves.left_at_points)
-        squares = _NOISE_WORTH * _NOISE**2 + self.squares
+        squares = _NOISE_WORTH * _NOISE**2 + self.squares  # at the largest number of pairs, whose weight is 1
         weights = squares ** (-worth / 2)
         weights = (weights / weights.max(axis=1, keepdims=True)).cumsum(axis=1)
         rows = np.arange(len(weights))
