@@ -212,6 +212,35 @@ def test_help_and_completion_load_nothing_heavy():
     assert done.stderr.strip() == "[]"
 
 
+def test_relabel_applies_what_was_decided_and_says_what_to_set(project, tmp_path, said):
+    first = json.loads((project.parent / "queries.jsonl").read_text().splitlines()[0])
+    documents = [json.loads(line)["id"] for line in (project.parent / "documents.jsonl").read_text().splitlines()]
+    other = next(id for id in documents if id != first["expected"])
+    csv = tmp_path / "suspects.csv"
+    csv.write_text(
+        f"query_id,query,expected,suggested,kind,confidence,decision\n{first.get('id', 'q1')},x,y,{other},mislabel,0.9,replace\n"
+    )
+    code, out, err = said("relabel", project, csv, "--output", tmp_path / "corrected")
+    assert (code, err) == (0, "")
+    assert "1 replace" in out
+    corrected = json.loads((tmp_path / "corrected" / "queries.jsonl").read_text().splitlines()[0])
+    assert corrected["expected"] == {other: 1}
+
+
+@pytest.mark.slow
+def test_ladder_and_curve_print_a_table_and_where_the_report_is(project, said):
+    code, out, _ = said("ladder", project, "--rung", "bm25", "--rung", "base", "--rung", "adapter")
+    assert code == 0
+    assert "query adapter" in out
+    assert "Recommended: " in out
+    code, out, _ = said("ladder", project, "--rung", "bm25", "--rung", "base", "--rung", "adapter", "--json")
+    assert [rung["key"] for rung in json.loads(out)["rungs"]] == ["bm25", "base", "adapter"]
+    code, out, _ = said("curve", project, "--points", "2")
+    assert code == 0
+    assert "measured" in out
+    assert Path(re.search(r"Report: (\S+)", out)[1]).exists()
+
+
 def test_every_command_and_option_is_in_the_docs():
     import typer.main
 

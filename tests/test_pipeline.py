@@ -255,10 +255,13 @@ def test_keeping_all_of_the_general_score_merges_with_the_base(settings, tmp_pat
 
 
 @pytest.mark.slow
-def test_an_adapter_is_a_model_like_any_other(settings, tmp_path):
+def test_an_adapter_and_lora_leave_models_like_any_other(settings, tmp_path):
     result = pipeline.run(make_config({**settings, "output": str(tmp_path), "tune": {"method": "adapter"}}))
     assert (result.model / "modules.json").exists()
     assert result.comparison.tuned.mean("mrr@10") > result.comparison.base.mean("mrr@10")
+    lora = pipeline.run(make_config({**settings, "output": str(tmp_path), "tune": {"method": "lora", "epochs": 1}}))
+    assert "base model and LoRA" in [form["name"] for form in lora.manifest["forms"]]
+    assert (lora.folder / "lora" / "adapter_model.safetensors").exists()
     with pytest.raises(ConfigError, match=r"general\.keep merges weights"):
         pipeline.run(make_config({**settings, "output": str(tmp_path), "tune": {"method": "adapter"}, "general": {"keep": 0.9}}))
 

@@ -182,7 +182,10 @@ def relabel(
     corrected, counts = relabelled(pipeline.read(read_config(config).data), suspects)
     write_jsonl(corrected, output)
     typer.echo(", ".join(f"{count:,} {name}" for name, count in counts.items()))
-    typer.echo(f'Corrected: set queries = "{output / "queries.jsonl"}" and documents = "{output / "documents.jsonl"}" in [data]')
+    typer.echo(f'In [data], set queries = "{output / "queries.jsonl"}" and documents = "{output / "documents.jsonl"}".')
+    typer.echo("Leave out record, query_template, query and label there: the texts are written out.")
+    if not sum(count for name, count in counts.items() if name != "undecided"):
+        typer.echo("Nothing was decided: fill the column 'decision' with keep, replace, add, or document ids.", err=True)
 
 
 @app.command()

@@ -219,7 +219,16 @@ def run(config: Config) -> Result:
             held_out=True,
         )
         suspects = find_suspects(job.test, base_run, runs[0], scale=config.tune.scale)
-        forms = check_forms(model, job.test, job.template, metric=job.metric, ks=config.evaluate.k, matryoshka=final.matryoshka)
+        lora = final.folder.parent / "lora"
+        forms = check_forms(
+            model,
+            job.test,
+            job.template,
+            metric=job.metric,
+            ks=config.evaluate.k,
+            matryoshka=final.matryoshka,
+            lora=lora if lora.is_dir() and weight == 1 else None,
+        )
         tuned = [*trainings[0], final] if len(trainings[0]) > 1 else [final]
         manifest = {
             "embedfit": version("embedfit"),
@@ -273,7 +282,7 @@ def run_curve(config: Config, points: int) -> tuple[Path, Curve]:
 
         def train_and_search(train: Dataset, test: Dataset, where: Path) -> Run:
             tuned = _tune(job, train, None, where, {})
-            return DenseRetriever(CachedEncoder(tuned.encoder), job.template).search(test, job.depth)
+            return DenseRetriever(tuned.encoder, job.template).search(test, job.depth)  # not cached: the model is not kept
 
         found = learning_curve(
             job.dataset,
