@@ -219,6 +219,8 @@ def test_leaks_that_are_allowed_stand_in_red_and_those_that_are_dropped_are_not_
     page = allowed.report.read_text()
     assert "15 held-out queries say what training queries say, and were allowed to" in page
     assert sum(finding.kind == "leak" for finding in allowed.findings) == 15
+    folder, _ = pipeline.run_ladder(make_config({**planted, "split": {"leaks": "allow"}, "ladder": {"rungs": ["bm25", "base"]}}))
+    assert '<p class="alert">15 held-out queries say' in (folder / "report.html").read_text()
     dropped = pipeline.run(make_config({**planted, "split": {"leaks": "drop"}}))
     assert dropped.manifest["split"][0]["train"] == allowed.manifest["split"][0]["train"] - 15
     assert "say what training queries say" not in dropped.report.read_text()

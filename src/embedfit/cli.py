@@ -375,9 +375,12 @@ def _show(result: Result, as_json: bool) -> None:
         typer.echo(json.dumps({**result.comparison.to_dict(), "folder": str(result.folder), "reused": result.reused}))
         return
     from embedfit.check import warnings
+    from embedfit.pipeline import alerts
     from embedfit.report import terminal_table
 
     console = _stdout()
+    for alert in alerts(result.findings):
+        console.print(f"[bold red]{_escaped(alert)}[/]", highlight=False, soft_wrap=True)
     for warning in warnings(result.findings):
         console.print(f"[yellow]Warning:[/] {_escaped(warning)}", highlight=False, soft_wrap=True)
     console.print()

@@ -253,7 +253,7 @@ def run(config: Config) -> Result:
             tuple(others),
             _notes(job, forgetting, final=True),
             tuned[0].history if len(tuned) == 1 else (),
-            alerts=_alerts(findings),
+            alerts=alerts(findings),
             documents=dict(zip(job.dataset.corpus, job.dataset.document_texts(job.template), strict=True)),
             suspects=suspects,
             seeds=_seeds(comparison),
@@ -277,6 +277,7 @@ def run_curve(config: Config, points: int) -> tuple[Path, Curve]:
     job = _Job.of(config)
     folder = job.folder("-curve", more=[str(points)])
     with locked(folder):
+        findings = job.findings
         most = min(len(split.train) for split in job.splits)
         base = DenseRetriever(CachedEncoder(job.base), job.template).search(job.test, job.depth)
 
@@ -309,6 +310,7 @@ def run_curve(config: Config, points: int) -> tuple[Path, Curve]:
                 fitted=[(point.pairs, point.value) for point in found.fitted if point.pairs],
                 predictions=found.forecasts,
                 notes=_notes(job),
+                alerts=alerts(findings),
             )
             file.write(page.encode())
     return folder, found
@@ -324,6 +326,7 @@ def run_ladder(config: Config) -> tuple[Path, Ladder]:
     richer = config.ladder.document_template or richer_template(job.dataset, job.template)
     folder = job.folder("-ladder", more=[richer or ""])
     with locked(folder):
+        findings = job.findings
         console.note(f"{len(job.test.queries):,} held-out queries; what is found is kept in {folder}")
         found = climb(Setting(job.base, config, job.template, richer), job.dataset, job.splits, folder, config.ladder.rungs)
         with writing(folder / "ladder.json") as file:
@@ -331,7 +334,14 @@ def run_ladder(config: Config) -> tuple[Path, Ladder]:
         with writing(folder / "ladder.png") as file:
             found.plot().savefig(file, dpi=150, format="png")
         with writing(folder / "report.html") as file:
-            page = ladder_html(f"{config.name}: ladder", found.sentence, ladder_rows(found), metric=found.metric, notes=_notes(job))
+            page = ladder_html(
+                f"{config.name}: ladder",
+                found.sentence,
+                ladder_rows(found),
+                metric=found.metric,
+                notes=_notes(job),
+                alerts=alerts(findings),
+            )
             file.write(page.encode())
     return folder, found
 
@@ -553,7 +563,8 @@ def read_general(config: GeneralConfig) -> Dataset:
     return load(config.queries, config.documents) if config.queries else general_set()
 
 
-def _alerts(findings: Sequence[Finding]) -> tuple[str, ...]:
+def alerts(findings: Sequence[Finding]) -> tuple[str, ...]:
+    """Return what must not be missed of some findings: leaks that were allowed."""
     leaks = [finding for finding in findings if finding.kind == "leak"]
     if not leaks:
         return ()

@@ -230,6 +230,7 @@ def html(report: Report) -> str:
     return _page(
         "report.html",
         report.title,
+        report.alerts,
         report=report,
         comparison=comparison,
         verdict=comparison[comparison.metric],
@@ -247,7 +248,15 @@ def html(report: Report) -> str:
     )
 
 
-def ladder_html(title: str, sentence: str, rungs: Sequence[LadderRow], *, metric: str = "mrr@10", notes: Sequence[str] = ()) -> str:
+def ladder_html(
+    title: str,
+    sentence: str,
+    rungs: Sequence[LadderRow],
+    *,
+    metric: str = "mrr@10",
+    notes: Sequence[str] = (),
+    alerts: Sequence[str] = (),
+) -> str:
     """Return a ladder of methods as one HTML page with everything in it.
 
     Args:
@@ -256,8 +265,9 @@ def ladder_html(title: str, sentence: str, rungs: Sequence[LadderRow], *, metric
         rungs: The cheapest first.
         metric: The main one; each rung has a score of it, and its difference is of it.
         notes: Sentences about what the figures belong to.
+        alerts: Sentences that nobody may miss; red, above everything.
     """
-    return _page("ladder.html", title, sentence=sentence, rungs=rungs, metric=metric, notes=notes)
+    return _page("ladder.html", title, alerts, sentence=sentence, rungs=rungs, metric=metric, notes=notes)
 
 
 def curve_html(
@@ -270,6 +280,7 @@ def curve_html(
     fitted: Sequence[tuple[float, float]] = (),
     predictions: Sequence[Point] = (),
     notes: Sequence[str] = (),
+    alerts: Sequence[str] = (),
 ) -> str:
     """Return what more training pairs bring as one HTML page with everything in it.
 
@@ -282,6 +293,7 @@ def curve_html(
         fitted: (pairs, value) along the fitted curve, close enough to be joined by straight lines.
         predictions: What the fit says of more pairs than there are.
         notes: Sentences about what the figures belong to.
+        alerts: Sentences that nobody may miss; red, above everything.
     """
     points, predictions = list(points), list(predictions)
     every = points + predictions
@@ -289,6 +301,7 @@ def curve_html(
     return _page(
         "curve.html",
         title,
+        alerts,
         sentence=sentence,
         points=points,
         predictions=predictions,
@@ -301,7 +314,7 @@ def curve_html(
     )
 
 
-def _page(template: str, title: str, **values: Any) -> str:
+def _page(template: str, title: str, alerts: Sequence[str], **values: Any) -> str:
     """Return a page from a template, with the style, and with the one script that it may run."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -316,6 +329,7 @@ def _page(template: str, title: str, **values: Any) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(
         title=title,
+        alerts=alerts,
         style=Markup((folder / "style.css").read_text(encoding="utf-8")),  # noqa: S704
         script=Markup(script),  # noqa: S704
         script_source=f"'sha256-{digest}'",
