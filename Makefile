@@ -29,6 +29,9 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/recipe.py
 	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/ladder.py
+	$(BIN)/python benchmarks/verdict.py
+	$(BIN)/python benchmarks/shuffled.py
 
 docs: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

@@ -33,7 +33,12 @@ def project(tmp_path, tiny_model):
     """A folder as 'embedfit init' makes it, with the one-layer model and one epoch."""
     main_code(["init", str(tmp_path)])
     toml = tmp_path / "embedfit.toml"
-    toml.write_text(toml.read_text().replace("all-MiniLM-L6-v2", str(tiny_model)).replace("epochs = 4", "epochs = 1"))
+    toml.write_text(
+        toml.read_text()
+        .replace("all-MiniLM-L6-v2", str(tiny_model))
+        .replace("epochs = 4", "epochs = 1")
+        .replace("# folds = 5", "folds = 0")
+    )
     return toml
 
 

@@ -119,7 +119,8 @@ def test_killed_anywhere_the_same_run_ends_with_the_same_figures(result, setting
     config = {**settings, "output": str(tmp_path / "runs")}
     (tmp_path / "config.json").write_text(json.dumps(config))
     path = str(tmp_path / "config.json")
-    code = f"import json; from embedfit import pipeline, make_config; pipeline.run(make_config(json.load(open({path!r}))))"
+    often = "from embedfit.tune import full; full._SAVE_SECONDS, full._SAVE_SHARE = 0.0, 1e9"  # a checkpoint after each step
+    code = f"import json; {often}; from embedfit import pipeline, make_config; pipeline.run(make_config(json.load(open({path!r}))))"
     environment = {**os.environ, "EMBEDFIT_CACHE": str(tmp_path / "cache")}
     for signs in ("../cache/*.sqlite", "*/checkpoints/checkpoint-*/trainer_state.json", "*/tuned.json"):
         process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)

@@ -20,32 +20,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embedfit.check import Finding, check_dataset, check_leaks
-    from embedfit.compare import Comparison, compare_scores
+    from embedfit.compare import Comparison, Seeds, compare_many, compare_scores, holm, not_worse
     from embedfit.config import Config, TuneConfig, make_config, read_config
     from embedfit.data import Dataset, Document, Query, load, write_beir, write_jsonl
     from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
     from embedfit.errors import EmbedfitError
+    from embedfit.general import Forgetting, general_set, measure_forgetting
     from embedfit.pipeline import Result, evaluate, measure, read_result, run, run_curve, run_ladder
     from embedfit.records import RecordType, Transaction, record_type
     from embedfit.retrieve import BM25Retriever, DenseRetriever, Retriever, Run
     from embedfit.score import Scores, score_run
     from embedfit.split import Split, split_dataset, split_folds, without_leaks
+    from embedfit.tune.adapter import AdaptedEncoder, load_adapter, save_adapted, tune_adapter
     from embedfit.tune.full import tune_model
+    from embedfit.tune.merge import Merges, merge_models
     from embedfit.tune.result import Tuned
 
 _ROOMS = {
     "check": ("Finding", "check_dataset", "check_leaks"),
-    "compare": ("Comparison", "compare_scores"),
+    "compare": ("Comparison", "Seeds", "compare_many", "compare_scores", "holm", "not_worse"),
     "config": ("Config", "TuneConfig", "make_config", "read_config"),
     "data": ("Dataset", "Document", "Query", "load", "write_beir", "write_jsonl"),
     "encode": ("CachedEncoder", "Encoder", "LocalEncoder"),
     "errors": ("EmbedfitError",),
+    "general": ("Forgetting", "general_set", "measure_forgetting"),
     "pipeline": ("Result", "evaluate", "measure", "read_result", "run", "run_curve", "run_ladder"),
     "records": ("RecordType", "Transaction", "record_type"),
     "retrieve": ("BM25Retriever", "DenseRetriever", "Retriever", "Run"),
     "score": ("Scores", "score_run"),
     "split": ("Split", "split_dataset", "split_folds", "without_leaks"),
+    "tune.adapter": ("AdaptedEncoder", "load_adapter", "save_adapted", "tune_adapter"),
     "tune.full": ("tune_model",),
+    "tune.merge": ("Merges", "merge_models"),
     "tune.result": ("Tuned",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
