@@ -11,35 +11,23 @@ The settings are the defaults, the model is all-MiniLM-L6-v2. ``embedfit ladder`
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from pathlib import Path
 
-from quality import BENCH, RESULTS, SETS
+from quality import RESULTS, configurations
 
-from embedfit import make_config, run_ladder
+from embedfit import run_ladder
 
 NAMES = {"transactions-names": "Card transactions", "banking77-10": "BANKING77, 10 training queries per intent"}
 
 
 def main() -> None:
     """Run each ladder, print its table, and write results/ladder.json and ladder.md."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=list(NAMES), default=list(NAMES))
-    parser.add_argument("--output", type=Path, default=Path("runs/ladder"))
-    arguments = parser.parse_args()
     path = RESULTS / "ladder.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    for name in arguments.only:
-        if name.startswith("banking77") and not BENCH.is_dir():
-            print(f"{name}: skipped, no {BENCH}")
-            continue
+    for name, config in configurations(__doc__.splitlines()[0], list(NAMES), "runs/ladder"):
         start = time.perf_counter()
-        settings = SETS[name](arguments.output / "data" / name)
-        _, ladder = run_ladder(
-            make_config({**settings, "name": name, "output": str(arguments.output), "model": {"name": "all-MiniLM-L6-v2"}})
-        )
+        _, ladder = run_ladder(config)
         found[name] = {"seconds": round(time.perf_counter() - start, 1), **ladder.to_dict()}
         RESULTS.mkdir(exist_ok=True)
         path.write_text(json.dumps(found, indent=1) + "\n")

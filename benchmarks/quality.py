@@ -15,11 +15,11 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from embedfit import Dataset, load, make_config, run, write_jsonl
+from embedfit import Config, Dataset, load, make_config, run, write_jsonl
 from embedfit.samples import TRANSACTIONS
 
 RESULTS = Path(__file__).parent / "results"
@@ -74,21 +74,27 @@ SETS = {
 }
 
 
-def main() -> None:
-    """Run each set, print a table, and write results/quality.json and quality.md."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=list(SETS), default=list(SETS))
-    parser.add_argument("--output", type=Path, default=Path("runs/quality"))
+def configurations(description: str, names: Sequence[str], output: str) -> Iterator[tuple[str, Config]]:
+    """Yield (name, configuration) of each set that the command line asks for and that is there."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--only", nargs="+", choices=list(names), default=list(names))
+    parser.add_argument("--output", type=Path, default=Path(output))
     arguments = parser.parse_args()
-    path = RESULTS / "quality.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
     for name in arguments.only:
         if name.startswith("banking77") and not BENCH.is_dir():
             print(f"{name}: skipped, no {BENCH}")
             continue
-        start = time.perf_counter()
         settings = SETS[name](arguments.output / "data" / name)
-        result = run(make_config({**settings, "name": name, "output": str(arguments.output), "model": {"name": "all-MiniLM-L6-v2"}}))
+        yield name, make_config({**settings, "name": name, "output": str(arguments.output), "model": {"name": "all-MiniLM-L6-v2"}})
+
+
+def main() -> None:
+    """Run each set, print a table, and write results/quality.json and quality.md."""
+    path = RESULTS / "quality.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    for name, config in configurations(__doc__.splitlines()[0], list(SETS), "runs/quality"):
+        start = time.perf_counter()
+        result = run(config)
         comparison = result.comparison
         found[name] = {
             "queries": len(comparison.base.query_ids),

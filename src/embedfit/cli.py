@@ -241,12 +241,12 @@ def tune(
 
     settings = read_config(config)
     dataset = pipeline.read(settings.data)
-    train, dev = _part(settings, dataset, "train"), _part(settings, dataset, "dev")
+    train, dev, _ = pipeline.one_split(settings, dataset).datasets(dataset)
     with pipeline.locked(output):
         tuned = pipeline.tune(
             pipeline.encoder(settings.model),
-            dataset.select(train),
-            dataset.select(dev) if dev else None,
+            train,
+            dev,
             output,
             settings.tune,
             template=settings.data.document_template,

@@ -6,6 +6,7 @@ ladder's folder, so that a ladder that was interrupted goes on at the rung where
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -24,16 +25,16 @@ from embedfit.data import Dataset, writing
 from embedfit.encode import CachedEncoder, LocalEncoder
 from embedfit.errors import ConfigError, did_you_mean
 from embedfit.records import Template
-from embedfit.retrieve import BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run, joined
+from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run, joined
 from embedfit.score import Scores, score_run
 from embedfit.split import Split
 from embedfit.tune.classifier import VectorsClassifier, WordsClassifier, labels_repeat
+from embedfit.tune.result import Fitted
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-_DEPTH = 100
 _TIMED_QUERIES = 64
 _MERGED = 0.5
 """Weight of the tuned model in the rung of merged weights; not chosen by anything (WiSE-FT's default: Wortsman et al. 2022)."""
@@ -59,19 +60,6 @@ class Setting:
     def vectors(self) -> CachedEncoder:
         """The base model's vectors, each computed once for all rungs."""
         return CachedEncoder(self.base)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A method after training.
-
-    Attributes:
-        retriever: Ready to search.
-        seconds: Of training alone: reading the vectors of the base model is not counted.
-    """
-
-    retriever: Retriever
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -233,12 +221,10 @@ def climb(setting: Setting, dataset: Dataset, splits: Sequence[Split], folder: s
             raise ConfigError(f"rung {key!r} is unknown{hint}")
     chosen = [key for key in METHODS if key in (rungs or METHODS)]
     metric, ks = setting.config.evaluate.metric, setting.config.evaluate.k
-    parts = [
-        (dataset.select(split.train), dataset.select(split.dev) if split.dev else None, dataset.select(split.test)) for split in splits
-    ]
+    parts = [split.datasets(dataset) for split in splits]
     found: list[Rung] = []
     skipped: dict[str, str] = {}
-    encoding = _encoding_milliseconds(setting.base, parts[0][2])
+    encoding = functools.cache(lambda: _encoding_milliseconds(setting.base, parts[0][2]))
     for key in chosen:
         method = METHODS[key]
         why = method.missing(setting, parts[0][0])
@@ -246,10 +232,9 @@ def climb(setting: Setting, dataset: Dataset, splits: Sequence[Split], folder: s
             skipped[method.name] = why
             continue
         console.note(f"{method.name} ...")
-        run, seconds, search = _climbed(key, setting, parts, Path(folder), max(_DEPTH, *ks))
+        run, seconds, each = _climbed(key, setting, parts, Path(folder), max(DEPTH, *ks), encoding)
         scores = score_run(run, dataset.qrels, ks=ks, name=method.name)
         console.note(f"{method.name}: {metric_label(metric)} {scores.mean(metric):.3f}")
-        each = search + (encoding if method.encodes else 0.0)
         found.append(Rung(key, method.name, method.deploys, scores, seconds / len(parts), each))
     if len(found) < 2:
         raise ConfigError(f"a ladder needs two rungs or more, there are {len(found)}")
@@ -260,14 +245,16 @@ def climb(setting: Setting, dataset: Dataset, splits: Sequence[Split], folder: s
     return Ladder(tuple(found), metric, recommended.key, skipped, len(parts))
 
 
-def _climbed(key: str, setting: Setting, parts: Sequence[Any], folder: Path, depth: int) -> tuple[Run, float, float]:
-    """Return (the Run on all test queries, seconds of training, milliseconds of search for a query)."""
+def _climbed(
+    key: str, setting: Setting, parts: Sequence[Any], folder: Path, depth: int, encoding: Callable[[], float]
+) -> tuple[Run, float, float]:
+    """Return (the Run on all test queries, seconds of training, milliseconds for a query), measured or as they were kept."""
     path = folder / f"{key}.npz"
     if path.exists():
         with np.load(path, allow_pickle=False) as kept:
             said = json.loads(str(kept["said"]))
             run = Run(tuple(said["query_ids"]), tuple(said["document_ids"]), kept["ranked"], kept["scores"])
-        return run, said["seconds"], said["search"]
+        return run, said["seconds"], said["milliseconds"]
     runs, seconds, search = [], 0.0, 0.0
     for number, (train, dev, test) in enumerate(parts):
         fitted = METHODS[key].fit(setting, train, dev, folder / key / str(number))
@@ -277,11 +264,11 @@ def _climbed(key: str, setting: Setting, parts: Sequence[Any], folder: Path, dep
         fitted.retriever.search(test, depth)
         search += time.perf_counter() - start
     run = joined(runs)
-    search *= 1000 / len(run.query_ids)
-    said = {"query_ids": run.query_ids, "document_ids": run.document_ids, "seconds": seconds, "search": search}
+    milliseconds = search * 1000 / len(run.query_ids) + (encoding() if METHODS[key].encodes else 0.0)
+    said = {"query_ids": run.query_ids, "document_ids": run.document_ids, "seconds": seconds, "milliseconds": milliseconds}
     with writing(path) as file:
         np.savez(file, ranked=run.ranked, scores=run.scores, said=np.array(json.dumps(said)))
-    return run, seconds, search
+    return run, seconds, milliseconds
 
 
 def _encoding_milliseconds(encoder: LocalEncoder, dataset: Dataset) -> float:
@@ -346,14 +333,13 @@ def _vectors(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path
 def _adapter(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
     from embedfit.tune.adapter import query_adapter
 
-    found = query_adapter(setting.vectors, train, dev, setting.template)
-    return Fitted(found.retriever, found.seconds)
+    return query_adapter(setting.vectors, train, dev, setting.template)
 
 
 def _index(name: str) -> Callable[[Setting, Dataset, Dataset | None, Path], Fitted]:
     def fit(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
-        found = getattr(importlib.import_module("embedfit.tune.index"), name)(setting.vectors, train, dev, setting.template)
-        return Fitted(found.retriever, found.seconds)
+        way: Callable[..., Fitted] = getattr(importlib.import_module("embedfit.tune.index"), name)
+        return way(setting.vectors, train, dev, setting.template)
 
     return fit
 

@@ -32,7 +32,7 @@ from embedfit.ladder import Ladder, Setting, climb, richer_template
 from embedfit.parity import check_forms
 from embedfit.records import record_type
 from embedfit.report import ForgettingChart, LadderRow, Report, curve_html, html, ladder_html, per_query
-from embedfit.retrieve import BM25Retriever, DenseRetriever, Run, joined
+from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, Run, joined
 from embedfit.score import KS, Scores, score_run
 from embedfit.split import Split, split_dataset, split_folds, without_leaks
 from embedfit.suspects import find_suspects, write_suspects
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
     from embedfit.tune.result import Tuned
 
-_DEPTH = 100
-"""How far down a ranking the right answer is looked for."""
 _FOLDS, _FEW_QUERIES = 5, 1000
 """Under so many judged queries, each is held out once by default, in so many folds."""
 _LISTED = 20
@@ -128,7 +126,7 @@ class _Job:
     @property
     def depth(self) -> int:
         """How far down a ranking the right answer is looked for."""
-        return max(_DEPTH, *self.config.evaluate.k)
+        return max(DEPTH, *self.config.evaluate.k)
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
@@ -164,10 +162,7 @@ class _Job:
     @property
     def parts(self) -> list[tuple[Dataset, Dataset | None, Dataset]]:
         """The train, dev (or None) and test data of each split."""
-        return [
-            (self.dataset.select(split.train), self.dataset.select(split.dev) if split.dev else None, self.dataset.select(split.test))
-            for split in self.splits
-        ]
+        return [split.datasets(self.dataset) for split in self.splits]
 
     def scored(self, run: Run, name: str) -> Scores:
         """Return the scores of a Run on the held-out queries."""
@@ -296,23 +291,18 @@ def run_curve(config: Config, points: int) -> tuple[Path, Curve]:
             identity=folder.name,
             seed=config.split.seed,
         )
-        with writing(folder / "curve.json") as file:
-            file.write(json.dumps(found.to_dict(), indent=1, default=_plain).encode())
-        with writing(folder / "curve.png") as file:
-            found.plot().savefig(file, dpi=150, format="png")
-        with writing(folder / "report.html") as file:
-            page = curve_html(
-                f"{config.name}: learning curve",
-                found.sentence,
-                found.points[1:],
-                metric=found.metric,
-                untuned=found.points[0].value,
-                fitted=[(point.pairs, point.value) for point in found.fitted if point.pairs],
-                predictions=found.forecasts,
-                notes=_notes(job),
-                alerts=alerts(findings),
-            )
-            file.write(page.encode())
+        page = curve_html(
+            f"{config.name}: learning curve",
+            found.sentence,
+            found.points[1:],
+            metric=found.metric,
+            untuned=found.points[0].value,
+            fitted=[(point.pairs, point.value) for point in found.fitted if point.pairs],
+            predictions=found.forecasts,
+            notes=_notes(job),
+            alerts=alerts(findings),
+        )
+        _write_found(folder, "curve", found, page)
     return folder, found
 
 
@@ -329,20 +319,15 @@ def run_ladder(config: Config) -> tuple[Path, Ladder]:
         findings = job.findings
         console.note(f"{len(job.test.queries):,} held-out queries; what is found is kept in {folder}")
         found = climb(Setting(job.base, config, job.template, richer), job.dataset, job.splits, folder, config.ladder.rungs)
-        with writing(folder / "ladder.json") as file:
-            file.write(json.dumps(found.to_dict(), indent=1, default=_plain).encode())
-        with writing(folder / "ladder.png") as file:
-            found.plot().savefig(file, dpi=150, format="png")
-        with writing(folder / "report.html") as file:
-            page = ladder_html(
-                f"{config.name}: ladder",
-                found.sentence,
-                ladder_rows(found),
-                metric=found.metric,
-                notes=_notes(job),
-                alerts=alerts(findings),
-            )
-            file.write(page.encode())
+        page = ladder_html(
+            f"{config.name}: ladder",
+            found.sentence,
+            ladder_rows(found),
+            metric=found.metric,
+            notes=_notes(job),
+            alerts=alerts(findings),
+        )
+        _write_found(folder, "ladder", found, page)
     return folder, found
 
 
@@ -397,10 +382,9 @@ def evaluate(dataset: Dataset, encoders: Sequence[Encoder], *, templates: Sequen
 
 def seen_in_training(model: LocalEncoder, dataset: Dataset) -> int:
     """Return how many queries of a data set a model was tuned on or chosen by, as far as its folder tells."""
-    path = model.folder.parent / "tuning.json"
-    if not path.exists():
-        return 0
-    seen = set(json.loads(path.read_text(encoding="utf-8")).get("seen", ()))
+    from embedfit.tune.result import seen_by
+
+    seen = set(seen_by(model))
     return sum(text_key(query.text) in seen for query in dataset.queries.values())
 
 
@@ -457,8 +441,7 @@ def one_split(config: Config, dataset: Dataset) -> Split:
 
 def leaks(config: Config, dataset: Dataset) -> list[Finding]:
     """Return the leaks between the parts that a configuration describes; folds have none, as what is near stays together."""
-    split = one_split(config, dataset)
-    return check_leaks(dataset, {"train": split.train, "dev": split.dev, "test": split.test})
+    return check_leaks(dataset, vars(one_split(config, dataset)))
 
 
 def gated(config: Config, dataset: Dataset, splits: Sequence[Split]) -> tuple[list[Split], list[Finding]]:
@@ -470,7 +453,7 @@ def gated(config: Config, dataset: Dataset, splits: Sequence[Split]) -> tuple[li
     policy = config.split.leaks
     clean, left = [], []
     for split in splits:
-        found = check_leaks(dataset, {"train": split.train, "dev": split.dev, "test": split.test})
+        found = check_leaks(dataset, vars(split))
         if found and policy == "fail":
             for leak in found[:_LISTED]:
                 console.note(leak.message)
@@ -618,7 +601,7 @@ def _seeds(comparison: Comparison) -> tuple[tuple[str, str], ...]:
 
 
 def _chart(forgetting: Forgetting | None) -> ForgettingChart | None:
-    """Return what the report draws of it; nothing where the task was scored for the two ends alone."""
+    """Return what the report draws of it."""
     if not forgetting:
         return None
     points = [(point.weight, point.general, point.task) for point in forgetting.points if point.task is not None]
@@ -630,22 +613,21 @@ def _facts(job: _Job, tuned: Sequence[Tuned]) -> dict[str, str]:
     config, settings, first = job.config, job.config.tune, job.splits[0]
     parts = f"{len(first.train):,} train / {len(first.dev):,} dev / {len(first.test):,} test queries"
     weights = "all weights" if settings.train_embeddings else "all weights but the token embeddings"
-    trained = {
-        "full": weights,
-        "lora": f"LoRA of rank {settings.lora_rank} on all linear layers",
-        "adapter": "a linear map of the query's vector",
-    }[settings.method]
+    trained = f"LoRA of rank {settings.lora_rank} on all linear layers" if settings.method == "lora" else weights
     candidates = "all documents" if tuned[0].candidates == "all" else "the batch's documents and random ones"
+    tuning = (
+        f"{trained}; softmax over {candidates}, scale {settings.scale:g}, "
+        f"AdamW at {settings.learning_rate:g}, batch {settings.batch_size}, at most {settings.epochs} epochs; "
+        f"kept: epoch {', '.join(str(one.epoch) for one in tuned)}"
+    )
+    if settings.method == "adapter":
+        tuning = f"a linear map of the query's vector, fitted on frozen vectors; scale {settings.scale:g}"
     return {
         "Data": f"{len(job.dataset.judged):,} labelled queries, {len(job.dataset.corpus):,} documents ({Path(config.data.queries).name})",
         "Split": f"{len(job.splits)} folds, each {parts}" if len(job.splits) > 1 else f"{parts}, seed {config.split.seed}",
         "A document says": job.template,
         "Base model": f"{job.base.name} (fingerprint {job.base.fingerprint[:12]})",
-        "Tuning": (
-            f"{trained}; softmax over {candidates}, scale {settings.scale:g}, "
-            f"AdamW at {settings.learning_rate:g}, batch {settings.batch_size}, at most {settings.epochs} epochs; "
-            f"kept: epoch {', '.join(str(one.epoch) for one in tuned)}"
-        ),
+        "Tuning": tuning,
         "Training time": f"{sum(one.seconds for one in tuned):.0f} s for {sum(one.tokens for one in tuned):,} tokens",
         "Software": ", ".join(f"{name} {version(name)}" for name in ("embedfit", "sentence-transformers", "transformers", "torch")),
     }
@@ -676,6 +658,16 @@ def _write(
         file.write(html(report).encode())
     with writing(folder / "manifest.json") as file:
         file.write(json.dumps(manifest, indent=1, default=_plain).encode())
+
+
+def _write_found(folder: Path, name: str, found: Curve | Ladder, page: str) -> None:
+    """Write what a curve or a ladder found: as JSON, as a chart, and as a page."""
+    with writing(folder / f"{name}.json") as file:
+        file.write(json.dumps(found.to_dict(), indent=1, default=_plain).encode())
+    with writing(folder / f"{name}.png") as file:
+        found.plot().savefig(file, dpi=150, format="png")
+    with writing(folder / "report.html") as file:
+        file.write(page.encode())
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,8 @@ from embedfit.encode import Encoder, Vectors
 if TYPE_CHECKING:
     import pandas as pd
 
+DEPTH = 100
+"""How far down a ranking the right answer is looked for."""
 _BLOCK_BYTES = 64 * 2**20
 
 
@@ -138,7 +140,7 @@ class FusedRetriever:
         depth: How far down each one's ranking counts.
     """
 
-    def __init__(self, *retrievers: Retriever, depth: int = 100) -> None:
+    def __init__(self, *retrievers: Retriever, depth: int = DEPTH) -> None:
         self.retrievers, self.depth = retrievers, depth
         self.name = " + ".join(retriever.name for retriever in retrievers)
 

@@ -29,6 +29,10 @@ class Split:
     dev: tuple[str, ...]
     test: tuple[str, ...]
 
+    def datasets(self, dataset: Dataset) -> tuple[Dataset, Dataset | None, Dataset]:
+        """Return the train, dev (None if it is empty) and test data of a data set."""
+        return dataset.select(self.train), dataset.select(self.dev) if self.dev else None, dataset.select(self.test)
+
 
 def split_dataset(dataset: Dataset, *, test: float = 0.2, dev: float | None = None, seed: int = 0, group_by: str | None = None) -> Split:
     """Split the judged queries of a data set in three.

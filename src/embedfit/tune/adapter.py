@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedfit.data import DOCUMENT_TEMPLATE, Dataset, text_key, writing
+from embedfit.data import DOCUMENT_TEMPLATE, Dataset, writing
 from embedfit.encode import CachedEncoder, Encoder, Kind, LocalEncoder, Vectors, load_model
 from embedfit.errors import DataError, ModelError, StorageError
-from embedfit.retrieve import DenseRetriever, Retriever, Run, top_k
+from embedfit.retrieve import DenseRetriever, Run, top_k
 from embedfit.score import Scores, score_run
 from embedfit.tune.candidates import AllDocuments, BatchAndRandom, CandidateSource
 from embedfit.tune.loss import multi_positive_softmax
-from embedfit.tune.result import claim, save_in_place, why_not_written
+from embedfit.tune.result import Fitted, claim, keys_of, save_in_place, why_not_written
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -211,19 +211,6 @@ class FittedAdapter:
     strength: float | None = None
     history: tuple[dict[str, float | None], ...] = ()
     seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What came of fitting on frozen vectors.
-
-    Attributes:
-        retriever: Searches with it.
-        seconds: Spent fitting; encoding is not counted.
-    """
-
-    retriever: Retriever
-    seconds: float
 
 
 def query_adapter(
@@ -421,9 +408,8 @@ def tune_adapter(
     folder, config = Path(folder), config or AdapterConfig()
     train = judged(train)
     dev = dev.select(dev.judged) if dev and dev.judged else None
-    seen = sorted(text_key(query.text) for part in (train, dev) if part for query in part.queries.values())
     digests = [train.digest(), dev.digest() if dev else None]
-    claim(folder, ["query adapter", encoder.fingerprint, *digests, template, asdict(config)], seen)
+    claim(folder, ["query adapter", encoder.fingerprint, *digests, template, asdict(config)], keys_of(train, dev))
     done, weights = folder / "tuned.json", folder / "adapter.safetensors"
     if not done.exists():
         found = fit_adapter(encoder, train, dev, template, config)

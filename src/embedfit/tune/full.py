@@ -25,14 +25,14 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 
 from embedfit import console
 from embedfit.config import TuneConfig
-from embedfit.data import DOCUMENT_TEMPLATE, Dataset, text_key, writing
+from embedfit.data import DOCUMENT_TEMPLATE, Dataset, writing
 from embedfit.encode import LocalEncoder, ModelEncoder, length_batches, load_model, use_bf16
 from embedfit.errors import ConfigError, DataError, ModelError, StorageError, require
 from embedfit.retrieve import DenseRetriever
 from embedfit.score import score_run
 from embedfit.tune.candidates import AllDocuments, BatchAndRandom, CandidateSource
 from embedfit.tune.loss import CandidateLoss
-from embedfit.tune.result import Tuned, claim, read_tuned, save_in_place, why_not_written, write_tuned
+from embedfit.tune.result import Tuned, claim, keys_of, read_tuned, save_in_place, why_not_written, write_tuned
 
 _ALL_DOCUMENTS_TOKENS = 4096
 """A corpus up to this many tokens is encoded whole in every step."""
@@ -82,8 +82,7 @@ def tune_model(
         require("peft", extra="lora")
     train = train.select(train.judged)
     dev = dev.select(dev.judged) if dev and dev.judged else None
-    seen = sorted(text_key(query.text) for part in (train, dev) if part for query in part.queries.values())
-    claim(folder, [encoder.fingerprint, train.digest(), dev.digest() if dev else None, template, config.model_dump()], seen)
+    claim(folder, [encoder.fingerprint, train.digest(), dev.digest() if dev else None, template, config.model_dump()], keys_of(train, dev))
     done = folder / "tuned.json"
     if done.exists():
         return read_tuned(done)

@@ -22,9 +22,10 @@ from torch import Tensor
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset
 from embedfit.encode import Encoder, Vectors
 from embedfit.errors import DataError
-from embedfit.retrieve import Run, top_k
-from embedfit.tune.adapter import AdapterConfig, Fitted, judged, minimise, vectors_of
+from embedfit.retrieve import Run, best_of, sorted_corpus, top_k
+from embedfit.tune.adapter import AdapterConfig, judged, minimise, vectors_of
 from embedfit.tune.candidates import relevant_positions
+from embedfit.tune.result import Fitted
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -52,7 +53,7 @@ class MovedIndex:
 
     def __init__(self, encoder: Encoder, vectors: Vectors, corpus: Dataset, name: str) -> None:
         self.encoder, self.name = encoder, name
-        order, self.document_ids = _by_id(corpus)
+        order, self.document_ids = sorted_corpus(corpus)
         self.vectors = vectors[order]
 
     def search(self, dataset: Dataset, k: int) -> Run:
@@ -88,7 +89,7 @@ class NearestExamples:
 
     def __init__(self, encoder: Encoder, examples: Vectors, judgements: csr_array, vectors: Vectors, corpus: Dataset, name: str) -> None:
         self.encoder, self.examples, self.name = encoder, examples, name
-        order, self.document_ids = _by_id(corpus)
+        order, self.document_ids = sorted_corpus(corpus)
         self.judgements, self.vectors = judgements[:, order], vectors[order]
         self.votes = _VOTES * len(np.unique(judgements.indices)) / len(vectors)
 
@@ -104,9 +105,8 @@ class NearestExamples:
         ranked, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
         height = max(1, _BLOCK_BYTES // (4 * (len(self.vectors) + len(self.examples))))
         for top in range(0, len(queries), height):
-            some = self._scores(queries[top : top + height])
-            best = np.argsort(-some, axis=1, kind="stable")[:, :k]  # equal ones in order of document id
-            ranked[top : top + height], scores[top : top + height] = best, np.take_along_axis(some, best, axis=1)
+            rows = slice(top, top + height)
+            ranked[rows], scores[rows] = best_of(self._scores(queries[rows]), k)
         return Run(tuple(dataset.queries), self.document_ids, ranked, scores)
 
     def _scores(self, queries: Vectors) -> npt.NDArray[np.float32]:
@@ -213,13 +213,6 @@ def _shares(similarities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 def _unit(vectors: Vectors) -> Vectors:
     unit: Vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     return unit
-
-
-def _by_id(corpus: Dataset) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """Return the corpus' positions in order of document id, and the ids: ties must not depend on a file's order."""
-    ids = list(corpus.corpus)
-    order = sorted(range(len(ids)), key=ids.__getitem__)
-    return np.array(order, np.int64), tuple(ids[position] for position in order)
 
 
 def _same_corpus(document_ids: tuple[str, ...], dataset: Dataset) -> None:

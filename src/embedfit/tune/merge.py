@@ -18,7 +18,7 @@ import torch
 
 from embedfit.encode import Kind, LocalEncoder, ModelEncoder, Vectors, load_model, use_bf16
 from embedfit.errors import ConfigError, ModelError, StorageError
-from embedfit.tune.result import claim, save_in_place, why_not_written
+from embedfit.tune.result import claim, save_in_place, seen_by, why_not_written
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -45,7 +45,7 @@ def merge_models(base: LocalEncoder | str | Path, tuned: LocalEncoder | str | Pa
     merged = merges.at(weight)
     model = None if (folder / "model").exists() else merges.loaded(weight).model  # a folder is claimed only for what can be merged
     try:
-        claim(folder, ["merge", merges.base.fingerprint, merges.tuned.fingerprint, weight], _seen(merges.tuned))
+        claim(folder, ["merge", merges.base.fingerprint, merges.tuned.fingerprint, weight], seen_by(merges.tuned))
         if model is not None:
             save_in_place(partial(model.save_pretrained, create_model_card=False), folder / "model")
     except Exception as error:
@@ -181,9 +181,3 @@ def _is(what: str) -> str:
 
 def _encoder(model: LocalEncoder | str | Path) -> LocalEncoder:
     return model if isinstance(model, LocalEncoder) else LocalEncoder(model)
-
-
-def _seen(tuned: LocalEncoder) -> list[str]:
-    """Return the keys of the queries that a model was tuned on, as far as its folder tells."""
-    path = tuned.folder.parent / "tuning.json"
-    return list(json.loads(path.read_text(encoding="utf-8")).get("seen", ())) if path.exists() else []

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedfit.data import writing
+from embedfit.data import Dataset, text_key, writing
 from embedfit.encode import LocalEncoder, Precision
 from embedfit.errors import StorageError
+from embedfit.retrieve import Retriever
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,30 @@ class Tuned:
     def encoder(self) -> LocalEncoder:
         """The tuned model."""
         return LocalEncoder(self.folder, precision=self.precision)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What can be searched with after training.
+
+    Attributes:
+        retriever: Searches with it.
+        seconds: Spent training; encoding with the base model is not counted.
+    """
+
+    retriever: Retriever
+    seconds: float
+
+
+def keys_of(train: Dataset, dev: Dataset | None) -> list[str]:
+    """Return the keys of the queries that a model is tuned on or chosen by."""
+    return sorted(text_key(query.text) for part in (train, dev) if part for query in part.queries.values())
+
+
+def seen_by(model: LocalEncoder) -> list[str]:
+    """Return the keys of the queries that a model has seen, as far as its folder tells."""
+    path = model.folder.parent / "tuning.json"
+    return list(json.loads(path.read_text(encoding="utf-8")).get("seen", ())) if path.exists() else []
 
 
 def claim(folder: Path, described: list[Any], seen: list[str]) -> None:
