@@ -16,8 +16,9 @@ from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError, S
 from embedfit.hub import file_sha256, weights_of
 from embedfit.split import split_dataset
 from embedfit.tune import full
-from embedfit.tune.candidates import AllDocuments, BatchAndRandom
-from embedfit.tune.full import Collator, _tokenised, clearly_worse, last_checkpoint, tune_model
+from embedfit.tune.batches import Collator, Tokens
+from embedfit.tune.candidates import AllDocuments, BatchAndOthers
+from embedfit.tune.full import clearly_worse, last_checkpoint, tune_model
 from embedfit.tune.loss import CandidateLoss, multi_positive_softmax
 
 
@@ -92,7 +93,7 @@ def test_all_documents_are_candidates_with_every_known_positive():
 
 
 def test_a_positive_drawn_for_one_query_is_a_positive_of_another():
-    source = BatchAndRandom(small(), negatives=0, seed=0)
+    source = BatchAndOthers(small(), random=0, seed=0)
     found = source.candidates([0, 1, 2])
     assert set(found.documents.tolist()) >= {0, 1}
     column = found.documents.tolist().index(0)
@@ -101,7 +102,7 @@ def test_a_positive_drawn_for_one_query_is_a_positive_of_another():
 
 def test_random_negatives_depend_on_the_batch_and_the_seed_alone():
     train = small(documents=[f"d{i}" for i in range(500)], qrels={f"q{i}": {f"d{i}": 1} for i in range(8)})
-    one, other = BatchAndRandom(train, negatives=20, seed=1), BatchAndRandom(train, negatives=20, seed=2)
+    one, other = BatchAndOthers(train, random=20, seed=1), BatchAndOthers(train, random=20, seed=2)
     first = one.candidates([3, 1, 2])
     one.candidates([5])
     assert one.candidates([3, 1, 2]).documents.tolist() == first.documents.tolist()
@@ -121,26 +122,55 @@ def test_a_batch_cut_in_chunks_has_the_gradient_of_the_whole(tiny_model):
         {id: Document(id, f"document {id} " * (i + 1)) for i, id in enumerate("abc")},
         {f"q{i}": {"abc"[i % 3]: 1} for i in range(9)},
     )
-    queries, documents = _tokenised(model, train.query_texts(), ""), _tokenised(model, train.document_texts(), "")
+    queries, documents = Tokens(model, train.query_texts(), ""), Tokens(model, train.document_texts(), "")
     gradients = []
     for tokens in (8, 10_000):
-        collator = Collator(model, queries, documents, AllDocuments(train), chunk_tokens=tokens)
+        collator = Collator(queries, documents, AllDocuments(train), chunk_tokens=tokens)
         inputs = collator([{"row": row} for row in range(9)])
         prefixes = [key.removesuffix("input_ids") for key in inputs if key.endswith("input_ids")]
         features = [{key.removeprefix(prefix): value for key, value in inputs.items() if key.startswith(prefix)} for prefix in prefixes]
         model.zero_grad()
         CandidateLoss(model, 20.0)(features, inputs["label"]).backward()
         gradients.append(torch.cat([value.grad.flatten() for value in model.parameters() if value.grad is not None]))
-        assert list(collator.tokens) == [sum(len(text["input_ids"]) for text in [*queries, *documents])]
+        assert list(collator.tokens) == [queries.lengths.sum() + documents.lengths.sum()]
         assert (len(prefixes) > 4) == (tokens == 8)
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_activations_computed_again_give_the_gradient_of_those_kept(tiny_model, dropout):
+    model = LocalEncoder(tiny_model, precision="fp32").loaded.model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    train = small()
+    queries, documents = Tokens(model, train.query_texts(), ""), Tokens(model, train.document_texts(), "")
+    chunks = [tokens.padded(np.array([row])) for tokens in (queries, documents) for row in range(len(tokens))]
+    grades = torch.from_numpy(AllDocuments(train).candidates([0, 1, 2]).grades)
+    gradients = []
+    for memory in (10_000, 4):
+        model.zero_grad()
+        torch.manual_seed(0)  # of dropout
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda value, kept=kept: kept.append(value.numel()) or value, lambda value: value):
+            loss = CandidateLoss(model, 20.0, [64], memory_tokens=memory)(chunks, grades)
+        loss.backward()
+        gradients.append((sum(kept), torch.cat([value.grad.flatten() for value in model.parameters() if value.grad is not None])))
+    torch.testing.assert_close(gradients[0][1], gradients[1][1], atol=1e-5, rtol=0)
+    assert gradients[1][0] < gradients[0][0] / 10
 
 
 def test_tokens_are_those_of_the_library(tiny_model):
     model = LocalEncoder(tiny_model).loaded.model
     text = "Some words, and a longer one: categorisation"
-    [ours] = _tokenised(model, [text], "")
-    assert ours["input_ids"].tolist() == model.tokenizer(text)["input_ids"]
+    tokens = Tokens(model, ["a word", text], "")
+    padded, whole = tokens.padded(np.array([1, 0])), model.preprocess([text, "a word"])
+    assert tokens.lengths.tolist() == [4, len(model.tokenizer(text)["input_ids"])]
+    assert {key for key, value in whole.items() if torch.is_tensor(value)} == {
+        key for key, value in padded.items() if torch.is_tensor(value)
+    }
+    for key in ("input_ids", "attention_mask"):
+        torch.testing.assert_close(padded[key], whole[key])
 
 
 # Choosing an epoch
@@ -200,6 +230,49 @@ def test_one_seed_gives_one_model_and_another_seed_another(unbroken, tiny_model,
     assert weights(again) == weights(unbroken)
     assert again.history == unbroken.history
     assert weights(other) != weights(unbroken)
+
+
+TOGETHER = """
+import os, signal, sys
+from embedfit import LocalEncoder, load, ranks, split_dataset, tune_model
+from embedfit.config import TuneConfig
+from embedfit.samples import TRANSACTIONS
+from embedfit.tune import full
+data = load(TRANSACTIONS / "transactions.jsonl", TRANSACTIONS / "categories.json", record="transaction")
+split = split_dataset(data, dev=0.1, seed=0)
+full._SAVE_SECONDS, full._SAVE_SHARE = 0, float("inf")  # a checkpoint after every step
+step = full._Trainer.training_step
+def until(trainer, *inputs, **named):
+    if ranks.number() == 1 and str(trainer.state.global_step) == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(trainer, *inputs, **named)
+full._Trainer.training_step = until
+tune_model(LocalEncoder(sys.argv[1], precision="fp32"), data.select(split.train[::5]), data.select(split.dev[:10]), sys.argv[2],
+           TuneConfig(epochs=2, batch_size=16, candidates="mined", negatives=4, memory_gb=0.001))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_and_go_on_when_one_of_them_was_killed(tiny_model, tmp_path):
+    def train(folder, *launcher, kill=""):
+        command = [sys.executable, *launcher, str(tmp_path / "script.py"), str(tiny_model), str(tmp_path / folder), kill]
+        return subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+
+    (tmp_path / "script.py").write_text(TOGETHER)
+    together = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    assert train("one").returncode == 0
+    assert train("two", *together).returncode == 0
+    assert train("killed", *together, kill="4").returncode != 0
+    assert not (tmp_path / "killed" / "tuned.json").exists()
+    again = train("killed", *together)
+    assert again.returncode == 0, again.stderr.decode()
+    one, two, killed = (json.loads((tmp_path / folder / "tuned.json").read_text()) for folder in ("one", "two", "killed"))
+    assert two["tokens"] == one["tokens"]
+    for ours, theirs in zip(two["history"], one["history"], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    assert killed["history"] == two["history"]
+    assert file_sha256(weights_of(tmp_path / "killed" / "model")[0]) == file_sha256(weights_of(tmp_path / "two" / "model")[0])
+    assert not (tmp_path / "two" / "mined").exists()
 
 
 def test_the_same_call_again_trains_nothing(unbroken, tiny_model, parts):
@@ -292,6 +365,7 @@ def killed(monkeypatch):
         ({"method": "full"}, "bf16"),
         ({"method": "lora", "dropout": 0.1}, "fp32"),
         ({"method": "full", "candidates": "batch", "negatives": 8, "matryoshka": (64,)}, "fp32"),
+        ({"method": "full", "candidates": "mined", "negatives": 4, "mine_every": 2, "dropout": 0.1, "memory_gb": 0.001}, "fp32"),
     ],
 )
 def test_stopped_within_an_epoch_and_started_again_it_ends_with_the_same_model(tiny_model, parts, tmp_path, killed, settings, precision):
@@ -338,7 +412,7 @@ def test_a_short_training_without_dev_writes_no_checkpoint(tiny_model, parts, tm
 
 
 def test_a_checkpoint_is_due_after_a_while_that_grows_with_what_it_costs(monkeypatch):
-    record = full._Record(None, None, lambda steps: None, 10)
+    record = full._Record(None, None, None, lambda steps: None, 10)
     now = 100.0
     monkeypatch.setattr(full.time, "monotonic", lambda: now)
     for cost, soon, later in ((0.5, 119, 121), (2.0, 139, 141)):  # 20 seconds, or 20 times what the last one took

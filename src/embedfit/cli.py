@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that help and completion are instant.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,14 +41,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, 
 
 @app.callback()
 def options(
+    context: typer.Context,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no notes.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
 ) -> None:
     """Set what holds for every command."""
-    from embedfit import console
+    from embedfit import console, ranks
+    from embedfit.errors import ConfigError
 
     console.quiet = quiet
     _State.debug = debug
+    if ranks.count() > 1 and context.invoked_subcommand not in ("run", "tune"):
+        raise ConfigError(f"'{context.invoked_subcommand}' runs in one process; fix: without torchrun, which is for 'run' and 'tune'")
+    if not ranks.main():
+        console.quiet, sys.stdout = True, open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 class _State:
@@ -302,6 +309,7 @@ def schema() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit code 2 for anything the user can mend, 130 when interrupted."""
+    from embedfit import ranks
     from embedfit.errors import EmbedfitError
 
     try:
@@ -309,7 +317,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except EmbedfitError as error:
         if _State.debug:
             raise
-        print(f"embedfit: {error}", file=sys.stderr)
+        if ranks.main():  # all processes that train together meet the same errors
+            print(f"embedfit: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         storage = _full_disk(error)

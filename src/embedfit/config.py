@@ -96,10 +96,20 @@ class TuneConfig(_Section):
     dropout: float = Field(0.0, ge=0, lt=1, description="In training.")
     train_embeddings: bool = Field(False, description="Train the token embeddings too, half of a small model's weights.")
     scale: float = Field(14.0, gt=0, description="What cosine similarities are multiplied by in the loss (1 / temperature).")
-    candidates: Literal["auto", "all", "batch"] = Field(
-        "auto", description="Documents a query is scored against: all, or the batch's and random ones. auto: all if they are few."
+    candidates: Literal["auto", "all", "mined", "batch"] = Field(
+        "auto",
+        description="Documents a query is scored against: all; the batch's, mined and random ones; or without mined. "
+        "auto: all if they are few, else mined.",
     )
-    negatives: int = Field(32, ge=0, description="Random documents per step, for candidates = 'batch'.")
+    negatives: int = Field(32, ge=0, description="Random documents per step, unless candidates = 'all'.")
+    hard_negatives: int = Field(1, ge=0, description="Mined documents per query and step, for candidates = 'mined'.")
+    mined_margin: float = Field(
+        1.0, gt=0, description="A mined document is at most so similar to the query, as a share of its least similar right answer."
+    )
+    mine_every: int | None = Field(None, ge=1, description="Steps from one mining to the next. By default an epoch's.")
+    memory_gb: float | None = Field(
+        None, gt=0, description="Memory for a step's activations, in GiB; larger steps are computed in parts. By default a third of it all."
+    )
     matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (), description="Dimensions, below the model's own, that vectors may be cut to afterwards: they are trained for it."
     )

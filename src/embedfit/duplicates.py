@@ -92,6 +92,13 @@ def near_duplicates(texts: Sequence[str]) -> Duplicates:
     return _found(tuple(texts))
 
 
+def nearly_same(one: str, other: str) -> bool:
+    """Return whether two texts say the same or nearly, as `near_duplicates` would of the two alone."""
+    first, second = words_of(one), words_of(other)
+    edits = min(len(first), len(second)) // _WORDS_PER_EDIT
+    return first == second or (edits > 0 and Levenshtein.distance(first, second, score_cutoff=edits) <= edits)
+
+
 def words_of(text: str) -> tuple[str, ...]:
     """Return a text's words as compared here: what stands between white space, case folded, without punctuation.
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from embedfit import console
+from embedfit import console, ranks
 from embedfit.check import Finding, check_dataset, check_leaks, check_truncation, warnings
 from embedfit.compare import Comparison, compare_scores, metric_label
 from embedfit.config import Config, DataConfig, GeneralConfig, ModelConfig, TuneConfig
@@ -42,6 +42,11 @@ if TYPE_CHECKING:
 
     from embedfit.tune.result import Tuned
 
+_CANDIDATES = {
+    "all": "all documents",
+    "mined": "the batch's documents, mined and random ones",
+    "batch": "the batch's documents and random ones",
+}
 _FOLDS, _FEW_QUERIES = 5, 1000
 """Under so many judged queries, each is held out once by default, in so many folds."""
 _LISTED = 20
@@ -193,15 +198,17 @@ def run(config: Config) -> Result:
     """
     job, general = _Job.of(config), read_general(config.general)
     folder = job.folder("", "general", more=[general.digest()])
+    ranks.join()
     with locked(folder):
-        if (folder / "manifest.json").exists():
+        if ranks.agreed((folder / "manifest.json").exists()):
             return read_result(folder)
+        if not ranks.main():
+            _help(job, folder)
         started = time.monotonic()
         findings = job.findings
         others = [job.scored(BM25Retriever(job.template).search(job.test, job.depth), "BM25")] if config.evaluate.bm25 else []
         base_run = DenseRetriever(CachedEncoder(job.base), job.template).search(job.test, job.depth)
-        trainings = [_trained(job, folder if seed == 0 else folder / "seeds" / str(seed), seed) for seed in range(config.evaluate.seeds)]
-        final = _final(job, trainings[0], folder)
+        trainings, final = _trainings(job, folder)
         forgetting = _forgetting(job, trainings[0], final, general)
         weight = forgetting.weight if forgetting and config.general.keep is not None else 1.0
         model = _merged(job.base, final.encoder, weight, folder / "kept") if weight < 1 else final.encoder
@@ -468,6 +475,18 @@ def gated(config: Config, dataset: Dataset, splits: Sequence[Split]) -> tuple[li
     return clean, left
 
 
+def _trainings(job: _Job, folder: Path) -> tuple[list[list[Tuned]], Tuned]:
+    """Tune as often as there are splits and seeds, and once for the model to use. Returns, for each seed, those of the splits; and that."""
+    trainings = [_trained(job, folder if seed == 0 else folder / "seeds" / str(seed), seed) for seed in range(job.config.evaluate.seeds)]
+    return trainings, _final(job, trainings[0], folder)
+
+
+def _help(job: _Job, folder: Path) -> NoReturn:
+    """Take part in what the processes of one torchrun do together, the trainings, and end: the rest is the first one's."""
+    _trainings(job, folder)
+    raise SystemExit
+
+
 def _trained(job: _Job, folder: Path, seed: int) -> list[Tuned]:
     """Tune once for each split; seed 0 is the configuration's own."""
     results = []
@@ -495,6 +514,8 @@ def _tune(job: _Job, train: Dataset, dev: Dataset | None, folder: Path, changes:
 def tune(base: LocalEncoder, train: Dataset, dev: Dataset | None, folder: Path, config: TuneConfig, *, template: str) -> Tuned:
     """Tune a model by the method that the settings name; the result is the same kind of folder for all of them."""
     if config.method == "adapter":
+        if ranks.count() > 1:
+            raise ConfigError("tune.method 'adapter' trains in seconds, in one process; fix: without torchrun")
         from embedfit.tune.adapter import AdapterConfig, tune_adapter
         from embedfit.tune.result import Tuned
 
@@ -614,7 +635,7 @@ def _facts(job: _Job, tuned: Sequence[Tuned]) -> dict[str, str]:
     parts = f"{len(first.train):,} train / {len(first.dev):,} dev / {len(first.test):,} test queries"
     weights = "all weights" if settings.train_embeddings else "all weights but the token embeddings"
     trained = f"LoRA of rank {settings.lora_rank} on all linear layers" if settings.method == "lora" else weights
-    candidates = "all documents" if tuned[0].candidates == "all" else "the batch's documents and random ones"
+    candidates = _CANDIDATES[tuned[0].candidates]
     tuning = (
         f"{trained}; softmax over {candidates}, scale {settings.scale:g}, "
         f"AdamW at {settings.learning_rate:g}, batch {settings.batch_size}, at most {settings.epochs} epochs; "
@@ -678,13 +699,16 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a second process out of a run directory.
+    """Keep a second process out of a run directory; those of one torchrun go in together.
 
     Raises:
         StorageError: There is one in it already, or the directory cannot be made.
     """
     import filelock
 
+    if not ranks.main():
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / ".lock", timeout=0)

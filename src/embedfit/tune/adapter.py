@@ -27,7 +27,7 @@ from embedfit.encode import CachedEncoder, Encoder, Kind, LocalEncoder, Vectors,
 from embedfit.errors import DataError, ModelError, StorageError
 from embedfit.retrieve import DenseRetriever, Run, top_k
 from embedfit.score import Scores, score_run
-from embedfit.tune.candidates import AllDocuments, BatchAndRandom, CandidateSource
+from embedfit.tune.candidates import AllDocuments, BatchAndOthers, CandidateSource
 from embedfit.tune.loss import multi_positive_softmax
 from embedfit.tune.result import Fitted, claim, keys_of, save_in_place, why_not_written
 
@@ -291,7 +291,7 @@ def minimise(
         config: The other settings.
     """
     few = len(train.corpus) <= _ALL_DOCUMENTS
-    source: CandidateSource = AllDocuments(train) if few else BatchAndRandom(train, negatives=config.negatives, seed=config.seed)
+    source: CandidateSource = AllDocuments(train) if few else BatchAndOthers(train, random=config.negatives, seed=config.seed)
     count = len(train.queries)
     generator = torch.Generator().manual_seed(config.seed)
     for shift in shifts:

@@ -1,8 +1,8 @@
 """Which documents each training query is scored against.
 
 With a small corpus: all of them, so that every wrong document is a negative in every step, and nothing is sampled.
-With a large one: the batch's own positives and random others, shared by the batch. Either way the judgements decide:
-a known positive is never a negative, whoever's positive it was drawn for.
+With a large one: the batch's own positives, hard negatives mined for its queries, and random others, all shared by the
+batch. Either way the judgements decide: a known positive is never a negative, whoever's positive it was drawn for.
 """
 
 from __future__ import annotations
@@ -50,27 +50,33 @@ class AllDocuments:
         return Candidates(self._documents, _grades([self._relevant[row] for row in batch], self._documents))
 
 
-class BatchAndRandom:
-    """One relevant document of each query of the batch, and random others.
+class BatchAndOthers:
+    """One relevant document of each query of the batch, hard negatives of each if there are, and random others.
 
     Args:
         train: Queries, corpus and judgements.
-        negatives: How many random documents the batch shares.
+        random: How many random documents the batch shares.
+        hard: How many of its mined negatives each query brings, drawn anew every time.
         seed: Of the draws.
+
+    Attributes:
+        mined: The hard negatives of each query, -1 where there are no more; shape (queries, any).
     """
 
-    def __init__(self, train: Dataset, *, negatives: int, seed: int) -> None:
+    def __init__(self, train: Dataset, *, random: int, hard: int = 0, seed: int) -> None:
         self._relevant = relevant_positions(train)
-        self._size, self._negatives, self._seed = len(train.corpus), negatives, seed
+        self._size, self._random, self._hard, self._seed = len(train.corpus), random, hard, seed
+        self.mined = np.empty((len(self._relevant), 0), np.int64)
 
     def candidates(self, batch: Sequence[int]) -> Candidates:
-        """Return the batch's positives and random documents, each once."""
+        """Return the batch's positives, its hard negatives and random documents, each once."""
         # Seeded by the batch itself and by nothing that a restart would lose.
         rng = np.random.default_rng([self._seed, *batch])
         relevant = [self._relevant[row] for row in batch]
         chosen = [rng.choice(list(grades)) for grades in relevant]
-        others = rng.choice(self._size, size=min(self._negatives, self._size), replace=False)
-        documents = np.unique(np.concatenate([chosen, others]).astype(np.int64))
+        others = rng.choice(self._size, size=min(self._random, self._size), replace=False)
+        hard = [rng.permutation(mined[mined >= 0])[: self._hard] for mined in self.mined[list(batch)]]
+        documents = np.unique(np.concatenate([chosen, others, *hard]).astype(np.int64))
         return Candidates(documents, _grades(relevant, documents))
 
 

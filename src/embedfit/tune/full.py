@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import random
 import shutil
 import statistics
 import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,25 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 import torch
+from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset as Rows
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
+from torch import distributed
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 
-from embedfit import console
+from embedfit import console, ranks
 from embedfit.config import TuneConfig
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, writing
-from embedfit.encode import LocalEncoder, ModelEncoder, length_batches, load_model, use_bf16
+from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, ModelEncoder, load_model, use_bf16
 from embedfit.errors import ConfigError, DataError, ModelError, StorageError, require
 from embedfit.retrieve import DenseRetriever
 from embedfit.score import score_run
-from embedfit.tune.candidates import AllDocuments, BatchAndRandom, CandidateSource
+from embedfit.tune.batches import Collator, Tokens
+from embedfit.tune.candidates import AllDocuments, BatchAndOthers, CandidateSource
 from embedfit.tune.loss import CandidateLoss
+from embedfit.tune.mine import Guards, MinedCandidates, mine
 from embedfit.tune.result import Tuned, claim, keys_of, read_tuned, save_in_place, why_not_written, write_tuned
 
 _ALL_DOCUMENTS_TOKENS = 4096
@@ -41,6 +47,13 @@ _DEV_DOCUMENTS = 2000
 _CHUNK_TOKENS = 1024
 """Tokens that are padded and encoded together on a processor: enough to fill it, with little padding. A step's
 gradient is the same however it is cut."""
+_CHUNK_TOKENS_ELSEWHERE = 65_536
+"""The same on a device, of all that train together."""
+_ACTIVATION_BYTES = 68
+"""Kept for the gradients, for each token, layer and hidden dimension, in fp32 and without attention's square matrices
+(Korthikanti et al. 2022, section 4.1, has 34 in 16 bits)."""
+_POOL = 8
+"""Mined documents that a query's hard negatives are drawn from, for each one drawn."""
 _SAVE_SECONDS = 20.0
 """At least so long from one checkpoint to the next, unless a dev part may choose it."""
 _SAVE_SHARE = 1 / 20
@@ -78,13 +91,14 @@ def tune_model(
         StorageError: The folder cannot be written, holds another tuning, or the disk is full.
     """
     folder, config = Path(folder), config or TuneConfig()
+    ranks.join()
     if config.method == "lora":
         require("peft", extra="lora")
     train = train.select(train.judged)
     dev = dev.select(dev.judged) if dev and dev.judged else None
     claim(folder, [encoder.fingerprint, train.digest(), dev.digest() if dev else None, template, config.model_dump()], keys_of(train, dev))
     done = folder / "tuned.json"
-    if done.exists():
+    if ranks.agreed(done.exists()):
         return read_tuned(done)
     answers = {tuple(sorted(train.relevant(id))) for id in train.queries}
     if len(answers) < 2:
@@ -102,9 +116,11 @@ def tune_model(
         if reason is None:
             raise
         raise StorageError(f"{folder}: cannot be written: {reason}; fix: make room, then the same command goes on") from None
-    write_tuned(tuned, done)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return tuned
+    if ranks.main():
+        write_tuned(tuned, done)
+        for meanwhile in ("checkpoints", "mined"):
+            shutil.rmtree(folder / meanwhile, ignore_errors=True)
+    return ranks.agreed(tuned)
 
 
 def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: Path, config: TuneConfig, template: str) -> Tuned:
@@ -115,13 +131,20 @@ def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: P
             raise ConfigError(f"tune.matryoshka: {size} is not below the {dimension} dimensions of {encoder.name}")
     lora = _prepare(model, config)
     bf16 = use_bf16(encoder.precision, model.device.type)
-    tokenise = partial(_tokenised, model)
-    documents = tokenise(train.document_texts(template), encoder.prompts["document"])
-    queries = tokenise(train.query_texts(), encoder.prompts["query"])
-    source = choose_candidates(config, train, sum(map(_length, documents)))
-    collator = Collator(model, queries, documents, source, chunk_tokens=_CHUNK_TOKENS if model.device.type == "cpu" else 2**30)
+    documents = Tokens(model, train.document_texts(template), encoder.prompts["document"])
+    queries = Tokens(model, train.query_texts(), encoder.prompts["query"])
+    kind = choose_candidates(config, int(documents.lengths.sum()))
+    miner = None
+    drawn = BatchAndOthers(train, random=config.negatives, hard=config.hard_negatives, seed=config.seed)
+    source: CandidateSource = AllDocuments(train) if kind == "all" else drawn
+    if kind == "mined":
+        now = _Unnamed(ModelEncoder(model, encoder.prompts, bf16=bf16, warns=False))
+        find = partial(_hard_negatives, encoder, now, train, template, config)
+        source = miner = MinedCandidates(drawn, find, folder / "mined", config.mine_every or -(-len(queries) // config.batch_size))
+    chunk_tokens = _CHUNK_TOKENS if model.device.type == "cpu" else _CHUNK_TOKENS_ELSEWHERE // ranks.count()
+    collator = Collator(queries, documents, source, chunk_tokens=chunk_tokens)
     checkpoints = folder / "checkpoints"
-    resume = last_checkpoint(checkpoints)
+    resume = ranks.agreed(last_checkpoint(checkpoints) if ranks.main() else None)
     if resume:
         console.note(f"going on from {resume.name}")
     arguments = SentenceTransformerTrainingArguments(
@@ -149,17 +172,19 @@ def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: P
         disable_tqdm=True,
         dataloader_pin_memory=model.device.type == "cuda",
     )
+    arguments.dataloader_drop_last = False  # the library sets it where several processes train; here each sees the whole batch
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one process drives one device; several are several processes (ranks.py)
     steps = -(-len(queries) // config.batch_size) * config.epochs
     with console.progress("tuning", steps) as advance:
         judge = _Dev(ModelEncoder(model, encoder.prompts, bf16=bf16, warns=False), dev, template, config.seed) if dev else None
-        record = _Record(collator, judge, advance, steps // config.epochs)
+        record = _Record(collator, miner, judge, advance, steps // config.epochs)
         trainer = _Trainer(
             record,
             model=model,
             args=arguments,
             train_dataset=Rows.from_dict({"row": range(len(queries))}),
             data_collator=collator,  # type: ignore[arg-type]
-            loss=CandidateLoss(model, config.scale, config.matryoshka),
+            loss=CandidateLoss(model, config.scale, config.matryoshka, memory_tokens=_memory_tokens(model, config)),
             evaluator=judge,
             callbacks=[record, *([EarlyStoppingCallback(config.patience)] if dev else [])],
         )
@@ -180,16 +205,18 @@ def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: P
     epoch = round(best / (steps / config.epochs)) if dev and best else len(record.history)
     target = folder / "model"
     if lora is not None:
-        save_in_place(partial(_save_lora, lora, encoder.name), folder / "lora")
+        if ranks.main():
+            save_in_place(partial(_save_lora, lora, encoder.name), folder / "lora")
         lora.merge_and_unload()
-    save_in_place(partial(model.save_pretrained, create_model_card=False), target)
+    if ranks.main():
+        save_in_place(partial(model.save_pretrained, create_model_card=False), target)
     return Tuned(
         target,
         tuple(record.history),
         epoch,
         record.tokens,
         round(record.seconds, 3),
-        "all" if isinstance(source, AllDocuments) else "batch",
+        kind,
         encoder.precision,
         config.matryoshka,
     )
@@ -241,11 +268,20 @@ def _save_lora(lora: Any, base: str, folder: str) -> None:
     (Path(folder) / "README.md").unlink()  # nothing but "more information needed"
 
 
-def choose_candidates(config: TuneConfig, train: Dataset, document_tokens: int) -> CandidateSource:
-    """Return all documents where encoding them in every step is cheap, else the batch's and random ones."""
-    if config.candidates == "all" or (config.candidates == "auto" and document_tokens <= _ALL_DOCUMENTS_TOKENS):
-        return AllDocuments(train)
-    return BatchAndRandom(train, negatives=config.negatives, seed=config.seed)
+def _hard_negatives(
+    base: LocalEncoder, now: Encoder, train: Dataset, template: str, config: TuneConfig, number: int
+) -> npt.NDArray[np.int64]:
+    """Return what the model sees as its hard negatives when it looks for them for the nth time."""
+    # At first its weights are the base model's, with which the comparison may have encoded everything.
+    encoder = CachedEncoder(base) if number == 0 else now
+    return mine(encoder, train, template, count=_POOL * config.hard_negatives, guards=Guards(config.mined_margin))
+
+
+def choose_candidates(config: TuneConfig, document_tokens: int) -> str:
+    """Return all documents where encoding them in every step is cheap, else the batch's, mined and random ones."""
+    if config.candidates != "auto":
+        return config.candidates
+    return "all" if document_tokens <= _ALL_DOCUMENTS_TOKENS else "mined"
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -268,83 +304,6 @@ def _stopped_early(checkpoint: Path, patience: int) -> bool:
     return int(saved.get("attributes", {}).get("early_stopping_patience_counter", 0)) >= patience
 
 
-class Collator:
-    """Make a batch of tokens and grades from the positions of its queries; nothing is tokenised twice.
-
-    Args:
-        model: For padding.
-        queries: Features of each query.
-        documents: Features of each document.
-        source: Chooses the documents.
-        chunk_tokens: Pad texts of similar length together, up to this many tokens.
-
-    Attributes:
-        tokens: For each batch made and not yet trained on (the trainer asks for one ahead), its tokens without padding.
-    """
-
-    valid_label_columns: tuple[str, ...] = ()  # asked for by the trainer's batch sampler
-
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        queries: Sequence[dict[str, Any]],
-        documents: Sequence[dict[str, Any]],
-        source: CandidateSource,
-        *,
-        chunk_tokens: int,
-    ) -> None:
-        self._model, self._queries, self._documents, self._source = model, queries, documents, source
-        self._chunk_tokens = chunk_tokens
-        self.tokens: deque[int] = deque()
-
-    def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
-        """Return the chunks' features, each under a prefix of its own, and the grades as ``label``."""
-        # Order within a batch is free, and by length the chunks need little padding.
-        batch = sorted((row["row"] for row in rows), key=lambda row: (-_length(self._queries[row]), row))
-        found = self._source.candidates(batch)
-        documents = [self._documents[position] for position in found.documents.tolist()]
-        order = sorted(range(len(documents)), key=lambda column: -_length(documents[column]))
-        inputs: dict[str, Any] = {"return_loss": True}
-        texts = [self._queries[row] for row in batch]
-        candidates = [documents[column] for column in order]
-        self.tokens.append(sum(map(_length, texts)) + sum(map(_length, candidates)))
-        for kind, features in (("query", texts), ("document", candidates)):
-            for number, chunk in enumerate(length_batches(np.array([_length(one) for one in features]), self._chunk_tokens)):
-                padded = _padded(self._model, [features[position] for position in chunk])
-                inputs |= {f"{kind}{number}_{key}": value for key, value in padded.items()}
-        inputs["label"] = torch.from_numpy(found.grades[:, order])
-        return inputs
-
-
-def _tokenised(model: SentenceTransformer, texts: Sequence[str], prompt: str) -> list[dict[str, Any]]:
-    """Return the features of each text, cut to the model's length and not padded."""
-    features = []
-    for start in range(0, len(texts), 256):
-        some = list(texts[start : start + 256])
-        whole = model.preprocess(some, prompt=prompt or None)
-        mask = whole["attention_mask"].bool()
-        for row in range(len(some)):
-            features.append(
-                {
-                    key: value[row][mask[row]] if torch.is_tensor(value) and value.shape == mask.shape else value
-                    for key, value in whole.items()
-                }
-            )
-    return features
-
-
-def _padded(model: SentenceTransformer, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the features of several texts as one matrix per key."""
-    rows = [{key: value for key, value in feature.items() if torch.is_tensor(value)} for feature in features]
-    same = {key: value for key, value in features[0].items() if not torch.is_tensor(value)}
-    padded = model.tokenizer.pad([{key: value.tolist() for key, value in row.items()} for row in rows], return_tensors="pt")
-    return {**padded, **same}
-
-
-def _length(features: dict[str, Any]) -> int:
-    return len(features["input_ids"])
-
-
 class _Trainer(SentenceTransformerTrainer):
     """The library's trainer, whose checkpoints hold the weights that are trained and the record, and no others.
 
@@ -358,8 +317,34 @@ class _Trainer(SentenceTransformerTrainer):
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         pass
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        if ranks.count() == 1:
+            whole: DataLoader[Any] = super().get_train_dataloader()
+            return whole
+        # Candidates belong to the whole batch, so every process sees all of it and encodes its share (see CandidateLoss).
+        loader = self._build_dataloader(self.train_dataset, self.args.train_batch_size, dataset_kind="train")
+        every: DataLoader[Any] = prepare_data_loader(
+            loader,
+            self.args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            use_seedable_sampler=True,  # as the library has it for one process, or the order would be another
+            data_seed=self.args.data_seed,
+        )
+        self._train_dataloader = every
+        return every
+
     def training_step(self, *inputs: Any, **named: Any) -> torch.Tensor:
         loss = super().training_step(*inputs, **named)
+        if ranks.count() > 1:
+            # A sum, where DistributedDataParallel takes the mean; and it would count a chunk computed again as a second step.
+            gradients = [value.grad for value in self.model.parameters() if value.grad is not None]
+            whole = torch.cat([gradient.flatten() for gradient in gradients])
+            distributed.all_reduce(whole)
+            parts = torch.split(whole, [gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
         if not torch.isfinite(loss):
             raise _diverged(self.state)
         self._record.losses.append(loss.item())
@@ -379,6 +364,21 @@ class _Trainer(SentenceTransformerTrainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+
+def _memory_tokens(model: SentenceTransformer, config: TuneConfig) -> float:
+    """Return how many tokens' activations the memory holds; as many as you like of a model that has no layers to count."""
+    settings = model.transformers_model.config if model.transformers_model is not None else None
+    layers, width = getattr(settings, "num_hidden_layers", 0), getattr(settings, "hidden_size", 0)
+    if not layers or not width:
+        return math.inf
+    if config.memory_gb is not None:
+        memory = config.memory_gb * 2**30
+    elif model.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(model.device).total_memory / 2
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 3
+    return memory / (_ACTIVATION_BYTES * layers * width)
 
 
 def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -447,6 +447,7 @@ class _Record(TrainerCallback):  # type: ignore[misc]
 
     Args:
         collator: Knows how many tokens a batch has.
+        miner: Of hard negatives, if they are mined.
         judge: Of the dev part, if there is one.
         advance: Moves the progress bar.
         steps: In an epoch.
@@ -457,8 +458,10 @@ class _Record(TrainerCallback):  # type: ignore[misc]
         tokens: Trained on so far.
     """
 
-    def __init__(self, collator: Collator, judge: _Dev | None, advance: Callable[[int], None], steps: int) -> None:
-        self._collator, self._judge, self._advance, self._steps = collator, judge, advance, steps
+    def __init__(
+        self, collator: Collator, miner: MinedCandidates | None, judge: _Dev | None, advance: Callable[[int], None], steps: int
+    ) -> None:
+        self._collator, self._miner, self._judge, self._advance, self._steps = collator, miner, judge, advance, steps
         self.history: list[dict[str, float]] = []
         self.losses: list[float] = []
         self.tokens = 0
@@ -484,6 +487,8 @@ class _Record(TrainerCallback):  # type: ignore[misc]
             self._before, self.tokens, self.history, self.losses = (said[key] for key in ("seconds", "tokens", "history", "losses"))
             if self._judge:
                 self._judge.kept, self._judge.choice = said["judge"]["kept"], said["judge"]["choice"]
+            if self._miner:
+                self._miner.batch = state.global_step
         self._advance(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -507,4 +512,4 @@ class _Record(TrainerCallback):  # type: ignore[misc]
         self._cost = self._saved - self._saving
 
     def _due(self) -> bool:
-        return time.monotonic() - self._saved > max(_SAVE_SECONDS, self._cost / _SAVE_SHARE)
+        return ranks.agreed(time.monotonic() - self._saved > max(_SAVE_SECONDS, self._cost / _SAVE_SHARE))

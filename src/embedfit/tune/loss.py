@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.utils.checkpoint import checkpoint
+
+from embedfit import ranks
 
 _BACKWARD = 0.5
 """Weight of the direction from documents to queries (docs/decisions.md)."""
@@ -48,16 +53,24 @@ def _against_negatives(logits: Tensor, positive: Tensor, dim: int) -> Tensor:
 class CandidateLoss(nn.Module):
     """Encode the queries and candidates of a batch, and score each query against every candidate.
 
+    Where several processes train together, each of them has the whole batch and encodes its share of the chunks; the
+    vectors of the others come without their gradients. So the gradient is the sum of those of all processes.
+
     Args:
-        model: The one being trained.
+        encoder: The model being trained. (Not called ``model``, or the trainer would put a wrapper in its place.)
         scale: What cosine similarities are multiplied by (1 / temperature).
         dimensions: The loss is the mean over the whole vectors and these first so many of their dimensions, each made
             unit length again (Matryoshka representation learning: Kusupati et al. 2022, eq. 1 with equal weights).
+        memory_tokens: The activations of at most so many padded tokens are kept until the gradients are computed. In a larger
+            batch those of each chunk are computed again when it is their turn: the same gradients, from the memory of one
+            chunk and a third more work (GradCache: Gao et al. 2021; here by torch's own checkpoints).
     """
 
-    def __init__(self, model: SentenceTransformer, scale: float, dimensions: Sequence[int] = ()) -> None:
+    def __init__(
+        self, encoder: SentenceTransformer, scale: float, dimensions: Sequence[int] = (), *, memory_tokens: float = math.inf
+    ) -> None:
         super().__init__()
-        self.model, self.scale, self.dimensions = model, scale, tuple(dimensions)
+        self.encoder, self.scale, self.dimensions, self.memory_tokens = encoder, scale, tuple(dimensions), memory_tokens
 
     def forward(self, features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
         """Return the loss of a batch.
@@ -66,10 +79,48 @@ class CandidateLoss(nn.Module):
             features: Tokens of the queries and documents, in chunks of similar length.
             labels: Grades; shape (queries, candidates). Chunks of queries come first, in the order of its rows.
         """
-        whole = torch.cat([self.model(dict(chunk))["sentence_embedding"].float() for chunk in features])
+        whole = self._gathered(features)
         losses = []
         for size in (*self.dimensions, whole.shape[1]):
             vectors = nn.functional.normalize(whole[:, :size], dim=-1)
             queries, documents = vectors[: len(labels)], vectors[len(labels) :]
             losses.append(multi_positive_softmax(queries @ documents.T * self.scale, labels))
         return torch.stack(losses).mean()
+
+    def _gathered(self, features: list[dict[str, Tensor]]) -> Tensor:
+        """Return the vectors of all chunks; shape (texts, dimensions)."""
+        sizes = [_texts(chunk).numel() for chunk in features]
+        encode = self._encoded if sum(sizes) <= self.memory_tokens else partial(checkpoint, self._encoded, use_reentrant=False)
+        if ranks.count() == 1:
+            return torch.cat([encode(chunk) for chunk in features])
+        mine = shares(sizes, ranks.count())[ranks.number()]
+        # A process without a share takes part all the same, or it would have no gradient to add.
+        own = {number: encode(features[number]) for number in mine} or {0: 0 * encode(features[0])}
+        empty = next(iter(own.values())).detach()
+        rows = [
+            own[number] if number in own else empty.new_zeros(len(_texts(chunk)), empty.shape[1]) for number, chunk in enumerate(features)
+        ]
+        whole = torch.cat(rows)
+        everybodys = whole.detach().clone()
+        distributed.all_reduce(everybodys)
+        return whole + (everybodys - whole.detach())
+
+    def _encoded(self, chunk: dict[str, Tensor]) -> Tensor:
+        vectors: Tensor = self.encoder(dict(chunk))["sentence_embedding"].float()
+        return vectors
+
+
+def shares(sizes: Sequence[int], parts: int) -> list[list[int]]:
+    """Deal numbered chunks out to so many parts, the largest first, each to the part with the least so far."""
+    found: list[list[int]] = [[] for _ in range(parts)]
+    loads = [0] * parts
+    for number in sorted(range(len(sizes)), key=lambda number: (-sizes[number], number)):
+        least = loads.index(min(loads))
+        found[least].append(number)
+        loads[least] += sizes[number]
+    return [sorted(part) for part in found]
+
+
+def _texts(chunk: dict[str, Tensor]) -> Tensor:
+    """Return a matrix of the chunk with one row for each text and one column for each padded token."""
+    return next(value for value in chunk.values() if torch.is_tensor(value))

@@ -31,7 +31,7 @@ class Tuned:
         epoch: The epoch whose weights were kept.
         tokens: Tokens that went through the model in training, padding not counted.
         seconds: Spent training, this process and those before it that were interrupted.
-        candidates: ``all`` or ``batch``.
+        candidates: ``all``, ``mined`` or ``batch``.
         precision: Of the encoder that was tuned.
         matryoshka: Dimensions that the vectors may be cut to, as they were trained for it.
     """

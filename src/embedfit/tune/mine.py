@@ -1,0 +1,163 @@
+"""Hard negatives: documents that the model takes for right and that are not, found for each training query.
+
+Found among the whole corpus with the model as it is then, in memory that does not grow with the corpus. What looks like a
+negative and may be an answer that nobody has labelled is left out, since pushing it away teaches the wrong thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from embedfit import ranks
+from embedfit.data import Dataset, writing
+from embedfit.duplicates import nearly_same
+from embedfit.encode import Encoder
+from embedfit.retrieve import best_of, top_k
+from embedfit.tune.candidates import BatchAndOthers, Candidates, relevant_positions
+
+_SLICE = 8192
+"""Documents encoded and compared at once."""
+
+Judge = Callable[[Sequence[tuple[str, str]]], npt.NDArray[np.float32]]
+"""Scores pairs of a query's and a document's text; more is more relevant. A cross-encoder, say, or a language model."""
+
+
+@dataclass(frozen=True)
+class Guards:
+    """What keeps unlabelled positives from among the negatives.
+
+    Attributes:
+        margin: A negative's similarity is at most this share of the least similar positive's (TopK-PercPos of NV-Retriever:
+            Moreira et al. 2024).
+        judge: If given, a negative must score lower with it than each positive.
+    """
+
+    margin: float = 1.0
+    judge: Judge | None = None
+
+
+def mine(encoder: Encoder, train: Dataset, template: str, *, count: int, guards: Guards, seen: int = 4) -> npt.NDArray[np.int64]:
+    """Return each training query's hardest negatives.
+
+    Known positives are never among them, nor near duplicates of one, nor what the guards reject.
+
+    Args:
+        encoder: The model as it is now.
+        train: Queries, corpus and judgements.
+        template: What a document says.
+        count: Negatives wanted for each query.
+        guards: What else to leave out.
+        seen: The nearest documents that are looked at, as a multiple of `count`.
+
+    Returns:
+        Positions in the corpus, hardest first; shape (queries, count), with -1 where there are no more.
+    """
+    texts, asked = train.document_texts(template), train.query_texts()
+    relevant = relevant_positions(train)
+    queries = encoder.encode(asked, "query")
+    depth = seen * count + max(map(len, relevant))
+    ranked, scores, least = _nearest(encoder, queries, texts, relevant, depth)
+    found = np.full((len(asked), count), -1, np.int64)
+    judged = _judged(guards.judge, asked, texts, relevant, ranked) if guards.judge else None
+    for row, known in enumerate(relevant):
+        limit = least[row] - (1 - guards.margin) * abs(least[row])
+        allowed = ~np.isin(ranked[row], list(known)) & (scores[row] <= limit)
+        if judged is not None:
+            allowed &= judged[row]
+        kept: list[int] = []
+        for position in ranked[row][allowed].tolist():
+            if len(kept) == count:
+                break
+            if not any(nearly_same(texts[position], texts[positive]) for positive in known):
+                kept.append(position)
+        found[row, : len(kept)] = kept
+    return found
+
+
+def _nearest(
+    encoder: Encoder, queries: npt.NDArray[np.float32], texts: Sequence[str], relevant: Sequence[dict[int, int]], depth: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the nearest documents of each query and their similarities, and that of each query's least similar positive."""
+    ranked, scores = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
+    least = np.full(len(queries), np.inf, np.float32)
+    holders: dict[int, list[int]] = {}
+    for row, known in enumerate(relevant):
+        for position in known:
+            holders.setdefault(position, []).append(row)
+    # Processes that train together share the corpus out among them.
+    for start in range(ranks.number() * _SLICE, len(texts), ranks.count() * _SLICE):
+        vectors = encoder.encode(texts[start : start + _SLICE], "document")
+        for offset, vector in enumerate(vectors):
+            for row in holders.get(start + offset, ()):
+                least[row] = min(least[row], float(queries[row] @ vector))
+        some, similar = top_k(queries, vectors, depth)
+        ranked, scores = np.concatenate([ranked, some + start], axis=1), np.concatenate([scores, similar], axis=1)
+        ranked, scores = _best(ranked, scores, depth)
+    parts = ranks.gathered((ranked, scores, least))
+    ranked, scores = (np.concatenate(some, axis=1) for some in list(zip(*parts, strict=True))[:2])
+    ranked, scores = _best(ranked, scores, depth)
+    return ranked, scores, np.min([part[2] for part in parts], axis=0)
+
+
+def _best(
+    ranked: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], depth: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return the best so many of each row; equal scores in order of position, whatever order they were found in."""
+    order = np.argsort(ranked, axis=1)
+    ranked = np.take_along_axis(ranked, order, axis=1)
+    best, scores = best_of(np.take_along_axis(scores, order, axis=1), depth)
+    return np.take_along_axis(ranked, best, axis=1), scores
+
+
+def _judged(
+    judge: Judge, asked: Sequence[str], texts: Sequence[str], relevant: Sequence[dict[int, int]], ranked: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Return which of the nearest documents score lower than all of the query's positives."""
+    allowed = np.zeros(ranked.shape, bool)
+    for row, known in enumerate(relevant):
+        columns = [*ranked[row].tolist(), *known]
+        scores = judge([(asked[row], texts[position]) for position in columns])
+        allowed[row] = scores[: ranked.shape[1]] < scores[ranked.shape[1] :].min()
+    return allowed
+
+
+class MinedCandidates:
+    """Candidates whose hard negatives are found anew with the model in training, every so many batches.
+
+    What was found is kept on disk until training is done, so that a restart goes on with the same.
+
+    Args:
+        source: Draws the candidates of each batch.
+        find: Returns the hard negatives as the model sees them now; what `mine` returns.
+        folder: Where they are kept.
+        every: Batches from one search to the next.
+
+    Attributes:
+        batch: The number of the next batch, from 0; a restart sets it.
+    """
+
+    def __init__(self, source: BatchAndOthers, find: Callable[[int], npt.NDArray[np.int64]], folder: Path, every: int) -> None:
+        self._source, self._find, self._folder, self._every = source, find, folder, every
+        self._held = -1
+        self.batch = 0
+
+    def candidates(self, batch: Sequence[int]) -> Candidates:
+        """Return the batch's positives, its hard negatives and random documents, each once."""
+        number = self.batch // self._every
+        self.batch += 1
+        if number != self._held:
+            path = self._folder / f"{number}.npy"
+            if ranks.agreed(path.exists()):
+                self._source.mined = np.load(path)
+            else:
+                self._source.mined = self._find(number)
+                if ranks.main():
+                    with writing(path) as file:
+                        np.save(file, self._source.mined)
+            self._held = number
+        return self._source.candidates(batch)
