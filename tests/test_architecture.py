@@ -17,6 +17,7 @@ STAGES = (
     "encode",
     "retrieve",
     "score",
+    "mix",
     "tune",
     "compare",
     "general",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -124,6 +125,15 @@ class TuneConfig(_Section):
         return value
 
 
+class MixConfig(_Section):
+    """Further data sets to train on; nothing is measured on them."""
+
+    data: tuple[DataConfig, ...] = Field((), description="Each as in [data], under [[mix.data]].")
+    temperature: float = Field(
+        1.0, ge=1, description="A set of n queries has a share of n ** (1 / temperature): 1 for all queries once, more for small sets."
+    )
+
+
 class GeneralConfig(_Section):
     """What the model could do before, and should not lose: a general set, and how much of its score to keep."""
 
@@ -151,6 +161,7 @@ class Config(_Section):
     model: ModelConfig = ModelConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tune: TuneConfig = TuneConfig()
+    mix: MixConfig = MixConfig()
     general: GeneralConfig = GeneralConfig()
     ladder: LadderConfig = LadderConfig()
 
@@ -201,19 +212,22 @@ def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = P
         check_metric(config.evaluate.metric, config.evaluate.k)
     except ConfigError as error:
         raise ConfigError(f"{where}: key 'evaluate.metric': {error}") from None
-    data = config.data
-    record = data.record if data.record in (None, "transaction") or ":" in str(data.record) else str(folder / str(data.record))
 
     def beside(path: str | None) -> str | None:
         return path if path is None or path.startswith("hub:") else str(folder / path)
 
-    data = data.model_copy(update={"queries": beside(data.queries), "documents": beside(data.documents), "record": record})
+    def found(data: DataConfig) -> DataConfig:
+        record = data.record if data.record in (None, "transaction") or ":" in str(data.record) else str(folder / str(data.record))
+        return data.model_copy(update={"queries": beside(data.queries), "documents": beside(data.documents), "record": record})
+
+    data = found(config.data)
+    mix = config.mix.model_copy(update={"data": tuple(map(found, config.mix.data))})
     general = config.general
     general = general.model_copy(update={"queries": beside(general.queries), "documents": beside(general.documents)})
     model = config.model
     if (folder / model.name).is_dir():
         model = model.model_copy(update={"name": str(folder / model.name)})
-    return config.model_copy(update={"data": data, "general": general, "model": model, "output": str(folder / config.output)})
+    return config.model_copy(update={"data": data, "mix": mix, "general": general, "model": model, "output": str(folder / config.output)})
 
 
 def json_schema() -> str:
@@ -227,7 +241,9 @@ def _first_problem(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         section: Any = Config
         for part in first["loc"][:-1]:
-            section = section.model_fields[part].annotation
+            if isinstance(part, str):  # the others are places in a list, whose type was found before
+                section = section.model_fields[part].annotation
+                section = typing.get_args(section)[0] if typing.get_origin(section) is tuple else section
         known = list(section.model_fields)
         return f"key {key!r} is unknown" + (did_you_mean(str(first["loc"][-1]), known) or f"; known: {', '.join(known)}")
     if first["type"] == "missing":

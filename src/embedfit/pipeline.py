@@ -29,6 +29,7 @@ from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
 from embedfit.errors import ConfigError, DataError, StorageError
 from embedfit.general import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
 from embedfit.ladder import Ladder, Setting, climb, richer_template
+from embedfit.mix import mixed, rendered
 from embedfit.parity import check_forms
 from embedfit.records import record_type
 from embedfit.report import ForgettingChart, LadderRow, Report, curve_html, html, ladder_html, per_query
@@ -144,7 +145,8 @@ class _Job:
         for finding in findings:
             if finding.level == "problem":
                 raise DataError(self.config.data.queries, finding.message)
-        return (*findings, *self._gated[1], *check_truncation(self.dataset, self.base.loaded, self.template))
+        allowed = [*self._gated[1], *(leak for _, leaks in self._others for leak in leaks)]
+        return (*findings, *allowed, *check_truncation(self.dataset, self.base.loaded, self.template))
 
     @property
     def splits(self) -> list[Split]:
@@ -158,6 +160,19 @@ class _Job:
     @cached_property
     def _gated(self) -> tuple[list[Split], list[Finding]]:
         return gated(self.config, self.dataset, splits_of(self.config, self.dataset))
+
+    @property
+    def others(self) -> list[tuple[Dataset, str]]:
+        """Further data sets to train on, and their templates: without what a held-out query says, unless that is allowed.
+
+        Raises:
+            DataError: A query says what a held-out one says, and that is not allowed.
+        """
+        return [(other, said.document_template) for (other, _), said in zip(self._others, self.config.mix.data, strict=True)]
+
+    @cached_property
+    def _others(self) -> list[tuple[Dataset, list[Finding]]]:
+        return [without_held_out(self.config, said, read(said), self.test) for said in self.config.mix.data]
 
     @cached_property
     def test(self) -> Dataset:
@@ -181,6 +196,7 @@ class _Job:
             self.template,
             self.base.fingerprint,
             self.config.model_dump(include={"split", "tune", "evaluate", *sections}),
+            [self.config.mix.temperature, [(other.digest(), template) for other, template in self.others]],
             *more,
         ]
         identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
@@ -475,6 +491,28 @@ def gated(config: Config, dataset: Dataset, splits: Sequence[Split]) -> tuple[li
     return clean, left
 
 
+def without_held_out(config: Config, said: DataConfig, other: Dataset, test: Dataset) -> tuple[Dataset, list[Finding]]:
+    """Return the judged queries of a further data set as they may be trained on, and the leaks that are left in them.
+
+    Raises:
+        DataError: A held-out query says what one of them says, and ``split.leaks`` is ``fail``; or there are none.
+    """
+    train = {f"{said.queries} {id}": other.queries[id] for id in other.judged}
+    both = Dataset({**train, **{id: query for id, query in test.queries.items() if id not in train}}, {}, {})
+    found = check_leaks(both, {"train": list(train), "test": [id for id in test.queries if id not in train]})
+    if found and config.split.leaks == "fail":
+        raise DataError(
+            said.queries,
+            f"{len(found):,} held-out queries say what its queries say, such as: {found[0].message}",
+            fix='leaks = "drop" in [split] trains without these',
+        )
+    leaking = {id for finding in found for id in finding.ids[1:]} if config.split.leaks == "drop" else set()
+    kept = other.select(id for id in other.judged if f"{said.queries} {id}" not in leaking)
+    if not kept.queries:
+        raise DataError(said.queries, "has no query that may be trained on", fix="leave it out of [[mix.data]]")
+    return kept, found if config.split.leaks == "allow" else []
+
+
 def _trainings(job: _Job, folder: Path) -> tuple[list[list[Tuned]], Tuned]:
     """Tune as often as there are splits and seeds, and once for the model to use. Returns, for each seed, those of the splits; and that."""
     trainings = [_trained(job, folder if seed == 0 else folder / "seeds" / str(seed), seed) for seed in range(job.config.evaluate.seeds)]
@@ -508,7 +546,11 @@ def _final(job: _Job, training: Sequence[Tuned], folder: Path) -> Tuned:
 
 
 def _tune(job: _Job, train: Dataset, dev: Dataset | None, folder: Path, changes: dict[str, Any]) -> Tuned:
-    return tune(job.base, train, dev, folder, job.config.tune.model_copy(update=changes), template=job.template)
+    config, template = job.config.tune.model_copy(update=changes), job.template
+    if job.others:
+        train = mixed([(train, template), *job.others], temperature=job.config.mix.temperature, seed=config.seed)
+        dev, template = dev and rendered(dev, template), DOCUMENT_TEMPLATE
+    return tune(job.base, train, dev, folder, config, template=template)
 
 
 def tune(base: LocalEncoder, train: Dataset, dev: Dataset | None, folder: Path, config: TuneConfig, *, template: str) -> Tuned:
