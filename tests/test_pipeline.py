@@ -293,3 +293,66 @@ def test_few_queries_without_a_test_part_are_held_out_by_folds(settings):
     assert sorted(id for split in splits for id in split.test) == sorted(data.judged)
     official = Dataset(data.queries, data.corpus, data.qrels, {"test": data.judged[:20]})
     assert [len(split.test) for split in pipeline.splits_of(config, official)] == [20]
+
+
+def test_a_further_data_set_is_trained_on_and_not_measured(settings, result, tmp_path):
+    (tmp_path / "more.jsonl").write_text(
+        "".join(f'{{"query": "a further question {i}", "expected": "label {i % 3}"}}\n' for i in range(40))
+    )
+    mixed = pipeline.run(make_config({**settings, "mix": {"data": [{"queries": str(tmp_path / "more.jsonl")}], "temperature": 2}}))
+    assert mixed.folder != result.folder
+    assert mixed.comparison.base.query_ids == result.comparison.base.query_ids
+    assert mixed.comparison.base.mean("mrr@10") == result.comparison.base.mean("mrr@10")
+    assert mixed.manifest["tuning"][0]["tokens"] > result.manifest["tuning"][0]["tokens"]
+
+
+def test_a_further_data_set_must_not_say_what_a_held_out_query_says(settings, result, tmp_path):
+    config = make_config(settings)
+    dataset = pipeline.read(config.data)
+    text = dataset.queries[result.comparison.base.query_ids[0]].text
+    (tmp_path / "more.jsonl").write_text(
+        "".join(json.dumps({"query": query, "expected": label}) + "\n" for query, label in ((text.upper(), "a"), ("another", "b")))
+    )
+    mix = {"data": [{"queries": str(tmp_path / "more.jsonl")}]}
+    with pytest.raises(DataError, match=r"more\.jsonl: 1 held-out queries say what its queries say"):
+        pipeline.run(make_config({**settings, "mix": mix}))
+    said = make_config({**settings, "mix": mix}).mix.data[0]
+    test = dataset.select(result.comparison.base.query_ids)
+    for policy, queries, leaks in (("drop", ["another"], 0), ("allow", [text.upper(), "another"], 1)):
+        config = make_config({**settings, "split": {"folds": 0, "leaks": policy}})
+        kept, found = pipeline.without_held_out(config, said, pipeline.read(said), test)
+        assert (kept.query_texts(), len(found)) == (queries, leaks)
+
+
+@pytest.mark.slow
+def test_under_torchrun_a_run_ends_with_one_report(settings, tiny_model, tmp_path):
+    config = tmp_path / "embedfit.toml"
+    data = settings["data"]
+    config.write_text(
+        f"""[data]
+queries = {json.dumps(data["queries"])}
+documents = {json.dumps(data["documents"])}
+record = "transaction"
+[model]
+name = {json.dumps(str(tiny_model))}
+[split]
+folds = 2
+[tune]
+epochs = 1
+"""
+    )
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "embedfit", "--quiet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def together(*arguments):
+        return subprocess.run([sys.executable, *command, *arguments], capture_output=True, text=True, env=environment, timeout=300)
+
+    first = together("run", str(config), "--json")
+    assert first.returncode == 0, first.stderr
+    said = json.loads(first.stdout)  # one process prints
+    [folder] = (tmp_path / "runs").glob("run-*")
+    assert (folder / "report.html").exists()
+    assert json.loads((folder / "manifest.json").read_text())["model"] == "model"
+    assert said
+    refused = together("check", str(config))
+    assert "'check' runs in one process" in refused.stderr
