@@ -25,6 +25,7 @@ STAGES = (
     "ladder",
     "suspects",
     "report",
+    "store",
 )
 JOINERS = ("pipeline", "cli", "serve")
 FILES = sorted(ROOT.rglob("*.py"))
