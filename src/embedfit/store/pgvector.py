@@ -104,7 +104,7 @@ class PgvectorStore:
         try:
             with self._database.transaction():
                 # The server may take a moment to notice that the last writer was killed.
-                self._query("SET LOCAL lock_timeout = '3s'")
+                self._query("SET LOCAL lock_timeout = '2s'")
                 self._query("SELECT pg_advisory_lock(hashtext(%s))", [f"embedfit {self.index}"])
         except psycopg.errors.LockNotAvailable:
             raise StorageError(f"{self.where}: another process is writing to it; fix: wait for it") from None
