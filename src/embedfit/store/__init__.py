@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
 from embedfit.config import StoreConfig, from_environment
 from embedfit.encode import Vectors, cache_folder
-from embedfit.errors import EmbedfitError, StorageError
+from embedfit.errors import ConfigError, EmbedfitError, StorageError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -187,7 +188,7 @@ def open_store(config: StoreConfig) -> Iterator[Store]:
     """Open the store that a configuration names; nothing is made or connected to before it is needed.
 
     Raises:
-        ConfigError: An environment variable that it names is not set.
+        ConfigError: An environment variable that it names is not set, or the location is not of the store's kind.
         EmbedfitError: The store's package is not installed.
     """
     location = from_environment(config.location, "store.location")
@@ -212,6 +213,17 @@ def open_store(config: StoreConfig) -> Iterator[Store]:
 def is_url(location: str) -> bool:
     """Return whether a location is a server's rather than a folder."""
     return "://" in location
+
+
+def check_url(location: str) -> None:
+    """Refuse a URL that says more than the server, without showing it: it may hold a password.
+
+    Raises:
+        ConfigError: It has a user, or a path.
+    """
+    url = urlsplit(location)
+    if is_url(location) and (url.username is not None or url.path.strip("/") or url.query or url.scheme not in ("http", "https")):
+        raise ConfigError("store.location is not a plain URL; expected one like https://host:port, and the server's key in store.api_key")
 
 
 def belongs(collection: str, index: str) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 
 from embedfit.encode import Vectors
 from embedfit.errors import StorageError, require
-from embedfit.store import Entry, Filters, Found, Live, Stamp, belongs, is_url, one_line, one_writer, readings, writable_folder
+from embedfit.store import Entry, Filters, Found, Live, Stamp, belongs, check_url, is_url, one_line, one_writer, readings, writable_folder
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -42,6 +42,7 @@ class ChromaStore:
 
     def __init__(self, location: str, index: str, api_key: str | None = None) -> None:
         require("chromadb", extra="chroma")
+        check_url(location)
         self.location, self.index, self.api_key = location, index, api_key
         self.where = f"Chroma, {location}"
         self.secrets: tuple[str, ...] = (api_key,) if api_key else ()

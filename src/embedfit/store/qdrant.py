@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedfit.encode import Vectors
 from embedfit.errors import StorageError, require
-from embedfit.store import Entry, Filters, Found, Live, Stamp, belongs, is_url, one_line, one_writer, readings, writable_folder
+from embedfit.store import Entry, Filters, Found, Live, Stamp, belongs, check_url, is_url, one_line, one_writer, readings, writable_folder
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -40,6 +40,7 @@ class QdrantStore:
 
     def __init__(self, location: str, index: str, api_key: str | None = None) -> None:
         require("qdrant_client", extra="qdrant")
+        check_url(location)
         self.location, self.index, self.api_key = location, index, api_key
         self.where = f"Qdrant, {location}"
         self.secrets: tuple[str, ...] = (api_key,) if api_key else ()
