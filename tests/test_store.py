@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,12 +35,13 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory):
+def postgres():
     """A real PostgreSQL with pgvector; returns a function that makes a new database and its connection string."""
     import pgserver
     import psycopg
 
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    # Not in pytest's own folder: under root the server is another user, whom the next pytest to start would lock out of it.
+    server = pgserver.get_server(tempfile.mkdtemp(), cleanup_mode="delete")
     names = iter(range(10_000))
 
     def database():

@@ -38,6 +38,9 @@ class ChromaStore:
         location: A folder, or the URL of a server.
         index: The live name.
         api_key: Sent to the server as a bearer token, and as Chroma Cloud wants it.
+
+    Raises:
+        ConfigError: The location is a URL that says more than the server.
     """
 
     def __init__(self, location: str, index: str, api_key: str | None = None) -> None:

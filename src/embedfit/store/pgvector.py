@@ -68,8 +68,9 @@ class PgvectorStore:
             connection = psycopg.connect(self.location, autocommit=True)
             # No plan is kept: it would not heed the settings that each search makes.
             connection.prepare_threshold = None
-            # The server notices a killed client while it builds an index, and gives up the lock.
-            connection.execute("SET client_connection_check_interval = '1s'")
+            # The server notices a killed client while it builds an index, and gives up the lock; not every system's can.
+            with contextlib.suppress(psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedObject):
+                connection.execute("SET client_connection_check_interval = '1s'")
             with contextlib.suppress(psycopg.ProgrammingError):  # before the extension is there
                 register_vector(connection)
             self._connection = connection

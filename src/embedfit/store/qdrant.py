@@ -36,6 +36,9 @@ class QdrantStore:
         location: A server's URL, or a folder for local mode.
         index: The live name.
         api_key: Of the server.
+
+    Raises:
+        ConfigError: The location is a URL that says more than the server.
     """
 
     def __init__(self, location: str, index: str, api_key: str | None = None) -> None:
