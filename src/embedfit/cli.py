@@ -336,8 +336,9 @@ def search(
     model: Annotated[str | None, typer.Option(help="The model that the index was made with. Default: the configuration's.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search the live index of the vector store."""
+    """Search the live index of the vector store; long texts are cut short, but not in JSON."""
     from dataclasses import asdict
+    from textwrap import shorten
 
     from embedfit import pipeline
     from embedfit.config import read_config
@@ -350,10 +351,10 @@ def search(
     if as_json:
         typer.echo(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False))
         return
-    rows = [
-        [rank, f"{hit.score:.3f}", hit.id, hit.text, ", ".join(f"{key}={value}" for key, value in hit.metadata.items())]
-        for rank, hit in enumerate(hits, 1)
-    ]
+    rows = []
+    for rank, hit in enumerate(hits, 1):
+        metadata = ", ".join(f"{key}={value}" for key, value in hit.metadata.items())
+        rows.append([rank, f"{hit.score:.3f}", hit.id, shorten(hit.text, 200), shorten(metadata, 200)])
     _print_rows(["", "score", "id", "text", "metadata"], rows)
 
 

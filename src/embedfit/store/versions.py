@@ -241,7 +241,7 @@ class LiveIndex:
             raise StorageError(f"{store.where}: there is no index {store.index!r}; fix: run 'embedfit index'")
         stamp = store.stamp(collection)
         if stamp.fingerprint not in self.encoders:
-            given = ", ".join(f"{encoder.name!r} ({print[:12]})" for print, encoder in self.encoders.items())
+            given = ", ".join(f"{encoder.name!r} ({fingerprint[:12]})" for fingerprint, encoder in self.encoders.items())
             raise ModelError(
                 f"{store.where}: the index {store.index!r} was made with {stamp.encoder!r} ({stamp.fingerprint[:12]}), not with {given}; "
                 f"fix: --model {stamp.encoder}, or run 'embedfit index' again"
