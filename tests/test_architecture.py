@@ -26,6 +26,7 @@ STAGES = (
     "ladder",
     "suspects",
     "report",
+    "store",
 )
 JOINERS = ("pipeline", "cli", "serve")
 FILES = sorted(ROOT.rglob("*.py"))

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from embedfit.retrieve import BM25Retriever, DenseRetriever, Retriever, Run
     from embedfit.score import Scores, score_run
     from embedfit.split import Split, split_dataset, split_folds, without_leaks
+    from embedfit.store import open_store
+    from embedfit.store.versions import LiveIndex, index_documents, roll_back
     from embedfit.tune.adapter import AdaptedEncoder, load_adapter, save_adapted, tune_adapter
     from embedfit.tune.full import tune_model
     from embedfit.tune.merge import Merges, merge_models
@@ -49,6 +51,8 @@ _ROOMS = {
     "retrieve": ("BM25Retriever", "DenseRetriever", "Retriever", "Run"),
     "score": ("Scores", "score_run"),
     "split": ("Split", "split_dataset", "split_folds", "without_leaks"),
+    "store": ("open_store",),
+    "store.versions": ("LiveIndex", "index_documents", "roll_back"),
     "tune.adapter": ("AdaptedEncoder", "load_adapter", "save_adapted", "tune_adapter"),
     "tune.full": ("tune_model",),
     "tune.merge": ("Merges", "merge_models"),

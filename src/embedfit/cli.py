@@ -34,6 +34,7 @@ app = typer.Typer(
 _INTERRUPTED = 130  # the exit code by which shells know Ctrl-C
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml")]
+OptionalConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml, by default the one here.")]
 Folds = Annotated[int | None, typer.Option(help="Hold out every query once, in this many folds; 0 for one split.")]
 AllowLeaks = Annotated[bool, typer.Option("--allow-leaks", help="Go on where held-out queries were trained on; the report says so in red.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
@@ -202,25 +203,31 @@ def evaluate(
     document: Annotated[list[str] | None, typer.Option(help="A document template to measure; may be given again.")] = None,
     k: Annotated[list[int] | None, typer.Option(help="Where to cut the rankings; may be given again.")] = None,
     part: Annotated[str, typer.Option(help="Which queries: all, train, dev or test.")] = "all",
+    store: Annotated[bool, typer.Option("--store", help="Measure the live index of the vector store too.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Write the tidy table to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a grid of models and document templates, without tuning anything."""
+    from contextlib import nullcontext
+
     from embedfit import pipeline
     from embedfit.config import read_config
     from embedfit.data import writing
+    from embedfit.store import open_store
 
     settings = read_config(config)
     dataset = pipeline.read(settings.data)
     encoders = [pipeline.encoder(settings.model, name) for name in dict.fromkeys(model or [settings.model.name])]
     dataset = dataset.select(_part(settings, dataset, part))
     _warn_of_seen(encoders, dataset)
-    frame = pipeline.evaluate(
-        dataset,
-        encoders,
-        templates=document or [settings.data.document_template],
-        ks=k or settings.evaluate.k,
-    )
+    with open_store(settings.store) if store else nullcontext() as opened:
+        frame = pipeline.evaluate(
+            dataset,
+            encoders,
+            templates=document or [settings.data.document_template],
+            ks=k or settings.evaluate.k,
+            store=opened,
+        )
     if csv:
         with writing(csv) as file:
             frame.to_csv(file, index=False)
@@ -234,6 +241,8 @@ def evaluate(
         for index, row in zip(wide.index.to_list(), wide.to_dict("records"), strict=True)
     ]
     _print_rows(["model", "document", *names], rows)
+    for row in frame[frame.metric == "recall_of_exact"].to_dict("records"):
+        typer.echo(f"{row['model']}: {row['value']:.4f} of what exact search has in the first {row['k']}")
 
 
 @app.command()
@@ -297,6 +306,75 @@ def compare(
     console = _stdout()
     console.print(terminal_table(comparison))
     console.print(comparison.sentence)
+
+
+@app.command()
+def index(
+    config: OptionalConfigPath = Path("embedfit.toml"),
+    model: Annotated[str | None, typer.Option(help="The model to index with. Default: the configuration's.")] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Let the version before answer again; nothing is written.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put documents and vectors into the vector store, check them against exact search, and go live."""
+    from embedfit import pipeline
+    from embedfit.config import read_config
+    from embedfit.store import open_store
+    from embedfit.store.versions import roll_back
+
+    settings = read_config(config)
+    if not rollback:
+        found = pipeline.index(settings, model)
+        typer.echo(json.dumps(found.to_dict()) if as_json else found.sentence)
+        return
+    with open_store(settings.store) as store:
+        stamp = roll_back(store)
+    said = f"Live again: {stamp.documents:,} documents by {stamp.encoder} ({stamp.fingerprint[:12]})."
+    typer.echo(stamp.to_json() if as_json else said)
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(metavar="QUERY", help="What to search for.")],
+    config: OptionalConfigPath = Path("embedfit.toml"),
+    k: Annotated[int, typer.Option(min=1, help="How many documents.")] = 10,
+    where: Annotated[
+        list[str] | None, typer.Option("--filter", metavar="KEY=VALUE", help="Metadata a document must have; may be given again.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model that the index was made with. Default: the configuration's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search the live index of the vector store; long texts are cut short, but not in JSON."""
+    from dataclasses import asdict
+    from textwrap import shorten
+
+    from embedfit import pipeline
+    from embedfit.config import read_config
+    from embedfit.store import open_store
+    from embedfit.store.versions import LiveIndex
+
+    settings = read_config(config)
+    with open_store(settings.store) as store:
+        hits = LiveIndex(store, pipeline.encoder(settings.model, model)).find(text, k, _filters(where or []))
+    if as_json:
+        typer.echo(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False))
+        return
+    rows = []
+    for rank, hit in enumerate(hits, 1):
+        metadata = ", ".join(f"{key}={value}" for key, value in hit.metadata.items())
+        rows.append([rank, f"{hit.score:.3f}", hit.id, shorten(hit.text, 200), shorten(metadata, 200)])
+    _print_rows(["", "score", "id", "text", "metadata"], rows)
+
+
+def _filters(given: Sequence[str]) -> dict[str, str]:
+    from embedfit.errors import ConfigError, shown
+
+    found = dict(one.partition("=")[::2] for one in given)
+    for one in given:
+        if "=" not in one or one.startswith("="):
+            raise ConfigError(f"--filter {shown(one)}; expected KEY=VALUE")
+    if len(found) < len(given):
+        raise ConfigError("--filter names a key twice; expected each once, as a document must have all of them")
+    return found
 
 
 @app.command()

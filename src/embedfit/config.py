@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -151,6 +153,21 @@ class LadderConfig(_Section):
     document_template: str | None = Field(None, description="Richer document text to try. By default every field of text.")
 
 
+class StoreConfig(_Section):
+    """Where `embedfit index` puts documents and vectors, and `embedfit search` finds them."""
+
+    kind: Literal["chroma", "pgvector", "qdrant"] = Field("chroma", description="Chroma, PostgreSQL with pgvector, or Qdrant.")
+    location: str = Field(
+        "store",
+        description="A folder (Chroma; Qdrant for trying out), a URL, a connection string of PostgreSQL, or env:NAME of a variable.",
+    )
+    api_key: str | None = Field(None, description="env:NAME of the variable that holds the server's key.")
+    index: str = Field("documents", pattern=r"^[a-z][a-z0-9_]{1,38}[a-z0-9]$", description="The live name.")
+    min_recall: float = Field(
+        0.95, ge=0, le=1, description="A new version that finds less of what exact search finds, in the first 10, does not go live."
+    )
+
+
 class Config(_Section):
     """A whole experiment."""
 
@@ -164,6 +181,7 @@ class Config(_Section):
     mix: MixConfig = MixConfig()
     general: GeneralConfig = GeneralConfig()
     ladder: LadderConfig = LadderConfig()
+    store: StoreConfig = StoreConfig()
 
 
 def with_method(config: TuneConfig, method: str) -> TuneConfig:
@@ -205,6 +223,7 @@ def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = P
         ConfigError: An unknown key (with the nearest known one), or a value that is out of range.
     """
     try:
+        _refuse_secrets(said.get("store"), where)
         config = Config.model_validate(said)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_problem(error)}") from None
@@ -227,7 +246,39 @@ def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = P
     model = config.model
     if (folder / model.name).is_dir():
         model = model.model_copy(update={"name": str(folder / model.name)})
-    return config.model_copy(update={"data": data, "mix": mix, "general": general, "model": model, "output": str(folder / config.output)})
+    store = config.store
+    if store.kind != "pgvector" and "://" not in store.location and not store.location.startswith(_FROM_ENVIRONMENT):
+        store = store.model_copy(update={"location": str(folder / store.location)})
+    return config.model_copy(
+        update={"data": data, "mix": mix, "general": general, "model": model, "store": store, "output": str(folder / config.output)}
+    )
+
+
+_FROM_ENVIRONMENT = "env:"
+
+
+def from_environment(setting: str, key: str) -> str:
+    """Return a setting, or what the environment variable holds that it names as env:NAME.
+
+    Raises:
+        ConfigError: The variable is not set.
+    """
+    if not setting.startswith(_FROM_ENVIRONMENT):
+        return setting
+    name = setting.removeprefix(_FROM_ENVIRONMENT)
+    if not os.environ.get(name):
+        raise ConfigError(f"key {key!r}: the environment variable {name} is not set")
+    return os.environ[name]
+
+
+def _refuse_secrets(store: Any, where: str) -> None:
+    """Refuse a secret that stands in the file itself, without showing it: the file is copied into every run directory."""
+    said = store if isinstance(store, dict) else {}
+    location, key = str(said.get("location", "")), said.get("api_key")
+    if re.search(r"://[^/@]*:[^/@]*@|password\s*=", location):
+        raise ConfigError(f"{where}: key 'store.location' holds a password; fix: location = \"env:NAME\", and set that variable")
+    if key is not None and not str(key).startswith(_FROM_ENVIRONMENT):
+        raise ConfigError(f"{where}: key 'store.api_key' is not env:NAME; fix: api_key = \"env:NAME\", and set that variable")
 
 
 def json_schema() -> str:

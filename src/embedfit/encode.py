@@ -184,12 +184,20 @@ class LocalEncoder:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of weights, tokenizer, pooling, prompts and precision, and of the library that applies them."""
-        files = {*weights_of(self.folder), *(path for end in ("json", "txt", "model") for path in self.folder.rglob(f"*.{end}"))}
-        described = [[str(path.relative_to(self.folder)), file_sha256(path)] for path in sorted(files)]
         libraries = [version(name) for name in ("sentence-transformers", "transformers", "torch")]
         # What "auto" becomes depends on the device and the processor; asking torch for it would take seconds.
         where = [_processor(), Path("/dev/nvidia0").exists(), os.environ.get("CUDA_VISIBLE_DEVICES")]
-        return hashlib.sha256(json.dumps([described, libraries, where, self.prompts, self.precision]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self._files, libraries, where, self.prompts, self.precision]).encode()).hexdigest()
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of weights, tokenizer, pooling and prompts alone, the same on every machine."""
+        return hashlib.sha256(json.dumps([self._files, self.prompts]).encode()).hexdigest()
+
+    @cached_property
+    def _files(self) -> list[list[str]]:
+        files = {*weights_of(self.folder), *(path for end in ("json", "txt", "model") for path in self.folder.rglob(f"*.{end}"))}
+        return [[str(path.relative_to(self.folder)), file_sha256(path)] for path in sorted(files)]
 
     @cached_property
     def loaded(self) -> ModelEncoder:

@@ -36,6 +36,8 @@ from embedfit.report import ForgettingChart, LadderRow, Report, curve_html, html
 from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, Run, joined
 from embedfit.score import KS, Scores, score_run
 from embedfit.split import Split, split_dataset, split_folds, without_leaks
+from embedfit.store import Store, open_store
+from embedfit.store.versions import Indexed, LiveIndex, index_documents, overlap
 from embedfit.suspects import find_suspects, write_suspects
 
 if TYPE_CHECKING:
@@ -379,28 +381,50 @@ def measure(encoder: Encoder, dataset: Dataset, *, template: str = DOCUMENT_TEMP
     return score_run(run, dataset.qrels, ks=ks, name=encoder.name)
 
 
-def evaluate(dataset: Dataset, encoders: Sequence[Encoder], *, templates: Sequence[str], ks: Sequence[int] = KS) -> pd.DataFrame:
-    """Measure every encoder with every document template.
+def evaluate(
+    dataset: Dataset, encoders: Sequence[Encoder], *, templates: Sequence[str], ks: Sequence[int] = KS, store: Store | None = None
+) -> pd.DataFrame:
+    """Measure every encoder with every document template, and what is live in a vector store.
 
     Args:
         dataset: Every judged query is scored.
         encoders: Their vectors are cached on disk.
         templates: What a document says.
         ks: Where to cut the rankings.
+        store: Its live index is measured too, beside exact search on the same documents.
 
     Returns:
-        A tidy frame: model, document, metric, k, value (the mean over queries).
+        A tidy frame: model, document, metric, k, value (the mean over queries). A store has one metric more, ``recall_of_exact``:
+        the share of what exact search finds that the store finds.
     """
     import pandas as pd
 
     judged = dataset.select(dataset.judged)
+    grid = [(encoder, template) for encoder in encoders for template in templates]
     frames = []
-    for one in encoders:
-        for template in templates:
-            frame = measure(one, judged, template=template, ks=ks).to_frame()
-            frame.insert(1, "document", template)
-            frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+    if store:
+        version = LiveIndex(store, *encoders).version()
+        grid = list(dict.fromkeys([*grid, (version.encoder, version.stamp.template)]))
+        run = version.search(judged, max(ks))
+        exact = DenseRetriever(CachedEncoder(version.encoder), version.stamp.template).search(judged, max(ks) + DEPTH)
+        shares = pd.DataFrame([(version.name, "recall_of_exact", k, overlap(run, exact, k)) for k in ks])
+        found = score_run(run, judged.qrels, ks=ks, name=version.name).to_frame()
+        frames = [pd.concat([found, shares.set_axis(found.columns, axis=1)]).assign(document=version.stamp.template)]
+    measured = [measure(encoder, judged, template=template, ks=ks).to_frame().assign(document=template) for encoder, template in grid]
+    return pd.concat([*measured, *frames], ignore_index=True)[["model", "document", "metric", "k", "value"]]
+
+
+def index(config: Config, model: str | None = None) -> Indexed:
+    """Make the documents searchable in the configured vector store, by the configured model or another one.
+
+    Raises:
+        EmbedfitError: With one line that says what to do; what was live still is.
+    """
+    dataset = read(config.data)
+    with open_store(config.store) as store:
+        return index_documents(
+            store, dataset, encoder(config.model, model), config.data.document_template, min_recall=config.store.min_recall
+        )
 
 
 def seen_in_training(model: LocalEncoder, dataset: Dataset) -> int:

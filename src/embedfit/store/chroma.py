@@ -1,0 +1,188 @@
+"""Chroma, embedded in a folder or as a server.
+
+A collection of a version holds its stamp in its metadata. Chroma has no aliases, so the live name is an empty collection whose
+metadata says which version answers; changing that is one transaction.
+
+Embedded, readers in other processes are safe as long as they read what nobody writes: a collection is never read before it is
+whole, nor written after. Two writers damage the folder for good, so one lock guards all of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from embedfit.encode import Vectors
+from embedfit.errors import StorageError, require
+from embedfit.store import Entry, Filters, Found, Live, Stamp, belongs, check_url, is_url, one_line, one_writer, readings, writable_folder
+
+if TYPE_CHECKING:
+    from chromadb.api import ClientAPI
+
+_WHOLE = "embedfit"
+"""Key of the metadata as JSON; the flat ones beside it are there to be filtered by."""
+_PAGE = 1000
+
+
+class ChromaStore:
+    """Collections in Chroma, with its default settings but for cosine distance.
+
+    Args:
+        location: A folder, or the URL of a server.
+        index: The live name.
+        api_key: Sent to the server as a bearer token, and as Chroma Cloud wants it.
+
+    Raises:
+        ConfigError: The location is a URL that says more than the server.
+    """
+
+    def __init__(self, location: str, index: str, api_key: str | None = None) -> None:
+        require("chromadb", extra="chroma")
+        check_url(location)
+        self.location, self.index, self.api_key = location, index, api_key
+        self.where = f"Chroma, {location}"
+        self.secrets: tuple[str, ...] = (api_key,) if api_key else ()
+
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:
+        """What chromadb raises."""
+        import httpx
+        from chromadb.errors import ChromaError
+
+        return (ChromaError, httpx.HTTPError, ValueError, OSError)
+
+    @cached_property
+    def _client(self) -> ClientAPI:
+        import chromadb
+        from chromadb.config import Settings
+
+        settings = Settings(anonymized_telemetry=False)
+        if not is_url(self.location):
+            return chromadb.PersistentClient(writable_folder(self.location), settings)
+        url = urlsplit(self.location)
+        headers = {"Authorization": f"Bearer {self.api_key}", "X-Chroma-Token": self.api_key} if self.api_key else {}
+        ssl = url.scheme == "https"
+        return chromadb.HttpClient(url.hostname or "", url.port or (443 if ssl else 8000), ssl, headers, settings)
+
+    def _collection(self, name: str) -> Any:
+        # Without an embedding function, or Chroma would want to download a model.
+        return self._client.get_collection(name, embedding_function=None)
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Keep other writers out: of the folder, or on this machine."""
+        return one_writer(self.where, self.index, None if is_url(self.location) else writable_folder(self.location))
+
+    @one_line
+    def live(self) -> Live:
+        """Return which collection answers."""
+        from chromadb.errors import NotFoundError
+
+        if not is_url(self.location) and not (Path(self.location) / "chroma.sqlite3").exists():
+            return Live()
+        try:
+            said = self._collection(self.index).metadata or {}
+        except NotFoundError:
+            return Live()
+        if "live" not in said:
+            raise StorageError(f"{self.where}: the collection {self.index!r} is not embedfit's; fix: another store.index")
+        return Live(said["live"], said["previous"])
+
+    @one_line
+    def switch(self, live: Live) -> None:
+        """Let another collection answer, for every reader from one moment on."""
+        said = {"live": live.current, "previous": live.previous}
+        self._client.get_or_create_collection(self.index, metadata=said, embedding_function=None).modify(metadata=said)
+
+    @one_line
+    def collections(self) -> list[str]:
+        """Return the names of the collections of this index."""
+        return [one.name for one in self._client.list_collections() if belongs(one.name, self.index)]
+
+    @one_line
+    def create(self, collection: str, stamp: Stamp) -> None:
+        """Make an empty collection."""
+        self._client.get_or_create_collection(
+            collection, metadata={"stamp": stamp.to_json()}, configuration={"hnsw": {"space": "cosine"}}, embedding_function=None
+        )
+
+    @one_line
+    def stamp(self, collection: str) -> Stamp:
+        """Return what a collection was made from."""
+        return Stamp.from_json((self._collection(collection).metadata or {}).get("stamp", "null"), self.where)
+
+    @one_line
+    def ids(self, collection: str) -> set[str]:
+        """Return the ids of the documents that are in a collection."""
+        found = self._collection(collection)
+        ids: set[str] = set()
+        while page := found.get(include=[], limit=_PAGE * 10, offset=len(ids))["ids"]:
+            ids.update(page)
+        return ids
+
+    @one_line
+    def add(self, collection: str, entries: Sequence[Entry], vectors: Vectors) -> None:
+        """Put documents in that are not there yet."""
+        found, most = self._collection(collection), self._client.get_max_batch_size()
+        for start in range(0, len(entries), most):
+            some = entries[start : start + most]
+            found.upsert(
+                ids=[entry.id for entry in some],
+                embeddings=np.asarray(vectors[start : start + most], np.float32),
+                documents=[entry.text for entry in some],
+                metadatas=[{**_flat(entry.metadata), _WHOLE: json.dumps(entry.metadata)} for entry in some],
+            )
+
+    def finish(self, collection: str) -> None:
+        """Do nothing: Chroma builds its graph as documents come."""
+
+    @one_line
+    def nearest(self, collection: str, vectors: Vectors, k: int, filters: Filters) -> list[Found]:
+        """Return up to k documents for each vector."""
+        found = self._collection(collection).query(query_embeddings=vectors, n_results=k, where=_where(filters), include=["distances"])
+        return [
+            [(id, 1 - distance) for id, distance in zip(*row, strict=True)] for row in zip(found["ids"], found["distances"], strict=True)
+        ]
+
+    @one_line
+    def entries(self, collection: str, ids: Sequence[str]) -> dict[str, Entry]:
+        """Return documents by their ids."""
+        found = self._collection(collection).get(ids=list(ids), include=["documents", "metadatas"])
+        rows = zip(found["ids"], found["documents"], found["metadatas"], strict=True)
+        return {id: Entry(id, text, json.loads(metadata[_WHOLE])) for id, text, metadata in rows}
+
+    @one_line
+    def drop(self, collection: str) -> None:
+        """Remove a collection."""
+        self._client.delete_collection(collection)
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+        if "_client" in self.__dict__:
+            self.__dict__.pop("_client").close()
+
+
+def _flat(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of the metadata Chroma can filter by: plain values, and lists of one kind of them."""
+
+    def plain(value: Any) -> bool:
+        return isinstance(value, (str, int, float)) and not (isinstance(value, int) and abs(value) >= 2**63)
+
+    def one_kind(values: Any) -> bool:
+        return isinstance(values, list) and all(map(plain, values)) and len(set(map(type, values))) == 1
+
+    return {key: value for key, value in metadata.items() if key and not key.startswith("chroma:") and (plain(value) or one_kind(value))}
+
+
+def _where(filters: Filters) -> dict[str, Any] | None:
+    conditions: list[dict[str, Any]] = [
+        {"$or": [{key: condition} for reading in readings(value) for condition in ({"$eq": reading}, {"$contains": reading})]}
+        for key, value in filters.items()
+    ]
+    return {"$and": conditions} if len(conditions) > 1 else conditions[0] if conditions else None

@@ -1,0 +1,196 @@
+"""Qdrant: a server, or its client's own local mode in a folder.
+
+A version is a collection with its stamp in the collection's metadata. The live name is an alias, so any client may search it;
+a second alias remembers the version before. Both are changed in one request.
+
+Local mode compares with every vector, writes slowly, and lets one process in at a time: for trying out.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedfit.encode import Vectors
+from embedfit.errors import StorageError, require
+from embedfit.store import Entry, Filters, Found, Live, Stamp, belongs, check_url, is_url, one_line, one_writer, readings, writable_folder
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
+
+_PAGE = 10_000
+_IDS = uuid.UUID("6f1e7c58-63a4-4b0e-9d53-2b1f5e0c9a77")
+"""Qdrant's ids are numbers or UUIDs: a document's is made from its own id in this namespace."""
+
+
+class QdrantStore:
+    """Collections in Qdrant, with its default settings and cosine distance.
+
+    Args:
+        location: A server's URL, or a folder for local mode.
+        index: The live name.
+        api_key: Of the server.
+
+    Raises:
+        ConfigError: The location is a URL that says more than the server.
+    """
+
+    def __init__(self, location: str, index: str, api_key: str | None = None) -> None:
+        require("qdrant_client", extra="qdrant")
+        check_url(location)
+        self.location, self.index, self.api_key = location, index, api_key
+        self.where = f"Qdrant, {location}"
+        self.secrets: tuple[str, ...] = (api_key,) if api_key else ()
+
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:
+        """What qdrant-client raises; local mode has plain ValueError and RuntimeError."""
+        from qdrant_client.http.exceptions import ApiException
+
+        return (ApiException, ValueError, RuntimeError, OSError)
+
+    @cached_property
+    def _client(self) -> QdrantClient:
+        from qdrant_client import QdrantClient
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a key goes over http, and that a local folder should not be large
+            if is_url(self.location):
+                return QdrantClient(url=self.location, api_key=self.api_key, timeout=60, check_compatibility=False)
+            return QdrantClient(path=str(writable_folder(self.location)), force_disable_check_same_thread=True)
+
+    @property
+    def _previous(self) -> str:
+        return f"{self.index}_previous"
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Keep other writers out: of the folder, or on this machine."""
+        return one_writer(self.where, self.index, None if is_url(self.location) else writable_folder(self.location))
+
+    @one_line
+    def live(self) -> Live:
+        """Return which collection answers."""
+        if not is_url(self.location) and not (Path(self.location) / "meta.json").exists():
+            return Live()
+        aliases = {alias.alias_name: alias.collection_name for alias in self._client.get_aliases().aliases}
+        return Live(aliases.get(self.index, ""), aliases.get(self._previous, ""))
+
+    @one_line
+    def switch(self, live: Live) -> None:
+        """Let another collection answer, for every reader from one moment on."""
+        from qdrant_client import models
+
+        changes: list[Any] = []
+        for alias, collection in ((self.index, live.current), (self._previous, live.previous)):
+            changes.append(models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias)))
+            if collection:
+                create = models.CreateAlias(collection_name=collection, alias_name=alias)
+                changes.append(models.CreateAliasOperation(create_alias=create))
+        self._client.update_collection_aliases(changes)
+
+    @one_line
+    def collections(self) -> list[str]:
+        """Return the names of the collections of this index."""
+        return [one.name for one in self._client.get_collections().collections if belongs(one.name, self.index)]
+
+    @one_line
+    def create(self, collection: str, stamp: Stamp) -> None:
+        """Make an empty collection."""
+        from qdrant_client import models
+
+        if not self._client.collection_exists(collection):
+            vectors = models.VectorParams(size=stamp.dimension, distance=models.Distance.COSINE)
+            self._client.create_collection(collection, vectors_config=vectors, metadata={"stamp": stamp.to_json()})
+
+    @one_line
+    def stamp(self, collection: str) -> Stamp:
+        """Return what a collection was made from."""
+        return Stamp.from_json((self._client.get_collection(collection).config.metadata or {}).get("stamp", "null"), self.where)
+
+    @one_line
+    def ids(self, collection: str) -> set[str]:
+        """Return the ids of the documents that are in a collection."""
+        ids: set[str] = set()
+        offset = None
+        while True:
+            page, offset = self._client.scroll(collection, limit=_PAGE, offset=offset, with_payload=["id"], with_vectors=False)
+            ids.update(str((point.payload or {})["id"]) for point in page)
+            if offset is None:
+                return ids
+
+    @one_line
+    def add(self, collection: str, entries: Sequence[Entry], vectors: Vectors) -> None:
+        """Put documents in that are not there yet."""
+        from qdrant_client import models
+
+        self._client.upsert(
+            collection,
+            models.Batch(
+                ids=[_point(entry.id) for entry in entries],
+                vectors=vectors.tolist(),
+                payloads=[vars(entry) for entry in entries],
+            ),
+        )
+
+    @one_line
+    def finish(self, collection: str) -> None:
+        """Wait until the server has built its graph.
+
+        Raises:
+            StorageError: The server gave up.
+        """
+        while (found := self._client.get_collection(collection)).status == "yellow":
+            time.sleep(0.5)
+        if found.status == "red":
+            raise StorageError(f"{self.where}: the collection {collection} cannot be indexed: {found.optimizer_status}")
+
+    @one_line
+    def nearest(self, collection: str, vectors: Vectors, k: int, filters: Filters) -> list[Found]:
+        """Return up to k documents for each vector."""
+        from qdrant_client import models
+
+        conditions = _filter(filters)
+        requests = [models.QueryRequest(query=vector.tolist(), limit=k, filter=conditions, with_payload=["id"]) for vector in vectors]
+        found: list[Found] = []
+        for start in range(0, len(requests), 100):
+            answers = self._client.query_batch_points(collection, requests[start : start + 100])
+            found += [[(str((point.payload or {})["id"]), point.score) for point in answer.points] for answer in answers]
+        return found
+
+    @one_line
+    def entries(self, collection: str, ids: Sequence[str]) -> dict[str, Entry]:
+        """Return documents by their ids."""
+        points = self._client.retrieve(collection, [_point(id) for id in ids], with_payload=True)
+        return {entry.id: entry for entry in (Entry(**(point.payload or {})) for point in points)}
+
+    @one_line
+    def drop(self, collection: str) -> None:
+        """Remove a collection."""
+        self._client.delete_collection(collection)
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+        if "_client" in self.__dict__:
+            self.__dict__.pop("_client").close()
+
+
+def _point(id: str) -> str:
+    return str(uuid.uuid5(_IDS, id))
+
+
+def _filter(filters: Filters) -> Any:
+    from qdrant_client import models
+
+    def condition(key: str, reading: Any) -> Any:
+        # Match takes no floats. It looks into lists by itself.
+        exact: dict[str, Any] = {"range": models.Range(gte=reading, lte=reading)} if isinstance(reading, float) else {}
+        return models.FieldCondition(key=f'metadata."{key}"', **(exact or {"match": models.MatchValue(value=reading)}))
+
+    must = [models.Filter(should=[condition(key, reading) for reading in readings(value)]) for key, value in filters.items()]
+    return models.Filter(must=must) if must else None
