@@ -15,6 +15,7 @@ STAGES = (
     "check",
     "split",
     "encode",
+    "remote",
     "retrieve",
     "score",
     "tune",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from embedfit.config import Config
     from embedfit.data import Dataset
-    from embedfit.encode import LocalEncoder
+    from embedfit.encode import Encoder
     from embedfit.errors import EmbedfitError
     from embedfit.pipeline import Result
 
@@ -35,6 +35,7 @@ _INTERRUPTED = 130  # the exit code by which shells know Ctrl-C
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml")]
 Folds = Annotated[int | None, typer.Option(help="Hold out every query once, in this many folds; 0 for one split.")]
 AllowLeaks = Annotated[bool, typer.Option("--allow-leaks", help="Go on where held-out queries were trained on; the report says so in red.")]
+Price = Annotated[float | None, typer.Option(min=0, help="US dollars for a million tokens of a remote encoder. Default: OpenAI's list.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
 
@@ -94,7 +95,7 @@ def check(config: ConfigPath, as_json: AsJson = False) -> None:
     try:
         if not dataset.corpus:
             raise ModelError("there are no documents")
-        findings += check_truncation(dataset, pipeline.encoder(settings.model).loaded, settings.data.document_template)
+        findings += check_truncation(dataset, pipeline.local(pipeline.encoder(settings.model)).loaded, settings.data.document_template)
     except ModelError as error:
         skipped = f"truncation was not looked at: {error}"
     if as_json:
@@ -113,10 +114,11 @@ def run(
     seeds: Annotated[int | None, typer.Option(min=1, help="Repeat the training with this many seeds, and show what they change.")] = None,
     keep: Annotated[float | None, typer.Option(help="Share of the base's score on general queries to keep, such as 0.98.")] = None,
     allow_leaks: AllowLeaks = False,
+    price: Price = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure, tune, measure again on the same held-out queries, and say whether it got better."""
-    settings = _changed(config, folds, allow_leaks, {"evaluate": {"seeds": seeds}, "general": {"keep": keep}})
+    settings = _changed(config, folds, allow_leaks, {"evaluate": {"seeds": seeds}, "general": {"keep": keep}, "model": {"price": price}})
     _show(_run(settings), as_json)
 
 
@@ -126,13 +128,14 @@ def ladder(
     rung: Annotated[list[str] | None, typer.Option(help="A method to measure; may be given again. Default: all.")] = None,
     folds: Folds = None,
     allow_leaks: AllowLeaks = False,
+    price: Price = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure every method on the same held-out queries, cheapest first, and recommend the simplest good one."""
     from embedfit import pipeline
     from embedfit.report import ladder_table
 
-    settings = _changed(config, folds, allow_leaks, {"ladder": {"rungs": tuple(rung) if rung else None}})
+    settings = _changed(config, folds, allow_leaks, {"ladder": {"rungs": tuple(rung) if rung else None}, "model": {"price": price}})
     folder, found = pipeline.run_ladder(settings)
     if as_json:
         typer.echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
@@ -151,12 +154,13 @@ def curve(
     points: Annotated[int, typer.Option(min=2, help="How many sizes of the train part to try, each half of the next.")] = 4,
     folds: Folds = None,
     allow_leaks: AllowLeaks = False,
+    price: Price = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure with less training data, and estimate what more would bring."""
     from embedfit import pipeline
 
-    folder, found = pipeline.run_curve(_changed(config, folds, allow_leaks, {}), points)
+    folder, found = pipeline.run_curve(_changed(config, folds, allow_leaks, {"model": {"price": price}}), points)
     if as_json:
         typer.echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
         return
@@ -196,14 +200,14 @@ def evaluate(
     k: Annotated[list[int] | None, typer.Option(help="Where to cut the rankings; may be given again.")] = None,
     part: Annotated[str, typer.Option(help="Which queries: all, train, dev or test.")] = "all",
     csv: Annotated[Path | None, typer.Option(help="Write the tidy table to this file.")] = None,
+    price: Price = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a grid of models and document templates, without tuning anything."""
     from embedfit import pipeline
-    from embedfit.config import read_config
     from embedfit.data import writing
 
-    settings = read_config(config)
+    settings = _changed(config, None, False, {"model": {"price": price}})
     dataset = pipeline.read(settings.data)
     encoders = [pipeline.encoder(settings.model, name) for name in dict.fromkeys(model or [settings.model.name])]
     dataset = dataset.select(_part(settings, dataset, part))
@@ -233,13 +237,13 @@ def evaluate(
 def tune(
     config: ConfigPath,
     output: Annotated[Path, typer.Option(help="Where the model goes.")],
+    price: Price = None,
     as_json: AsJson = False,
 ) -> None:
     """Tune the model on the train part, choosing on dev, without measuring anything."""
     from embedfit import pipeline
-    from embedfit.config import read_config
 
-    settings = read_config(config)
+    settings = _changed(config, None, False, {"model": {"price": price}})
     dataset = pipeline.read(settings.data)
     train, dev, _ = pipeline.one_split(settings, dataset).datasets(dataset)
     with pipeline.locked(output):
@@ -252,7 +256,7 @@ def tune(
             template=settings.data.document_template,
         )
     if as_json:
-        typer.echo(json.dumps({**vars(tuned), "folder": str(tuned.folder)}))
+        typer.echo(json.dumps({**vars(tuned), "folder": str(tuned.folder), "over": tuned.over and tuned.over.name}))
         return
     _print_rows(
         ["epoch", "loss", "dev MRR@10"],
@@ -267,14 +271,14 @@ def compare(
     first: Annotated[str, typer.Argument(help="A model: a folder or a name.")],
     second: Annotated[str, typer.Argument(help="Another.")],
     part: Annotated[str, typer.Option(help="Which queries: all, train, dev or test.")] = "test",
+    price: Price = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare two models on the same queries."""
     from embedfit import pipeline
     from embedfit.compare import compare_scores
-    from embedfit.config import read_config
 
-    settings = read_config(config)
+    settings = _changed(config, None, False, {"model": {"price": price}})
     dataset = pipeline.read(settings.data)
     dataset = dataset.select(_part(settings, dataset, part))
     ks, template = settings.evaluate.k, settings.data.document_template
@@ -360,7 +364,7 @@ def _part(settings: Config, dataset: Dataset, part: str) -> tuple[str, ...]:
     return ids
 
 
-def _warn_of_seen(encoders: Sequence[LocalEncoder], dataset: Dataset) -> None:
+def _warn_of_seen(encoders: Sequence[Encoder], dataset: Dataset) -> None:
     from embedfit import console, pipeline
 
     for encoder in encoders:

@@ -57,10 +57,14 @@ class SplitConfig(_Section):
 class ModelConfig(_Section):
     """The embedding model to start from."""
 
-    name: str = Field("BAAI/bge-base-en-v1.5", description="A Hub name, a local folder, or all-MiniLM-L6-v2 (offline).")
+    name: str = Field(
+        "BAAI/bge-base-en-v1.5",
+        description="A Hub name, a local folder, all-MiniLM-L6-v2 (offline), or a remote encoder like openai:text-embedding-3-large.",
+    )
     query_prompt: str | None = Field(None, description="Put before each query. By default the model's own.")
     document_prompt: str | None = Field(None, description="Put before each document. By default the model's own.")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where that is faster.")
+    price: float | None = Field(None, ge=0, description="US dollars for a million tokens of a remote encoder. By default OpenAI's list.")
 
 
 class EvaluateConfig(_Section):
@@ -201,7 +205,7 @@ def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = P
     general = config.general
     general = general.model_copy(update={"queries": beside(general.queries), "documents": beside(general.documents)})
     model = config.model
-    if (folder / model.name).is_dir():
+    if (folder / model.name).exists():  # a model's folder, or an adapter's file
         model = model.model_copy(update={"name": str(folder / model.name)})
     return config.model_copy(update={"data": data, "general": general, "model": model, "output": str(folder / config.output)})
 

@@ -26,11 +26,12 @@ from embedfit.config import Config, DataConfig, GeneralConfig, ModelConfig, Tune
 from embedfit.curve import Curve, learning_curve
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, load, text_key, writing
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
-from embedfit.errors import ConfigError, DataError, StorageError
+from embedfit.errors import ConfigError, DataError, ModelError, StorageError
 from embedfit.general import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
 from embedfit.ladder import Ladder, Setting, climb, richer_template
 from embedfit.parity import check_forms
 from embedfit.records import record_type
+from embedfit.remote import RemoteEncoder, is_remote
 from embedfit.report import ForgettingChart, LadderRow, Report, curve_html, html, ladder_html, per_query
 from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, Run, joined
 from embedfit.score import KS, Scores, score_run
@@ -95,12 +96,12 @@ class _Job:
     Attributes:
         config: All settings.
         dataset: As read.
-        base: The model to start from; not loaded before it is needed.
+        base: The model to start from, here or behind an API; not loaded before it is needed.
     """
 
     config: Config
     dataset: Dataset
-    base: LocalEncoder
+    base: Encoder
 
     @classmethod
     def of(cls, config: Config) -> _Job:
@@ -139,7 +140,8 @@ class _Job:
         for finding in findings:
             if finding.level == "problem":
                 raise DataError(self.config.data.queries, finding.message)
-        return (*findings, *self._gated[1], *check_truncation(self.dataset, self.base.loaded, self.template))
+        truncated = check_truncation(self.dataset, self.base.loaded, self.template) if isinstance(self.base, LocalEncoder) else []
+        return (*findings, *self._gated[1], *truncated)
 
     @property
     def splits(self) -> list[Split]:
@@ -192,6 +194,7 @@ def run(config: Config) -> Result:
         EmbedfitError: With one line that says what to do.
     """
     job, general = _Job.of(config), read_general(config.general)
+    check_method(job.base, config.tune)
     folder = job.folder("", "general", more=[general.digest()])
     with locked(folder):
         if (folder / "manifest.json").exists():
@@ -204,7 +207,7 @@ def run(config: Config) -> Result:
         final = _final(job, trainings[0], folder)
         forgetting = _forgetting(job, trainings[0], final, general)
         weight = forgetting.weight if forgetting and config.general.keep is not None else 1.0
-        model = _merged(job.base, final.encoder, weight, folder / "kept") if weight < 1 else final.encoder
+        model = _merged(local(job.base), local(final.encoder), weight, folder / "kept") if weight < 1 else final.encoder
         runs = [_searched(job, training, weight) for training in trainings]
         comparison = compare_scores(
             job.scored(base_run, job.base.name),
@@ -215,21 +218,26 @@ def run(config: Config) -> Result:
         )
         suspects = find_suspects(job.test, base_run, runs[0], scale=config.tune.scale)
         lora = final.folder.parent / "lora"
-        forms = check_forms(
-            model,
-            job.test,
-            job.template,
-            metric=job.metric,
-            ks=config.evaluate.k,
-            matryoshka=final.matryoshka,
-            lora=lora if lora.is_dir() and weight == 1 else None,
+        # An adapter over an API is a matrix in a file: there are no other forms of it to check.
+        forms = (
+            ()
+            if not isinstance(model, LocalEncoder)
+            else check_forms(
+                model,
+                job.test,
+                job.template,
+                metric=job.metric,
+                ks=config.evaluate.k,
+                matryoshka=final.matryoshka,
+                lora=lora if lora.is_dir() and weight == 1 else None,
+            )
         )
         tuned = [*trainings[0], final] if len(trainings[0]) > 1 else [final]
         manifest = {
             "embedfit": version("embedfit"),
             "config": config.model_dump(),
             "base": {"name": job.base.name, "fingerprint": job.base.fingerprint},
-            "model": str(model.folder.relative_to(folder)),
+            "model": str((model.folder if isinstance(model, LocalEncoder) else final.folder).relative_to(folder)),
             "fingerprint": model.fingerprint,
             "split": [{part: len(getattr(split, part)) for part in ("train", "dev", "test")} for split in job.splits],
             "tuning": [{"epoch": one.epoch, "tokens": one.tokens, "seconds": one.seconds, "candidates": one.candidates} for one in tuned],
@@ -238,6 +246,7 @@ def run(config: Config) -> Result:
             "others": [other.name for other in others],
             "forms": [{**vars(form), "passed": form.passed} for form in forms],
             "forgetting": forgetting.to_dict() if forgetting else None,
+            "bought": vars(job.base.spent) if isinstance(job.base, RemoteEncoder) else None,
         }
         queries = per_query(job.dataset, comparison, base_run, runs[0])
         report = Report(
@@ -270,6 +279,7 @@ def run_curve(config: Config, points: int) -> tuple[Path, Curve]:
         EmbedfitError: With one line that says what to do.
     """
     job = _Job.of(config)
+    check_method(job.base, config.tune)
     folder = job.folder("-curve", more=[str(points)])
     with locked(folder):
         findings = job.findings
@@ -343,11 +353,46 @@ def read(config: DataConfig, problems: list[DataError] | None = None) -> Dataset
     return load(config.queries, config.documents, query=config.query, label=config.label, record=record, problems=problems)
 
 
-def encoder(config: ModelConfig, name: str | None = None) -> LocalEncoder:
-    """Return the encoder that a configuration names, or another model with its prompts and precision."""
-    return LocalEncoder(
-        name or config.name, query_prompt=config.query_prompt, document_prompt=config.document_prompt, precision=config.precision
-    )
+def encoder(config: ModelConfig, name: str | None = None) -> Encoder:
+    """Return the encoder that a configuration names, or another model with its prompts and precision.
+
+    Args:
+        config: Of the model.
+        name: A folder or a Hub name; a remote encoder (`embedfit.remote`); or the ``adapter.safetensors`` of one.
+
+    Raises:
+        EmbedfitError: There is no such model, or no key for it.
+    """
+    name = name or config.name
+    if is_remote(name):
+        return RemoteEncoder(name, query_prompt=config.query_prompt, document_prompt=config.document_prompt, price=config.price)
+    if name.endswith(".safetensors") and Path(name).is_file():
+        from embedfit.tune.adapter import AdaptedEncoder, load_adapter
+
+        adapter = load_adapter(name)
+        return AdaptedEncoder(CachedEncoder(encoder(config, adapter.base_name)), adapter)
+    return LocalEncoder(name, query_prompt=config.query_prompt, document_prompt=config.document_prompt, precision=config.precision)
+
+
+def local(encoder: Encoder) -> LocalEncoder:
+    """Return an encoder that has its weights here.
+
+    Raises:
+        ModelError: It has not.
+    """
+    if not isinstance(encoder, LocalEncoder):
+        raise ModelError(f"{encoder.name} reads texts elsewhere, so its tokens and weights are not here")
+    return encoder
+
+
+def check_method(base: Encoder, config: TuneConfig) -> None:
+    """Refuse to train weights that are not here, before anything is paid for.
+
+    Raises:
+        ConfigError: The method needs weights, and the model is behind an API.
+    """
+    if config.method != "adapter" and not isinstance(base, LocalEncoder):
+        raise ConfigError(f'{base.name} has no weights here to train; fix: method = "adapter" in [tune] fits a map of its query vectors')
 
 
 def measure(encoder: Encoder, dataset: Dataset, *, template: str = DOCUMENT_TEMPLATE, ks: Sequence[int] = KS) -> Scores:
@@ -380,11 +425,16 @@ def evaluate(dataset: Dataset, encoders: Sequence[Encoder], *, templates: Sequen
     return pd.concat(frames, ignore_index=True)
 
 
-def seen_in_training(model: LocalEncoder, dataset: Dataset) -> int:
+def seen_in_training(model: Encoder, dataset: Dataset) -> int:
     """Return how many queries of a data set a model was tuned on or chosen by, as far as its folder tells."""
+    from embedfit.tune.adapter import AdaptedEncoder
     from embedfit.tune.result import seen_by
 
-    seen = set(seen_by(model))
+    if isinstance(model, LocalEncoder):
+        path: Path | None = model.folder
+    else:
+        path = model.adapter.path if isinstance(model, AdaptedEncoder) else None
+    seen = set(seen_by(path)) if path else set()
     return sum(text_key(query.text) in seen for query in dataset.queries.values())
 
 
@@ -492,17 +542,26 @@ def _tune(job: _Job, train: Dataset, dev: Dataset | None, folder: Path, changes:
     return tune(job.base, train, dev, folder, job.config.tune.model_copy(update=changes), template=job.template)
 
 
-def tune(base: LocalEncoder, train: Dataset, dev: Dataset | None, folder: Path, config: TuneConfig, *, template: str) -> Tuned:
-    """Tune a model by the method that the settings name; the result is the same kind of folder for all of them."""
+def tune(base: Encoder, train: Dataset, dev: Dataset | None, folder: Path, config: TuneConfig, *, template: str) -> Tuned:
+    """Tune a model by the method that the settings name; the result is the same kind of folder for all of them.
+
+    Raises:
+        ConfigError: The method needs weights, and the model is behind an API.
+    """
+    check_method(base, config)
     if config.method == "adapter":
         from embedfit.tune.adapter import AdapterConfig, tune_adapter
         from embedfit.tune.result import Tuned
 
-        found = tune_adapter(base, train, dev, folder, AdapterConfig(scale=config.scale, seed=config.seed), template=template)
-        return Tuned(found.folder / "model", (), 1, 0, found.seconds, "all", base.precision)
+        found = tune_adapter(
+            CachedEncoder(base), train, dev, folder, AdapterConfig(scale=config.scale, seed=config.seed), template=template
+        )
+        if isinstance(base, LocalEncoder):
+            return Tuned(found.folder / "model", (), 1, 0, found.seconds, "all", base.precision)
+        return Tuned(found.folder / "adapter.safetensors", (), 1, 0, found.seconds, "all", "fp32", over=found.base)
     from embedfit.tune.full import tune_model
 
-    return tune_model(base, train, dev, folder, config, template=template)
+    return tune_model(local(base), train, dev, folder, config, template=template)
 
 
 def _forgetting(job: _Job, training: Sequence[Tuned], final: Tuned, general: Dataset) -> Forgetting | None:
@@ -515,10 +574,10 @@ def _forgetting(job: _Job, training: Sequence[Tuned], final: Tuned, general: Dat
     # The sweep encodes the corpus once for each weight: too much where the corpus is what takes the time.
     cheap = sum(map(len, job.dataset.document_texts(job.template))) <= _CHEAP_CHARACTERS
     return measure_forgetting(
-        job.base,
-        final.encoder,
+        local(job.base),
+        local(final.encoder),
         general,
-        held_out=[(one.encoder, test) for one, (_, _, test) in zip(training, job.parts, strict=True)],
+        held_out=[(local(one.encoder), test) for one, (_, _, test) in zip(training, job.parts, strict=True)],
         template=job.template,
         weights=WEIGHTS if cheap or keep is not None else (0.0, 1.0),
         keep=keep,
@@ -535,10 +594,14 @@ def _merged(base: LocalEncoder, tuned: LocalEncoder, weight: float, folder: Path
 
 def _searched(job: _Job, training: Sequence[Tuned], weight: float) -> Run:
     """Return the Run on all held-out queries: each part by the model that was trained without it, merged with the base if asked for."""
-    held_out = [(one.encoder, test) for one, (_, _, test) in zip(training, job.parts, strict=True)]
+    tests = [test for _, _, test in job.parts]
     if weight < 1:
-        return merged_runs(job.base, held_out, [weight], job.template, job.depth)[weight]
-    return joined([DenseRetriever(CachedEncoder(model), job.template).search(test, job.depth) for model, test in held_out])
+        held_out = [(local(one.encoder), test) for one, test in zip(training, tests, strict=True)]
+        return merged_runs(local(job.base), held_out, [weight], job.template, job.depth)[weight]
+    found = [
+        DenseRetriever(CachedEncoder(one.encoder), job.template).search(test, job.depth) for one, test in zip(training, tests, strict=True)
+    ]
+    return joined(found)
 
 
 def read_general(config: GeneralConfig) -> Dataset:
