@@ -158,3 +158,147 @@ class Embeddings(Server):
             tokens = sum(len(text.split()) for text in texts)
             answer["usage"] = {"prompt_tokens": tokens, "total_tokens": tokens}
         return as_json(answer)
+
+
+@dataclass
+class Hub(Server):
+    """The Hugging Face Hub as its client sees it: create, validate-yaml, preupload, LFS batch, commit, and downloads.
+
+    Attributes:
+        storage: Address of another server, where large files are PUT.
+        repos: (type, name) -> {"private": ..., "files": {path: content}}.
+        stored: Content of large files by hash, as the storage received it.
+        damaged: Whether downloads of weights come back with half of it zero.
+    """
+
+    storage: "Storage" = None
+    repos: dict = field(default_factory=dict)
+    damaged: bool = False
+    COMMIT = "c" * 40
+
+    def answer(self, request):
+        path, _, _ = request.path.partition("?")
+        if path == "/":
+            return 200, {}, b""
+        if path == "/api/repos/create":
+            said = request.json
+            self.repos[said.get("type", "model"), f"{said['organization']}/{said['name']}"] = {
+                "private": said["visibility"] == "private",
+                "files": {},
+            }
+            return as_json({"url": f"{self.address}/{said['organization']}/{said['name']}"})
+        if path == "/api/validate-yaml":
+            assert request.json["content"].startswith("---\n")
+            return as_json({"errors": [], "warnings": []})
+        for (kind, name), repo in self.repos.items():
+            here = f"/datasets/{name}" if kind == "dataset" else f"/{name}"
+            if path.startswith((f"/api/{kind}s/{name}", here)):
+                return self.answer_about(repo, kind, name, path, request)
+        return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
+
+    def answer_about(self, repo, kind, name, path, request):
+        if path.endswith("/preupload/main"):
+            files = [
+                {"path": file["path"], "uploadMode": "lfs" if file["size"] > 100_000 else "regular", "shouldIgnore": False, "oid": None}
+                for file in request.json["files"]
+            ]
+            return as_json({"files": files})
+        if path.endswith(".git/info/lfs/objects/batch"):
+            objects = [
+                {**one, "actions": {"upload": {"href": f"{self.storage.address}/{one['oid']}?X-Signature=presigned"}}}
+                for one in request.json["objects"]
+            ]
+            return as_json({"transfer": "basic", "objects": objects})
+        if path.endswith("/commit/main"):
+            for line in request.body.splitlines():
+                said = json.loads(line)
+                if said["key"] == "file":
+                    repo["files"][said["value"]["path"]] = base64.b64decode(said["value"]["content"])
+                elif said["key"] == "lfsFile":
+                    repo["files"][said["value"]["path"]] = self.storage.stored[said["value"]["oid"]]
+            url = f"{self.address}/{name}/commit/{self.COMMIT}"
+            return as_json({"commitUrl": url, "commitOid": self.COMMIT, "pullRequestUrl": None, "success": True})
+        if f"/tree/{self.COMMIT}" in path:
+            return as_json([{"type": "file", "path": file, "size": len(body), "oid": "0" * 40} for file, body in repo["files"].items()])
+        if f"/resolve/{self.COMMIT}/" in path:
+            file = path.partition(f"/resolve/{self.COMMIT}/")[2]
+            body = repo["files"][file]
+            if self.damaged and file.endswith(".safetensors"):
+                body = body[: len(body) // 2] + bytes(len(body) - len(body) // 2)
+            return 200, {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": self.COMMIT}, body
+        if path.startswith("/api/"):
+            siblings = [{"rfilename": file} for file in repo["files"]]
+            return as_json({"id": name, "sha": self.COMMIT, "private": repo["private"], "siblings": siblings})
+        return 404, {"X-Error-Code": "EntryNotFound"}, b"{}"
+
+
+@dataclass
+class Storage(Server):
+    """Where the Hub has large files put: another host, which must not see the Hub's token."""
+
+    stored: dict = field(default_factory=dict)
+
+    def answer(self, request):
+        assert request.method == "PUT"
+        assert hashlib.sha256(request.body).hexdigest() == request.path[1:].partition("?")[0]
+        self.stored[request.path[1:].partition("?")[0]] = request.body
+        return 200, {}, b""
+
+
+@contextmanager
+def running_hub():
+    """Run a Hub and its storage."""
+    with running(Storage()) as storage, running(Hub(storage=storage)) as hub:
+        yield hub
+
+
+@dataclass
+class LangWatch(Server):
+    """LangWatch: traces as OTLP protobuf, and experiments, whose results can be read back."""
+
+    def answer(self, request):
+        path = request.path.partition("?")[0]
+        if path == "/api/experiment/init":
+            slug = request.json["experiment_slug"]
+            return as_json({"path": f"/project/experiments/{slug}", "slug": slug})
+        if path == "/api/evaluations/v3/runs/" + path.split("/")[-2] + "/results":
+            return as_json(self.results(path.split("/")[-2]))
+        if path == "/api/otel/v1/traces":
+            return 200, {"Content-Type": "application/x-protobuf"}, b""
+        if path == "/api/evaluations/batch/log_results":
+            assert request.json["run_id"]
+            return as_json({})
+        return 404, {}, b"{}"
+
+    def sent_to(self, path):
+        return [request for request in self.requests if request.path.partition("?")[0] == path]
+
+    def results(self, run_id):
+        """Return what LangWatch shows of a run: rows and evaluations, each once, the last one sent."""
+        rows, evaluations = {}, {}
+        for request in self.sent_to("/api/evaluations/batch/log_results"):
+            said = request.json
+            if said["run_id"] == run_id:
+                rows |= {(row["index"], row.get("target_id")): row for row in said["dataset"]}
+                evaluations |= {(one["index"], one.get("target_id"), one["name"]): one for one in said["evaluations"]}
+        renamed = {"target_id": "targetId", "trace_id": "traceId"}
+        return {
+            "dataset": [{renamed.get(key, key): value for key, value in row.items()} for row in rows.values()],
+            "evaluations": [{renamed.get(key, key): value for key, value in one.items()} for one in evaluations.values()],
+        }
+
+    def spans(self):
+        """Return every span sent, decoded: (name, trace id, attributes)."""
+        import gzip
+
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+        found = []
+        for request in self.sent_to("/api/otel/v1/traces"):
+            body = gzip.decompress(request.body) if request.headers.get("content-encoding") == "gzip" else request.body
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                for scope in resource.scope_spans:
+                    for span in scope.spans:
+                        attributes = {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in span.attributes}
+                        found.append((span.name, span.trace_id.hex(), attributes))
+        return found

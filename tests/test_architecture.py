@@ -26,6 +26,8 @@ STAGES = (
     "ladder",
     "suspects",
     "report",
+    "publish",
+    "track",
 )
 JOINERS = ("pipeline", "cli", "serve")
 FILES = sorted(ROOT.rglob("*.py"))

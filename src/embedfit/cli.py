@@ -206,18 +206,21 @@ def evaluate(
     """Measure a grid of models and document templates, without tuning anything."""
     from embedfit import pipeline
     from embedfit.data import writing
+    from embedfit.track import tracking
 
     settings = _changed(config, None, False, {"model": {"price": price}})
     dataset = pipeline.read(settings.data)
     encoders = [pipeline.encoder(settings.model, name) for name in dict.fromkeys(model or [settings.model.name])]
     dataset = dataset.select(_part(settings, dataset, part))
     _warn_of_seen(encoders, dataset)
-    frame = pipeline.evaluate(
-        dataset,
-        encoders,
-        templates=document or [settings.data.document_template],
-        ks=k or settings.evaluate.k,
-    )
+    with tracking(f"{settings.name}-evaluate", wanted=settings.track.langwatch) as tracker:
+        frame = pipeline.evaluate(
+            dataset,
+            encoders,
+            templates=document or [settings.data.document_template],
+            ks=k or settings.evaluate.k,
+            tracker=tracker,
+        )
     if csv:
         with writing(csv) as file:
             frame.to_csv(file, index=False)
@@ -254,6 +257,7 @@ def tune(
             output,
             settings.tune,
             template=settings.data.document_template,
+            report_to=settings.track.report_to,
         )
     if as_json:
         typer.echo(json.dumps({**vars(tuned), "folder": str(tuned.folder), "over": tuned.over and tuned.over.name}))
@@ -277,6 +281,7 @@ def compare(
     """Compare two models on the same queries."""
     from embedfit import pipeline
     from embedfit.compare import compare_scores
+    from embedfit.track import tracking
 
     settings = _changed(config, None, False, {"model": {"price": price}})
     dataset = pipeline.read(settings.data)
@@ -284,7 +289,8 @@ def compare(
     ks, template = settings.evaluate.k, settings.data.document_template
     encoders = [pipeline.encoder(settings.model, name) for name in (first, second)]
     _warn_of_seen(encoders, dataset)
-    base, tuned = [pipeline.measure(encoder, dataset, template=template, ks=ks) for encoder in encoders]
+    with tracking(f"{settings.name}-compare", wanted=settings.track.langwatch) as tracker:
+        base, tuned = [pipeline.measure(encoder, dataset, template=template, ks=ks, tracker=tracker) for encoder in encoders]
     comparison = compare_scores(base, tuned, metric=settings.evaluate.metric, seed=settings.split.seed)
     if as_json:
         typer.echo(json.dumps(comparison.to_dict()))
@@ -294,6 +300,45 @@ def compare(
     console = _stdout()
     console.print(terminal_table(comparison))
     console.print(comparison.sentence)
+
+
+@app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run directory.")],
+    target: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub, a folder like ./name, or an archive like name.tar.")],
+    dataset: Annotated[str | None, typer.Option(help="Publish the labelled data too: where to, likewise.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let anybody see it on the Hub. Default: private.")] = False,
+    include_examples: Annotated[bool, typer.Option("--include-examples", help="Quote a few training queries in the model card.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Publish a run's model with its evidence, fetch it again, and check that it gives the same vectors and scores."""
+    from embedfit import pipeline
+    from embedfit.errors import ConfigError
+
+    publications = pipeline.prepare_publications(run, target, dataset=dataset, public=public, examples=include_examples)
+    for publication in publications:
+        typer.echo(publication.describe(), err=True)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError("nobody is there to agree to this; fix: --yes")
+        typer.confirm("Publish this?", abort=True, err=True)
+    for publication in publications:
+        parity = pipeline.publish(run, publication)
+        said = parity.sentence if parity else "Fetched again: it is the same."
+        typer.echo(f"Published the {publication.kind}: {publication.target.where}. {said}")
+
+
+track = typer.Typer(no_args_is_help=True, help="What was sent to LangWatch, and what was not.")
+app.add_typer(track, name="track")
+
+
+@track.command()
+def resend(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or the folder that the note named.")]) -> None:
+    """Send again what could not be delivered to LangWatch."""
+    from embedfit.track import resend as send_again
+
+    found = send_again(run)
+    typer.echo(f"{found.delivered:,} results delivered" + (f": {found.address}" if found.address else ""))
 
 
 @app.command()

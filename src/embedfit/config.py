@@ -135,6 +135,13 @@ class LadderConfig(_Section):
     document_template: str | None = Field(None, description="Richer document text to try. By default every field of text.")
 
 
+class TrackConfig(_Section):
+    """Where results are followed."""
+
+    langwatch: bool = Field(True, description="Send each query's results to LangWatch, where LANGWATCH_API_KEY is set.")
+    report_to: tuple[Literal["mlflow", "wandb", "tensorboard"], ...] = Field((), description="Log the training to these.")
+
+
 class Config(_Section):
     """A whole experiment."""
 
@@ -147,6 +154,7 @@ class Config(_Section):
     tune: TuneConfig = TuneConfig()
     general: GeneralConfig = GeneralConfig()
     ladder: LadderConfig = LadderConfig()
+    track: TrackConfig = TrackConfig()
 
 
 def with_method(config: TuneConfig, method: str) -> TuneConfig:

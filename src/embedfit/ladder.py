@@ -359,7 +359,10 @@ def _tuned(method: str, template: Callable[[Setting], str]) -> Callable[[Setting
 
         said = template(setting)
         assert isinstance(setting.base, LocalEncoder)  # `_no_weights` has seen to it
-        tuned = tune_model(setting.base, train, dev, folder, with_method(setting.config.tune, method), template=said)
+        config = setting.config
+        tuned = tune_model(
+            setting.base, train, dev, folder, with_method(config.tune, method), template=said, report_to=config.track.report_to
+        )
         return Fitted(DenseRetriever(CachedEncoder(tuned.encoder), said), tuned.seconds)
 
     return fit

@@ -24,12 +24,22 @@ from embedfit.check import Finding, check_dataset, check_leaks, check_truncation
 from embedfit.compare import Comparison, compare_scores, metric_label
 from embedfit.config import Config, DataConfig, GeneralConfig, ModelConfig, TuneConfig
 from embedfit.curve import Curve, learning_curve
-from embedfit.data import DOCUMENT_TEMPLATE, Dataset, load, text_key, writing
+from embedfit.data import DOCUMENT_TEMPLATE, Dataset, Query, load, text_key, writing
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
-from embedfit.errors import ConfigError, DataError, ModelError, StorageError
+from embedfit.errors import ConfigError, DataError, ModelError, StorageError, require
 from embedfit.general import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
 from embedfit.ladder import Ladder, Setting, climb, richer_template
 from embedfit.parity import check_forms
+from embedfit.publish import (
+    Parity,
+    Publication,
+    Target,
+    check_dataset_parity,
+    check_parity,
+    dataset_publication,
+    model_publication,
+    public_name,
+)
 from embedfit.records import record_type
 from embedfit.remote import RemoteEncoder, is_remote
 from embedfit.report import ForgettingChart, LadderRow, Report, curve_html, html, ladder_html, per_query
@@ -37,6 +47,7 @@ from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, Run, joined
 from embedfit.score import KS, Scores, score_run
 from embedfit.split import Split, split_dataset, split_folds, without_leaks
 from embedfit.suspects import find_suspects, write_suspects
+from embedfit.track import Tracker, tracking
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,6 +210,8 @@ def run(config: Config) -> Result:
     with locked(folder):
         if (folder / "manifest.json").exists():
             return read_result(folder)
+        for name in config.track.report_to:
+            require(name, extra=name)  # now, and not after the base model was measured
         started = time.monotonic()
         findings = job.findings
         others = [job.scored(BM25Retriever(job.template).search(job.test, job.depth), "BM25")] if config.evaluate.bm25 else []
@@ -265,6 +278,11 @@ def run(config: Config) -> Result:
             forgetting=_chart(forgetting),
         )
         _write(folder, comparison, tuple(others), queries, suspects, manifest, report)
+        with tracking(config.name, folder, wanted=config.track.langwatch) as tracker:
+            if tracker:
+                measured = [(comparison.base, base_run), (comparison.tuned, runs[0])]
+                for scores, run in measured:
+                    tracker.add(public_name(scores.name), job.test, run, scores, template=job.template)
     return read_result(folder, reused=False)
 
 
@@ -395,13 +413,36 @@ def check_method(base: Encoder, config: TuneConfig) -> None:
         raise ConfigError(f'{base.name} has no weights here to train; fix: method = "adapter" in [tune] fits a map of its query vectors')
 
 
-def measure(encoder: Encoder, dataset: Dataset, *, template: str = DOCUMENT_TEMPLATE, ks: Sequence[int] = KS) -> Scores:
-    """Return how well an encoder retrieves, for each query of a data set; its vectors are cached on disk."""
+def measure(
+    encoder: Encoder, dataset: Dataset, *, template: str = DOCUMENT_TEMPLATE, ks: Sequence[int] = KS, tracker: Tracker | None = None
+) -> Scores:
+    """Return how well an encoder retrieves, for each query of a data set; its vectors are cached on disk.
+
+    Args:
+        encoder: To measure.
+        dataset: Each of its queries must be judged.
+        template: What a document says.
+        ks: Where to cut the rankings.
+        tracker: Takes in every query's result, from `embedfit.track.tracking`; None for none.
+    """
+    started = time.monotonic()
     run = DenseRetriever(CachedEncoder(encoder), template).search(dataset, max(ks))
-    return score_run(run, dataset.qrels, ks=ks, name=encoder.name)
+    seconds = time.monotonic() - started
+    scores = score_run(run, dataset.qrels, ks=ks, name=encoder.name)
+    if tracker:
+        said = {"fingerprint": encoder.fingerprint[:12], "document": template}
+        tracker.add(public_name(encoder.name), dataset, run, scores, template=template, metadata=said, seconds=seconds)
+    return scores
 
 
-def evaluate(dataset: Dataset, encoders: Sequence[Encoder], *, templates: Sequence[str], ks: Sequence[int] = KS) -> pd.DataFrame:
+def evaluate(
+    dataset: Dataset,
+    encoders: Sequence[Encoder],
+    *,
+    templates: Sequence[str],
+    ks: Sequence[int] = KS,
+    tracker: Tracker | None = None,
+) -> pd.DataFrame:
     """Measure every encoder with every document template.
 
     Args:
@@ -409,6 +450,7 @@ def evaluate(dataset: Dataset, encoders: Sequence[Encoder], *, templates: Sequen
         encoders: Their vectors are cached on disk.
         templates: What a document says.
         ks: Where to cut the rankings.
+        tracker: Takes in every query's result; None for none.
 
     Returns:
         A tidy frame: model, document, metric, k, value (the mean over queries).
@@ -419,7 +461,7 @@ def evaluate(dataset: Dataset, encoders: Sequence[Encoder], *, templates: Sequen
     frames = []
     for one in encoders:
         for template in templates:
-            frame = measure(one, judged, template=template, ks=ks).to_frame()
+            frame = measure(one, judged, template=template, ks=ks, tracker=tracker).to_frame()
             frame.insert(1, "document", template)
             frames.append(frame)
     return pd.concat(frames, ignore_index=True)
@@ -467,6 +509,73 @@ def read_result(folder: str | Path, *, reused: bool = True) -> Result:
     others = tuple(scores(f"{name.lower()}_", name) for name in manifest["others"])
     findings = tuple(Finding(**{**row, "ids": tuple(row["ids"])}) for row in manifest["findings"])
     return Result(folder, comparison, others, findings, manifest, reused)
+
+
+def prepare_publications(
+    folder: str | Path, target: str, *, dataset: str | None = None, public: bool = False, examples: bool = False
+) -> list[Publication]:
+    """Return what is to be published of a finished run: the model, and its data set if that is asked for.
+
+    Args:
+        folder: The run directory.
+        target: Where the model goes: ``owner/name`` on the Hub, ``./folder`` or ``name.tar``.
+        dataset: Where the data set goes, likewise; None to keep it.
+        public: Whether anybody may see them on the Hub.
+        examples: Whether the model's card quotes some training queries.
+
+    Raises:
+        EmbedfitError: It is not finished, has no model of its own, or its data is needed and not there.
+    """
+    result = read_result(folder)
+    if not result.model.is_dir():
+        raise ConfigError(
+            f"{folder}: {result.model.name} is a map over {result.manifest['base']['name']}, and no model that can be published"
+        )
+    data: Dataset | None = None
+    try:
+        data = read(_config_of(result).data)
+    except DataError:
+        if dataset or examples:
+            raise
+    shown: list[tuple[str, list[str]]] = []
+    if examples and data:
+        shown = [(data.queries[id].text, list(data.relevant(id))) for id in data.judged[:5]]
+    model = model_publication(Target.of(target), result.model, result.manifest, result.comparison, data, public=public, examples=shown)
+    if not (dataset and data):
+        return [model]
+    return [model, dataset_publication(Target.of(dataset), data, result.manifest["config"]["name"], public=public)]
+
+
+def publish(folder: str | Path, publication: Publication) -> Parity | None:
+    """Publish the model or the data set of a finished run, fetch it again, and make sure that it is the same.
+
+    Returns:
+        How near the fetched model comes; None for a data set, which is the same or refused.
+
+    Raises:
+        EmbedfitError: It cannot be sent, or what was fetched is something else.
+    """
+    result = read_result(folder)
+    config = _config_of(result)
+    with publication.fetched(publication.send()) as fetched:
+        if publication.kind == "dataset":
+            check_dataset_parity(fetched, read(config.data))
+            return None
+        try:
+            data = read(config.data)
+            data = data.select(result.comparison.base.query_ids)
+        except (DataError, KeyError):  # gone or changed since; the run directory keeps the queries' texts
+            import pandas as pd
+
+            frame = pd.read_parquet(result.folder / "queries.parquet", columns=["query_id", "query"])
+            data = Dataset({id: Query(id, text) for id, text in zip(frame.query_id, frame["query"], strict=True)}, {}, {})
+        precision = config.model.precision
+        measured, published = LocalEncoder(result.model, precision=precision), LocalEncoder(fetched, precision=precision)
+        return check_parity(measured, published, data, config.data.document_template, config.evaluate.metric)
+
+
+def _config_of(result: Result) -> Config:
+    return Config.model_validate(result.manifest["config"])
 
 
 def splits_of(config: Config, dataset: Dataset) -> list[Split]:
@@ -539,10 +648,20 @@ def _final(job: _Job, training: Sequence[Tuned], folder: Path) -> Tuned:
 
 
 def _tune(job: _Job, train: Dataset, dev: Dataset | None, folder: Path, changes: dict[str, Any]) -> Tuned:
-    return tune(job.base, train, dev, folder, job.config.tune.model_copy(update=changes), template=job.template)
+    settings = job.config.tune.model_copy(update=changes)
+    return tune(job.base, train, dev, folder, settings, template=job.template, report_to=job.config.track.report_to)
 
 
-def tune(base: Encoder, train: Dataset, dev: Dataset | None, folder: Path, config: TuneConfig, *, template: str) -> Tuned:
+def tune(
+    base: Encoder,
+    train: Dataset,
+    dev: Dataset | None,
+    folder: Path,
+    config: TuneConfig,
+    *,
+    template: str,
+    report_to: Sequence[str] = (),
+) -> Tuned:
     """Tune a model by the method that the settings name; the result is the same kind of folder for all of them.
 
     Raises:
@@ -561,7 +680,7 @@ def tune(base: Encoder, train: Dataset, dev: Dataset | None, folder: Path, confi
         return Tuned(found.folder / "adapter.safetensors", (), 1, 0, found.seconds, "all", "fp32", over=found.base)
     from embedfit.tune.full import tune_model
 
-    return tune_model(local(base), train, dev, folder, config, template=template)
+    return tune_model(local(base), train, dev, folder, config, template=template, report_to=report_to)
 
 
 def _forgetting(job: _Job, training: Sequence[Tuned], final: Tuned, general: Dataset) -> Forgetting | None:
