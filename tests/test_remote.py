@@ -325,6 +325,19 @@ def test_what_was_answered_before_a_refusal_is_kept(server, tmp_path):
     assert set(server.bought.values()) == {1}
 
 
+def test_what_was_answered_of_a_request_that_was_cut_in_halves_is_kept(server, tmp_path):
+    server.at_most = 4
+    faults = iter([None] * 5)  # 32, 16, 8, 4 and 4 of one request: the next 8 are refused
+    server.fault = lambda request: next(faults, (401, {}, b"{}"))
+    cached = CachedEncoder(RemoteEncoder(f"openai:m@{server.address}/v1", concurrent=1), tmp_path)
+    with pytest.raises(ModelError):
+        cached.encode(texts(32), "query")
+    assert len(server.bought) == 8
+    server.fault = lambda request: None
+    cached.encode(texts(32), "query")
+    assert set(server.bought.values()) == {1}
+
+
 def test_killed_half_way_no_finished_request_is_bought_again(server, tmp_path):
     code = (
         "import sys; from pathlib import Path; from embedfit import CachedEncoder, RemoteEncoder\n"

@@ -25,7 +25,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -55,6 +55,8 @@ _TIMEOUT = 60.0
 
 Provider: TypeAlias = Literal["openai", "hf-inference"]
 _Ask: TypeAlias = Callable[[list[str]], tuple[Vectors, int | None]]
+_Answers: TypeAlias = list[tuple[list[int], Vectors]]
+"""Positions of texts, and their vectors."""
 
 
 def is_remote(name: str) -> bool:
@@ -166,7 +168,8 @@ class Spent:
         """Return it in words."""
         tokens = "tokens not told" if self.tokens is None else f"{self.tokens:,} tokens"
         dollars = "price not known" if self.dollars is None else f"${self.dollars:.4f}"
-        return f"{self.texts:,} texts in {self.requests:,} requests, {tokens}, {dollars}"
+        requests = "1 request" if self.requests == 1 else f"{self.requests:,} requests"
+        return f"{self.texts:,} texts in {requests}, {tokens}, {dollars}"
 
 
 class RemoteEncoder:
@@ -235,22 +238,18 @@ class RemoteEncoder:
             OfflineError: Likewise.
         """
         whole = [(self.prompts[kind] + text) or " " for text in texts]  # no API takes an empty text
-        before, stop = self.spent, threading.Event()
+        before, stop, ask = self.spent, threading.Event(), self._ask
         executor = ThreadPoolExecutor(self.concurrent)
         width, problem = None, None
         try:
             with console.progress(f"{kind} texts from {self.address.host}", len(texts)) as done:
-                waiting = {executor.submit(self._answer, positions, whole, stop) for positions in self._cut(whole)}
+                waiting = {executor.submit(self._answers, ask, positions, whole, stop) for positions in self._cut(whole)}
                 while waiting:
                     ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     for future in ready:
-                        try:
-                            answered = _result(future)
-                        except EmbedfitError as error:
-                            problem = problem or error
-                            stop.set()
-                            continue
-                        for positions, vectors in answered:
+                        answers, refusal = future.result()
+                        problem = problem or refusal  # what others are being answered meanwhile is still taken in
+                        for positions, vectors in answers:
                             if width not in (None, vectors.shape[1]):
                                 raise ModelError(f"{self.name} gave vectors of {width} and of {vectors.shape[1]} dimensions")
                             width = vectors.shape[1]
@@ -262,7 +261,7 @@ class RemoteEncoder:
             stop.set()
             executor.shutdown(wait=False, cancel_futures=True)
             bought = _difference(self.spent, before)
-            if bought.texts:
+            if bought.texts > 1:  # the cost of one query is no news
                 console.note(f"{self.name}: {bought}")
 
     def _cut(self, texts: Sequence[str]) -> Iterator[list[int]]:
@@ -281,37 +280,50 @@ class RemoteEncoder:
         if batch:
             yield batch
 
-    def _answer(self, positions: list[int], texts: Sequence[str], stop: threading.Event) -> list[tuple[list[int], Vectors]]:
-        """Ask for some texts until there is an answer, in halves if they are too many for one request."""
+    def _answers(
+        self, ask: _Ask, positions: list[int], texts: Sequence[str], stop: threading.Event
+    ) -> tuple[_Answers, EmbedfitError | None]:
+        """Ask for some texts until there is an answer, in halves if they are too many for one request.
+
+        Returns:
+            What was answered, and why that is not all.
+        """
         tries = 0
-        while not stop.is_set():
-            if stop.wait(max(0.0, self._free_at - time.monotonic())):
-                break
+        while not stop.wait(max(0.0, self._free_at - time.monotonic())):
             try:
-                vectors, tokens = self._ask([texts[position] for position in positions])
+                vectors, tokens = ask([texts[position] for position in positions])
+                vectors = self._checked(vectors, len(positions))
             except _Failure as failure:
-                tries += 1
                 if failure.too_much and len(positions) > 1:
                     half = len(positions) // 2
-                    return [*self._answer(positions[:half], texts, stop), *self._answer(positions[half:], texts, stop)]
+                    first, problem = self._answers(ask, positions[:half], texts, stop)
+                    second, also = self._answers(ask, positions[half:], texts, stop)
+                    return [*first, *second], problem or also
+                tries += 1
                 nobody_there = failure.status is None and not self._answered
                 if not failure.again or tries >= (_TRIES_AT_FIRST if nobody_there else _TRIES):
-                    stop.set()  # here, before the next request of this thread begins
-                    raise self._refusal(failure, tries, [texts[position] for position in positions]) from None
-                pause = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)
-                if failure.wait is None:
-                    stop.wait(pause)
-                else:  # it asks for time, and means all requests
-                    if failure.wait > _LONGEST_WAIT:
-                        console.note(f"{self.address.host} asks to wait for {failure.wait:.0f} s")
-                    self._free_at = max(self._free_at, time.monotonic() + failure.wait + random.uniform(0.0, 0.1) * pause)
+                    stop.set()  # here, before this thread begins another request
+                    return [], self._refusal(failure, tries, texts[positions[0]])
+                self._pause(failure, tries, stop)
                 continue
-            vectors = self._checked(vectors, len(positions))
+            except EmbedfitError as error:
+                stop.set()
+                return [], error
             with self._lock:
                 self._answered = True
                 self.spent = self._with(len(positions), tokens)
-            return [(positions, vectors)]
-        return []
+            return [(positions, vectors)], None
+        return [], None
+
+    def _pause(self, failure: _Failure, tries: int, stop: threading.Event) -> None:
+        pause = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)
+        if failure.wait is None:
+            stop.wait(pause)
+            return
+        # It asks for time, and means all requests.
+        if failure.wait > _LONGEST_WAIT:
+            console.note(f"{self.address.host} asks to wait for {failure.wait:.0f} s")
+        self._free_at = max(self._free_at, time.monotonic() + failure.wait + random.uniform(0.0, 0.1) * pause)
 
     @cached_property
     def _ask(self) -> _Ask:
@@ -336,7 +348,7 @@ class RemoteEncoder:
         unit: Vectors = (vectors / lengths).astype(np.float32)
         return unit
 
-    def _refusal(self, failure: _Failure, tries: int, texts: list[str]) -> ModelError:
+    def _refusal(self, failure: _Failure, tries: int, text: str) -> ModelError:
         """Return what to tell the user; never what was sent with the request."""
         host, variable = self.address.host, self.address.variable
         said = " ".join(failure.said.replace(self._key or "\0", "***").split())[:200]
@@ -348,7 +360,7 @@ class RemoteEncoder:
         if failure.quota:
             return ModelError(f"{self.name}: the account at {host} has no quota left; what was answered before is kept")
         if failure.too_much:
-            return ModelError(f"{self.name}: {host} refuses a text of {len(texts[0]):,} characters as too long ({failure.status}: {said})")
+            return ModelError(f"{self.name}: {host} refuses a text of {len(text):,} characters as too long ({failure.status}: {said})")
         again = f" {tries} times" if failure.again else ""
         return ModelError(f"{self.name}: {host} answered {failure.status}{again}: {said}")
 
@@ -380,10 +392,6 @@ class _Failure(Exception):
     def again(self) -> bool:
         """Whether the same request may be answered later."""
         return self.status is None or (self.status in (408, 409, 425, 429) and not self.quota) or self.status >= 500
-
-
-def _result(future: Future[list[tuple[list[int], Vectors]]]) -> list[tuple[list[int], Vectors]]:
-    return [] if future.cancelled() else future.result()
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
