@@ -260,8 +260,12 @@ def _deliver(folder: Path, patience: float) -> Delivery:
     # A thread of its own, since looking up a host name has no timeout.
     thread = threading.Thread(target=sender.run, daemon=True)
     thread.start()
-    while thread.is_alive() and time.monotonic() - sender.moved < patience:
-        thread.join(0.02)
+    with console.progress("results to LangWatch", len(rows)) as done:
+        shown = 0
+        while thread.is_alive() and time.monotonic() - sender.moved < patience:
+            thread.join(0.02)
+            done(sender.delivered - shown)
+            shown = sender.delivered
     left = rows[sender.delivered :]
     if left:
         _write(folder / _SPOOL, head, left)
