@@ -29,8 +29,9 @@ from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
 from embedfit.errors import ConfigError, DataError, ModelError, StorageError, require
 from embedfit.general import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
 from embedfit.ladder import Ladder, Setting, climb, richer_template
-from embedfit.parity import check_forms
+from embedfit.parity import Form, check_forms
 from embedfit.publish import (
+    EXAMPLES,
     Parity,
     Publication,
     Target,
@@ -231,11 +232,9 @@ def run(config: Config) -> Result:
         )
         suspects = find_suspects(job.test, base_run, runs[0], scale=config.tune.scale)
         lora = final.folder.parent / "lora"
-        # An adapter over an API is a matrix in a file: there are no other forms of it to check.
-        forms = (
-            ()
-            if not isinstance(model, LocalEncoder)
-            else check_forms(
+        forms: tuple[Form, ...] = ()
+        if isinstance(model, LocalEncoder):  # an adapter over an API is a matrix in a file, and has no other forms
+            forms = check_forms(
                 model,
                 job.test,
                 job.template,
@@ -244,7 +243,6 @@ def run(config: Config) -> Result:
                 matryoshka=final.matryoshka,
                 lora=lora if lora.is_dir() and weight == 1 else None,
             )
-        )
         tuned = [*trainings[0], final] if len(trainings[0]) > 1 else [final]
         manifest = {
             "embedfit": version("embedfit"),
@@ -539,7 +537,9 @@ def prepare_publications(
             raise
     shown: list[tuple[str, list[str]]] = []
     if examples and data:
-        shown = [(data.queries[id].text, list(data.relevant(id))) for id in data.judged[:5]]
+        held_out = set(result.comparison.base.query_ids)  # with folds all of them, and the model was trained on all in the end
+        trained = [id for id in data.judged if id not in held_out] or data.judged
+        shown = [(data.queries[id].text, list(data.relevant(id))) for id in trained[:EXAMPLES]]
     model = model_publication(Target.of(target), result.model, result.manifest, result.comparison, data, public=public, examples=shown)
     if not (dataset and data):
         return [model]

@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 Content: TypeAlias = Path | bytes
-Kind_: TypeAlias = Literal["model", "dataset"]
+What: TypeAlias = Literal["model", "dataset"]
 
-_EXAMPLES = 5
+EXAMPLES = 5
+"""Training queries that a card quotes, if it is to quote any."""
 _QUERIES, _DOCUMENTS = 64, 2000
 """What is encoded again by the model that was fetched."""
 
@@ -92,7 +93,7 @@ class Publication:
     """
 
     target: Target
-    kind: Kind_
+    kind: What
     files: Mapping[str, Content] = field(repr=False)
     public: bool = False
     has_text: bool = False
@@ -409,7 +410,7 @@ def model_card(
         data=data,
         template=_line(config["data"]["document_template"]),
         # JSON on one line, in a block of code: nothing in it is read as Markdown or HTML.
-        examples=[json.dumps({"query": query, "expected": list(answers)}, ensure_ascii=False) for query, answers in examples[:_EXAMPLES]],
+        examples=[json.dumps({"query": query, "expected": list(answers)}, ensure_ascii=False) for query, answers in examples[:EXAMPLES]],
         settings=trained,
         general=", and on general questions, to see what was forgotten (above)." if forgetting else ".",
         repo=target.where,
