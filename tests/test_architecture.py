@@ -15,6 +15,7 @@ STAGES = (
     "check",
     "split",
     "encode",
+    "remote",
     "retrieve",
     "score",
     "mix",
@@ -27,6 +28,8 @@ STAGES = (
     "suspects",
     "report",
     "store",
+    "publish",
+    "track",
 )
 JOINERS = ("pipeline", "cli", "serve")
 FILES = sorted(ROOT.rglob("*.py"))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from embedfit.general import Forgetting, general_set, measure_forgetting
     from embedfit.pipeline import Result, evaluate, measure, read_result, run, run_curve, run_ladder
     from embedfit.records import RecordType, Transaction, record_type
+    from embedfit.remote import RemoteEncoder
     from embedfit.retrieve import BM25Retriever, DenseRetriever, Retriever, Run
     from embedfit.score import Scores, score_run
     from embedfit.split import Split, split_dataset, split_folds, without_leaks
@@ -48,6 +49,7 @@ _ROOMS = {
     "general": ("Forgetting", "general_set", "measure_forgetting"),
     "pipeline": ("Result", "evaluate", "measure", "read_result", "run", "run_curve", "run_ladder"),
     "records": ("RecordType", "Transaction", "record_type"),
+    "remote": ("RemoteEncoder",),
     "retrieve": ("BM25Retriever", "DenseRetriever", "Retriever", "Run"),
     "score": ("Scores", "score_run"),
     "split": ("Split", "split_dataset", "split_folds", "without_leaks"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from embedfit.config import Config
     from embedfit.data import Dataset
-    from embedfit.encode import LocalEncoder
+    from embedfit.encode import Encoder
     from embedfit.errors import EmbedfitError
     from embedfit.pipeline import Result
 
@@ -37,6 +37,7 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.tom
 OptionalConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml, by default the one here.")]
 Folds = Annotated[int | None, typer.Option(help="Hold out every query once, in this many folds; 0 for one split.")]
 AllowLeaks = Annotated[bool, typer.Option("--allow-leaks", help="Go on where held-out queries were trained on; the report says so in red.")]
+Price = Annotated[float | None, typer.Option(min=0, help="US dollars for a million tokens of a remote encoder. Default: OpenAI's list.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
 
@@ -102,7 +103,7 @@ def check(config: ConfigPath, as_json: AsJson = False) -> None:
     try:
         if not dataset.corpus:
             raise ModelError("there are no documents")
-        findings += check_truncation(dataset, pipeline.encoder(settings.model).loaded, settings.data.document_template)
+        findings += check_truncation(dataset, pipeline.local(pipeline.encoder(settings.model)).loaded, settings.data.document_template)
     except ModelError as error:
         skipped = f"truncation was not looked at: {error}"
     if as_json:
@@ -121,10 +122,11 @@ def run(
     seeds: Annotated[int | None, typer.Option(min=1, help="Repeat the training with this many seeds, and show what they change.")] = None,
     keep: Annotated[float | None, typer.Option(help="Share of the base's score on general queries to keep, such as 0.98.")] = None,
     allow_leaks: AllowLeaks = False,
+    price: Price = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure, tune, measure again on the same held-out queries, and say whether it got better."""
-    settings = _changed(config, folds, allow_leaks, {"evaluate": {"seeds": seeds}, "general": {"keep": keep}})
+    settings = _changed(config, folds, allow_leaks, {"evaluate": {"seeds": seeds}, "general": {"keep": keep}, "model": {"price": price}})
     _show(_run(settings), as_json)
 
 
@@ -134,13 +136,14 @@ def ladder(
     rung: Annotated[list[str] | None, typer.Option(help="A method to measure; may be given again. Default: all.")] = None,
     folds: Folds = None,
     allow_leaks: AllowLeaks = False,
+    price: Price = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure every method on the same held-out queries, cheapest first, and recommend the simplest good one."""
     from embedfit import pipeline
     from embedfit.report import ladder_table
 
-    settings = _changed(config, folds, allow_leaks, {"ladder": {"rungs": tuple(rung) if rung else None}})
+    settings = _changed(config, folds, allow_leaks, {"ladder": {"rungs": tuple(rung) if rung else None}, "model": {"price": price}})
     folder, found = pipeline.run_ladder(settings)
     if as_json:
         typer.echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
@@ -159,12 +162,13 @@ def curve(
     points: Annotated[int, typer.Option(min=2, help="How many sizes of the train part to try, each half of the next.")] = 4,
     folds: Folds = None,
     allow_leaks: AllowLeaks = False,
+    price: Price = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure with less training data, and estimate what more would bring."""
     from embedfit import pipeline
 
-    folder, found = pipeline.run_curve(_changed(config, folds, allow_leaks, {}), points)
+    folder, found = pipeline.run_curve(_changed(config, folds, allow_leaks, {"model": {"price": price}}), points)
     if as_json:
         typer.echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
         return
@@ -205,28 +209,33 @@ def evaluate(
     part: Annotated[str, typer.Option(help="Which queries: all, train, dev or test.")] = "all",
     store: Annotated[bool, typer.Option("--store", help="Measure the live index of the vector store too.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Write the tidy table to this file.")] = None,
+    price: Price = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a grid of models and document templates, without tuning anything."""
     from contextlib import nullcontext
 
     from embedfit import pipeline
-    from embedfit.config import read_config
     from embedfit.data import writing
     from embedfit.store import open_store
+    from embedfit.track import tracking
 
-    settings = read_config(config)
+    settings = _changed(config, None, False, {"model": {"price": price}})
     dataset = pipeline.read(settings.data)
     encoders = [pipeline.encoder(settings.model, name) for name in dict.fromkeys(model or [settings.model.name])]
     dataset = dataset.select(_part(settings, dataset, part))
     _warn_of_seen(encoders, dataset)
-    with open_store(settings.store) if store else nullcontext() as opened:
+    with (
+        open_store(settings.store) if store else nullcontext() as opened,
+        tracking(f"{settings.name}-evaluate", wanted=settings.track.langwatch) as tracker,
+    ):
         frame = pipeline.evaluate(
             dataset,
             encoders,
             templates=document or [settings.data.document_template],
             ks=k or settings.evaluate.k,
             store=opened,
+            tracker=tracker,
         )
     if csv:
         with writing(csv) as file:
@@ -249,13 +258,13 @@ def evaluate(
 def tune(
     config: ConfigPath,
     output: Annotated[Path, typer.Option(help="Where the model goes.")],
+    price: Price = None,
     as_json: AsJson = False,
 ) -> None:
     """Tune the model on the train part, choosing on dev, without measuring anything."""
     from embedfit import pipeline
-    from embedfit.config import read_config
 
-    settings = read_config(config)
+    settings = _changed(config, None, False, {"model": {"price": price}})
     dataset = pipeline.read(settings.data)
     train, dev, _ = pipeline.one_split(settings, dataset).datasets(dataset)
     with pipeline.locked(output):
@@ -266,9 +275,10 @@ def tune(
             output,
             settings.tune,
             template=settings.data.document_template,
+            report_to=settings.track.report_to,
         )
     if as_json:
-        typer.echo(json.dumps({**vars(tuned), "folder": str(tuned.folder)}))
+        typer.echo(json.dumps({**vars(tuned), "folder": str(tuned.folder), "over": tuned.over and tuned.over.name}))
         return
     _print_rows(
         ["epoch", "loss", "dev MRR@10"],
@@ -283,20 +293,22 @@ def compare(
     first: Annotated[str, typer.Argument(help="A model: a folder or a name.")],
     second: Annotated[str, typer.Argument(help="Another.")],
     part: Annotated[str, typer.Option(help="Which queries: all, train, dev or test.")] = "test",
+    price: Price = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare two models on the same queries."""
     from embedfit import pipeline
     from embedfit.compare import compare_scores
-    from embedfit.config import read_config
+    from embedfit.track import tracking
 
-    settings = read_config(config)
+    settings = _changed(config, None, False, {"model": {"price": price}})
     dataset = pipeline.read(settings.data)
     dataset = dataset.select(_part(settings, dataset, part))
     ks, template = settings.evaluate.k, settings.data.document_template
     encoders = [pipeline.encoder(settings.model, name) for name in (first, second)]
     _warn_of_seen(encoders, dataset)
-    base, tuned = [pipeline.measure(encoder, dataset, template=template, ks=ks) for encoder in encoders]
+    with tracking(f"{settings.name}-compare", wanted=settings.track.langwatch) as tracker:
+        base, tuned = [pipeline.measure(encoder, dataset, template=template, ks=ks, tracker=tracker) for encoder in encoders]
     comparison = compare_scores(base, tuned, metric=settings.evaluate.metric, seed=settings.split.seed)
     if as_json:
         typer.echo(json.dumps(comparison.to_dict()))
@@ -378,6 +390,45 @@ def _filters(given: Sequence[str]) -> dict[str, str]:
 
 
 @app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run directory.")],
+    target: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub, a folder like ./name, or an archive like name.tar.")],
+    dataset: Annotated[str | None, typer.Option(help="Publish the labelled data too: where to, likewise.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let anybody see it on the Hub. Default: private.")] = False,
+    include_examples: Annotated[bool, typer.Option("--include-examples", help="Quote a few training queries in the model card.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Publish a run's model with its evidence, fetch it again, and check that it gives the same vectors and scores."""
+    from embedfit import pipeline
+    from embedfit.errors import ConfigError
+
+    publications = pipeline.prepare_publications(run, target, dataset=dataset, public=public, examples=include_examples)
+    for publication in publications:
+        typer.echo(publication.describe(), err=True)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError("nobody is there to agree to this; fix: --yes")
+        typer.confirm("Publish this?", abort=True, err=True)
+    for publication in publications:
+        parity = pipeline.publish(run, publication)
+        said = parity.sentence if parity else "Fetched again: it is the same."
+        typer.echo(f"Published the {publication.kind}: {publication.target.where}. {said}")
+
+
+track = typer.Typer(no_args_is_help=True, help="What was sent to LangWatch, and what was not.")
+app.add_typer(track, name="track")
+
+
+@track.command()
+def resend(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or the folder that the note named.")]) -> None:
+    """Send again what could not be delivered to LangWatch."""
+    from embedfit.track import resend as send_again
+
+    found = send_again(run)
+    typer.echo(f"{found.delivered:,} results delivered" + (f": {found.address}" if found.address else ""))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of embedfit.toml, for editors."""
     from embedfit.config import json_schema
@@ -447,7 +498,7 @@ def _part(settings: Config, dataset: Dataset, part: str) -> tuple[str, ...]:
     return ids
 
 
-def _warn_of_seen(encoders: Sequence[LocalEncoder], dataset: Dataset) -> None:
+def _warn_of_seen(encoders: Sequence[Encoder], dataset: Dataset) -> None:
     from embedfit import console, pipeline
 
     for encoder in encoders:

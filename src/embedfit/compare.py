@@ -220,8 +220,8 @@ class Comparison:
             [max(0.0, found.difference - found.low) for found in recalls],
             [max(0.0, found.high - found.difference) for found in recalls],
         ]
-        axes.bar(places - 0.2, base, 0.38, label=self.base.name, color="#9aa5b1")
-        axes.bar(places + 0.2, tuned, 0.38, label=self.tuned.name, color="#0f766e", yerr=whiskers, ecolor="#134e4a", capsize=3)
+        axes.bar(places - 0.2, base, 0.38, label=_short(self.base.name), color="#9aa5b1")
+        axes.bar(places + 0.2, tuned, 0.38, label=_short(self.tuned.name), color="#0f766e", yerr=whiskers, ecolor="#134e4a", capsize=3)
         for place, before, after in zip(places, base, tuned, strict=True):
             axes.text(place - 0.2, before + 0.01, f"{before:.2f}", ha="center", va="bottom", fontsize=9)
             axes.text(place + 0.2, after / 2, f"{after:.2f}", ha="center", va="center", fontsize=9, color="white")
@@ -238,6 +238,11 @@ class Comparison:
     def _repr_html_(self) -> str:
         columns = ["metric", "base", "tuned", "difference", "low", "high", "wins", "ties", "losses"]
         return f"<p>{self.sentence}</p>{self.to_frame()[columns].to_html(index=False, float_format='{:.3f}'.format)}"
+
+
+def _short(name: str) -> str:
+    """Return a model's name as a chart has room for it."""
+    return name if len(name) <= 40 else f"{name[:18]}...{name[-19:]}"
 
 
 def compare_scores(

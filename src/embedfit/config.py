@@ -60,10 +60,14 @@ class SplitConfig(_Section):
 class ModelConfig(_Section):
     """The embedding model to start from."""
 
-    name: str = Field("BAAI/bge-base-en-v1.5", description="A Hub name, a local folder, or all-MiniLM-L6-v2 (offline).")
+    name: str = Field(
+        "BAAI/bge-base-en-v1.5",
+        description="A Hub name, a local folder, all-MiniLM-L6-v2 (offline), or a remote encoder like openai:text-embedding-3-large.",
+    )
     query_prompt: str | None = Field(None, description="Put before each query. By default the model's own.")
     document_prompt: str | None = Field(None, description="Put before each document. By default the model's own.")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where that is faster.")
+    price: float | None = Field(None, ge=0, description="US dollars for a million tokens of a remote encoder. By default OpenAI's list.")
 
 
 class EvaluateConfig(_Section):
@@ -168,6 +172,13 @@ class StoreConfig(_Section):
     )
 
 
+class TrackConfig(_Section):
+    """Where results are followed."""
+
+    langwatch: bool = Field(True, description="Send each query's results to LangWatch, where LANGWATCH_API_KEY is set.")
+    report_to: tuple[Literal["mlflow", "wandb", "tensorboard"], ...] = Field((), description="Log the training to these.")
+
+
 class Config(_Section):
     """A whole experiment."""
 
@@ -182,6 +193,7 @@ class Config(_Section):
     general: GeneralConfig = GeneralConfig()
     ladder: LadderConfig = LadderConfig()
     store: StoreConfig = StoreConfig()
+    track: TrackConfig = TrackConfig()
 
 
 def with_method(config: TuneConfig, method: str) -> TuneConfig:
@@ -244,7 +256,7 @@ def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = P
     general = config.general
     general = general.model_copy(update={"queries": beside(general.queries), "documents": beside(general.documents)})
     model = config.model
-    if (folder / model.name).is_dir():
+    if (folder / model.name).exists():  # a model's folder, or an adapter's file
         model = model.model_copy(update={"name": str(folder / model.name)})
     store = config.store
     if store.kind != "pgvector" and "://" not in store.location and not store.location.startswith(_FROM_ENVIRONMENT):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -373,12 +373,10 @@ class CachedEncoder:
                 self.misses += len(missing)
                 if not texts:
                     return self.encoder.encode(texts, kind)
-                # In slices, longest first, so that a killed process loses one slice and padding stays small.
+                # Longest first, so that padding stays small; what is done is written at once, so that a killed process loses little.
                 todo = sorted(missing, key=lambda key: -len(missing[key]))
-                for start in range(0, len(todo), _SLICE):
-                    some = todo[start : start + _SLICE]
-                    vectors = np.asarray(self.encoder.encode([missing[key] for key in some], kind), np.float32)
-                    rows = [(key, vector.tobytes()) for key, vector in zip(some, vectors, strict=True)]
+                for positions, vectors in _batches(self.encoder, [missing[key] for key in todo], kind):
+                    rows = [(todo[position], vector.tobytes()) for position, vector in zip(positions, vectors, strict=True)]
                     with database:
                         database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
                     known.update(rows)
@@ -395,6 +393,23 @@ class CachedEncoder:
         database.execute("PRAGMA synchronous = NORMAL")
         database.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
         return database
+
+
+def _batches(encoder: Encoder, texts: Sequence[str], kind: Kind) -> Iterator[tuple[Sequence[int], Vectors]]:
+    """Yield (positions, vectors) as they are ready: by the encoder's own ``batches`` if it has any, else in slices."""
+    if isinstance(encoder, _Batched):
+        yield from encoder.batches(texts, kind)
+        return
+    for start in range(0, len(texts), _SLICE):
+        some = range(start, min(start + _SLICE, len(texts)))
+        yield some, np.asarray(encoder.encode([texts[position] for position in some], kind), np.float32)
+
+
+@runtime_checkable
+class _Batched(Protocol):
+    """An encoder that can say what is ready before all is: one that is paid by the text."""
+
+    def batches(self, texts: Sequence[str], kind: Kind) -> Iterator[tuple[Sequence[int], Vectors]]: ...
 
 
 def cache_folder() -> Path:

@@ -22,7 +22,7 @@ from embedfit import console
 from embedfit.compare import Difference, compare_many, metric_label, not_worse
 from embedfit.config import Config, with_method
 from embedfit.data import Dataset, writing
-from embedfit.encode import CachedEncoder, LocalEncoder
+from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
 from embedfit.errors import ConfigError, did_you_mean
 from embedfit.records import Template
 from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run, joined
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-_TIMED_QUERIES = 64
+_TIMED_QUERIES, _TIMED_REMOTE = 64, 5
 _MERGED = 0.5
 """Weight of the tuned model in the rung of merged weights; not chosen by anything (WiSE-FT's default: Wortsman et al. 2022)."""
 
@@ -51,7 +51,7 @@ class Setting:
         richer: The same with every other field of the documents; None where there is none.
     """
 
-    base: LocalEncoder
+    base: Encoder
     config: Config
     template: str
     richer: str | None
@@ -271,9 +271,10 @@ def _climbed(
     return run, seconds, milliseconds
 
 
-def _encoding_milliseconds(encoder: LocalEncoder, dataset: Dataset) -> float:
+def _encoding_milliseconds(encoder: Encoder, dataset: Dataset) -> float:
     """Return how long the encoder takes for one query, one at a time as they come in production."""
-    texts = dataset.query_texts()[:_TIMED_QUERIES]
+    # Behind an API each is paid for, and the way there is what takes the time.
+    texts = dataset.query_texts()[: _TIMED_QUERIES if isinstance(encoder, LocalEncoder) else _TIMED_REMOTE]
     encoder.encode(texts[:1], "query")
     start = time.perf_counter()
     for text in texts:
@@ -317,8 +318,16 @@ def _no_richer(setting: Setting, train: Dataset) -> str:
     return "" if setting.richer else "the documents have no other field of text"
 
 
-def _no_peft(setting: Setting, train: Dataset) -> str:
-    return "" if importlib.util.find_spec("peft") else "it needs pip install 'embedfit[lora]'"
+def _no_weights(setting: Setting, train: Dataset) -> str:
+    return "" if isinstance(setting.base, LocalEncoder) else f"{setting.base.name} has no weights here to train"
+
+
+def _no_weights_or_richer(setting: Setting, train: Dataset) -> str:
+    return _no_weights(setting, train) or _no_richer(setting, train)
+
+
+def _no_weights_or_peft(setting: Setting, train: Dataset) -> str:
+    return _no_weights(setting, train) or ("" if importlib.util.find_spec("peft") else "it needs pip install 'embedfit[lora]'")
 
 
 def _no_labels(setting: Setting, train: Dataset) -> str:
@@ -349,7 +358,11 @@ def _tuned(method: str, template: Callable[[Setting], str]) -> Callable[[Setting
         from embedfit.tune.full import tune_model
 
         said = template(setting)
-        tuned = tune_model(setting.base, train, dev, folder, with_method(setting.config.tune, method), template=said)
+        assert isinstance(setting.base, LocalEncoder)  # `_no_weights` has seen to it
+        config = setting.config
+        tuned = tune_model(
+            setting.base, train, dev, folder, with_method(config.tune, method), template=said, report_to=config.track.report_to
+        )
         return Fitted(DenseRetriever(CachedEncoder(tuned.encoder), said), tuned.seconds)
 
     return fit
@@ -362,6 +375,7 @@ def _merged(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path)
     from embedfit.tune.merge import merge_models
 
     tuned = folder.parent.parent / "full" / folder.name
+    assert isinstance(setting.base, LocalEncoder)
     full = _full(setting, train, dev, tuned)  # trained for the rung of that name, and read from its folder
     merged = merge_models(setting.base, tuned / "model", _MERGED, folder)
     return Fitted(DenseRetriever(CachedEncoder(merged), setting.template), full.seconds)
@@ -405,14 +419,14 @@ METHODS: dict[str, Method] = {
     ),
     "documents": Method("tuned document vectors", "the base model, other vectors in the index", True, _index("tuned_documents")),
     "adapter": Method("query adapter", "the base model and a matrix", True, _adapter),
-    "lora": Method("LoRA", "the tuned model", True, _tuned("lora", lambda setting: setting.template), _no_peft),
-    "full": Method("full fine-tuning", "the tuned model", True, _full),
-    "merged": Method("half base, half tuned", "the merged model", True, _merged),
+    "lora": Method("LoRA", "the tuned model", True, _tuned("lora", lambda setting: setting.template), _no_weights_or_peft),
+    "full": Method("full fine-tuning", "the tuned model", True, _full, _no_weights),
+    "merged": Method("half base, half tuned", "the merged model", True, _merged, _no_weights),
     "full-richer": Method(
         "full, richer documents",
         "the tuned model, other document texts",
         True,
         _tuned("full", lambda setting: setting.richer or setting.template),
-        _no_richer,
+        _no_weights_or_richer,
     ),
 }

@@ -24,14 +24,26 @@ from embedfit.check import Finding, check_dataset, check_leaks, check_truncation
 from embedfit.compare import Comparison, compare_scores, metric_label
 from embedfit.config import Config, DataConfig, GeneralConfig, ModelConfig, TuneConfig
 from embedfit.curve import Curve, learning_curve
-from embedfit.data import DOCUMENT_TEMPLATE, Dataset, load, text_key, writing
+from embedfit.data import DOCUMENT_TEMPLATE, Dataset, Query, load, text_key, writing
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
-from embedfit.errors import ConfigError, DataError, StorageError
+from embedfit.errors import ConfigError, DataError, ModelError, StorageError, require
 from embedfit.general import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
 from embedfit.ladder import Ladder, Setting, climb, richer_template
 from embedfit.mix import mixed, rendered
-from embedfit.parity import check_forms
+from embedfit.parity import Form, check_forms
+from embedfit.publish import (
+    EXAMPLES,
+    Parity,
+    Publication,
+    Target,
+    check_dataset_parity,
+    check_parity,
+    dataset_publication,
+    model_publication,
+    public_name,
+)
 from embedfit.records import record_type
+from embedfit.remote import RemoteEncoder, is_remote
 from embedfit.report import ForgettingChart, LadderRow, Report, curve_html, html, ladder_html, per_query
 from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, Run, joined
 from embedfit.score import KS, Scores, score_run
@@ -39,6 +51,7 @@ from embedfit.split import Split, split_dataset, split_folds, without_leaks
 from embedfit.store import Store, open_store
 from embedfit.store.versions import Indexed, LiveIndex, index_documents, overlap
 from embedfit.suspects import find_suspects, write_suspects
+from embedfit.track import Tracker, tracking
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,12 +116,12 @@ class _Job:
     Attributes:
         config: All settings.
         dataset: As read.
-        base: The model to start from; not loaded before it is needed.
+        base: The model to start from, here or behind an API; not loaded before it is needed.
     """
 
     config: Config
     dataset: Dataset
-    base: LocalEncoder
+    base: Encoder
 
     @classmethod
     def of(cls, config: Config) -> _Job:
@@ -148,7 +161,8 @@ class _Job:
             if finding.level == "problem":
                 raise DataError(self.config.data.queries, finding.message)
         allowed = [*self._gated[1], *(leak for _, leaks in self._others for leak in leaks)]
-        return (*findings, *allowed, *check_truncation(self.dataset, self.base.loaded, self.template))
+        truncated = check_truncation(self.dataset, self.base.loaded, self.template) if isinstance(self.base, LocalEncoder) else []
+        return (*findings, *allowed, *truncated)
 
     @property
     def splits(self) -> list[Split]:
@@ -215,6 +229,7 @@ def run(config: Config) -> Result:
         EmbedfitError: With one line that says what to do.
     """
     job, general = _Job.of(config), read_general(config.general)
+    check_method(job.base, config.tune)
     folder = job.folder("", "general", more=[general.digest()])
     ranks.join()
     with locked(folder):
@@ -222,6 +237,8 @@ def run(config: Config) -> Result:
             return read_result(folder)
         if not ranks.main():
             _help(job, folder)
+        for name in config.track.report_to:
+            require(name, extra=name)  # now, and not after the base model was measured
         started = time.monotonic()
         findings = job.findings
         others = [job.scored(BM25Retriever(job.template).search(job.test, job.depth), "BM25")] if config.evaluate.bm25 else []
@@ -229,7 +246,7 @@ def run(config: Config) -> Result:
         trainings, final = _trainings(job, folder)
         forgetting = _forgetting(job, trainings[0], final, general)
         weight = forgetting.weight if forgetting and config.general.keep is not None else 1.0
-        model = _merged(job.base, final.encoder, weight, folder / "kept") if weight < 1 else final.encoder
+        model = _merged(local(job.base), local(final.encoder), weight, folder / "kept") if weight < 1 else final.encoder
         runs = [_searched(job, training, weight) for training in trainings]
         comparison = compare_scores(
             job.scored(base_run, job.base.name),
@@ -240,21 +257,23 @@ def run(config: Config) -> Result:
         )
         suspects = find_suspects(job.test, base_run, runs[0], scale=config.tune.scale)
         lora = final.folder.parent / "lora"
-        forms = check_forms(
-            model,
-            job.test,
-            job.template,
-            metric=job.metric,
-            ks=config.evaluate.k,
-            matryoshka=final.matryoshka,
-            lora=lora if lora.is_dir() and weight == 1 else None,
-        )
+        forms: tuple[Form, ...] = ()
+        if isinstance(model, LocalEncoder):  # an adapter over an API is a matrix in a file, and has no other forms
+            forms = check_forms(
+                model,
+                job.test,
+                job.template,
+                metric=job.metric,
+                ks=config.evaluate.k,
+                matryoshka=final.matryoshka,
+                lora=lora if lora.is_dir() and weight == 1 else None,
+            )
         tuned = [*trainings[0], final] if len(trainings[0]) > 1 else [final]
         manifest = {
             "embedfit": version("embedfit"),
             "config": config.model_dump(),
             "base": {"name": job.base.name, "fingerprint": job.base.fingerprint},
-            "model": str(model.folder.relative_to(folder)),
+            "model": str((model.folder if isinstance(model, LocalEncoder) else final.folder).relative_to(folder)),
             "fingerprint": model.fingerprint,
             "split": [{part: len(getattr(split, part)) for part in ("train", "dev", "test")} for split in job.splits],
             "tuning": [{"epoch": one.epoch, "tokens": one.tokens, "seconds": one.seconds, "candidates": one.candidates} for one in tuned],
@@ -263,6 +282,7 @@ def run(config: Config) -> Result:
             "others": [other.name for other in others],
             "forms": [{**vars(form), "passed": form.passed} for form in forms],
             "forgetting": forgetting.to_dict() if forgetting else None,
+            "bought": vars(job.base.spent) if isinstance(job.base, RemoteEncoder) else None,
         }
         queries = per_query(job.dataset, comparison, base_run, runs[0])
         report = Report(
@@ -281,6 +301,11 @@ def run(config: Config) -> Result:
             forgetting=_chart(forgetting),
         )
         _write(folder, comparison, tuple(others), queries, suspects, manifest, report)
+        with tracking(config.name, folder, wanted=config.track.langwatch) as tracker:
+            if tracker:
+                measured = [(comparison.base, base_run), (comparison.tuned, runs[0])]
+                for scores, run in measured:
+                    tracker.add(public_name(scores.name), job.test, run, scores, template=job.template)
     return read_result(folder, reused=False)
 
 
@@ -295,6 +320,7 @@ def run_curve(config: Config, points: int) -> tuple[Path, Curve]:
         EmbedfitError: With one line that says what to do.
     """
     job = _Job.of(config)
+    check_method(job.base, config.tune)
     folder = job.folder("-curve", more=[str(points)])
     with locked(folder):
         findings = job.findings
@@ -368,21 +394,78 @@ def read(config: DataConfig, problems: list[DataError] | None = None) -> Dataset
     return load(config.queries, config.documents, query=config.query, label=config.label, record=record, problems=problems)
 
 
-def encoder(config: ModelConfig, name: str | None = None) -> LocalEncoder:
-    """Return the encoder that a configuration names, or another model with its prompts and precision."""
-    return LocalEncoder(
-        name or config.name, query_prompt=config.query_prompt, document_prompt=config.document_prompt, precision=config.precision
-    )
+def encoder(config: ModelConfig, name: str | None = None) -> Encoder:
+    """Return the encoder that a configuration names, or another model with its prompts and precision.
+
+    Args:
+        config: Of the model.
+        name: A folder or a Hub name; a remote encoder (`embedfit.remote`); or the ``adapter.safetensors`` of one.
+
+    Raises:
+        EmbedfitError: There is no such model, or no key for it.
+    """
+    name = name or config.name
+    if is_remote(name):
+        return RemoteEncoder(name, query_prompt=config.query_prompt, document_prompt=config.document_prompt, price=config.price)
+    if name.endswith(".safetensors") and Path(name).is_file():
+        from embedfit.tune.adapter import AdaptedEncoder, load_adapter
+
+        adapter = load_adapter(name)
+        return AdaptedEncoder(CachedEncoder(encoder(config, adapter.base_name)), adapter)
+    return LocalEncoder(name, query_prompt=config.query_prompt, document_prompt=config.document_prompt, precision=config.precision)
 
 
-def measure(encoder: Encoder, dataset: Dataset, *, template: str = DOCUMENT_TEMPLATE, ks: Sequence[int] = KS) -> Scores:
-    """Return how well an encoder retrieves, for each query of a data set; its vectors are cached on disk."""
+def local(encoder: Encoder) -> LocalEncoder:
+    """Return an encoder that has its weights here.
+
+    Raises:
+        ModelError: It has not.
+    """
+    if not isinstance(encoder, LocalEncoder):
+        raise ModelError(f"{encoder.name} reads texts elsewhere, so its tokens and weights are not here")
+    return encoder
+
+
+def check_method(base: Encoder, config: TuneConfig) -> None:
+    """Refuse to train weights that are not here, before anything is paid for.
+
+    Raises:
+        ConfigError: The method needs weights, and the model is behind an API.
+    """
+    if config.method != "adapter" and not isinstance(base, LocalEncoder):
+        raise ConfigError(f'{base.name} has no weights here to train; fix: method = "adapter" in [tune] fits a map of its query vectors')
+
+
+def measure(
+    encoder: Encoder, dataset: Dataset, *, template: str = DOCUMENT_TEMPLATE, ks: Sequence[int] = KS, tracker: Tracker | None = None
+) -> Scores:
+    """Return how well an encoder retrieves, for each query of a data set; its vectors are cached on disk.
+
+    Args:
+        encoder: To measure.
+        dataset: Each of its queries must be judged.
+        template: What a document says.
+        ks: Where to cut the rankings.
+        tracker: Takes in every query's result, from `embedfit.track.tracking`; None for none.
+    """
+    started = time.monotonic()
     run = DenseRetriever(CachedEncoder(encoder), template).search(dataset, max(ks))
-    return score_run(run, dataset.qrels, ks=ks, name=encoder.name)
+    seconds = time.monotonic() - started
+    scores = score_run(run, dataset.qrels, ks=ks, name=encoder.name)
+    if tracker:
+        said = {"fingerprint": encoder.fingerprint[:12], "document": template}
+        tracker.add(public_name(encoder.name), dataset, run, scores, template=template, metadata=said, seconds=seconds)
+    return scores
 
 
 def evaluate(
-    dataset: Dataset, encoders: Sequence[Encoder], *, templates: Sequence[str], ks: Sequence[int] = KS, store: Store | None = None
+    dataset: Dataset,
+    encoders: Sequence[Encoder],
+    *,
+    templates: Sequence[str],
+    ks: Sequence[int] = KS,
+    store: Store | None = None,
+    tracker: Tracker | None = None,
 ) -> pd.DataFrame:
     """Measure every encoder with every document template, and what is live in a vector store.
 
@@ -392,6 +475,7 @@ def evaluate(
         templates: What a document says.
         ks: Where to cut the rankings.
         store: Its live index is measured too, beside exact search on the same documents.
+        tracker: Takes in every query's result; None for none.
 
     Returns:
         A tidy frame: model, document, metric, k, value (the mean over queries). A store has one metric more, ``recall_of_exact``:
@@ -410,7 +494,10 @@ def evaluate(
         shares = pd.DataFrame([(version.name, "recall_of_exact", k, overlap(run, exact, k)) for k in ks])
         found = score_run(run, judged.qrels, ks=ks, name=version.name).to_frame()
         frames = [pd.concat([found, shares.set_axis(found.columns, axis=1)]).assign(document=version.stamp.template)]
-    measured = [measure(encoder, judged, template=template, ks=ks).to_frame().assign(document=template) for encoder, template in grid]
+    measured = [
+        measure(encoder, judged, template=template, ks=ks, tracker=tracker).to_frame().assign(document=template)
+        for encoder, template in grid
+    ]
     return pd.concat([*measured, *frames], ignore_index=True)[["model", "document", "metric", "k", "value"]]
 
 
@@ -427,11 +514,16 @@ def index(config: Config, model: str | None = None) -> Indexed:
         )
 
 
-def seen_in_training(model: LocalEncoder, dataset: Dataset) -> int:
+def seen_in_training(model: Encoder, dataset: Dataset) -> int:
     """Return how many queries of a data set a model was tuned on or chosen by, as far as its folder tells."""
+    from embedfit.tune.adapter import AdaptedEncoder
     from embedfit.tune.result import seen_by
 
-    seen = set(seen_by(model))
+    if isinstance(model, LocalEncoder):
+        path: Path | None = model.folder
+    else:
+        path = model.adapter.path if isinstance(model, AdaptedEncoder) else None
+    seen = set(seen_by(path)) if path else set()
     return sum(text_key(query.text) in seen for query in dataset.queries.values())
 
 
@@ -464,6 +556,75 @@ def read_result(folder: str | Path, *, reused: bool = True) -> Result:
     others = tuple(scores(f"{name.lower()}_", name) for name in manifest["others"])
     findings = tuple(Finding(**{**row, "ids": tuple(row["ids"])}) for row in manifest["findings"])
     return Result(folder, comparison, others, findings, manifest, reused)
+
+
+def prepare_publications(
+    folder: str | Path, target: str, *, dataset: str | None = None, public: bool = False, examples: bool = False
+) -> list[Publication]:
+    """Return what is to be published of a finished run: the model, and its data set if that is asked for.
+
+    Args:
+        folder: The run directory.
+        target: Where the model goes: ``owner/name`` on the Hub, ``./folder`` or ``name.tar``.
+        dataset: Where the data set goes, likewise; None to keep it.
+        public: Whether anybody may see them on the Hub.
+        examples: Whether the model's card quotes some training queries.
+
+    Raises:
+        EmbedfitError: It is not finished, has no model of its own, or its data is needed and not there.
+    """
+    result = read_result(folder)
+    if not result.model.is_dir():
+        raise ConfigError(
+            f"{folder}: {result.model.name} is a map over {result.manifest['base']['name']}, and no model that can be published"
+        )
+    data: Dataset | None = None
+    try:
+        data = read(_config_of(result).data)
+    except DataError:
+        if dataset or examples:
+            raise
+    shown: list[tuple[str, list[str]]] = []
+    if examples and data:
+        held_out = set(result.comparison.base.query_ids)  # with folds all of them, and the model was trained on all in the end
+        trained = [id for id in data.judged if id not in held_out] or data.judged
+        shown = [(data.queries[id].text, list(data.relevant(id))) for id in trained[:EXAMPLES]]
+    model = model_publication(Target.of(target), result.model, result.manifest, result.comparison, data, public=public, examples=shown)
+    if not (dataset and data):
+        return [model]
+    return [model, dataset_publication(Target.of(dataset), data, result.manifest["config"]["name"], public=public)]
+
+
+def publish(folder: str | Path, publication: Publication) -> Parity | None:
+    """Publish the model or the data set of a finished run, fetch it again, and make sure that it is the same.
+
+    Returns:
+        How near the fetched model comes; None for a data set, which is the same or refused.
+
+    Raises:
+        EmbedfitError: It cannot be sent, or what was fetched is something else.
+    """
+    result = read_result(folder)
+    config = _config_of(result)
+    with publication.fetched(publication.send()) as fetched:
+        if publication.kind == "dataset":
+            check_dataset_parity(fetched, read(config.data))
+            return None
+        try:
+            data = read(config.data)
+            data = data.select(result.comparison.base.query_ids)
+        except (DataError, KeyError):  # gone or changed since; the run directory keeps the queries' texts
+            import pandas as pd
+
+            frame = pd.read_parquet(result.folder / "queries.parquet", columns=["query_id", "query"])
+            data = Dataset({id: Query(id, text) for id, text in zip(frame.query_id, frame["query"], strict=True)}, {}, {})
+        precision = config.model.precision
+        measured, published = LocalEncoder(result.model, precision=precision), LocalEncoder(fetched, precision=precision)
+        return check_parity(measured, published, data, config.data.document_template, config.evaluate.metric)
+
+
+def _config_of(result: Result) -> Config:
+    return Config.model_validate(result.manifest["config"])
 
 
 def splits_of(config: Config, dataset: Dataset) -> list[Split]:
@@ -574,22 +735,40 @@ def _tune(job: _Job, train: Dataset, dev: Dataset | None, folder: Path, changes:
     if job.others:
         train = mixed([(train, template), *job.others], temperature=job.config.mix.temperature, seed=config.seed)
         dev, template = dev and rendered(dev, template), DOCUMENT_TEMPLATE
-    return tune(job.base, train, dev, folder, config, template=template)
+    return tune(job.base, train, dev, folder, config, template=template, report_to=job.config.track.report_to)
 
 
-def tune(base: LocalEncoder, train: Dataset, dev: Dataset | None, folder: Path, config: TuneConfig, *, template: str) -> Tuned:
-    """Tune a model by the method that the settings name; the result is the same kind of folder for all of them."""
+def tune(
+    base: Encoder,
+    train: Dataset,
+    dev: Dataset | None,
+    folder: Path,
+    config: TuneConfig,
+    *,
+    template: str,
+    report_to: Sequence[str] = (),
+) -> Tuned:
+    """Tune a model by the method that the settings name; the result is the same kind of folder for all of them.
+
+    Raises:
+        ConfigError: The method needs weights, and the model is behind an API.
+    """
+    check_method(base, config)
     if config.method == "adapter":
         if ranks.count() > 1:
             raise ConfigError("tune.method 'adapter' trains in seconds, in one process; fix: without torchrun")
         from embedfit.tune.adapter import AdapterConfig, tune_adapter
         from embedfit.tune.result import Tuned
 
-        found = tune_adapter(base, train, dev, folder, AdapterConfig(scale=config.scale, seed=config.seed), template=template)
-        return Tuned(found.folder / "model", (), 1, 0, found.seconds, "all", base.precision)
+        found = tune_adapter(
+            CachedEncoder(base), train, dev, folder, AdapterConfig(scale=config.scale, seed=config.seed), template=template
+        )
+        if isinstance(base, LocalEncoder):
+            return Tuned(found.folder / "model", (), 1, 0, found.seconds, "all", base.precision)
+        return Tuned(found.folder / "adapter.safetensors", (), 1, 0, found.seconds, "all", "fp32", over=found.base)
     from embedfit.tune.full import tune_model
 
-    return tune_model(base, train, dev, folder, config, template=template)
+    return tune_model(local(base), train, dev, folder, config, template=template, report_to=report_to)
 
 
 def _forgetting(job: _Job, training: Sequence[Tuned], final: Tuned, general: Dataset) -> Forgetting | None:
@@ -602,10 +781,10 @@ def _forgetting(job: _Job, training: Sequence[Tuned], final: Tuned, general: Dat
     # The sweep encodes the corpus once for each weight: too much where the corpus is what takes the time.
     cheap = sum(map(len, job.dataset.document_texts(job.template))) <= _CHEAP_CHARACTERS
     return measure_forgetting(
-        job.base,
-        final.encoder,
+        local(job.base),
+        local(final.encoder),
         general,
-        held_out=[(one.encoder, test) for one, (_, _, test) in zip(training, job.parts, strict=True)],
+        held_out=[(local(one.encoder), test) for one, (_, _, test) in zip(training, job.parts, strict=True)],
         template=job.template,
         weights=WEIGHTS if cheap or keep is not None else (0.0, 1.0),
         keep=keep,
@@ -622,10 +801,14 @@ def _merged(base: LocalEncoder, tuned: LocalEncoder, weight: float, folder: Path
 
 def _searched(job: _Job, training: Sequence[Tuned], weight: float) -> Run:
     """Return the Run on all held-out queries: each part by the model that was trained without it, merged with the base if asked for."""
-    held_out = [(one.encoder, test) for one, (_, _, test) in zip(training, job.parts, strict=True)]
+    tests = [test for _, _, test in job.parts]
     if weight < 1:
-        return merged_runs(job.base, held_out, [weight], job.template, job.depth)[weight]
-    return joined([DenseRetriever(CachedEncoder(model), job.template).search(test, job.depth) for model, test in held_out])
+        held_out = [(local(one.encoder), test) for one, test in zip(training, tests, strict=True)]
+        return merged_runs(local(job.base), held_out, [weight], job.template, job.depth)[weight]
+    found = [
+        DenseRetriever(CachedEncoder(one.encoder), job.template).search(test, job.depth) for one, test in zip(training, tests, strict=True)
+    ]
+    return joined(found)
 
 
 def read_general(config: GeneralConfig) -> Dataset:

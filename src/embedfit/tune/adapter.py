@@ -75,12 +75,14 @@ class Adapter:
         bias: b; float32, shape (dimensions,).
         base: Fingerprint of the encoder that it was fitted on.
         base_name: That encoder's name, for messages.
+        path: The file that it was read from, if it was.
     """
 
     weight: Vectors
     bias: Vectors
     base: str
     base_name: str
+    path: Path | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -124,7 +126,7 @@ def load_adapter(path: str | Path) -> Adapter:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise ModelError(f"{path}: is no query adapter; expected a file that embedfit wrote, marked {_FORMAT!r}")
-            return Adapter(file.get_tensor("weight"), file.get_tensor("bias"), metadata["base"], metadata["base_name"])
+            return Adapter(file.get_tensor("weight"), file.get_tensor("bias"), metadata["base"], metadata["base_name"], Path(path))
     except (OSError, SafetensorError, KeyError) as error:
         raise ModelError(f"{path}: cannot be read as a query adapter: {str(error).splitlines()[0]}") from None
 

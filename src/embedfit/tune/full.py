@@ -10,7 +10,7 @@ import shutil
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from embedfit import console, ranks
 from embedfit.config import TuneConfig
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, writing
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, ModelEncoder, load_model, use_bf16
-from embedfit.errors import ConfigError, DataError, ModelError, StorageError, require
+from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError, StorageError, require
 from embedfit.retrieve import DenseRetriever
 from embedfit.score import score_run
 from embedfit.tune.batches import Collator, Tokens
@@ -70,6 +70,7 @@ def tune_model(
     config: TuneConfig | None = None,
     *,
     template: str = DOCUMENT_TEMPLATE,
+    report_to: Sequence[str] = (),
 ) -> Tuned:
     """Fine-tune a model on labelled pairs, keeping the epoch that is best on dev.
 
@@ -82,11 +83,12 @@ def tune_model(
         folder: Where the model goes (``folder/model``; the adapter alone, of LoRA, in ``folder/lora``), and checkpoints meanwhile.
         config: Settings; by default the same for every data set.
         template: What a document says.
+        report_to: Where the trainer's own callbacks log to: ``mlflow``, ``wandb``, ``tensorboard``.
 
     Raises:
         ConfigError: A Matryoshka dimension that the model does not have.
         DataError: Every training query has the same answer.
-        EmbedfitError: LoRA without peft.
+        EmbedfitError: LoRA without peft, or a package of ``report_to`` is not installed.
         ModelError: The model is none that can be tuned, memory ran out, or training diverged.
         StorageError: The folder cannot be written, holds another tuning, or the disk is full.
     """
@@ -94,6 +96,8 @@ def tune_model(
     ranks.join()
     if config.method == "lora":
         require("peft", extra="lora")
+    for name in report_to:
+        require(name, extra=name)
     train = train.select(train.judged)
     dev = dev.select(dev.judged) if dev and dev.judged else None
     claim(folder, [encoder.fingerprint, train.digest(), dev.digest() if dev else None, template, config.model_dump()], keys_of(train, dev))
@@ -108,10 +112,13 @@ def tune_model(
             fix="add queries with other labels",
         )
     try:
-        tuned = _train(encoder, train, dev, folder, config, template)
+        tuned = _train(encoder, train, dev, folder, config, template, report_to)
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
             raise ModelError(f"training: memory ran out; fix: a smaller tune.batch_size than {config.batch_size}") from None
+        package = type(error).__module__.partition(".")[0]
+        if package in report_to:
+            raise EmbedfitError(f"training cannot be logged to {package}: {str(error).splitlines()[0]}") from None
         reason = why_not_written(error)
         if reason is None:
             raise
@@ -123,7 +130,15 @@ def tune_model(
     return ranks.agreed(tuned)
 
 
-def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: Path, config: TuneConfig, template: str) -> Tuned:
+def _train(
+    encoder: LocalEncoder,
+    train: Dataset,
+    dev: Dataset | None,
+    folder: Path,
+    config: TuneConfig,
+    template: str,
+    report_to: Sequence[str],
+) -> Tuned:
     model = load_model(encoder.folder, encoder.prompts)
     dimension = model.get_embedding_dimension()
     for size in config.matryoshka:
@@ -166,9 +181,9 @@ def _train(encoder: LocalEncoder, train: Dataset, dev: Dataset | None, folder: P
         metric_for_best_model="eval_choice" if dev else None,
         greater_is_better=True,
         restore_callback_states_from_checkpoint=True,
-        logging_strategy="no",
+        logging_strategy="epoch" if report_to else "no",
         logging_nan_inf_filter=False,
-        report_to="none",
+        report_to=list(report_to) or "none",
         disable_tqdm=True,
         dataloader_pin_memory=model.device.type == "cuda",
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from embedfit.data import Dataset, text_key, writing
-from embedfit.encode import LocalEncoder, Precision
+from embedfit.encode import Encoder, LocalEncoder, Precision
 from embedfit.errors import StorageError
 from embedfit.retrieve import Retriever
 
@@ -26,7 +26,7 @@ class Tuned:
     """What tuning leaves behind.
 
     Attributes:
-        folder: An ordinary sentence-transformers folder.
+        folder: An ordinary sentence-transformers folder; of an adapter over an API, its file.
         history: Per epoch: epoch, loss, and dev's MRR@10 and recall@1 if there is a dev part.
         epoch: The epoch whose weights were kept.
         tokens: Tokens that went through the model in training, padding not counted.
@@ -34,6 +34,7 @@ class Tuned:
         candidates: ``all``, ``mined`` or ``batch``.
         precision: Of the encoder that was tuned.
         matryoshka: Dimensions that the vectors may be cut to, as they were trained for it.
+        over: The encoder that an adapter's file belongs to, where it is none of this machine.
     """
 
     folder: Path
@@ -44,10 +45,15 @@ class Tuned:
     candidates: str
     precision: Precision
     matryoshka: tuple[int, ...] = ()
+    over: Encoder | None = None
 
     @property
-    def encoder(self) -> LocalEncoder:
+    def encoder(self) -> Encoder:
         """The tuned model."""
+        if self.over:
+            from embedfit.tune.adapter import AdaptedEncoder, load_adapter
+
+            return AdaptedEncoder(self.over, load_adapter(self.folder))
         return LocalEncoder(self.folder, precision=self.precision)
 
 
@@ -69,9 +75,9 @@ def keys_of(train: Dataset, dev: Dataset | None) -> list[str]:
     return sorted(text_key(query.text) for part in (train, dev) if part for query in part.queries.values())
 
 
-def seen_by(model: LocalEncoder) -> list[str]:
-    """Return the keys of the queries that a model has seen, as far as its folder tells."""
-    path = model.folder.parent / "tuning.json"
+def seen_by(model: Path) -> list[str]:
+    """Return the keys of the queries that a model has seen, as far as what lies beside its folder or file tells."""
+    path = model.parent / "tuning.json"
     return list(json.loads(path.read_text(encoding="utf-8")).get("seen", ())) if path.exists() else []
 
 

@@ -1,0 +1,533 @@
+"""A finished model to the Hugging Face Hub, to a folder or to an archive; fetched again and held against what was measured.
+
+Nothing of the training text goes out unless it is asked for, and no path of this machine. The model card is our own: the library's
+would quote training examples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from embedfit import console
+from embedfit.compare import Comparison, Difference
+from embedfit.data import Dataset, load, write_jsonl, writing
+from embedfit.encode import CachedEncoder, Kind, LocalEncoder
+from embedfit.errors import ConfigError, EmbedfitError, ModelError, OfflineError, StorageError
+from embedfit.hub import MINILM, check_reachable
+from embedfit.parity import COSINE_TOLERANCE, QUERIES_TOLERANCE
+from embedfit.retrieve import Run, top_k
+from embedfit.score import score_run
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+Content: TypeAlias = Path | bytes
+What: TypeAlias = Literal["model", "dataset"]
+
+EXAMPLES = 5
+"""Training queries that a card quotes, if it is to quote any."""
+_QUERIES, _DOCUMENTS = 64, 2000
+"""What is encoded again by the model that was fetched."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where something is published.
+
+    Attributes:
+        kind: The Hub, a folder, or a tar archive.
+        where: ``owner/name``, or a path.
+    """
+
+    kind: Literal["hub", "folder", "archive"]
+    where: str
+
+    @classmethod
+    def of(cls, said: str) -> Target:
+        """Read ``owner/name``, ``./folder`` or ``name.tar``.
+
+        Raises:
+            ConfigError: It is none of them.
+        """
+        if said.endswith(".tar"):
+            return cls("archive", said)
+        if said.startswith((".", "/", "~")):
+            return cls("folder", str(Path(said).expanduser()))
+        if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", said, re.ASCII) and len(said) <= 96:
+            return cls("hub", said)
+        raise ConfigError(
+            f"{said!r} is no place to publish to; expected owner/name on the Hub, a folder like ./name, or an archive like name.tar"
+        )
+
+    @property
+    def title(self) -> str:
+        """What the thing is called there."""
+        return Path(self.where).name.removesuffix(".tar")
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What will be published where; nothing has been sent yet.
+
+    Attributes:
+        target: Where.
+        kind: What.
+        files: Path there -> a file here, or its content.
+        public: Whether anybody may see it, on the Hub.
+        has_text: Whether training text is in it.
+    """
+
+    target: Target
+    kind: What
+    files: Mapping[str, Content] = field(repr=False)
+    public: bool = False
+    has_text: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """How large it is."""
+        return sum(map(_size, self.files.values()))
+
+    def describe(self) -> str:
+        """Return what will be sent where, for a person to agree to; several lines."""
+        endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+        place = {"hub": f"{endpoint}/{'datasets/' if self.kind == 'dataset' else ''}", "folder": "the folder ", "archive": "the archive "}
+        seen = f", {'PUBLIC: anybody can see it' if self.public else 'private'}" if self.target.kind == "hub" else ""
+        text = "holds" if self.has_text else "holds none of"
+        lines = [f"The {self.kind} goes to {place[self.target.kind]}{self.target.where}{seen}. It {text} the labelled text."]
+        lines += [f"  {name}  {_readable(_size(content))}" for name, content in sorted(self.files.items())]
+        return "\n".join([*lines, f"  {len(self.files)} files, {_readable(self.bytes)}"])
+
+    def send(self) -> str:
+        """Publish it. Returns the revision on the Hub, else the path.
+
+        Raises:
+            EmbedfitError: It cannot be sent or written, or would change who may see what is there.
+        """
+        if self.target.kind == "hub":
+            return self._push()
+        path = Path(self.target.where)
+        if path.exists() and (path.is_file() or any(path.iterdir())):
+            raise StorageError(f"{path} is there already; fix: give another name, or remove it")
+        try:
+            if self.target.kind == "archive":
+                self._pack(path)
+            else:
+                self._lay_out(path)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from None
+        return str(path)
+
+    @contextlib.contextmanager
+    def fetched(self, revision: str) -> Iterator[Path]:
+        """Give a folder with what was published, as anybody would get it: downloaded, unpacked, or read where it is.
+
+        Raises:
+            EmbedfitError: It cannot be had.
+        """
+        with tempfile.TemporaryDirectory(prefix="embedfit-") as temporary:
+            if self.target.kind == "folder":
+                yield Path(self.target.where)
+            elif self.target.kind == "archive":
+                with tarfile.open(self.target.where) as archive:
+                    archive.extractall(temporary, filter="data")
+                yield Path(temporary) / self.target.title
+            else:
+                with _hub_errors(self.target.where):
+                    folder = _api().snapshot_download(
+                        self.target.where, repo_type=self.kind, revision=revision, cache_dir=temporary, allow_patterns=list(self.files)
+                    )
+                yield Path(folder)
+
+    def _push(self) -> str:
+        from huggingface_hub import CommitOperationAdd, get_token
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        repo = self.target.where
+        if not get_token():
+            raise ConfigError(f"publishing to {repo} on the Hub needs a token that may write; fix: set HF_TOKEN, or 'hf auth login'")
+        try:
+            check_reachable(repo)
+        except OfflineError:
+            instead = f"./{self.target.title} or {self.target.title}.tar"
+            raise OfflineError(f"{repo}: the Hub cannot be reached; fix: publish to a folder or an archive: {instead}") from None
+        api = _api()
+        with _hub_errors(repo):
+            try:
+                there = api.repo_info(repo, repo_type=self.kind)
+            except RepositoryNotFoundError:
+                api.create_repo(repo, repo_type=self.kind, private=not self.public, exist_ok=True)
+            else:
+                if bool(there.private) == self.public:
+                    state, fix = ("private", "change that on the Hub") if there.private else ("public", "--public, or another name")
+                    raise ConfigError(f"{repo} is there already and is {state}; fix: {fix}")
+            operations = [CommitOperationAdd(name, content) for name, content in self.files.items()]
+            said = f"{self.kind.capitalize()} from embedfit"
+            return str(api.create_commit(repo, operations, commit_message=said, repo_type=self.kind).oid)
+
+    def _lay_out(self, folder: Path) -> None:
+        temporary = folder.with_name(f".{folder.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        for name, content in self.files.items():
+            path = temporary / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, Path):
+                shutil.copyfile(content, path)
+            else:
+                path.write_bytes(content)
+        if folder.exists():
+            folder.rmdir()  # it is empty
+        temporary.rename(folder)
+
+    def _pack(self, path: Path) -> None:
+        # The same files make the same archive: no times, no names of users.
+        with writing(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            for name, content in sorted(self.files.items()):
+                entry = tarfile.TarInfo(f"{self.target.title}/{name}")
+                entry.size, entry.mode = _size(content), 0o644
+                with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as source:
+                    archive.addfile(entry, source)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How near a fetched model comes to the one that was measured.
+
+    Attributes:
+        texts: Encoded by both.
+        cosine: The lowest of a vector with its counterpart.
+        metric: Like ``mrr@10``.
+        measured: Its mean, by the model that was measured; None without queries.
+        fetched: By the one that was fetched.
+    """
+
+    texts: int
+    cosine: float
+    metric: str
+    measured: float | None
+    fetched: float | None
+
+    @property
+    def sentence(self) -> str:
+        """It in words."""
+        said = f"Fetched again: the vectors of {self.texts:,} texts are the same (lowest cosine {self.cosine:.6f})"
+        scores = (
+            f", and so is {self.metric} ({self.fetched:.3f})" if self.fetched is not None else "; no labelled data was at hand to score"
+        )
+        return f"{said}{scores}."
+
+
+def check_parity(measured: LocalEncoder, fetched: LocalEncoder, dataset: Dataset, template: str, metric: str) -> Parity:
+    """Compare a fetched model with the measured one, on up to 64 judged queries and 2,000 documents.
+
+    Args:
+        measured: The model of the run.
+        fetched: The same, as published.
+        dataset: What to encode. With no judged query, vectors alone are compared.
+        template: What a document says.
+        metric: To score by, like ``mrr@10``.
+
+    Raises:
+        ModelError: Vectors or scores differ by more than the arithmetic explains.
+    """
+    dataset = dataset.select(list(dataset.judged)[:_QUERIES] or list(dataset.queries)[:_QUERIES])
+    asked = dict.fromkeys(id for query in dataset.queries for id in dataset.relevant(query))
+    ids = sorted([*asked, *(id for id in dataset.corpus if id not in asked)][: max(_DOCUMENTS, len(asked))])
+    said = dict(zip(dataset.corpus, dataset.document_texts(template), strict=True)) if dataset.corpus else {}
+    texts: dict[Kind, list[str]] = {"query": dataset.query_texts(), "document": [said[id] for id in ids]}
+    before = {kind: CachedEncoder(measured).encode(texts[kind], kind) for kind in texts if texts[kind]}
+    after = {kind: fetched.encode(texts[kind], kind) for kind in before}
+    if any(before[kind].shape != after[kind].shape for kind in before):
+        raise ModelError(
+            f"the model that was fetched has {after['query'].shape[1]} dimensions, the measured one {before['query'].shape[1]}"
+        )
+    cosine = float(min((before[kind] * after[kind]).sum(axis=1).min() for kind in before))
+    precision = "bf16" if fetched.loaded.bf16 else "fp32"
+    k = int(metric.partition("@")[2])
+    scores: list[float | None] = [None, None]
+    if dataset.judged and ids:
+        qrels = {query: grades for query, grades in dataset.qrels.items() if query in dataset.queries}
+        runs = [Run(tuple(dataset.queries), tuple(ids), *top_k(found["query"], found["document"], k)) for found in (before, after)]
+        scores = [score_run(run, qrels, ks=(k,)).mean(metric) for run in runs]
+    lost = 0.0 if scores[0] is None or scores[1] is None else abs(scores[0] - scores[1])
+    allowed = QUERIES_TOLERANCE[precision] / max(1, len(dataset.queries))
+    if not (np.isfinite(cosine) and cosine >= 1 - COSINE_TOLERANCE[precision]) or lost > allowed:
+        raise ModelError(
+            f"the model that was fetched is not the one that was measured: lowest cosine {cosine:.6f}, {metric} differs by {lost:.4f}; "
+            "fix: publish again, and do not use what is there"
+        )
+    return Parity(sum(map(len, texts.values())), cosine, metric, scores[0], scores[1])
+
+
+def check_dataset_parity(folder: Path, dataset: Dataset) -> None:
+    """Make sure that a published data set is the one that was sent.
+
+    Raises:
+        StorageError: It is another.
+    """
+    if load(folder / "queries.jsonl", folder / "documents.jsonl").digest() != dataset.digest():
+        raise StorageError("the data set that was fetched is not the one that was published; fix: publish again")
+
+
+def model_publication(
+    target: Target,
+    folder: Path,
+    manifest: Mapping[str, Any],
+    comparison: Comparison,
+    dataset: Dataset | None,
+    *,
+    public: bool = False,
+    examples: Sequence[tuple[str, Sequence[str]]] = (),
+) -> Publication:
+    """Return what is to be published of a run.
+
+    Args:
+        target: Where to.
+        folder: Of the model.
+        manifest: Of the run.
+        comparison: Of the run.
+        dataset: The run's, to be counted; None if it is not at hand.
+        public: Whether anybody may see it.
+        examples: Training queries and their answers to quote in the card; only these of all text.
+    """
+    files: dict[str, Content] = {
+        str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "README.md"
+    }
+    files["README.md"] = model_card(target, folder, manifest, comparison, dataset, examples).encode()
+    said = comparison.to_dict() | {"base": public_name(comparison.base.name), "tuned": target.title}
+    config = manifest["config"]
+    evidence = {
+        "embedfit": manifest["embedfit"],
+        "base": {"name": public_name(manifest["base"]["name"]), "fingerprint": manifest["base"]["fingerprint"]},
+        "fingerprint": manifest["fingerprint"],
+        "document_template": config["data"]["document_template"],
+        "split": manifest["split"],
+        "tune": config["tune"],
+        "comparison": said,
+    }
+    files["embedfit.json"] = json.dumps(evidence, indent=1).encode()
+    return Publication(target, "model", files, public, bool(examples))
+
+
+def dataset_publication(target: Target, dataset: Dataset, name: str, *, public: bool = False) -> Publication:
+    """Return what is to be published of a data set: all of its queries, labels and documents.
+
+    Args:
+        target: Where to.
+        dataset: To publish.
+        name: For the card.
+        public: Whether anybody may see it.
+    """
+    from huggingface_hub import DatasetCardData
+
+    with tempfile.TemporaryDirectory(prefix="embedfit-") as temporary:
+        write_jsonl(dataset, temporary)
+        files: dict[str, Content] = {path.name: path.read_bytes() for path in sorted(Path(temporary).iterdir())}
+    configs = [{"config_name": part, "data_files": f"{part}.jsonl"} for part in ("queries", "documents")]
+    data = DatasetCardData(pretty_name=name, task_categories=["text-retrieval"], tags=["embedfit"], configs=configs)
+    card = _rendered(
+        "dataset_card.md",
+        metadata=_front_matter(data.to_yaml()),
+        title=_line(name),
+        queries=f"{len(dataset.judged):,}",
+        documents=f"{len(dataset.corpus):,}",
+    )
+    return Publication(target, "dataset", {**files, "README.md": card.encode()}, public, has_text=True)
+
+
+def model_card(
+    target: Target,
+    folder: Path,
+    manifest: Mapping[str, Any],
+    comparison: Comparison,
+    dataset: Dataset | None,
+    examples: Sequence[tuple[str, Sequence[str]]] = (),
+) -> str:
+    """Return the model's page: what it does, on what evidence, made how and of what, and how to use it.
+
+    Args:
+        target: Where it will stand.
+        folder: Of the model.
+        manifest: Of the run.
+        comparison: Of the run.
+        dataset: To be counted; None if it is not at hand.
+        examples: Training queries and their answers to quote.
+    """
+    config, base = manifest["config"], manifest["base"]["name"]
+    tuned = manifest["tuning"]
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    served = not any(module["type"].endswith(".Router") for module in modules)
+    settings = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))
+    prompts = {name: text for name, text in (settings.get("prompts") or {}).items() if text}
+    parts = [{part: f"{count:,}" for part, count in split.items()} for split in manifest["split"]]
+    first = f"{parts[0]['train']} for training, {parts[0]['dev']} for choosing, {parts[0]['test']} held out"
+    data = [
+        f"Data set: `{_line(Path(config['data']['queries']).name)}`",
+        *([f"{len(dataset.judged):,} labelled queries, {len(dataset.corpus):,} documents"] if dataset else []),
+        f"{len(parts)} folds, each {first}; this model was trained on all" if len(parts) > 1 else f"Queries: {first}",
+        *(f"Put before each {name}: `{re.sub('`', '', json.dumps(text))}`" for name, text in prompts.items()),
+    ]
+    forgetting = manifest.get("forgetting")
+    method = {"full": "all weights", "lora": f"LoRA of rank {config['tune']['lora_rank']}", "adapter": "a linear map of the query's vector"}
+    trained = {
+        "method": method[config["tune"]["method"]],
+        "loss": f"softmax over candidate documents, every known positive a positive; scale {config['tune']['scale']:g}",
+        **{name: config["tune"][name] for name in ("epochs", "batch_size", "learning_rate", "warmup", "weight_decay", "seed")},
+        "kept epoch": ", ".join(str(one["epoch"]) for one in tuned),
+        "training time": f"{sum(one['seconds'] for one in tuned):.0f} s",
+        "base model": f"{_line(public_name(base))} (fingerprint {manifest['base']['fingerprint'][:12]})",
+    }
+    if config["tune"]["method"] == "adapter":
+        trained = {name: trained[name] for name in ("method", "loss", "seed", "training time", "base model")}
+    hub_base = _hub_name(base)
+    return _rendered(
+        "model_card.md",
+        metadata=_front_matter(_metadata(target, comparison, config, hub_base)),
+        title=target.title,
+        base=f"[{hub_base}](https://huggingface.co/{hub_base})" if hub_base else _line(public_name(base)),
+        embedfit=manifest["embedfit"],
+        dimensions=_dimensions(folder),
+        sentence=comparison.sentence,
+        held_out=comparison.held_out,
+        interval=comparison.to_dict()["interval"],
+        differences=_shown(comparison),
+        notes=[forgetting["sentence"]] if forgetting else [],
+        data=data,
+        template=_line(config["data"]["document_template"]),
+        # JSON on one line, in a block of code: nothing in it is read as Markdown or HTML.
+        examples=[json.dumps({"query": query, "expected": list(answers)}, ensure_ascii=False) for query, answers in examples[:EXAMPLES]],
+        settings=trained,
+        general=", and on general questions, to see what was forgotten (above)." if forgetting else ".",
+        repo=target.where,
+        served=served,
+        prompt_name=', "prompt_name": "query"' if "query" in prompts else "",
+    )
+
+
+def public_name(name: str) -> str:
+    """Return a model's name without the path of a folder on this machine."""
+    return Path(name).name if name.startswith((".", "/", "~")) or Path(name).is_dir() else name
+
+
+def _hub_name(name: str) -> str | None:
+    """Return a model's name if it is one on the Hub."""
+    if name == MINILM:
+        return f"sentence-transformers/{MINILM}"
+    return name if name == public_name(name) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) else None
+
+
+def _shown(comparison: Comparison) -> list[Difference]:
+    """Return the differences that the card shows: recall at each k, the others at the largest, and the one that the verdict is about."""
+    k = max(int(found.metric.partition("@")[2]) for found in comparison.differences)
+    wanted = (f"mrr@{k}", f"ndcg@{k}", comparison.metric)
+    return [found for found in comparison.differences if found.metric.startswith("recall@") or found.metric in wanted]
+
+
+def _metadata(target: Target, comparison: Comparison, config: Mapping[str, Any], base: str | None) -> str:
+    """Return the card's metadata as YAML, with the model-index that the Hub shows."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    data = Path(config["data"]["queries"]).name
+    results = [
+        EvalResult(
+            task_type="information-retrieval",
+            task_name="Information Retrieval",
+            dataset_type=re.sub(r"[^a-z0-9]+", "-", data.casefold()).strip("-") or "data",
+            dataset_name=f"{data}, held-out queries" if comparison.held_out else data,
+            metric_type=f"cosine_{found.metric}",  # as sentence-transformers names them
+            metric_name=f"Cosine {found.metric}",
+            metric_value=round(found.tuned, 4),
+        )
+        for found in _shown(comparison)
+    ]
+    tags = ["sentence-transformers", "sentence-similarity", "feature-extraction", "embedfit"]
+    return ModelCardData(
+        model_name=target.title,
+        base_model=base,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=tags,
+        eval_results=results,
+    ).to_yaml()
+
+
+def _front_matter(yaml: str) -> str:
+    return f"---\n{yaml.strip()}\n---\n"
+
+
+def _rendered(card: str, /, **said: Any) -> str:
+    import jinja2
+
+    text = (resources.files("embedfit") / "templates" / card).read_text(encoding="utf-8")
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701 - Markdown
+    return environment.from_string(text).render(**said)
+
+
+def _line(text: str) -> str:
+    """Return text as it may stand within a line of Markdown: no new line, no code, no HTML, no cell of a table."""
+    return re.sub(r"[`<>|]", "", " ".join(text.split()))
+
+
+def _dimensions(folder: Path) -> int:
+    """Return how many dimensions a saved model's vectors have: the last module that says so."""
+    found = 0
+    for module in json.loads((folder / "modules.json").read_text(encoding="utf-8")):
+        path = folder / module["path"] / "config.json"
+        said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found = next(
+            (said[key] for key in ("out_features", "embedding_dimension", "word_embedding_dimension", "hidden_size") if key in said), found
+        )
+    return int(found)
+
+
+def _size(content: Content) -> int:
+    return content.stat().st_size if isinstance(content, Path) else len(content)
+
+
+def _readable(size: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def _api() -> HfApi:
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if console.quiet or not sys.stderr.isatty():
+        disable_progress_bars()
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+
+
+@contextlib.contextmanager
+def _hub_errors(repo: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into one line, without the signature of an upload's address.
+
+    Raises:
+        EmbedfitError: Instead of it.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    lost: Any = HfHubHTTPError.__mro__[1]  # HTTPError of the HTTP library that the client uses; its versions differ
+    try:
+        yield
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, lost, OSError, ValueError) as error:
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise EmbedfitError(f"{repo}: the Hub did not take or give it: {re.sub(r'[?][^ ]+', '', said)}") from None

@@ -1,0 +1,429 @@
+"""Results and searches to LangWatch: every query of every model, with what was retrieved for it.
+
+Without ``LANGWATCH_API_KEY`` nothing is sent, written or imported. With it, results are first written to a file, then sent; what could
+not be delivered stays in that file, and `resend` sends it again, under the same ids, so that nothing counts twice.
+
+LangWatch's own client takes seconds to import, waits seconds at the end, prints to stdout, and reports success when it has lost
+results. So this speaks to its server directly, in the same words; a test holds them against the client's.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from embedfit import console
+from embedfit.data import Dataset, writing
+from embedfit.encode import cache_folder
+from embedfit.errors import ConfigError, EmbedfitError, require
+from embedfit.retrieve import Run
+from embedfit.score import Scores
+
+if TYPE_CHECKING:
+    import httpx
+
+_ENDPOINT = "https://app.langwatch.ai"
+_PATIENCE, _PATIENCE_AGAIN = 2.5, 30.0
+"""Seconds without an answer after which no more is sent: at the end of a command, and when that is all it is to do."""
+_BATCH = 50
+"""Results in a request."""
+_SPOOL = "langwatch.jsonl"
+
+
+def langwatch_key() -> str | None:
+    """Return the key for LangWatch; without one nothing is sent."""
+    return os.environ.get("LANGWATCH_API_KEY", "").strip() or None
+
+
+def endpoint() -> str:
+    """Return where LangWatch is: ``LANGWATCH_ENDPOINT``, else its cloud."""
+    return (os.environ.get("LANGWATCH_ENDPOINT", "").strip() or _ENDPOINT).rstrip("/")
+
+
+def _shown_endpoint() -> str:
+    """Return where LangWatch is without a password that may stand in the address."""
+    return re.sub(r"//[^/@]*@", "//", endpoint())
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How a sending went.
+
+    Attributes:
+        delivered: Results that the server took.
+        left: Results that it did not.
+        problem: Why not; empty if all were taken.
+        address: Where they can be seen; empty if nowhere.
+    """
+
+    delivered: int
+    left: int
+    problem: str = ""
+    address: str = ""
+
+
+class Tracker:
+    """The results of one command, on their way to LangWatch.
+
+    Args:
+        name: Of the experiment; None for searches, which belong to none.
+        run_id: Of this run of it.
+        folder: Where results are kept until they are delivered.
+    """
+
+    def __init__(self, name: str | None, run_id: str, folder: Path) -> None:
+        self.run_id, self.folder = run_id, folder
+        self._head: dict[str, Any] = {"experiment": name, "run_id": run_id, "created_at": int(time.time() * 1000), "targets": []}
+        self._rows: list[dict[str, Any]] = []
+
+    def add(
+        self,
+        model: str,
+        dataset: Dataset,
+        run: Run,
+        scores: Scores,
+        *,
+        template: str,
+        metadata: Mapping[str, str] | None = None,
+        seconds: float = 0.0,
+    ) -> None:
+        """Take in how a model did, query by query.
+
+        Args:
+            model: Its name; the same name again is told apart by a number.
+            dataset: With the texts.
+            run: What was retrieved.
+            scores: Of the run; recall at each k and MRR at the largest are sent.
+            template: What a document says.
+            metadata: Of the model, to be shown beside it.
+            seconds: That the search took for all queries.
+        """
+        said = dict(zip(dataset.corpus, dataset.document_texts(template), strict=True))
+        k = max(int(name.partition("@")[2]) for name in scores.values)
+        shown = [name for name in scores.values if name.startswith("recall@") or name == f"mrr@{k}"]
+        target = _another(model, [one["id"] for one in self._head["targets"]])
+        self._head["targets"].append({"id": target, "name": target, "type": "custom", "metadata": {"model": model, **(metadata or {})}})
+        each = seconds / max(1, len(run.query_ids))
+        row_of = {id: row for row, id in enumerate(run.query_ids)}
+        for index, id in enumerate(scores.query_ids):
+            row = row_of[id]
+            found = [run.document_ids[position] for position in run.ranked[row, :k]]
+            chunks = [
+                {"document_id": document, "content": said[document], "score": round(float(score), 6)}
+                for document, score in zip(found, run.scores[row, :k], strict=True)
+            ]
+            self._rows.append(
+                {
+                    "index": index,
+                    "target": target,
+                    "query": dataset.queries[id].text,
+                    "expected": list(dataset.relevant(id)),
+                    "retrieved": chunks,
+                    "scores": {name: round(float(scores.values[name][index]), 6) for name in shown},
+                    "seconds": each,
+                    "at": time.time(),
+                    "trace_id": _id(32, self.run_id, target, id),
+                }
+            )
+
+    def add_search(self, query: str, found: Sequence[tuple[str, str, float]], *, model: str, seconds: float) -> None:
+        """Take in one search as it was answered.
+
+        Args:
+            query: Its text.
+            found: Document id, text and score of each document, best first.
+            model: That encoded it.
+            seconds: That it took.
+        """
+        chunks = [{"document_id": id, "content": text, "score": round(float(score), 6)} for id, text, score in found]
+        row = {
+            "index": len(self._rows),
+            "target": model,
+            "query": query,
+            "retrieved": chunks,
+            "seconds": seconds,
+            "at": time.time() - seconds,
+        }
+        self._rows.append({**row, "trace_id": _id(32, self.run_id, str(len(self._rows)))})
+
+    def deliver(self) -> Delivery:
+        """Send what was taken in, keep what was not delivered, and tell the user of both; in at most about 3 s if nobody answers."""
+        if not self._rows:
+            return Delivery(0, 0)
+        try:
+            _write(self.folder / _SPOOL, self._head, self._rows)
+            found = _deliver(self.folder, _PATIENCE)
+        except EmbedfitError as error:  # what was to be followed is done, and shall be shown
+            console.note(f"Warning: {len(self._rows):,} results were not delivered to LangWatch: {error}")
+            return Delivery(0, len(self._rows), str(error))
+        if found.left:
+            console.note(
+                f"Warning: {found.left:,} results were not delivered to LangWatch ({found.problem}); "
+                f"'embedfit track resend {self.folder}' sends them again"
+            )
+        elif found.address:
+            console.note(f"LangWatch: {found.delivered:,} results at {found.address}")
+        return found
+
+
+@contextlib.contextmanager
+def tracking(name: str, folder: Path | None = None, *, wanted: bool = True) -> Iterator[Tracker | None]:
+    """Give a Tracker for an experiment, and deliver at the end; give None where nothing is to be sent.
+
+    Args:
+        name: Of the experiment.
+        folder: The run directory, whose name becomes the run's id; by default one of its own beside the cache.
+        wanted: Whether the configuration wants it.
+    """
+    if not (wanted and langwatch_key()):
+        yield None
+        return
+    tracker = Tracker(name, *_place(name, folder))
+    yield tracker
+    tracker.deliver()
+
+
+def trace_search(query: str, found: Sequence[tuple[str, str, float]], *, model: str, seconds: float) -> None:
+    """Send one search to LangWatch as a ``rag`` span, if there is a key; see `Tracker.add_search`."""
+    if langwatch_key():
+        tracker = Tracker(None, *_place("search", None))
+        tracker.add_search(query, found, model=model, seconds=seconds)
+        tracker.deliver()
+
+
+def resend(folder: str | Path) -> Delivery:
+    """Send again what was not delivered.
+
+    Args:
+        folder: The run directory, or the folder that the note named.
+
+    Raises:
+        ConfigError: There is no such folder, or no key.
+        EmbedfitError: It could not be delivered this time either; it is kept.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: is no run directory")
+    if not (folder / _SPOOL).exists():
+        return Delivery(0, 0)
+    if not langwatch_key():
+        raise ConfigError("LangWatch needs a key; fix: set LANGWATCH_API_KEY")
+    found = _deliver(folder, _PATIENCE_AGAIN)
+    if found.left:
+        raise EmbedfitError(
+            f"{found.left:,} results were not delivered to LangWatch ({found.problem}); they are kept, the same command sends them"
+        )
+    return found
+
+
+def _place(name: str, folder: Path | None) -> tuple[str, Path]:
+    """Return a run's id, and where its results are kept until they are delivered."""
+    if folder:
+        return folder.name, folder
+    run_id = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06}"
+    return run_id, cache_folder() / "track" / run_id
+
+
+def _another(name: str, taken: Sequence[str]) -> str:
+    number, found = 1, name
+    while found in taken:
+        number += 1
+        found = f"{name} ({number})"
+    return found
+
+
+def _id(length: int, *parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:length]
+
+
+def _write(path: Path, head: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    with writing(path) as file:
+        for row in (head, *rows):
+            file.write(json.dumps(row).encode() + b"\n")
+
+
+def _deliver(folder: Path, patience: float) -> Delivery:
+    """Send a folder's results, and leave there those that were not taken."""
+    head, *rows = (json.loads(line) for line in (folder / _SPOOL).read_text(encoding="utf-8").splitlines())
+    sender = _Sender(head, rows, patience)
+    # A thread of its own, since looking up a host name has no timeout.
+    thread = threading.Thread(target=sender.run, daemon=True)
+    thread.start()
+    with console.progress("results to LangWatch", len(rows)) as done:
+        shown = 0
+        while thread.is_alive() and time.monotonic() - sender.moved < patience:
+            thread.join(0.02)
+            done(sender.delivered - shown)
+            shown = sender.delivered
+    left = rows[sender.delivered :]
+    if left:
+        _write(folder / _SPOOL, head, left)
+        return Delivery(len(rows) - len(left), len(left), sender.problem or f"{_shown_endpoint()} does not answer")
+    (folder / _SPOOL).unlink()
+    with contextlib.suppress(OSError):
+        if folder.parent == cache_folder() / "track":
+            folder.rmdir()
+    return Delivery(len(rows), 0, "", sender.address)
+
+
+class _Sender:
+    """Sends results in order, batch by batch, until something goes wrong.
+
+    Attributes:
+        delivered: How many were taken.
+        moved: When something last went well; in the future while something is loaded.
+        problem: What went wrong.
+        address: Where results can be seen.
+    """
+
+    def __init__(self, head: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], patience: float) -> None:
+        self._head, self._rows, self._patience = head, rows, patience
+        self.delivered, self.problem, self.address = 0, "", ""
+        self.moved = time.monotonic()
+
+    def run(self) -> None:
+        """Send everything; never raises, as nobody would see it."""
+        import httpx
+
+        host = _shown_endpoint()
+        try:
+            with httpx.Client(base_url=endpoint(), headers=_headers(), timeout=self._patience) as client:
+                self._send(client)
+        except httpx.HTTPStatusError as error:
+            self.problem = f"{host} answered {error.response.status_code}"
+        except httpx.HTTPError as error:
+            self.problem = f"{host} cannot be reached: {error or type(error).__name__}"
+        except EmbedfitError as error:
+            self.problem = str(error)
+        except Exception as error:  # another server, another format: nothing of it may end the work, and a thread would print it
+            self.problem = f"{host} does not answer as LangWatch does: {type(error).__name__}"
+
+    def _send(self, client: httpx.Client) -> None:
+        slug = name = self._head["experiment"]
+        if name is not None:
+            kind = {"experiment_name": name, "experiment_slug": name, "experiment_type": "BATCH_EVALUATION_V2"}
+            found = self._post(client, "/api/experiment/init", json=kind).json()
+            slug = found["slug"]
+            self.address = f"{_shown_endpoint()}{found['path']}?runId={quote(self._head['run_id'])}"
+        else:
+            # Nobody should wait for what is loaded below only to find that there is no server.
+            client.head("/")
+        self.moved = float("inf")
+        encode = _span_encoder()
+        self.moved = time.monotonic()
+        for start in range(0, len(self._rows), _BATCH):
+            some = self._rows[start : start + _BATCH]
+            if slug is not None:
+                self._post(client, "/api/evaluations/batch/log_results", json=self._results(slug, some))
+            spans = encode(self._head["run_id"], some)
+            self._post(client, "/api/otel/v1/traces", content=spans, headers={"Content-Type": "application/x-protobuf"})
+            self.delivered += len(some)
+
+    def _post(self, client: httpx.Client, path: str, **content: Any) -> httpx.Response:
+        response = client.post(path, **content)
+        response.raise_for_status()
+        self.moved = time.monotonic()
+        return response
+
+    def _results(self, slug: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the body that tells LangWatch of some results, and with the last ones that there are no more."""
+        done = self.delivered + len(rows)
+        finished = {"finished_at": int(time.time() * 1000)} if done == len(self._rows) else {}
+        dataset = [
+            {
+                "index": row["index"],
+                "entry": {"query": row["query"], "expected": row["expected"]},
+                "duration": round(1000 * row["seconds"]),
+                "trace_id": row["trace_id"],
+                "target_id": row["target"],
+                "predicted": {"output": row["retrieved"]},
+            }
+            for row in rows
+        ]
+        evaluations = [
+            {
+                "name": metric,
+                "evaluator": metric,
+                "trace_id": row["trace_id"],
+                "status": "processed",
+                "score": score,
+                "index": row["index"],
+                "target_id": row["target"],
+                "inputs": {"query": row["query"]},
+            }
+            for row in rows
+            for metric, score in row["scores"].items()
+        ]
+        return {
+            "experiment_slug": slug,
+            "name": self._head["experiment"],
+            "run_id": self._head["run_id"],
+            "dataset": dataset,
+            "evaluations": evaluations,
+            "targets": self._head["targets"],
+            "progress": done,
+            "total": len(self._rows),
+            "timestamps": {"created_at": self._head["created_at"], **finished},
+        }
+
+
+def _span_encoder() -> Any:
+    """Return how to write results as spans of type ``rag``, in OpenTelemetry's protobuf: (run id, rows) -> bytes.
+
+    Raises:
+        EmbedfitError: OpenTelemetry is not installed.
+    """
+    require("opentelemetry.exporter.otlp.proto.common", extra="langwatch")
+    from importlib.metadata import version
+
+    from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
+
+    resource = Resource.create({"service.name": "embedfit", "service.version": version("embedfit")})
+
+    def encode(run_id: str, rows: Sequence[Mapping[str, Any]]) -> bytes:
+        spans = []
+        for row in rows:
+            started = int(row["at"] * 1e9)
+            chunks = [{**one, "chunk_id": one["document_id"]} for one in row["retrieved"]]
+            evaluated = {"evaluation.run_id": run_id, "evaluation.index": row["index"]} if "scores" in row else {}
+            attributes = {
+                "langwatch.span.type": "rag",
+                "langwatch.input": json.dumps({"type": "text", "value": row["query"]}),
+                "langwatch.output": json.dumps({"type": "json", "value": [one["document_id"] for one in chunks]}),
+                "langwatch.rag_contexts": json.dumps([{key: one[key] for key in ("document_id", "chunk_id", "content")} for one in chunks]),
+                "langwatch.origin": "evaluation" if evaluated else "application",
+                "evaluation.target": row["target"],
+                **evaluated,
+            }
+            context = SpanContext(int(row["trace_id"], 16), int(_id(16, row["trace_id"]), 16), False, TraceFlags(TraceFlags.SAMPLED))
+            ended = started + int(row["seconds"] * 1e9)
+            spans.append(
+                ReadableSpan("retrieval", context, None, resource, attributes, kind=SpanKind.INTERNAL, start_time=started, end_time=ended)
+            )
+        body: bytes = encode_spans(spans).SerializeToString()
+        return body
+
+    return encode
+
+
+def _headers() -> dict[str, str]:
+    """Return how LangWatch knows whose results these are, for each kind of its keys."""
+    key, project = langwatch_key() or "", os.environ.get("LANGWATCH_PROJECT_ID")
+    if key.startswith("pat-lw-") and project:  # a person's key, which says no project
+        return {"Authorization": f"Basic {base64.b64encode(f'{project}:{key}'.encode()).decode()}"}
+    named = {"X-Project-Id": project} if project and not key.startswith("pat-lw-") else {}
+    return {"Authorization": f"Bearer {key}", "X-Auth-Token": key, **named}

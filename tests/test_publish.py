@@ -1,0 +1,367 @@
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+
+import pytest
+import yaml
+from servers import running_hub
+
+from embedfit import pipeline
+from embedfit.cli import main
+from embedfit.config import make_config
+from embedfit.data import load
+from embedfit.encode import LocalEncoder
+from embedfit.errors import ConfigError, EmbedfitError, ModelError, StorageError
+from embedfit.publish import Target, check_parity, public_name
+from embedfit.samples import write_start
+
+TOKEN = "hf_very_secret_0123456789"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """The folder of 'embedfit init': 20 queries over 4 documents."""
+    folder = tmp_path_factory.mktemp("project")
+    write_start(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(project, tiny_model):
+    """A finished run of the one-layer model."""
+    said = {
+        "name": "support",
+        "output": str(project / "runs"),
+        "data": {
+            "queries": str(project / "queries.jsonl"),
+            "documents": str(project / "documents.jsonl"),
+            "document_template": "{title}. {text}",
+        },
+        "model": {"name": str(tiny_model), "query_prompt": "query: "},
+        "split": {"folds": 0},
+        "tune": {"epochs": 1},
+    }
+    return pipeline.run(make_config(said))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with running_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # HF_HUB_DISABLE_XET is read once
+        yield hub
+
+
+@pytest.fixture
+def said(capsys):
+    def call(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return call
+
+
+def texts_of(project):
+    """Return every query text of the data."""
+    return [json.loads(line)["query"] for line in (project / "queries.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [("someone/model", "hub"), ("./model", "folder"), ("/tmp/model", "folder"), ("model.tar", "archive"), ("a/b.tar", "archive")],
+)
+def test_a_target_is_a_name_on_the_hub_a_folder_or_an_archive(said, kind):
+    assert Target.of(said).kind == kind
+
+
+@pytest.mark.parametrize("said", ["model", "a/b/c", "../../etc/x y/..;", "owner/", "https://huggingface.co/a/b"])
+def test_what_is_no_target_is_refused(said):
+    if said.startswith("."):
+        assert Target.of(said).kind == "folder"
+    else:
+        with pytest.raises(ConfigError, match="is no place to publish to"):
+            Target.of(said)
+
+
+# To the Hub
+
+
+def test_a_model_goes_to_the_hub_in_private_and_comes_back_the_same(finished, hub, said, project):
+    code, out, err = said("publish", finished.folder, "someone/support", "--yes")
+    assert code == 0
+    assert re.search(r"Published the model: someone/support\. Fetched again: the vectors of 8 texts are the same", out)
+    assert "and so is mrr@10" in out
+    assert "private. It holds none of the labelled text." in err
+    assert "model.safetensors" in err
+    repo = hub.repos["model", "someone/support"]
+    assert repo["private"] is True
+    assert {"README.md", "embedfit.json", "modules.json", "model.safetensors"} <= set(repo["files"])
+    assert repo["files"]["model.safetensors"] == (finished.model / "model.safetensors").read_bytes()
+    assert any("/resolve/" in request.path and request.method == "GET" for request in hub.requests)  # it was downloaded again
+
+
+def test_nothing_that_is_sent_holds_training_text_a_path_of_this_machine_or_the_token(finished, hub, said, project, tiny_model):
+    code, out, err = said("--debug", "publish", finished.folder, "someone/support", "--yes")
+    assert code == 0
+    files = hub.repos["model", "someone/support"]["files"]
+    for name, body in files.items():
+        for text in [*texts_of(project), str(project), str(tiny_model), str(tiny_model.parent), TOKEN, os.environ["EMBEDFIT_CACHE"]]:
+            assert text.encode() not in body, (name, text)
+    assert TOKEN not in out + err
+    assert all(TOKEN not in str(request) for request in hub.storage.requests)  # its addresses are signed; it is another host
+    assert all(TOKEN not in request.body.decode("latin-1") + request.path for request in hub.requests)
+    commits = [request for request in hub.requests if "/commit/" in request.path]
+    assert commits[0].headers["authorization"] == f"Bearer {TOKEN}"
+    for path in finished.folder.rglob("*"):
+        assert path.is_dir() or TOKEN.encode() not in path.read_bytes()
+
+
+def test_examples_are_quoted_if_asked_for_and_cannot_break_out(finished, hub, said, project):
+    code, _, err = said("publish", finished.folder, "someone/support", "--yes", "--include-examples")
+    assert code == 0
+    assert "It holds the labelled text." in err
+    card = hub.repos["model", "someone/support"]["files"]["README.md"].decode()
+    quoted = [json.loads(line) for line in card.splitlines() if line.startswith('    {"query"')]
+    assert len(quoted) == 5
+    dataset = load(project / "queries.jsonl", project / "documents.jsonl")
+    tested = {dataset.queries[id].text for id in finished.comparison.base.query_ids}
+    assert len(tested) == 4
+    assert {row["query"] for row in quoted} <= set(texts_of(project)) - tested
+
+
+def test_a_data_set_goes_along_if_asked_for_and_comes_back_the_same(finished, hub, said, project, tmp_path):
+    code, out, err = said("publish", finished.folder, "someone/support", "--dataset", "someone/support-data", "--yes")
+    assert code == 0
+    assert "Published the dataset: someone/support-data. Fetched again: it is the same." in out
+    assert err.count("private") == 2
+    files = hub.repos["dataset", "someone/support-data"]["files"]
+    for name in ("queries.jsonl", "documents.jsonl"):
+        (tmp_path / name).write_bytes(files[name])
+    sent = load(tmp_path / "queries.jsonl", tmp_path / "documents.jsonl")
+    assert sent.digest() == load(project / "queries.jsonl", project / "documents.jsonl").digest()
+    assert yaml.safe_load(files["README.md"].decode().split("---")[1])["task_categories"] == ["text-retrieval"]
+
+
+def test_a_model_that_comes_back_another_is_an_error(finished, hub, said):
+    hub.damaged = True
+    code, out, err = said("publish", finished.folder, "someone/support", "--yes")
+    assert code == 2
+    assert out == ""
+    assert "the model that was fetched is not the one that was measured" in err
+
+
+def test_a_public_repository_is_not_filled_by_mistake(finished, hub, said):
+    hub.repos["model", "someone/open"] = {"private": False, "files": {}}
+    hub.repos["model", "someone/closed"] = {"private": True, "files": {}}
+    code, _, err = said("publish", finished.folder, "someone/open", "--yes")
+    assert code == 2
+    assert "someone/open is there already and is public; fix: --public, or another name" in err
+    assert hub.repos["model", "someone/open"]["files"] == {}
+    code, _, err = said("publish", finished.folder, "someone/closed", "--yes", "--public")
+    assert code == 2
+    assert "is there already and is private" in err
+    code, _, err = said("publish", finished.folder, "someone/closed", "--yes")
+    assert code == 0
+
+
+def test_public_must_be_said_and_is_shown(finished, hub, said):
+    code, _, err = said("publish", finished.folder, "someone/support", "--yes", "--public")
+    assert code == 0
+    assert "PUBLIC: anybody can see it" in err
+    assert hub.repos["model", "someone/support"]["private"] is False
+
+
+def test_without_yes_and_without_a_person_nothing_is_sent(finished, hub, said):
+    code, _, err = said("publish", finished.folder, "someone/support")
+    assert code == 2
+    assert "model.safetensors" in err
+    assert "nobody is there to agree to this; fix: --yes" in err
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(("answer", "sent"), [("n\n", False), ("y\n", True)])
+def test_a_person_is_asked(finished, hub, answer, sent):
+    import pty
+
+    main_end, other = pty.openpty()
+    command = [sys.executable, "-m", "embedfit", "publish", str(finished.folder), "someone/support"]
+    environment = {**os.environ, "HF_HUB_DISABLE_XET": "1"}
+    process = subprocess.Popen(command, env=environment, stdin=other, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    os.write(main_end, answer.encode())
+    _, err = process.communicate(timeout=120)
+    assert b"Publish this? [y/N]" in err
+    assert bool(hub.repos) is sent
+
+
+def test_what_the_hub_refuses_is_one_line_without_signature_or_token(finished, hub, said):
+    hub.fault = lambda request: 403 if "/commit/" in request.path else None
+    code, _, err = said("publish", finished.folder, "someone/support", "--yes")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("embedfit: someone/support: the Hub did not take or give it: ")
+    assert "X-Signature" not in err
+
+
+def test_without_a_hub_or_a_token_it_is_one_line(finished, said, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    code, _, err = said("publish", finished.folder, "someone/support", "--yes")
+    assert code == 2
+    assert "the Hub cannot be reached; fix: publish to a folder or an archive: ./support or support.tar" in err
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    code, _, err = said("publish", finished.folder, "someone/support", "--yes")
+    assert "needs a token that may write; fix: set HF_TOKEN" in err
+
+
+# To a folder, to an archive
+
+
+def test_a_folder_and_an_archive_hold_the_same_files_and_are_checked(finished, said, tmp_path):
+    code, out, _ = said("publish", finished.folder, tmp_path / "support", "--yes")
+    assert code == 0
+    assert "the vectors of 8 texts are the same" in out
+    code, out, _ = said("publish", finished.folder, tmp_path / "support.tar", "--yes")
+    assert code == 0
+    assert "the vectors of 8 texts are the same" in out
+    with tarfile.open(tmp_path / "support.tar") as archive:
+        packed = {name.removeprefix("support/"): archive.extractfile(name).read() for name in archive.getnames()}
+        assert {entry.uid for entry in archive} | {entry.mtime for entry in archive} == {0}
+    laid_out = {
+        str(path.relative_to(tmp_path / "support")): path.read_bytes() for path in (tmp_path / "support").rglob("*") if path.is_file()
+    }
+    assert set(packed) == set(laid_out)
+    assert all(packed[name] == laid_out[name] for name in packed if name != "README.md")  # its snippets name the place
+    code, _, err = said("publish", finished.folder, tmp_path / "support", "--yes")
+    assert code == 2
+    assert "is there already" in err
+
+
+def test_the_same_run_makes_the_same_archive(finished, tmp_path, said):
+    said("publish", finished.folder, tmp_path / "one" / "support.tar", "--yes")
+    said("publish", finished.folder, tmp_path / "two" / "support.tar", "--yes")
+    with tarfile.open(tmp_path / "one" / "support.tar") as one, tarfile.open(tmp_path / "two" / "support.tar") as two:
+        assert one.getnames() == two.getnames()
+    assert len({(tmp_path / name / "support.tar").stat().st_size for name in ("one", "two")}) <= 2
+
+
+# The card
+
+
+@pytest.fixture(scope="module")
+def card(finished, tmp_path_factory):
+    """The published folder and its model card."""
+    folder = tmp_path_factory.mktemp("card") / "support"
+    [publication] = pipeline.prepare_publications(finished.folder, str(folder))
+    publication.send()
+    return folder, (folder / "README.md").read_text()
+
+
+def test_the_card_shows_the_comparison_with_intervals_data_and_settings(finished, card):
+    _, text = card
+    assert finished.comparison.sentence in text
+    for metric in ("recall@1", "recall@10", "mrr@10", "ndcg@10"):
+        found = finished.comparison[metric]
+        assert (
+            f"| {found.metric} | {found.base:.3f} | {found.tuned:.3f} | {found.difference:+.3f} | {found.low:+.3f} to {found.high:+.3f} |"
+            in text
+        )
+    assert "20 labelled queries, 4 documents" in text
+    assert "Queries: 16 for training, 0 for choosing, 4 held out" in text
+    assert "What a document says: `{title}. {text}`" in text
+    assert "| epochs | 1 |" in text
+    assert "| base model | tiny (fingerprint" in text
+    assert 'Put before each query: `"query: "`' in text
+    assert "of 384 dimensions" in text
+    assert "## Intended use" in text
+    assert finished.manifest["forgetting"]["sentence"] in text
+
+
+def test_the_cards_metadata_is_what_the_hub_shows(finished, card):
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(card[1]).data
+    assert data.library_name == "sentence-transformers"
+    assert data.pipeline_tag == "sentence-similarity"
+    assert "base_model" not in data.to_dict()  # a folder of this machine is none
+    metrics = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert metrics["cosine_mrr@10"] == round(finished.comparison["mrr@10"].tuned, 4)
+    assert list(metrics) == [f"cosine_{name}" for name in ("recall@1", "recall@3", "recall@5", "recall@10", "mrr@10", "ndcg@10")]
+
+
+@pytest.mark.slow
+def test_the_cards_snippets_run(card, tmp_path):
+    _, text = card
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(snippets) == 2
+    code = "\n".join(snippets)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "'ids': [['" in done.stdout
+    assert '"prompt_name": "query"' in text
+
+
+@pytest.mark.slow
+def test_a_router_is_not_offered_to_a_server_that_does_not_know_it(project, tiny_model, tmp_path):
+    said = {
+        "output": str(tmp_path),
+        "data": {"queries": str(project / "queries.jsonl"), "documents": str(project / "documents.jsonl")},
+        "model": {"name": str(tiny_model)},
+        "split": {"folds": 0},
+        "tune": {"method": "adapter"},
+    }
+    result = pipeline.run(make_config(said))
+    [publication] = pipeline.prepare_publications(result.folder, str(tmp_path / "adapted"))
+    assert pipeline.publish(result.folder, publication).cosine > 0.99
+    text = (tmp_path / "adapted" / "README.md").read_text()
+    assert "which text-embeddings-inference does not know" in text
+    assert "docker run" not in text
+    assert "of 384 dimensions" in text
+
+
+def test_the_name_of_a_folder_is_all_that_is_told_of_it(tmp_path):
+    assert public_name(str(tmp_path / "secret" / "model")) == "model"
+    assert public_name("BAAI/bge-base-en-v1.5") == "BAAI/bge-base-en-v1.5"
+
+
+# Parity
+
+
+def test_parity_of_another_model_is_refused(finished, tiny_model, project):
+    dataset = load(project / "queries.jsonl", project / "documents.jsonl")
+    measured = LocalEncoder(finished.model)
+    found = check_parity(measured, LocalEncoder(finished.model), dataset, "{text}", "mrr@10")
+    assert found.measured == found.fetched
+    assert found.cosine == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ModelError, match="is not the one that was measured"):
+        check_parity(measured, LocalEncoder(tiny_model, query_prompt="other: "), dataset, "{text}", "mrr@10")
+
+
+def test_where_the_data_is_gone_vectors_alone_are_compared(finished, said, tmp_path, project):
+    (project / "queries.jsonl").rename(project / "moved.jsonl")
+    try:
+        code, out, _ = said("publish", finished.folder, tmp_path / "support", "--yes")
+        assert code == 0
+        assert "the vectors of 4 texts are the same" in out
+        assert "no labelled data was at hand to score" in out
+        with pytest.raises(EmbedfitError, match=r"queries\.jsonl"):
+            pipeline.prepare_publications(finished.folder, str(tmp_path / "x"), examples=True)
+    finally:
+        (project / "moved.jsonl").rename(project / "queries.jsonl")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(finished):
+    [publication] = pipeline.prepare_publications(finished.folder, "/proc/none/model")
+    with pytest.raises(StorageError, match="cannot be written"):
+        publication.send()
+
+
+def test_a_run_that_is_not_finished_is_one_line(tmp_path, said):
+    code, _, err = said("publish", tmp_path, "someone/model", "--yes")
+    assert code == 2
+    assert "is not a finished run directory" in err
