@@ -507,7 +507,7 @@ def killed_and_resumed(config, count, dimension, batch_bytes, moments, reads):
         process = indexing(config, count, 1, dimension, batch_bytes)
         said = process.communicate()[0]
         assert process.returncode == 0
-        for _ in range(500 if reads else 0):  # a reader that was there all the while sees the new version too
+        for _ in range(3000 if reads else 0):  # a reader that was there all the while sees the new version too
             if failures or (answers and answers[-1][0] != before.current):
                 break
             time.sleep(0.01)
@@ -543,9 +543,14 @@ def test_fifty_thousand_documents_killed_at_five_moments_are_all_there_once_and_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["chroma", "chroma server"])
-def test_chroma_killed_at_five_moments_goes_on_while_the_live_index_answers(config_of, kind):
-    moments = [("create", 1), ("add", 2), ("add", 2), ("nearest", 1), ("switch", 1)]
+@pytest.mark.parametrize(
+    ("kind", "moments"),
+    [
+        ("chroma", [("create", 1), ("add", 2), ("add", 2), ("nearest", 1), ("switch", 1)]),
+        ("chroma server", [("add", 2), ("switch", 1)]),
+    ],
+)
+def test_chroma_killed_goes_on_while_the_live_index_answers(config_of, kind, moments):
     assert killed_and_resumed(config_of(kind), 3000, 64, 800_000, moments, reads=True) == 0
 
 
