@@ -96,10 +96,10 @@ class DenseRetriever:
 
     def search(self, dataset: Dataset, k: int) -> Run:
         """Return the k best documents for each query of a data set."""
-        # One call for the corpus as it stands in the file, so that its cache does not depend on the sorting here.
         texts = dataset.document_texts(self.template)
         order, document_ids = sorted_corpus(dataset)
-        documents = self.encoder.encode(texts, "document")[order]
+        # Sorted before they are encoded: sorting the vectors would need them twice.
+        documents = self.encoder.encode([texts[position] for position in order], "document")
         queries = self.encoder.encode(dataset.query_texts(), "query")
         ranked, scores = top_k(queries, documents, k)
         return Run(tuple(dataset.queries), document_ids, ranked, scores)
