@@ -16,6 +16,7 @@ STAGES = (
     "split",
     "encode",
     "retrieve",
+    "rerank",
     "score",
     "tune",
     "compare",

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from embedfit.general import Forgetting, general_set, measure_forgetting
     from embedfit.pipeline import Result, evaluate, measure, read_result, run, run_curve, run_ladder
     from embedfit.records import RecordType, Transaction, record_type
-    from embedfit.retrieve import BM25Retriever, DenseRetriever, Retriever, Run
+    from embedfit.rerank import LocalReranker, RerankedRetriever
+    from embedfit.retrieve import BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run
     from embedfit.score import Scores, score_run
     from embedfit.split import Split, split_dataset, split_folds, without_leaks
     from embedfit.tune.adapter import AdaptedEncoder, load_adapter, save_adapted, tune_adapter
@@ -46,7 +47,8 @@ _ROOMS = {
     "general": ("Forgetting", "general_set", "measure_forgetting"),
     "pipeline": ("Result", "evaluate", "measure", "read_result", "run", "run_curve", "run_ladder"),
     "records": ("RecordType", "Transaction", "record_type"),
-    "retrieve": ("BM25Retriever", "DenseRetriever", "Retriever", "Run"),
+    "rerank": ("LocalReranker", "RerankedRetriever"),
+    "retrieve": ("BM25Retriever", "DenseRetriever", "FusedRetriever", "Retriever", "Run"),
     "score": ("Scores", "score_run"),
     "split": ("Split", "split_dataset", "split_folds", "without_leaks"),
     "tune.adapter": ("AdaptedEncoder", "load_adapter", "save_adapted", "tune_adapter"),

@@ -195,15 +195,19 @@ def evaluate(
     document: Annotated[list[str] | None, typer.Option(help="A document template to measure; may be given again.")] = None,
     k: Annotated[list[int] | None, typer.Option(help="Where to cut the rankings; may be given again.")] = None,
     part: Annotated[str, typer.Option(help="Which queries: all, train, dev or test.")] = "all",
+    retrieval: Annotated[list[str] | None, typer.Option(help="dense, bm25 or hybrid; may be given again. Default: dense.")] = None,
+    rerank: Annotated[list[str] | None, typer.Option(help="A cross-encoder to read the top again with; may be given again.")] = None,
+    rerank_top: Annotated[int | None, typer.Option(min=1, help="Documents of each query that it reads. Default: 50.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the tidy table to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a grid of models and document templates, without tuning anything."""
+    """Measure a grid of models, document templates, ways of retrieval and rerankers, without tuning anything."""
     from embedfit import pipeline
-    from embedfit.config import read_config
     from embedfit.data import writing
+    from embedfit.rerank import LocalReranker
 
-    settings = read_config(config)
+    said = {"retrieval": retrieval or None, "rerankers": rerank or None, "rerank_top": rerank_top}
+    settings = _changed(config, None, False, {"evaluate": said})
     dataset = pipeline.read(settings.data)
     encoders = [pipeline.encoder(settings.model, name) for name in dict.fromkeys(model or [settings.model.name])]
     dataset = dataset.select(_part(settings, dataset, part))
@@ -213,6 +217,9 @@ def evaluate(
         encoders,
         templates=document or [settings.data.document_template],
         ks=k or settings.evaluate.k,
+        retrieval=settings.evaluate.retrieval,
+        rerankers=[LocalReranker(name, precision=settings.model.precision) for name in settings.evaluate.rerankers],
+        rerank_top=settings.evaluate.rerank_top,
     )
     if csv:
         with writing(csv) as file:
@@ -220,13 +227,14 @@ def evaluate(
     if as_json:
         typer.echo(frame.to_json(orient="records"))
         return
-    wide = frame.assign(name=frame.metric + "@" + frame.k.astype(str)).pivot(index=["model", "document"], columns="name", values="value")
+    index = ["model", "document", "retrieval", *(["reranker"] if settings.evaluate.rerankers else []), "seconds"]
+    wide = frame.assign(name=frame.metric + "@" + frame.k.astype(str)).pivot(index=index, columns="name", values="value")
     names = [f"{metric}@{cut}" for metric in ("recall", "mrr", "ndcg") for cut in sorted(set(frame.k))]
     rows = [
-        [*map(str, index), *(f"{row[name]:.3f}" for name in names)]
-        for index, row in zip(wide.index.to_list(), wide.to_dict("records"), strict=True)
+        [*map(str, what), *(f"{row[name]:.3f}" for name in names), f"{seconds * 1000:.2f}"]
+        for (*what, seconds), row in zip(wide.index.to_list(), wide.to_dict("records"), strict=True)
     ]
-    _print_rows(["model", "document", *names], rows)
+    _print_rows([*index[:-1], *names, "ms a query"], rows)
 
 
 @app.command()
@@ -421,7 +429,7 @@ def _print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in header:
-        table.add_column(name, justify="right" if "@" in name or name in ("epoch", "loss") else "left")
+        table.add_column(name, justify="right" if "@" in name or name in ("epoch", "loss", "ms a query") else "left")
     for row in rows:
         table.add_row(*(_escaped(str(cell)) for cell in row))
     _stdout().print(table)

@@ -69,6 +69,13 @@ class EvaluateConfig(_Section):
     k: tuple[Annotated[int, Field(ge=1)], ...] = Field(KS, min_length=1, description="Where the rankings are cut.")
     metric: str = Field("mrr@10", description="The one that the verdict is about.")
     bm25: bool = Field(True, description="Measure BM25 too, as the other baseline.")
+    retrieval: tuple[Literal["dense", "bm25", "hybrid"], ...] = Field(
+        ("dense",), min_length=1, description="For `embedfit evaluate`: vectors, words, or both (hybrid, by reciprocal rank fusion)."
+    )
+    rerankers: tuple[str, ...] = Field(
+        (), description="For `embedfit evaluate`: cross-encoders, Hub names or folders, that read the top of each ranking again."
+    )
+    rerank_top: int = Field(50, ge=1, description="Documents of each query that a cross-encoder reads.")
     seeds: int = Field(
         1, ge=1, description="Train this many times with another seed, and show how much of the difference is chance of training."
     )
@@ -203,7 +210,10 @@ def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = P
     model = config.model
     if (folder / model.name).is_dir():
         model = model.model_copy(update={"name": str(folder / model.name)})
-    return config.model_copy(update={"data": data, "general": general, "model": model, "output": str(folder / config.output)})
+    rerankers = tuple(str(folder / name) if (folder / name).is_dir() else name for name in config.evaluate.rerankers)
+    evaluate = config.evaluate.model_copy(update={"rerankers": rerankers})
+    output = str(folder / config.output)
+    return config.model_copy(update={"data": data, "general": general, "model": model, "evaluate": evaluate, "output": output})
 
 
 def json_schema() -> str:

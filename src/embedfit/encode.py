@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,8 @@ _PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpu
 _BATCH_TOKENS = {"cpu": 1024}
 _BATCH_TOKENS_ELSEWHERE = 32_768
 """Padded tokens in a batch: on a processor, what its caches hold (a fifth faster than 4,096); on a device, what fills it."""
+
+_TIMED_QUERIES = 64
 
 
 class Encoder(Protocol):
@@ -231,6 +234,16 @@ def load_model(folder: Path, prompts: dict[Kind, str] | None = None) -> Sentence
     return model
 
 
+def seconds_alone(encoder: Encoder, texts: Sequence[str]) -> float:
+    """Return the seconds that an encoder takes for one query, one at a time as they come in production (mean of the first 64)."""
+    texts = texts[:_TIMED_QUERIES]
+    encoder.encode(texts[:1], "query")
+    start = time.perf_counter()
+    for text in texts:
+        encoder.encode([text], "query")
+    return (time.perf_counter() - start) / len(texts)
+
+
 def autocast(device: str, bf16: bool) -> contextlib.AbstractContextManager[object]:
     """Return a context that runs matrix products in bfloat16, or one that does nothing."""
     import torch
@@ -277,8 +290,6 @@ def _bf16_pays_here() -> bool:
 
 def matmul_seconds(dtype: torch.dtype, size: tuple[int, int, int] = (1024, 384, 1536)) -> float:
     """Return the seconds of one matrix product (m, k) x (k, n) of a transformer's usual shape: the best of 20."""
-    import time
-
     import torch
 
     m, k, n = size

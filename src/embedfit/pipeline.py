@@ -25,14 +25,15 @@ from embedfit.compare import Comparison, compare_scores, metric_label
 from embedfit.config import Config, DataConfig, GeneralConfig, ModelConfig, TuneConfig
 from embedfit.curve import Curve, learning_curve
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, load, text_key, writing
-from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
+from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, seconds_alone
 from embedfit.errors import ConfigError, DataError, StorageError
 from embedfit.general import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
 from embedfit.ladder import Ladder, Setting, climb, richer_template
 from embedfit.parity import check_forms
 from embedfit.records import record_type
 from embedfit.report import ForgettingChart, LadderRow, Report, curve_html, html, ladder_html, per_query
-from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, Run, joined
+from embedfit.rerank import TOP, Reranker, rerank
+from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run, joined
 from embedfit.score import KS, Scores, score_run
 from embedfit.split import Split, split_dataset, split_folds, without_leaks
 from embedfit.suspects import find_suspects, write_suspects
@@ -356,28 +357,80 @@ def measure(encoder: Encoder, dataset: Dataset, *, template: str = DOCUMENT_TEMP
     return score_run(run, dataset.qrels, ks=ks, name=encoder.name)
 
 
-def evaluate(dataset: Dataset, encoders: Sequence[Encoder], *, templates: Sequence[str], ks: Sequence[int] = KS) -> pd.DataFrame:
-    """Measure every encoder with every document template.
+def evaluate(
+    dataset: Dataset,
+    encoders: Sequence[Encoder],
+    *,
+    templates: Sequence[str],
+    ks: Sequence[int] = KS,
+    retrieval: Sequence[str] = ("dense",),
+    rerankers: Sequence[Reranker] = (),
+    rerank_top: int = TOP,
+) -> pd.DataFrame:
+    """Measure every encoder with every document template, way of retrieval and reranker: quality and price side by side.
 
     Args:
         dataset: Every judged query is scored.
         encoders: Their vectors are cached on disk.
         templates: What a document says.
         ks: Where to cut the rankings.
+        retrieval: ``dense``, ``bm25`` (once for all encoders), ``hybrid`` (both, fused by rank).
+        rerankers: Each reads the top of each ranking; without any of them it is measured too.
+        rerank_top: How many documents of a query they read.
 
     Returns:
-        A tidy frame: model, document, metric, k, value (the mean over queries).
+        A tidy frame: model, document, retrieval, reranker ("" for none), metric, k, value (the mean over queries), and
+        seconds that one query takes on this machine: encoded alone, then searched and reranked together with the others.
     """
     import pandas as pd
 
     judged = dataset.select(dataset.judged)
+    depth = max(*ks, rerank_top) if rerankers else max(ks)
     frames = []
-    for one in encoders:
-        for template in templates:
-            frame = measure(one, judged, template=template, ks=ks).to_frame()
-            frame.insert(1, "document", template)
-            frames.append(frame)
+
+    def add(name: str, template: str, way: str, reranker: str, run: Run, seconds: float) -> None:
+        frame = score_run(run, judged.qrels, ks=ks, name=name).to_frame()
+        for place, (column, value) in enumerate({"document": template, "retrieval": way, "reranker": reranker}.items()):
+            frame.insert(1 + place, column, value)
+        frames.append(frame.assign(seconds=seconds))
+
+    for template in templates:
+        for name, way, retriever, encoder in _retrievers(encoders, template, retrieval):
+            encoding = seconds_alone(encoder, judged.query_texts()) if encoder else 0.0
+            run, seconds = _timed(retriever, judged, depth)
+            add(name, template, way, "", run, encoding + seconds)
+            for reranker in rerankers:
+                reranker.score([("load", "the model before it is timed")])
+                start = time.perf_counter()
+                again = rerank(run, judged, reranker, template, top=rerank_top)
+                more = (time.perf_counter() - start) / len(judged.queries)
+                add(name, template, way, reranker.name, again, encoding + seconds + more)
     return pd.concat(frames, ignore_index=True)
+
+
+def _retrievers(encoders: Sequence[Encoder], template: str, ways: Sequence[str]) -> Iterator[tuple[str, str, Retriever, Encoder | None]]:
+    """Yield (name, way, retriever, the encoder that it needs) for each column of the grid."""
+    words = BM25Retriever(template)
+    if "bm25" in ways:
+        yield words.name, "bm25", words, None
+    for encoder in encoders:
+        dense = DenseRetriever(CachedEncoder(encoder), template)
+        if "dense" in ways:
+            yield encoder.name, "dense", dense, encoder
+        if "hybrid" in ways:
+            yield encoder.name, "hybrid", FusedRetriever(dense, words), encoder
+
+
+def _timed(retriever: Retriever, dataset: Dataset, k: int) -> tuple[Run, float]:
+    """Return a Run, and the seconds that one more query took: reading vectors and indexing words are not a query's price."""
+    one = dataset.select(list(dataset.queries)[:1])
+    run = retriever.search(dataset, k)  # every vector is known from here on
+    seconds = []
+    for some in (one, dataset):
+        start = time.perf_counter()
+        retriever.search(some, k)
+        seconds.append(time.perf_counter() - start)
+    return run, max(0.0, seconds[1] - seconds[0]) / max(1, len(dataset.queries) - 1)
 
 
 def seen_in_training(model: LocalEncoder, dataset: Dataset) -> int:
