@@ -7,8 +7,9 @@
 - Time and memory of top_k, from 10,000 documents to a million.
 - The embedding cache: writing and reading as many vectors, from an encoder that takes no time.
 
-Each measurement is a process of its own. Its memory is the most it held beyond what it held before (anonymous pages: what
-the file's own pages take is the system's to give and take), without the vectors themselves.
+Each measurement is a process of its own. Seconds are the processor's, divided by the threads, as the machine may have other
+work, and the best of some rounds; the clock's own are in the JSON beside them. Memory is the most that was held beyond what was
+held before, without the vectors themselves (anonymous pages: what the file's own pages take is the system's to give and take).
 
     python benchmarks/scale.py [--documents 1000000] [--threads 1 2] [--rounds 3]
 """
@@ -27,7 +28,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,9 +53,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_vectors(folder / "documents", options.documents)
-        peers = {threads: measured("peer", options, folder, options.documents, threads) for threads in options.threads}
-        searches = [measured("search", options, folder, size, max(options.threads)) for size in sizes]
-        caches = [measured("cache", options, folder, size, max(options.threads)) for size in sizes]
+        peers = {count: measured("peer", options, folder, options.documents, count) for count in options.threads}
+        searches = [measured("search", options, folder, size, min(options.threads)) for size in sizes]
+        caches = [measured("cache", options, folder, size, min(options.threads)) for size in sizes]
     versions = {package: version(package) for package in ("numpy", "faiss-cpu")}
     said = {"documents": options.documents, "queries": QUERIES, "dimensions": DIMENSIONS, "versions": versions}
     said |= {"peers": peers, "searches": searches, "caches": caches}
@@ -65,47 +66,48 @@ def main() -> None:
     print(tables(said))
 
 
-def measured(side: str, options: argparse.Namespace, folder: Path, documents: int, threads: int) -> dict[str, Any]:
+def measured(side: str, options: argparse.Namespace, folder: Path, documents: int, count: int) -> dict[str, Any]:
     """Return what a process of its own measured."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(count), "OPENBLAS_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count)}
     command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--documents", str(documents)]
     done = subprocess.run([*command, "--rounds", str(options.rounds)], env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
-    print(f"{side}, {documents:,} documents, {threads} threads: {found}", file=sys.stderr)
-    return {"documents": documents, "threads": threads, **found}
+    print(f"{side}, {documents:,} documents, {count} threads: {found}", file=sys.stderr)
+    return {"documents": documents, "threads": count, **found}
 
 
 def measure_peer(documents: int, folder: Path, rounds: int) -> dict[str, Any]:
-    """Measure top_k, faiss and the matrix product alone, in turn; the best of some rounds counts for each."""
+    """Measure top_k, faiss and the matrix product alone, in turn."""
     import faiss
 
     from embedfit.retrieve import top_k
 
-    threads = int(os.environ["OMP_NUM_THREADS"])
-    faiss.omp_set_num_threads(threads)
+    faiss.omp_set_num_threads(threads())
     queries, vectors = unit(QUERIES, 1), read_vectors(folder / "documents", documents)
     index = faiss.IndexFlatIP(DIMENSIONS)
     index.add(np.ascontiguousarray(vectors))
     found: dict[str, Any] = {}
     for k in KS:
-        seconds: dict[str, list[float]] = {"faiss": [], "embedfit": [], "product alone": [], "reading": []}
+        taken: dict[str, list[Seconds]] = {"faiss": [], "embedfit": [], "product alone": [], "reading": []}
         for _ in range(rounds):
-            with timed(seconds["faiss"]):
+            with timed(taken["faiss"]):
                 their_scores, theirs = index.search(queries, k)
-            with timed(seconds["embedfit"]):
+            with timed(taken["embedfit"]):
                 ours, our_scores = top_k(queries, vectors, k)
-            with timed(seconds["product alone"]):
+            with timed(taken["product alone"]):
                 space = np.empty((2048, QUERIES), np.float32)
                 for first in range(0, documents - 2047, 2048):
                     np.matmul(vectors[first : first + 2048], queries.T, out=space)
-            with timed(seconds["reading"]):
+            with timed(taken["reading"]):
                 for first in range(0, documents, 2048):
                     vectors[first : first + 2048].max()
-        best = {name: min(each) for name, each in seconds.items()}
+        best = {name: min(one.processor for one in each) / threads() for name, each in taken.items()}
+        pairs = zip(taken["embedfit"], taken["faiss"], strict=True)
         found[str(k)] = {
             "seconds": best,
             "ratio": best["embedfit"] / best["faiss"],
-            "rounds": [mine / theirs for mine, theirs in zip(seconds["embedfit"], seconds["faiss"], strict=True)],
+            "ratio of the clock's, each round": [mine.clock / theirs.clock for mine, theirs in pairs],
+            "clock": {name: min(one.clock for one in each) for name, each in taken.items()},
             "GFLOP/s of the product": 2e-9 * QUERIES * documents * DIMENSIONS / best["product alone"],
             "same document": float((ours == theirs).mean()),
             "largest difference of scores": float(np.abs(our_scores - their_scores).max()),
@@ -119,12 +121,12 @@ def measure_search(documents: int, folder: Path, rounds: int) -> dict[str, Any]:
 
     queries, vectors = unit(QUERIES, 1), read_vectors(folder / "documents", documents)
     top_k(queries[:10], vectors[:100], 10)
-    seconds: list[float] = []
+    taken: list[Seconds] = []
     with memory() as held:
         for _ in range(rounds):
-            with timed(seconds):
+            with timed(taken):
                 top_k(queries, vectors, 100)
-    return {"seconds": min(seconds), "memory_MiB": held[0]}
+    return {"seconds": min(one.processor for one in taken) / threads(), "clock": min(one.clock for one in taken), "memory_MiB": held[0]}
 
 
 def measure_cache(documents: int, folder: Path, rounds: int) -> dict[str, Any]:
@@ -145,10 +147,11 @@ def measure_cache(documents: int, folder: Path, rounds: int) -> dict[str, Any]:
     encoder.encode(texts[:1], "query")
     said: dict[str, Any] = {}
     for name in ("write", "read"):
-        seconds: list[float] = []
-        with memory() as held, timed(seconds):
+        taken: list[Seconds] = []
+        with memory() as held, timed(taken):
             vectors = encoder.encode(texts, "document")
-        said |= {f"{name}_seconds": seconds[0], f"{name}_memory_MiB": held[0] - vectors.nbytes / 2**20}
+        said |= {f"{name}_seconds": taken[0].processor, f"{name}_clock": taken[0].clock}
+        said |= {f"{name}_memory_MiB": held[0] - vectors.nbytes / 2**20}
         del vectors
     return {**said, "file_over_vectors": encoder.path.stat().st_size / (4 * DIMENSIONS * documents)}
 
@@ -172,12 +175,24 @@ def read_vectors(path: Path, rows: int) -> np.memmap[Any, np.dtype[np.float32]]:
     return np.memmap(path, np.float32, "r", shape=(rows, DIMENSIONS))
 
 
+def threads() -> int:
+    """Return the number of threads that this process may use."""
+    return int(os.environ["OMP_NUM_THREADS"])
+
+
+class Seconds(NamedTuple):
+    """What something took, by the clock, and of all processors."""
+
+    clock: float
+    processor: float
+
+
 @contextlib.contextmanager
-def timed(seconds: list[float]) -> Iterator[None]:
+def timed(taken: list[Seconds]) -> Iterator[None]:
     """Append the seconds that something took."""
-    start = time.perf_counter()
+    clock, processor = time.perf_counter(), time.process_time()
     yield
-    seconds.append(time.perf_counter() - start)
+    taken.append(Seconds(time.perf_counter() - clock, time.process_time() - processor))
 
 
 @contextlib.contextmanager
@@ -207,7 +222,8 @@ def _anonymous() -> float:
 def tables(said: dict[str, Any]) -> str:
     """Return the results as Markdown."""
     lines = [
-        f"{said['documents']:,} documents x {said['dimensions']} dimensions, {said['queries']:,} queries, best of some rounds; seconds.",
+        f"{said['documents']:,} documents x {said['dimensions']} dimensions, {said['queries']:,} queries; "
+        "processor seconds, divided by the threads.",
         "",
         "| threads | k | faiss IndexFlatIP | embedfit top_k | ratio | product alone | GFLOP/s | reading the file |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -215,13 +231,10 @@ def tables(said: dict[str, Any]) -> str:
     for peer in said["peers"].values():
         for k in KS:
             row = peer[str(k)]
-            cells = (
-                [row["seconds"][name] for name in ("faiss", "embedfit")],
-                [row["seconds"][name] for name in ("product alone", "reading")],
-            )
+            theirs, ours, product, reading = row["seconds"].values()
             lines.append(
-                f"| {peer['threads']} | {k} | {cells[0][0]:.2f} | {cells[0][1]:.2f} | {row['ratio']:.2f} | {cells[1][0]:.2f} "
-                f"| {row['GFLOP/s of the product']:.0f} | {cells[1][1]:.2f} |"
+                f"| {peer['threads']} | {k} | {theirs:.2f} | {ours:.2f} | {row['ratio']:.2f} | {product:.2f} "
+                f"| {row['GFLOP/s of the product']:.0f} | {reading:.2f} |"
             )
     lines += [
         "",

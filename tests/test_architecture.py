@@ -17,6 +17,7 @@ STAGES = (
     "encode",
     "retrieve",
     "rerank",
+    "engine",
     "score",
     "tune",
     "compare",

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -35,6 +35,9 @@ _INTERRUPTED = 130  # the exit code by which shells know Ctrl-C
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml")]
 Folds = Annotated[int | None, typer.Option(help="Hold out every query once, in this many folds; 0 for one split.")]
 AllowLeaks = Annotated[bool, typer.Option("--allow-leaks", help="Go on where held-out queries were trained on; the report says so in red.")]
+EngineName = Annotated[
+    Literal["local", "ray"] | None, typer.Option(help="Where texts are encoded and searched: local, or ray, a cluster. Default: local.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
 
@@ -113,11 +116,12 @@ def run(
     seeds: Annotated[int | None, typer.Option(min=1, help="Repeat the training with this many seeds, and show what they change.")] = None,
     keep: Annotated[float | None, typer.Option(help="Share of the base's score on general queries to keep, such as 0.98.")] = None,
     allow_leaks: AllowLeaks = False,
+    engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure, tune, measure again on the same held-out queries, and say whether it got better."""
     settings = _changed(config, folds, allow_leaks, {"evaluate": {"seeds": seeds}, "general": {"keep": keep}})
-    _show(_run(settings), as_json)
+    _show(_run(settings.model_copy(update={"engine": engine or settings.engine})), as_json)
 
 
 @app.command()
@@ -198,6 +202,7 @@ def evaluate(
     retrieval: Annotated[list[str] | None, typer.Option(help="dense, bm25 or hybrid; may be given again. Default: dense.")] = None,
     rerank: Annotated[list[str] | None, typer.Option(help="A cross-encoder to read the top again with; may be given again.")] = None,
     rerank_top: Annotated[int | None, typer.Option(min=1, help="Documents of each query that it reads. Default: 50.")] = None,
+    engine: EngineName = None,
     csv: Annotated[Path | None, typer.Option(help="Write the tidy table to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -220,6 +225,7 @@ def evaluate(
         retrieval=settings.evaluate.retrieval,
         rerankers=[LocalReranker(name, precision=settings.model.precision) for name in settings.evaluate.rerankers],
         rerank_top=settings.evaluate.rerank_top,
+        engine=pipeline.engine_of(engine or settings.engine),
     )
     if csv:
         with writing(csv) as file:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -340,8 +340,31 @@ def _first(prompts: dict[str, str], kind: Kind) -> str:
     return next((prompts[name] for name in _PROMPT_NAMES[kind] if prompts.get(name)), "")
 
 
-_SLICE = 8192
+_SLICE = 1024
 """Texts encoded between two writes to the cache."""
+
+
+class Part(NamedTuple):
+    """Vectors of some of the texts: which, and shape (rows, dimensions)."""
+
+    rows: npt.NDArray[np.int64]
+    vectors: Vectors
+
+
+def slices(texts: Sequence[str]) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the texts' indices in slices, longest first: a killed process loses one slice, and padding stays small."""
+    order = np.argsort([-len(text) for text in texts], kind="stable")
+    for start in range(0, len(order), _SLICE):
+        yield order[start : start + _SLICE]
+
+
+def _parts(encoder: Encoder, texts: Sequence[str], kind: Kind) -> Iterator[Part]:
+    """Yield vectors as an encoder has them ready; one that works on several parts at once has a method for it."""
+    if hasattr(encoder, "encode_parts"):
+        yield from encoder.encode_parts(texts, kind)
+        return
+    for rows in slices(texts):
+        yield Part(rows, np.asarray(encoder.encode([texts[row] for row in rows], kind), np.float32))
 
 
 class CachedEncoder:
@@ -382,20 +405,19 @@ class CachedEncoder:
                 for some, found in _read(database, keys, rows):
                     vectors = np.empty((len(texts), found.shape[1]), np.float32) if vectors is None else vectors
                     vectors[some], known[some] = found, True
-                # In slices, longest first, so that a killed process loses one slice and padding stays small.
                 missing = rows[~known[rows]]
                 self.misses += len(missing)
-                missing = missing[np.argsort([-len(texts[row]) for row in missing], kind="stable")]
-                for start in range(0, len(missing), _SLICE):
-                    some = missing[start : start + _SLICE]
-                    found = np.asarray(self.encoder.encode([texts[row] for row in some], kind), np.float32)
-                    with database:
-                        database.executemany(
-                            "INSERT OR REPLACE INTO vectors VALUES (?, ?)",
-                            ((keys[row].tobytes(), vector.tobytes()) for row, vector in zip(some, found, strict=True)),
-                        )
-                    vectors = np.empty((len(texts), found.shape[1]), np.float32) if vectors is None else vectors
-                    vectors[some] = found
+                with console.progress(f"encoding {kind} texts", len(missing)) as done:
+                    for part in _parts(self.encoder, [texts[row] for row in missing], kind):
+                        some, found = missing[part.rows], part.vectors
+                        with database:
+                            database.executemany(
+                                "INSERT OR REPLACE INTO vectors VALUES (?, ?)",
+                                ((keys[row].tobytes(), vector.tobytes()) for row, vector in zip(some, found, strict=True)),
+                            )
+                        vectors = np.empty((len(texts), found.shape[1]), np.float32) if vectors is None else vectors
+                        vectors[some] = found
+                        done(len(some))
         except (sqlite3.Error, OSError) as error:
             raise StorageError(
                 f"{self.path}: the embedding cache cannot be used: {error}; fix: set EMBEDFIT_CACHE to another directory"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from embedfit.config import Config, DataConfig, GeneralConfig, ModelConfig, Tune
 from embedfit.curve import Curve, learning_curve
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, load, text_key, writing
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, seconds_alone
+from embedfit.engine import Engine, LocalEngine, RayEngine
 from embedfit.errors import ConfigError, DataError, StorageError
 from embedfit.general import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
 from embedfit.ladder import Ladder, Setting, climb, richer_template
@@ -165,6 +166,15 @@ class _Job:
         """The train, dev (or None) and test data of each split."""
         return [split.datasets(self.dataset) for split in self.splits]
 
+    @cached_property
+    def engine(self) -> Engine:
+        """Where texts are encoded and searched."""
+        return engine_of(self.config.engine)
+
+    def dense(self, model: LocalEncoder) -> DenseRetriever:
+        """Return the search by a model's vectors."""
+        return DenseRetriever(CachedEncoder(self.engine.encoder(model)), self.template, self.engine.top_k)
+
     def scored(self, run: Run, name: str) -> Scores:
         """Return the scores of a Run on the held-out queries."""
         return score_run(run, self.test.qrels, ks=self.config.evaluate.k, name=name)
@@ -200,7 +210,7 @@ def run(config: Config) -> Result:
         started = time.monotonic()
         findings = job.findings
         others = [job.scored(BM25Retriever(job.template).search(job.test, job.depth), "BM25")] if config.evaluate.bm25 else []
-        base_run = DenseRetriever(CachedEncoder(job.base), job.template).search(job.test, job.depth)
+        base_run = job.dense(job.base).search(job.test, job.depth)
         trainings = [_trained(job, folder if seed == 0 else folder / "seeds" / str(seed), seed) for seed in range(config.evaluate.seeds)]
         final = _final(job, trainings[0], folder)
         forgetting = _forgetting(job, trainings[0], final, general)
@@ -351,6 +361,11 @@ def encoder(config: ModelConfig, name: str | None = None) -> LocalEncoder:
     )
 
 
+def engine_of(name: Literal["local", "ray"]) -> Engine:
+    """Return the engine of a name."""
+    return RayEngine() if name == "ray" else LocalEngine()
+
+
 def measure(encoder: Encoder, dataset: Dataset, *, template: str = DOCUMENT_TEMPLATE, ks: Sequence[int] = KS) -> Scores:
     """Return how well an encoder retrieves, for each query of a data set; its vectors are cached on disk."""
     run = DenseRetriever(CachedEncoder(encoder), template).search(dataset, max(ks))
@@ -366,6 +381,7 @@ def evaluate(
     retrieval: Sequence[str] = ("dense",),
     rerankers: Sequence[Reranker] = (),
     rerank_top: int = TOP,
+    engine: Engine | None = None,
 ) -> pd.DataFrame:
     """Measure every encoder with every document template, way of retrieval and reranker: quality and price side by side.
 
@@ -377,6 +393,7 @@ def evaluate(
         retrieval: ``dense``, ``bm25`` (once for all encoders), ``hybrid`` (both, fused by rank).
         rerankers: Each reads the top of each ranking; without any of them it is measured too.
         rerank_top: How many documents of a query they read.
+        engine: Where texts are encoded, searched and reranked; by default here.
 
     Returns:
         A tidy frame: model, document, retrieval, reranker ("" for none), metric, k, value (the mean over queries), and
@@ -384,6 +401,7 @@ def evaluate(
     """
     import pandas as pd
 
+    engine = engine or LocalEngine()
     judged = dataset.select(dataset.judged)
     depth = max(*ks, rerank_top) if rerankers else max(ks)
     frames = []
@@ -395,11 +413,11 @@ def evaluate(
         frames.append(frame.assign(seconds=seconds))
 
     for template in templates:
-        for name, way, retriever, encoder in _retrievers(encoders, template, retrieval):
+        for name, way, retriever, encoder in _retrievers(encoders, template, retrieval, engine):
             encoding = seconds_alone(encoder, judged.query_texts()) if encoder else 0.0
             run, seconds = _timed(retriever, judged, depth)
             add(name, template, way, "", run, encoding + seconds)
-            for reranker in rerankers:
+            for reranker in map(engine.reranker, rerankers):
                 reranker.score([("load", "the model before it is timed")])
                 start = time.perf_counter()
                 again = rerank(run, judged, reranker, template, top=rerank_top)
@@ -408,13 +426,15 @@ def evaluate(
     return pd.concat(frames, ignore_index=True)
 
 
-def _retrievers(encoders: Sequence[Encoder], template: str, ways: Sequence[str]) -> Iterator[tuple[str, str, Retriever, Encoder | None]]:
+def _retrievers(
+    encoders: Sequence[Encoder], template: str, ways: Sequence[str], engine: Engine
+) -> Iterator[tuple[str, str, Retriever, Encoder | None]]:
     """Yield (name, way, retriever, the encoder that it needs) for each column of the grid."""
     words = BM25Retriever(template)
     if "bm25" in ways:
         yield words.name, "bm25", words, None
     for encoder in encoders:
-        dense = DenseRetriever(CachedEncoder(encoder), template)
+        dense = DenseRetriever(CachedEncoder(engine.encoder(encoder)), template, engine.top_k)
         if "dense" in ways:
             yield encoder.name, "dense", dense, encoder
         if "hybrid" in ways:
@@ -591,7 +611,7 @@ def _searched(job: _Job, training: Sequence[Tuned], weight: float) -> Run:
     held_out = [(one.encoder, test) for one, (_, _, test) in zip(training, job.parts, strict=True)]
     if weight < 1:
         return merged_runs(job.base, held_out, [weight], job.template, job.depth)[weight]
-    return joined([DenseRetriever(CachedEncoder(model), job.template).search(test, job.depth) for model, test in held_out])
+    return joined([job.dense(model).search(test, job.depth) for model, test in held_out])
 
 
 def read_general(config: GeneralConfig) -> Dataset:

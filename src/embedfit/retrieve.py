@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from embedfit.errors import ModelError
 if TYPE_CHECKING:
     import pandas as pd
 
+Ranked: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+"""Positions and scores, each of shape (n, k), best first."""
 DEPTH = 100
 """How far down a ranking the right answer is looked for."""
 _DOCUMENTS, _QUERIES = 2048, 1024
@@ -89,10 +91,14 @@ class DenseRetriever:
     Args:
         encoder: Turns both queries and documents into vectors.
         template: What a document says.
+        search: (queries, documents, k) -> what `top_k` returns, which it is by default.
     """
 
-    def __init__(self, encoder: Encoder, template: str = DOCUMENT_TEMPLATE) -> None:
+    def __init__(
+        self, encoder: Encoder, template: str = DOCUMENT_TEMPLATE, search: Callable[[Vectors, Vectors, int], Ranked] | None = None
+    ) -> None:
         self.encoder, self.template, self.name = encoder, template, encoder.name
+        self._top_k = search or top_k
 
     def search(self, dataset: Dataset, k: int) -> Run:
         """Return the k best documents for each query of a data set."""
@@ -101,7 +107,7 @@ class DenseRetriever:
         # Sorted before they are encoded: sorting the vectors would need them twice.
         documents = self.encoder.encode([texts[position] for position in order], "document")
         queries = self.encoder.encode(dataset.query_texts(), "query")
-        ranked, scores = top_k(queries, documents, k)
+        ranked, scores = self._top_k(queries, documents, k)
         return Run(tuple(dataset.queries), document_ids, ranked, scores)
 
 
@@ -181,7 +187,7 @@ def _words(texts: Sequence[str]) -> list[list[str]]:
     return tokens
 
 
-def top_k(queries: Vectors, documents: Vectors, k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def top_k(queries: Vectors, documents: Vectors, k: int) -> Ranked:
     """Return the k nearest documents of each query by inner product, exactly.
 
     Documents are read once, in blocks: they may be a `numpy.memmap` larger than memory. What is kept beside them is two
@@ -264,7 +270,7 @@ class _Search:
         hit, offset = np.nonzero(values > least[query, None])
         self._hold(_Pairs(query[hit], first + chunk[hit] * _CHUNK + offset, values[hit, offset]))
 
-    def result(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    def result(self) -> Ranked:
         """Return positions and scores of the best, each of shape (n, k)."""
         best = self._best(self._pairs())
         return best.positions.reshape(-1, self.k), best.scores.reshape(-1, self.k)
@@ -340,7 +346,13 @@ def _lengths(vectors: Vectors) -> npt.NDArray[np.float64]:
     return lengths
 
 
-def best_of(scores: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def best_pairs(positions: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], k: int) -> Ranked:
+    """Return the k best of several lists that stand beside each other: shape (n, all of them), equal scores in order of position."""
+    order = np.lexsort((positions, -scores), axis=1)[:, :k]
+    return np.take_along_axis(positions, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+
+def best_of(scores: npt.NDArray[np.float32], k: int) -> Ranked:
     """Return the positions and scores of the k best of each row, best first; equal scores in order of position.
 
     Args:
@@ -368,7 +380,7 @@ def _ordered(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     return ordered
 
 
-def _unpacked(keys: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def _unpacked(keys: npt.NDArray[np.int64]) -> Ranked:
     ordered = keys >> 32
     bits = np.where(ordered >= 0, ordered, -ordered | -0x80000000)
     return 0xFFFFFFFF - (keys & 0xFFFFFFFF), bits.astype(np.int32).view(np.float32)
