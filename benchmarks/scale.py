@@ -259,11 +259,12 @@ def plot(said: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     time_axis, memory_axis = figure.subplots(1, 2)
     documents = [one["documents"] for one in said["searches"]]
-    time_axis.plot(documents, [one["seconds"] for one in said["searches"]], "o-", label=f"search, {said['queries']:,} queries, k 100")
-    for name in ("write", "read"):
-        time_axis.plot(documents, [one[f"{name}_seconds"] for one in said["caches"]], "o-", label=f"cache, {name}")
-        memory_axis.plot(documents, [one[f"{name}_memory_MiB"] for one in said["caches"]], "o-", label=f"cache, {name}")
-    memory_axis.plot(documents, [one["memory_MiB"] for one in said["searches"]], "o-", label="search")
+    lines = [("searches", "", f"search, {said['queries']:,} queries, k 100")]
+    lines += [("caches", f"{name}_", f"cache, {name}") for name in ("write", "read")]
+    for key, prefix, label in lines:
+        time_axis.plot(documents, [one[f"{prefix}seconds"] for one in said[key]], "o-", label=label)
+        # Under a MiB is noise of what is measured.
+        memory_axis.plot(documents, [max(1, one[f"{prefix}memory_MiB"]) for one in said[key]], "o-", label=label)
     memory_axis.plot(documents, [4 * DIMENSIONS * count / 2**20 for count in documents], "k:", label="the vectors themselves")
     for axis, label in ((time_axis, "seconds"), (memory_axis, "MiB beside the vectors")):
         axis.set(xscale="log", yscale="log", xlabel="documents", ylabel=label)
