@@ -35,6 +35,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/verdict.py
 	$(BIN)/python benchmarks/shuffled.py
 	$(BIN)/python benchmarks/stores.py
+	$(BIN)/python benchmarks/scale.py
 
 docs: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

@@ -17,6 +17,8 @@ STAGES = (
     "encode",
     "remote",
     "retrieve",
+    "rerank",
+    "engine",
     "score",
     "mix",
     "tune",

@@ -1,8 +1,11 @@
+import contextlib
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -231,6 +234,51 @@ def test_a_killed_process_loses_one_slice_at_most(word_encoder, tmp_path, monkey
     again = CachedEncoder(Fails(), tmp_path)
     again.encode(["a", "b", "c"], "query")
     assert again.misses == 1
+
+
+class Numbered:
+    """Gives a text the vector of the number that it ends with."""
+
+    name = fingerprint = "numbered"
+
+    def encode(self, texts, kind):
+        return np.array([[int(text.split()[-1])] * 384 for text in texts], np.float32)
+
+
+@pytest.mark.parametrize("known", [0, 0.5, 1])
+def test_the_cache_needs_little_memory_beside_the_vectors_however_many_they_are(known, tmp_path, monkeypatch):
+    monkeypatch.setattr("embedfit.encode._SLICE", 256)
+
+    def needed(n):
+        texts = [f"text {number // 2}" for number in range(n)]  # each twice
+        CachedEncoder(Numbered(), tmp_path / str(n)).encode(texts[: int(known * n)], "document")
+        tracemalloc.start()
+        vectors = CachedEncoder(Numbered(), tmp_path / str(n)).encode(texts, "document")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        np.testing.assert_array_equal(vectors[:, 0], np.arange(n) // 2)
+        return peak - vectors.nbytes
+
+    few, many = needed(2_000), needed(20_000)
+    assert (many - few) / 18_000 < 120  # bytes for each text more; a vector has 1,536
+
+
+def test_the_file_of_the_cache_is_hardly_larger_than_the_vectors(tmp_path):
+    cached = CachedEncoder(Numbered(), tmp_path)
+    vectors = cached.encode([f"text {number}" for number in range(20_000)], "document")
+    assert cached.path.stat().st_size < 1.2 * vectors.nbytes
+
+
+def test_a_cache_that_an_earlier_version_wrote_is_read(word_encoder, tmp_path):
+    vectors = CachedEncoder(word_encoder, tmp_path).encode(["a", "b"], "query")
+    cached = CachedEncoder(word_encoder, tmp_path)
+    with contextlib.closing(sqlite3.connect(cached.path)) as database, database:
+        rows = database.execute("SELECT key, vector FROM vectors").fetchall()
+        database.execute("DROP TABLE vectors")
+        database.execute("CREATE TABLE vectors (key BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
+        database.executemany("INSERT INTO vectors VALUES (?, ?)", rows)
+    np.testing.assert_array_equal(cached.encode(["b", "a"], "query"), vectors[::-1])
+    assert cached.misses == 0
 
 
 def test_a_folder_named_checkpoint_is_a_model_too(tiny_model, tmp_path):

@@ -157,7 +157,7 @@ def test_data_with_one_label_is_refused_before_anything_is_encoded(settings, tmp
 def test_the_grid_gives_one_tidy_row_for_each_model_template_metric_and_k(transactions, tiny_model):
     templates = ["{category}", "{category}: {sample_transactions}"]
     frame = pipeline.evaluate(transactions, [LocalEncoder(tiny_model)], templates=templates, ks=(1, 3))
-    assert list(frame.columns) == ["model", "document", "metric", "k", "value"]
+    assert list(frame.columns) == ["model", "document", "retrieval", "reranker", "metric", "k", "value", "seconds"]
     assert len(frame) == 1 * 2 * 6 * 2
     assert set(frame.document) == set(templates)
     assert frame.value.between(0, 1).all()

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from embedfit.pipeline import Result, evaluate, measure, read_result, run, run_curve, run_ladder
     from embedfit.records import RecordType, Transaction, record_type
     from embedfit.remote import RemoteEncoder
-    from embedfit.retrieve import BM25Retriever, DenseRetriever, Retriever, Run
+    from embedfit.rerank import LocalReranker, RerankedRetriever
+    from embedfit.retrieve import BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run
     from embedfit.score import Scores, score_run
     from embedfit.split import Split, split_dataset, split_folds, without_leaks
     from embedfit.store import open_store
@@ -50,7 +51,8 @@ _ROOMS = {
     "pipeline": ("Result", "evaluate", "measure", "read_result", "run", "run_curve", "run_ladder"),
     "records": ("RecordType", "Transaction", "record_type"),
     "remote": ("RemoteEncoder",),
-    "retrieve": ("BM25Retriever", "DenseRetriever", "Retriever", "Run"),
+    "rerank": ("LocalReranker", "RerankedRetriever"),
+    "retrieve": ("BM25Retriever", "DenseRetriever", "FusedRetriever", "Retriever", "Run"),
     "score": ("Scores", "score_run"),
     "split": ("Split", "split_dataset", "split_folds", "without_leaks"),
     "store": ("open_store",),

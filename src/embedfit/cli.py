@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -38,6 +38,9 @@ OptionalConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embe
 Folds = Annotated[int | None, typer.Option(help="Hold out every query once, in this many folds; 0 for one split.")]
 AllowLeaks = Annotated[bool, typer.Option("--allow-leaks", help="Go on where held-out queries were trained on; the report says so in red.")]
 Price = Annotated[float | None, typer.Option(min=0, help="US dollars for a million tokens of a remote encoder. Default: OpenAI's list.")]
+EngineName = Annotated[
+    Literal["local", "ray"] | None, typer.Option(help="Where texts are encoded and searched: local, or ray, a cluster. Default: local.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
 
@@ -123,11 +126,12 @@ def run(
     keep: Annotated[float | None, typer.Option(help="Share of the base's score on general queries to keep, such as 0.98.")] = None,
     allow_leaks: AllowLeaks = False,
     price: Price = None,
+    engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure, tune, measure again on the same held-out queries, and say whether it got better."""
     settings = _changed(config, folds, allow_leaks, {"evaluate": {"seeds": seeds}, "general": {"keep": keep}, "model": {"price": price}})
-    _show(_run(settings), as_json)
+    _show(_run(settings.model_copy(update={"engine": engine or settings.engine})), as_json)
 
 
 @app.command()
@@ -208,19 +212,25 @@ def evaluate(
     k: Annotated[list[int] | None, typer.Option(help="Where to cut the rankings; may be given again.")] = None,
     part: Annotated[str, typer.Option(help="Which queries: all, train, dev or test.")] = "all",
     store: Annotated[bool, typer.Option("--store", help="Measure the live index of the vector store too.")] = False,
+    retrieval: Annotated[list[str] | None, typer.Option(help="dense, bm25 or hybrid; may be given again. Default: dense.")] = None,
+    rerank: Annotated[list[str] | None, typer.Option(help="A cross-encoder to read the top again with; may be given again.")] = None,
+    rerank_top: Annotated[int | None, typer.Option(min=1, help="Documents of each query that it reads. Default: 50.")] = None,
+    engine: EngineName = None,
     csv: Annotated[Path | None, typer.Option(help="Write the tidy table to this file.")] = None,
     price: Price = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a grid of models and document templates, without tuning anything."""
+    """Measure a grid of models, document templates, ways of retrieval and rerankers, without tuning anything."""
     from contextlib import nullcontext
 
     from embedfit import pipeline
     from embedfit.data import writing
+    from embedfit.rerank import LocalReranker
     from embedfit.store import open_store
     from embedfit.track import tracking
 
-    settings = _changed(config, None, False, {"model": {"price": price}})
+    said = {"retrieval": retrieval or None, "rerankers": rerank or None, "rerank_top": rerank_top}
+    settings = _changed(config, None, False, {"evaluate": said, "model": {"price": price}})
     dataset = pipeline.read(settings.data)
     encoders = [pipeline.encoder(settings.model, name) for name in dict.fromkeys(model or [settings.model.name])]
     dataset = dataset.select(_part(settings, dataset, part))
@@ -234,6 +244,10 @@ def evaluate(
             encoders,
             templates=document or [settings.data.document_template],
             ks=k or settings.evaluate.k,
+            retrieval=settings.evaluate.retrieval,
+            rerankers=[LocalReranker(name, precision=settings.model.precision) for name in settings.evaluate.rerankers],
+            rerank_top=settings.evaluate.rerank_top,
+            engine=pipeline.engine_of(engine or settings.engine),
             store=opened,
             tracker=tracker,
         )
@@ -243,14 +257,17 @@ def evaluate(
     if as_json:
         typer.echo(frame.to_json(orient="records"))
         return
-    wide = frame.assign(name=frame.metric + "@" + frame.k.astype(str)).pivot(index=["model", "document"], columns="name", values="value")
+    index = ["model", "document", "retrieval", *(["reranker"] if settings.evaluate.rerankers else []), "seconds"]
+    shares = frame[frame.metric == "recall_of_exact"]
+    frame = frame.drop(shares.index)
+    wide = frame.assign(name=frame.metric + "@" + frame.k.astype(str)).pivot(index=index, columns="name", values="value")
     names = [f"{metric}@{cut}" for metric in ("recall", "mrr", "ndcg") for cut in sorted(set(frame.k))]
     rows = [
-        [*map(str, index), *(f"{row[name]:.3f}" for name in names)]
-        for index, row in zip(wide.index.to_list(), wide.to_dict("records"), strict=True)
+        [*map(str, what), *(f"{row[name]:.3f}" for name in names), f"{seconds * 1000:.2f}"]
+        for (*what, seconds), row in zip(wide.index.to_list(), wide.to_dict("records"), strict=True)
     ]
-    _print_rows(["model", "document", *names], rows)
-    for row in frame[frame.metric == "recall_of_exact"].to_dict("records"):
+    _print_rows([*index[:-1], *names, "ms a query"], rows)
+    for row in shares.to_dict("records"):
         typer.echo(f"{row['model']}: {row['value']:.4f} of what exact search has in the first {row['k']}")
 
 
@@ -358,23 +375,31 @@ def search(
     """Search the live index of the vector store; long texts are cut short, but not in JSON."""
     from dataclasses import asdict
     from textwrap import shorten
+    from time import monotonic
 
     from embedfit import pipeline
     from embedfit.config import read_config
+    from embedfit.publish import public_name
     from embedfit.store import open_store
     from embedfit.store.versions import LiveIndex
+    from embedfit.track import trace_search
 
     settings = read_config(config)
+    encoder = pipeline.encoder(settings.model, model)
     with open_store(settings.store) as store:
-        hits = LiveIndex(store, pipeline.encoder(settings.model, model)).find(text, k, _filters(where or []))
+        started = monotonic()
+        hits = LiveIndex(store, encoder).find(text, k, _filters(where or []))
+        seconds = monotonic() - started
     if as_json:
         typer.echo(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False))
-        return
-    rows = []
-    for rank, hit in enumerate(hits, 1):
-        metadata = ", ".join(f"{key}={value}" for key, value in hit.metadata.items())
-        rows.append([rank, f"{hit.score:.3f}", hit.id, shorten(hit.text, 200), shorten(metadata, 200)])
-    _print_rows(["", "score", "id", "text", "metadata"], rows)
+    else:
+        rows = []
+        for rank, hit in enumerate(hits, 1):
+            metadata = ", ".join(f"{key}={value}" for key, value in hit.metadata.items())
+            rows.append([rank, f"{hit.score:.3f}", hit.id, shorten(hit.text, 200), shorten(metadata, 200)])
+        _print_rows(["", "score", "id", "text", "metadata"], rows)
+    if settings.track.langwatch:
+        trace_search(text, [(hit.id, hit.text, hit.score) for hit in hits], model=public_name(encoder.name), seconds=seconds)
 
 
 def _filters(given: Sequence[str]) -> dict[str, str]:
@@ -559,7 +584,7 @@ def _print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in header:
-        table.add_column(name, justify="right" if "@" in name or name in ("epoch", "loss") else "left")
+        table.add_column(name, justify="right" if "@" in name or name in ("epoch", "loss", "ms a query") else "left")
     for row in rows:
         table.add_row(*(_escaped(str(cell)) for cell in row))
     _stdout().print(table)

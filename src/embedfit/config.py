@@ -76,6 +76,13 @@ class EvaluateConfig(_Section):
     k: tuple[Annotated[int, Field(ge=1)], ...] = Field(KS, min_length=1, description="Where the rankings are cut.")
     metric: str = Field("mrr@10", description="The one that the verdict is about.")
     bm25: bool = Field(True, description="Measure BM25 too, as the other baseline.")
+    retrieval: tuple[Literal["dense", "bm25", "hybrid"], ...] = Field(
+        ("dense",), min_length=1, description="For `embedfit evaluate`: vectors, words, or both (hybrid, by reciprocal rank fusion)."
+    )
+    rerankers: tuple[str, ...] = Field(
+        (), description="For `embedfit evaluate`: cross-encoders, Hub names or folders, that read the top of each ranking again."
+    )
+    rerank_top: int = Field(50, ge=1, description="Documents of each query that a cross-encoder reads.")
     seeds: int = Field(
         1, ge=1, description="Train this many times with another seed, and show how much of the difference is chance of training."
     )
@@ -184,6 +191,7 @@ class Config(_Section):
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="First part of the run directory's name.")
     output: str = Field("runs", description="Where run directories are made.")
+    engine: Literal["local", "ray"] = Field("local", description="Where texts are encoded and searched: this process, or a Ray cluster.")
     data: DataConfig
     split: SplitConfig = SplitConfig()
     model: ModelConfig = ModelConfig()
@@ -247,12 +255,12 @@ def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = P
     def beside(path: str | None) -> str | None:
         return path if path is None or path.startswith("hub:") else str(folder / path)
 
-    def found(data: DataConfig) -> DataConfig:
+    def placed(data: DataConfig) -> DataConfig:
         record = data.record if data.record in (None, "transaction") or ":" in str(data.record) else str(folder / str(data.record))
         return data.model_copy(update={"queries": beside(data.queries), "documents": beside(data.documents), "record": record})
 
-    data = found(config.data)
-    mix = config.mix.model_copy(update={"data": tuple(map(found, config.mix.data))})
+    data = placed(config.data)
+    mix = config.mix.model_copy(update={"data": tuple(map(placed, config.mix.data))})
     general = config.general
     general = general.model_copy(update={"queries": beside(general.queries), "documents": beside(general.documents)})
     model = config.model
@@ -261,9 +269,10 @@ def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = P
     store = config.store
     if store.kind != "pgvector" and "://" not in store.location and not store.location.startswith(_FROM_ENVIRONMENT):
         store = store.model_copy(update={"location": str(folder / store.location)})
-    return config.model_copy(
-        update={"data": data, "mix": mix, "general": general, "model": model, "store": store, "output": str(folder / config.output)}
-    )
+    rerankers = tuple(str(folder / name) if (folder / name).is_dir() else name for name in config.evaluate.rerankers)
+    evaluate = config.evaluate.model_copy(update={"rerankers": rerankers})
+    found = {"data": data, "mix": mix, "general": general, "model": model, "evaluate": evaluate, "store": store}
+    return config.model_copy(update={**found, "output": str(folder / config.output)})
 
 
 _FROM_ENVIRONMENT = "env:"

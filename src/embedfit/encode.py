@@ -8,12 +8,13 @@ import json
 import os
 import platform
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,8 @@ _PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpu
 _BATCH_TOKENS = {"cpu": 1024}
 _BATCH_TOKENS_ELSEWHERE = 32_768
 """Padded tokens in a batch: on a processor, what its caches hold (a fifth faster than 4,096); on a device, what fills it."""
+
+_TIMED_QUERIES, _TIMED_REMOTE = 64, 5
 
 
 class Encoder(Protocol):
@@ -239,6 +242,17 @@ def load_model(folder: Path, prompts: dict[Kind, str] | None = None) -> Sentence
     return model
 
 
+def seconds_alone(encoder: Encoder, texts: Sequence[str]) -> float:
+    """Return the mean seconds that an encoder takes for one query, one at a time as they come in production."""
+    # Behind an API each is paid for, and the way there is what takes the time.
+    texts = texts[: _TIMED_QUERIES if isinstance(encoder, LocalEncoder) else _TIMED_REMOTE]
+    encoder.encode(texts[:1], "query")
+    start = time.perf_counter()
+    for text in texts:
+        encoder.encode([text], "query")
+    return (time.perf_counter() - start) / len(texts)
+
+
 def autocast(device: str, bf16: bool) -> contextlib.AbstractContextManager[object]:
     """Return a context that runs matrix products in bfloat16, or one that does nothing."""
     import torch
@@ -285,8 +299,6 @@ def _bf16_pays_here() -> bool:
 
 def matmul_seconds(dtype: torch.dtype, size: tuple[int, int, int] = (1024, 384, 1536)) -> float:
     """Return the seconds of one matrix product (m, k) x (k, n) of a transformer's usual shape: the best of 20."""
-    import time
-
     import torch
 
     m, k, n = size
@@ -337,8 +349,31 @@ def _first(prompts: dict[str, str], kind: Kind) -> str:
     return next((prompts[name] for name in _PROMPT_NAMES[kind] if prompts.get(name)), "")
 
 
-_SLICE = 8192
+_SLICE = 1024
 """Texts encoded between two writes to the cache."""
+
+
+class Part(NamedTuple):
+    """Vectors of some of the texts: which, and shape (rows, dimensions)."""
+
+    rows: npt.NDArray[np.int64]
+    vectors: Vectors
+
+
+def slices(texts: Sequence[str]) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the texts' indices in slices, longest first: a killed process loses one slice, and padding stays small."""
+    order = np.argsort([-len(text) for text in texts], kind="stable")
+    for start in range(0, len(order), _SLICE):
+        yield order[start : start + _SLICE]
+
+
+def _parts(encoder: Encoder, texts: Sequence[str], kind: Kind) -> Iterator[Part]:
+    """Yield vectors as an encoder has them ready; one that works on several parts at once has a method for it."""
+    if hasattr(encoder, "encode_parts"):
+        yield from encoder.encode_parts(texts, kind)
+        return
+    for rows in slices(texts):
+        yield Part(rows, np.asarray(encoder.encode([texts[row] for row in rows], kind), np.float32))
 
 
 class CachedEncoder:
@@ -362,54 +397,57 @@ class CachedEncoder:
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one unit vector per text, asking the encoder only for those not in the cache.
 
+        Beside the vectors it needs 50 bytes for each text, and one slice.
+
         Raises:
             StorageError: The cache cannot be written.
         """
-        keys = [hashlib.blake2b(f"{kind}\0{text}".encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts]
+        if not texts:
+            return self.encoder.encode(texts, kind)
+        keys = _keys(texts, kind)
+        same = _first_of_its_kind(keys)
+        rows = np.flatnonzero(same == np.arange(len(texts)))
+        vectors: Vectors | None = None
         try:
             with contextlib.closing(self._open()) as database:
-                known = _read(database, keys)
-                missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+                known = np.zeros(len(texts), np.bool_)
+                for some, found in _read(database, keys, rows):
+                    vectors = np.empty((len(texts), found.shape[1]), np.float32) if vectors is None else vectors
+                    vectors[some], known[some] = found, True
+                missing = rows[~known[rows]]
                 self.misses += len(missing)
-                if not texts:
-                    return self.encoder.encode(texts, kind)
-                # Longest first, so that padding stays small; what is done is written at once, so that a killed process loses little.
-                todo = sorted(missing, key=lambda key: -len(missing[key]))
-                for positions, vectors in _batches(self.encoder, [missing[key] for key in todo], kind):
-                    rows = [(todo[position], vector.tobytes()) for position, vector in zip(positions, vectors, strict=True)]
-                    with database:
-                        database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
-                    known.update(rows)
+                with console.progress(f"encoding {kind} texts", len(missing)) as done:
+                    for part in _parts(self.encoder, [texts[row] for row in missing], kind):
+                        some, found = missing[part.rows], part.vectors
+                        with database:
+                            database.executemany(
+                                "INSERT OR REPLACE INTO vectors VALUES (?, ?)",
+                                ((keys[row].tobytes(), vector.tobytes()) for row, vector in zip(some, found, strict=True)),
+                            )
+                        vectors = np.empty((len(texts), found.shape[1]), np.float32) if vectors is None else vectors
+                        vectors[some] = found
+                        done(len(some))
         except (sqlite3.Error, OSError) as error:
             raise StorageError(
                 f"{self.path}: the embedding cache cannot be used: {error}; fix: set EMBEDFIT_CACHE to another directory"
             ) from None
-        return np.stack([np.frombuffer(known[key], np.float32) for key in keys])
+        assert vectors is not None
+        again = np.flatnonzero(same != np.arange(len(texts)))
+        for start in range(0, len(again), _SLICE):
+            some = again[start : start + _SLICE]
+            vectors[some] = vectors[same[some]]
+        return vectors
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         database = sqlite3.connect(self.path, timeout=60)
+        # Rows in order of writing, an index of keys beside them, and pages that hold several vectors: in order of keys,
+        # on pages of 4 KiB, vectors took three times the space, and nine times as long to write (docs/scale.md).
+        database.execute("PRAGMA page_size = 16384")
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
-        database.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
+        database.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB)")
         return database
-
-
-def _batches(encoder: Encoder, texts: Sequence[str], kind: Kind) -> Iterator[tuple[Sequence[int], Vectors]]:
-    """Yield (positions, vectors) as they are ready: by the encoder's own ``batches`` if it has any, else in slices."""
-    if isinstance(encoder, _Batched):
-        yield from encoder.batches(texts, kind)
-        return
-    for start in range(0, len(texts), _SLICE):
-        some = range(start, min(start + _SLICE, len(texts)))
-        yield some, np.asarray(encoder.encode([texts[position] for position in some], kind), np.float32)
-
-
-@runtime_checkable
-class _Batched(Protocol):
-    """An encoder that can say what is ready before all is: one that is paid by the text."""
-
-    def batches(self, texts: Sequence[str], kind: Kind) -> Iterator[tuple[Sequence[int], Vectors]]: ...
 
 
 def cache_folder() -> Path:
@@ -420,10 +458,33 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedfit"
 
 
-def _read(database: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-    found: dict[bytes, bytes] = {}
-    for start in range(0, len(keys), 500):
-        some = keys[start : start + 500]
+def _keys(texts: Sequence[str], kind: Kind) -> npt.NDArray[np.uint64]:
+    """Return 16 bytes for each text that no other text has; shape (n, 2)."""
+    keys = np.empty((len(texts), 2), np.uint64)
+    for row, text in enumerate(texts):
+        digest = hashlib.blake2b(f"{kind}\0{text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        keys[row] = np.frombuffer(digest, np.uint64)
+    return keys
+
+
+def _first_of_its_kind(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Return, for each row, the first row that is the same."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: of those that are equal, the first comes first
+    begins = np.ones(len(keys), np.bool_)
+    begins[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    same = np.empty(len(keys), np.int64)
+    same[order] = order[begins][np.cumsum(begins) - 1]
+    return same
+
+
+def _read(
+    database: sqlite3.Connection, keys: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64]
+) -> Iterator[tuple[npt.NDArray[np.int64], Vectors]]:
+    """Yield rows whose keys are in the cache, some at a time, and their vectors."""
+    for start in range(0, len(rows), 500):
+        some = {keys[row].tobytes(): row for row in rows[start : start + 500]}
         marks = ",".join("?" * len(some))
-        found.update(database.execute(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", some))
-    return found
+        found = database.execute(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", list(some)).fetchall()
+        if found:
+            vectors = np.frombuffer(b"".join(vector for _, vector in found), np.float32).reshape(len(found), -1)
+            yield np.array([some[key] for key, _ in found]), vectors

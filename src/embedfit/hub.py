@@ -17,11 +17,12 @@ _NEEDED = ["*.json", "*.safetensors", "*.txt", "*.model", "*/*.json", "*/*.safet
 _NOT_NEEDED = ["onnx/*", "openvino/*", "*/onnx/*", "*training*"]
 
 
-def model_folder(name: str) -> Path:
+def model_folder(name: str, *, proof: str = "modules.json") -> Path:
     """Return the local folder of a model, downloading it if need be.
 
     Args:
         name: A folder, a Hub name, or ``all-MiniLM-L6-v2``, which comes without a network from the extra ``offline``.
+        proof: The file without which what is here already may be half a model.
 
     Raises:
         ModelError: The folder has no weights, or they are not safetensors.
@@ -42,8 +43,8 @@ def model_folder(name: str) -> Path:
     try:
         # What is here already is used as it is: a run must not change because the Hub did.
         here = Path(huggingface_hub.snapshot_download(name, allow_patterns=_NEEDED, ignore_patterns=_NOT_NEEDED, local_files_only=True))
-        # Without modules.json it may be half a model that another library left: its pooling would be guessed.
-        if (here / "modules.json").exists():
+        # Another library may have left half a model: without modules.json an embedding model's pooling would be guessed.
+        if (here / proof).exists():
             return _with_weights(here)
     except HFValidationError:
         raise ModelError(f"model {name!r} is neither a folder nor a Hub name like BAAI/bge-base-en-v1.5") from None

@@ -22,7 +22,7 @@ from embedfit import console
 from embedfit.compare import Difference, compare_many, metric_label, not_worse
 from embedfit.config import Config, with_method
 from embedfit.data import Dataset, writing
-from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
+from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, seconds_alone
 from embedfit.errors import ConfigError, did_you_mean
 from embedfit.records import Template
 from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run, joined
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-_TIMED_QUERIES, _TIMED_REMOTE = 64, 5
 _MERGED = 0.5
 """Weight of the tuned model in the rung of merged weights; not chosen by anything (WiSE-FT's default: Wortsman et al. 2022)."""
 
@@ -224,7 +223,7 @@ def climb(setting: Setting, dataset: Dataset, splits: Sequence[Split], folder: s
     parts = [split.datasets(dataset) for split in splits]
     found: list[Rung] = []
     skipped: dict[str, str] = {}
-    encoding = functools.cache(lambda: _encoding_milliseconds(setting.base, parts[0][2]))
+    encoding = functools.cache(lambda: seconds_alone(setting.base, parts[0][2].query_texts()) * 1000)
     for key in chosen:
         method = METHODS[key]
         why = method.missing(setting, parts[0][0])
@@ -269,17 +268,6 @@ def _climbed(
     with writing(path) as file:
         np.savez(file, ranked=run.ranked, scores=run.scores, said=np.array(json.dumps(said)))
     return run, seconds, milliseconds
-
-
-def _encoding_milliseconds(encoder: Encoder, dataset: Dataset) -> float:
-    """Return how long the encoder takes for one query, one at a time as they come in production."""
-    # Behind an API each is paid for, and the way there is what takes the time.
-    texts = dataset.query_texts()[: _TIMED_QUERIES if isinstance(encoder, LocalEncoder) else _TIMED_REMOTE]
-    encoder.encode(texts[:1], "query")
-    start = time.perf_counter()
-    for text in texts:
-        encoder.encode([text], "query")
-    return (time.perf_counter() - start) * 1000 / len(texts)
 
 
 def richer_template(dataset: Dataset, template: str) -> str | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
@@ -25,7 +25,8 @@ from embedfit.compare import Comparison, compare_scores, metric_label
 from embedfit.config import Config, DataConfig, GeneralConfig, ModelConfig, TuneConfig
 from embedfit.curve import Curve, learning_curve
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, Query, load, text_key, writing
-from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
+from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, seconds_alone
+from embedfit.engine import Engine, LocalEngine, RayEngine
 from embedfit.errors import ConfigError, DataError, ModelError, StorageError, require
 from embedfit.general import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
 from embedfit.ladder import Ladder, Setting, climb, richer_template
@@ -45,7 +46,8 @@ from embedfit.publish import (
 from embedfit.records import record_type
 from embedfit.remote import RemoteEncoder, is_remote
 from embedfit.report import ForgettingChart, LadderRow, Report, curve_html, html, ladder_html, per_query
-from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, Run, joined
+from embedfit.rerank import TOP, Reranker, rerank
+from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run, joined
 from embedfit.score import KS, Scores, score_run
 from embedfit.split import Split, split_dataset, split_folds, without_leaks
 from embedfit.store import Store, open_store
@@ -200,6 +202,15 @@ class _Job:
         """The train, dev (or None) and test data of each split."""
         return [split.datasets(self.dataset) for split in self.splits]
 
+    @cached_property
+    def engine(self) -> Engine:
+        """Where texts are encoded and searched."""
+        return engine_of(self.config.engine)
+
+    def dense(self, model: Encoder) -> DenseRetriever:
+        """Return the search by a model's vectors."""
+        return DenseRetriever(CachedEncoder(self.engine.encoder(model)), self.template, self.engine.top_k)
+
     def scored(self, run: Run, name: str) -> Scores:
         """Return the scores of a Run on the held-out queries."""
         return score_run(run, self.test.qrels, ks=self.config.evaluate.k, name=name)
@@ -232,17 +243,17 @@ def run(config: Config) -> Result:
     check_method(job.base, config.tune)
     folder = job.folder("", "general", more=[general.digest()])
     ranks.join()
+    for name in config.track.report_to:
+        require(name, extra=name)  # now, and not after the base model was measured
     with locked(folder):
         if ranks.agreed((folder / "manifest.json").exists()):
             return read_result(folder)
         if not ranks.main():
             _help(job, folder)
-        for name in config.track.report_to:
-            require(name, extra=name)  # now, and not after the base model was measured
         started = time.monotonic()
         findings = job.findings
         others = [job.scored(BM25Retriever(job.template).search(job.test, job.depth), "BM25")] if config.evaluate.bm25 else []
-        base_run = DenseRetriever(CachedEncoder(job.base), job.template).search(job.test, job.depth)
+        base_run = job.dense(job.base).search(job.test, job.depth)
         trainings, final = _trainings(job, folder)
         forgetting = _forgetting(job, trainings[0], final, general)
         weight = forgetting.weight if forgetting and config.general.keep is not None else 1.0
@@ -415,6 +426,11 @@ def encoder(config: ModelConfig, name: str | None = None) -> Encoder:
     return LocalEncoder(name, query_prompt=config.query_prompt, document_prompt=config.document_prompt, precision=config.precision)
 
 
+def engine_of(name: Literal["local", "ray"]) -> Engine:
+    """Return the engine of a name."""
+    return RayEngine() if name == "ray" else LocalEngine()
+
+
 def local(encoder: Encoder) -> LocalEncoder:
     """Return an encoder that has its weights here.
 
@@ -464,41 +480,96 @@ def evaluate(
     *,
     templates: Sequence[str],
     ks: Sequence[int] = KS,
+    retrieval: Sequence[str] = ("dense",),
+    rerankers: Sequence[Reranker] = (),
+    rerank_top: int = TOP,
+    engine: Engine | None = None,
     store: Store | None = None,
     tracker: Tracker | None = None,
 ) -> pd.DataFrame:
-    """Measure every encoder with every document template, and what is live in a vector store.
+    """Measure every encoder with every document template, way of retrieval and reranker: quality and price side by side.
 
     Args:
         dataset: Every judged query is scored.
         encoders: Their vectors are cached on disk.
         templates: What a document says.
         ks: Where to cut the rankings.
+        retrieval: ``dense``, ``bm25`` (once for all encoders), ``hybrid`` (both, fused by rank).
+        rerankers: Each reads the top of each ranking; without any of them it is measured too.
+        rerank_top: How many documents of a query they read.
+        engine: Where texts are encoded, searched and reranked; by default here.
         store: Its live index is measured too, beside exact search on the same documents.
         tracker: Takes in every query's result; None for none.
 
     Returns:
-        A tidy frame: model, document, metric, k, value (the mean over queries). A store has one metric more, ``recall_of_exact``:
-        the share of what exact search finds that the store finds.
+        A tidy frame: model, document, retrieval, reranker ("" for none), metric, k, value (the mean over queries), and
+        seconds that one query takes on this machine: encoded alone, then searched and reranked together with the others. A store has
+        one metric more, ``recall_of_exact``: the share of what exact search finds that the store finds.
     """
     import pandas as pd
 
+    engine = engine or LocalEngine()
     judged = dataset.select(dataset.judged)
-    grid = [(encoder, template) for encoder in encoders for template in templates]
+    depth = max(*ks, rerank_top) if rerankers else max(ks)
     frames = []
+
+    def add(name: str, template: str, way: str, reranker: str, run: Run, seconds: float) -> None:
+        scores = score_run(run, judged.qrels, ks=ks, name=name)
+        if tracker:
+            said = {"document": template, "retrieval": way, "reranker": reranker}
+            tracker.add(public_name(name), judged, run, scores, template=template, metadata=said, seconds=seconds * len(judged.queries))
+        frame = scores.to_frame()
+        for place, (column, value) in enumerate({"document": template, "retrieval": way, "reranker": reranker}.items()):
+            frame.insert(1 + place, column, value)
+        frames.append(frame.assign(seconds=seconds))
+
+    for template in templates:
+        for name, way, retriever, encoder in _retrievers(encoders, template, retrieval, engine):
+            encoding = seconds_alone(encoder, judged.query_texts()) if encoder else 0.0
+            run, seconds = _timed(retriever, judged, depth)
+            add(name, template, way, "", run, encoding + seconds)
+            for reranker in map(engine.reranker, rerankers):
+                reranker.score([("load", "the model before it is timed")])
+                start = time.perf_counter()
+                again = rerank(run, judged, reranker, template, top=rerank_top)
+                more = (time.perf_counter() - start) / len(judged.queries)
+                add(name, template, way, reranker.name, again, encoding + seconds + more)
     if store:
         version = LiveIndex(store, *encoders).version()
-        grid = list(dict.fromkeys([*grid, (version.encoder, version.stamp.template)]))
-        run = version.search(judged, max(ks))
-        exact = DenseRetriever(CachedEncoder(version.encoder), version.stamp.template).search(judged, max(ks) + DEPTH)
-        shares = pd.DataFrame([(version.name, "recall_of_exact", k, overlap(run, exact, k)) for k in ks])
-        found = score_run(run, judged.qrels, ks=ks, name=version.name).to_frame()
-        frames = [pd.concat([found, shares.set_axis(found.columns, axis=1)]).assign(document=version.stamp.template)]
-    measured = [
-        measure(encoder, judged, template=template, ks=ks, tracker=tracker).to_frame().assign(document=template)
-        for encoder, template in grid
-    ]
-    return pd.concat([*measured, *frames], ignore_index=True)[["model", "document", "metric", "k", "value"]]
+        template = version.stamp.template
+        run, seconds = _timed(version, judged, depth)
+        add(version.name, template, "store", "", run, seconds_alone(version.encoder, judged.query_texts()) + seconds)
+        exact = DenseRetriever(CachedEncoder(version.encoder), template).search(judged, max(ks) + DEPTH)
+        shares = [(version.name, template, "store", "", "recall_of_exact", k, overlap(run, exact, k)) for k in ks]
+        frames.append(pd.DataFrame(shares, columns=[column for column in frames[-1] if column != "seconds"]))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _retrievers(
+    encoders: Sequence[Encoder], template: str, ways: Sequence[str], engine: Engine
+) -> Iterator[tuple[str, str, Retriever, Encoder | None]]:
+    """Yield (name, way, retriever, the encoder that it needs) for each column of the grid."""
+    words = BM25Retriever(template)
+    if "bm25" in ways:
+        yield words.name, "bm25", words, None
+    for encoder in encoders:
+        dense = DenseRetriever(CachedEncoder(engine.encoder(encoder)), template, engine.top_k)
+        if "dense" in ways:
+            yield encoder.name, "dense", dense, encoder
+        if "hybrid" in ways:
+            yield encoder.name, "hybrid", FusedRetriever(dense, words), encoder
+
+
+def _timed(retriever: Retriever, dataset: Dataset, k: int) -> tuple[Run, float]:
+    """Return a Run, and the seconds that one more query took: reading vectors and indexing words are not a query's price."""
+    one = dataset.select(list(dataset.queries)[:1])
+    run = retriever.search(dataset, k)  # every vector is known from here on
+    seconds = []
+    for some in (one, dataset):
+        start = time.perf_counter()
+        retriever.search(some, k)
+        seconds.append(time.perf_counter() - start)
+    return run, max(0.0, seconds[1] - seconds[0]) / max(1, len(dataset.queries) - 1)
 
 
 def index(config: Config, model: str | None = None) -> Indexed:
@@ -805,10 +876,7 @@ def _searched(job: _Job, training: Sequence[Tuned], weight: float) -> Run:
     if weight < 1:
         held_out = [(local(one.encoder), test) for one, test in zip(training, tests, strict=True)]
         return merged_runs(local(job.base), held_out, [weight], job.template, job.depth)[weight]
-    found = [
-        DenseRetriever(CachedEncoder(one.encoder), job.template).search(test, job.depth) for one, test in zip(training, tests, strict=True)
-    ]
-    return joined(found)
+    return joined([job.dense(one.encoder).search(test, job.depth) for one, test in zip(training, tests, strict=True)])
 
 
 def read_general(config: GeneralConfig) -> Dataset:

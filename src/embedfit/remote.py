@@ -35,7 +35,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from embedfit import console
-from embedfit.encode import Kind, Vectors
+from embedfit.encode import Kind, Part, Vectors
 from embedfit.errors import ConfigError, EmbedfitError, ModelError, OfflineError, require
 
 PRICES = {"text-embedding-3-small": 0.02, "text-embedding-3-large": 0.13, "text-embedding-ada-002": 0.10}
@@ -224,14 +224,14 @@ class RemoteEncoder:
             OfflineError: It cannot be reached.
         """
         vectors: Vectors = np.zeros((len(texts), self.address.dimensions or 0), np.float32)
-        for positions, found in self.batches(texts, kind):
+        for positions, found in self.encode_parts(texts, kind):
             if vectors.shape[1] != found.shape[1]:
                 vectors = np.zeros((len(texts), found.shape[1]), np.float32)
             vectors[positions] = found
         return vectors
 
-    def batches(self, texts: Sequence[str], kind: Kind) -> Iterator[tuple[list[int], Vectors]]:
-        """Yield (positions in the texts, their vectors) of each request as it is answered, so that what was paid for can be kept.
+    def encode_parts(self, texts: Sequence[str], kind: Kind) -> Iterator[Part]:
+        """Yield the vectors of each request as it is answered, so that what was paid for can be kept.
 
         Raises:
             ModelError: As `encode`; what was answered until then has been yielded.
@@ -253,7 +253,7 @@ class RemoteEncoder:
                             if width not in (None, vectors.shape[1]):
                                 raise ModelError(f"{self.name} gave vectors of {width} and of {vectors.shape[1]} dimensions")
                             width = vectors.shape[1]
-                            yield positions, vectors
+                            yield Part(np.array(positions), vectors)
                             done(len(positions))
             if problem:
                 raise problem
