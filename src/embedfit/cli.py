@@ -238,11 +238,12 @@ def tune(
     """Tune the model on the train part, choosing on dev, without measuring anything."""
     from embedfit import pipeline
     from embedfit.config import read_config
+    from embedfit.data import locked
 
     settings = read_config(config)
     dataset = pipeline.read(settings.data)
     train, dev, _ = pipeline.one_split(settings, dataset).datasets(dataset)
-    with pipeline.locked(output):
+    with locked(output):
         tuned = pipeline.tune(
             pipeline.encoder(settings.model),
             train,
