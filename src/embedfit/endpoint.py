@@ -163,10 +163,12 @@ class Endpoint:
 
         try:
             async with asyncio.timeout(timeout):
-                completion = await client.chat.completions.create(**sent)
+                # What is in extra_body goes out as it is; the SDK would take half a millisecond to walk through a schema.
+                named = {key: sent.pop(key) for key in ("model", "messages")}
+                completion = await client.chat.completions.create(**named, extra_body=sent)
             found: Line = completion.model_dump(mode="json", exclude_none=True, warnings=False)
         except openai.APIStatusError as error:
-            if self._adapts(error, sent):
+            if self._adapts(error, body["model"], sent):
                 return await self.once(body, timeout)
             raise self._meaning(error) from None
         except (TimeoutError, openai.APITimeoutError):
@@ -208,7 +210,7 @@ class Endpoint:
     def _sends(self, key: str) -> bool:
         return key not in self._unwanted or key in _OTHER_NAME
 
-    def _adapts(self, error: APIStatusError, sent: Mapping[str, Any]) -> bool:
+    def _adapts(self, error: APIStatusError, model: str, sent: Mapping[str, Any]) -> bool:
         """Return whether a parameter is to blame that can be left out or has another name, and do so from now on."""
         parameter = _said(error).get("param")
         if error.status_code != 400 or parameter not in (*_OTHER_NAME, *_NOT_NEEDED) or parameter not in sent:
@@ -216,7 +218,7 @@ class Endpoint:
         if parameter not in self._unwanted:
             self._unwanted.add(parameter)
             instead = f"{_OTHER_NAME[parameter]!r} is sent instead" if parameter in _OTHER_NAME else "it is left out"
-            console.note(f"{sent['model']} takes no {parameter!r}: {instead}")
+            console.note(f"{model} takes no {parameter!r}: {instead}")
         return True
 
     def _meaning(self, error: APIStatusError) -> Exception:
@@ -226,7 +228,7 @@ class Endpoint:
         message = self.hidden(" ".join(str(said.get("message") or "").split()))[:200]
         if "insufficient_quota" in (said.get("code"), said.get("type")) or status == 402:
             return EndpointError(
-                f"{self.base_url} says that the quota is spent ({status} {code}); fix: top it up, and run the same command"
+                f"{self.base_url} says that the quota is spent ({code or status}); fix: top it up, and run the same command"
             )
         if status in (401, 403):
             return EndpointError(f"{self.base_url} does not accept {self.key_name} ({status}); fix: set it right, and run the same command")
