@@ -1,9 +1,9 @@
 """An LLM writes training data: records for labels, or questions for passages.
 
-Each place of a plan is asked for until a reply passes its checks, and all replies go into a ledger first. So a run that was killed, or stopped by
-its budget, goes on by doing everything again: what was answered comes out of the ledger, at no cost. Which records are
-accepted depends on the replies alone and not on the order in which they came, as near duplicates are decided on in the
-order of the plan.
+Each place of a plan is asked for until a reply passes its checks, and all replies go into a ledger first. So a run that was
+killed, or stopped by its budget, goes on by doing everything again: what was answered comes out of the ledger, at no cost.
+Which records are accepted depends on the replies alone and not on the order in which they came, as near duplicates are
+decided on in the order of the plan.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
+import itertools
 import json
 import os
 import re
@@ -84,7 +85,7 @@ class Generated:
         diversity: Of what was accepted; None if that is nothing.
         requests: Answered in all, judging included, all runs on this ledger together.
         tokens: Of these.
-        price: Of these.
+        price: Of these; None where the price of a model is not known.
         lost_requests: Those that may have been charged, with nothing to show for it.
         lost_price: What they cost at most.
         seconds: Of this run.
@@ -104,7 +105,7 @@ class Generated:
     diversity: Diversity | None
     requests: int
     tokens: int
-    price: float
+    price: float | None
     lost_requests: int
     lost_price: float
     seconds: float
@@ -120,9 +121,12 @@ class Generated:
     def sentence(self) -> str:
         """Return it all in one line."""
         line = f"{self.accepted:,} of {self.asked:,} {self.kind} in {self.output}: {self.acceptance:.0%} of the replies could be used"
-        line += f"; {self.requests:,} requests, {self.tokens:,} tokens, {self.price:.4f} paid"
+        line += f"; {self.requests:,} requests, {self.tokens:,} tokens"
+        if self.price is not None:
+            line += f", {self.price:.4f} paid"
         if self.lost_requests:
-            line += f", and at most {self.lost_price:.4f} for {self.lost_requests:,} requests without an answer"
+            line += f"; {self.lost_requests:,} requests without an answer"
+            line += "" if self.price is None else f", for which at most {self.lost_price:.4f} is due"
         if self.given_up:
             line += f"; {self.given_up:,} given up"
         return line + (f"; {self.stopped}" if self.stopped else "")
@@ -394,7 +398,7 @@ class _Writer:
         self.ledger.judge(id, outcome, why, record)
         self._outcomes[outcome] += 1
         answered = sum(self._outcomes.values())
-        self._progress(0, f"{self.ledger.paid.price:.4f} paid, {self._outcomes['accepted'] / answered:.0%} accepted")
+        self._progress(0, f"{self._cost}, {self._outcomes['accepted'] / answered:.0%} accepted")
         if answered >= _HOPELESS and not self._any_good():
             reason, times = self._outcomes.most_common(1)[0]
             self.asker.stop(
@@ -403,6 +407,15 @@ class _Writer:
                     f"(the last: {why}); fix: see the prompt and {self.ledger.path}, or take another model"
                 )
             )
+
+    @property
+    def _priced(self) -> bool:
+        return all(model in self.prices for model in (self.config.model, self.config.judge) if model)
+
+    @property
+    def _cost(self) -> str:
+        paid = self.ledger.paid
+        return f"{paid.price:.4f} paid" if self._priced else f"{paid.tokens:,} tokens"
 
     def _any_good(self) -> bool:
         """Return whether any reply passed its own checks, decided on or not."""
@@ -500,7 +513,7 @@ class _Writer:
                     continue  # those that were judged before are in the ledger
                 except EmbedfitError as error:  # of the prompt
                     self.asker.stop(error)
-                self._progress(1, f"{self.ledger.paid.price:.4f} paid")
+                self._progress(1, self._cost)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(self.config.concurrency):
@@ -558,7 +571,7 @@ class _Writer:
             measure_diversity(self._rows(kept), self.task) if kept else None,
             self.ledger.requests,
             self.ledger.paid.tokens,
-            self.ledger.paid.price,
+            self.ledger.paid.price if self._priced else None,
             self.ledger.lost_requests,
             self.ledger.lost.price,
             time.monotonic() - self._began,
@@ -577,7 +590,7 @@ class _Writer:
             if position in self._difficulty:
                 origin["difficulty"] = self._difficulty[position]
             yield {
-                "id": f"{self.task.kind[:-1]}-{id}",
+                "id": f"generated-{id}",
                 **self.task.output(self.task.slot(position), verdict["record"]),
                 "generated": origin,
             }
@@ -598,7 +611,7 @@ def measure_diversity(rows: Iterator[Row], task: Task) -> Diversity:
         spoken = [value for name, value in own.items() if name not in ("style", "persona") and value is not None]
         said = words_of(" ".join(map(str, spoken)))
         words.update(said)
-        pairs.update(zip(said, said[1:], strict=False))
+        pairs.update(itertools.pairwise(said))
         sets.setdefault(str(row[label_field]), []).append(frozenset(said))
     nearest = [overlap for some in sets.values() for overlap in _nearest_overlaps(some)]
     fields = [(name, len(counts), counts.total(), *counts.most_common(1)[0]) for name, counts in values.items()]

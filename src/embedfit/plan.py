@@ -77,8 +77,13 @@ class Rejected(Exception):
 class Task(Protocol):
     """What is to be written, and what is right."""
 
-    kind: str
-    count: int
+    @property
+    def kind(self) -> str:
+        """Return ``records`` or ``queries``."""
+
+    @property
+    def count(self) -> int:
+        """Return how many places the plan has."""
 
     def start(self) -> dict[str, Any]:
         """Return what all requests have in common, for the ledger."""
