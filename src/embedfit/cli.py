@@ -329,19 +329,11 @@ def generate_records(
     as_json: AsJson = False,
 ) -> None:
     """Let an LLM write records for labels, evenly."""
-    what = {
-        "records": count,
-        "questions": 0,
-        "model": model,
-        "base_url": base_url,
-        "prompt": _whole(prompt),
-        "examples": _whole(examples),
-        "judge": judge,
-    }
-    limits = {"budget": budget, "max_tokens_total": max_tokens_total, "price": price, "concurrency": concurrency}
-    _generate(
-        config, {"queries": _whole(output), "documents": _whole(labels), "record": record}, {**what, **asked, **limits}, dry_run, as_json
-    )
+    data = {"queries": _whole(output), "documents": _whole(labels), "record": record}
+    what = {"records": count, "questions": 0, "prompt": _whole(prompt), "examples": _whole(examples)}
+    who = {"model": model, "base_url": base_url, "judge": judge, "price": price, "concurrency": concurrency}
+    limits = {"budget": budget, "max_tokens_total": max_tokens_total}
+    _generate(config, data, {**what, **who, **limits}, dry_run, as_json)
 
 
 @generate_app.command("queries")
@@ -363,17 +355,11 @@ def generate_queries(
     as_json: AsJson = False,
 ) -> None:
     """Let an LLM write questions that passages answer."""
-    what = {
-        "questions": each,
-        "records": 0,
-        "model": model,
-        "base_url": base_url,
-        "prompt": _whole(prompt),
-        "examples": _whole(examples),
-        "judge": judge,
-    }
-    limits = {"budget": budget, "max_tokens_total": max_tokens_total, "price": price, "concurrency": concurrency}
-    _generate(config, {"queries": _whole(output), "documents": _whole(documents)}, {**what, **asked, **limits}, dry_run, as_json)
+    data = {"queries": _whole(output), "documents": _whole(documents)}
+    what = {"questions": each, "records": 0, "prompt": _whole(prompt), "examples": _whole(examples)}
+    who = {"model": model, "base_url": base_url, "judge": judge, "price": price, "concurrency": concurrency}
+    limits = {"budget": budget, "max_tokens_total": max_tokens_total}
+    _generate(config, data, {**what, **who, **limits}, dry_run, as_json)
 
 
 @app.command()
