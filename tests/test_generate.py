@@ -138,6 +138,7 @@ def test_a_reply_that_cannot_be_used_is_asked_for_again_with_the_reason(tmp_path
     assert all(row["why"] for row in why)
 
 
+@pytest.mark.slow
 def test_a_thousand_records_in_spite_of_every_fault(tmp_path):
     with Server(faults=0.3, twins=0.02) as server:
         found = generate(transactions_task(1000), tmp_path / "r.jsonl", settings(server.url))
@@ -150,19 +151,15 @@ def test_a_thousand_records_in_spite_of_every_fault(tmp_path):
     assert not list(near_duplicates(list(map(text_of, rows))).pairs())  # none twice
     assert set(found.labels.values()) == {37, 38}
     # None lost, and none paid twice: each whole answer that the server sent is in the ledger, once.
-    assert (
-        len(server.paid)
-        == len(set(server.paid))
-        == found.requests
-        == found.outcomes["accepted"] + sum(count for outcome, count in found.outcomes.items() if outcome != "accepted")
-    )
+    assert len(server.paid) == len(set(server.paid)) == found.requests == sum(found.outcomes.values())
 
 
 @pytest.mark.slow
-def test_killed_at_ten_moments_the_records_are_the_same_and_only_what_was_under_way_is_paid_twice(tmp_path):
-    count, chance = 600, random.Random(7)
+def test_killed_at_ten_moments_the_records_are_the_same_and_only_what_was_under_way_is_paid_twice(tmp_path, monkeypatch):
+    count, chance = 400, random.Random(7)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # or nothing would be loaded ahead
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_generate", "openai", "instructor.processing.response", "scipy.sparse"])
+    context.set_forkserver_preload(["test_generate", "openai.types.chat", "instructor.processing.response", "scipy.sparse"])
 
     def served(paid):
         options = ["--faults", "0.3", "--twins", "0.03", "--delay", "0.02", "--paid", str(paid)]
@@ -179,7 +176,7 @@ def test_killed_at_ten_moments_the_records_are_the_same_and_only_what_was_under_
     try:
         for kill in range(10):
             process = started(url, output)
-            goal = chance.randint(kill * 55, kill * 55 + 60)
+            goal = chance.randint(kill * 35, kill * 35 + 40)
             while process.is_alive() and replies_in(output) < goal:
                 time.sleep(0.005)
             time.sleep(chance.random() * 0.05)
@@ -205,7 +202,7 @@ def test_killed_at_ten_moments_the_records_are_the_same_and_only_what_was_under_
     assert len(rows_of(output)) == count
     assert output.read_bytes() == undisturbed.read_bytes()
     rejected = replies_in(output) - count
-    assert rejected == replies_in(undisturbed) - count > 50
+    assert rejected == replies_in(undisturbed) - count > 30
     assert 0 < under_way <= 320
     assert len(paid) - rejected <= count + under_way
 
@@ -405,12 +402,13 @@ def test_the_key_comes_from_the_environment_or_is_asked_for(monkeypatch):
     assert endpoint_of(GenerateConfig(base_url="http://localhost:1234/v1"))._key == "none"
     monkeypatch.setenv("MINE", KEY)
     assert endpoint_of(GenerateConfig(key="MINE"))._key == KEY
-    with pytest.raises(ConfigError, match="GATEWAY is not set, but generate.headers names it"):
+    with pytest.raises(ConfigError, match=r"GATEWAY is not set, but generate\.headers names it"):
         endpoint_of(GenerateConfig(key="MINE", headers={"X-Gateway": "GATEWAY"}))
     monkeypatch.setenv("GATEWAY", "value-of-header")
     assert endpoint_of(GenerateConfig(key="MINE", headers={"X-Gateway": "GATEWAY"}))._headers == {"X-Gateway": "value-of-header"}
 
 
+@pytest.mark.slow
 def test_no_key_or_header_value_stands_in_anything_that_a_run_writes(tmp_path, monkeypatch):
     def telling(number, body):
         """Say every header back, in errors of all kinds and in answers."""
