@@ -34,6 +34,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/ladder.py
 	$(BIN)/python benchmarks/verdict.py
 	$(BIN)/python benchmarks/shuffled.py
+	$(BIN)/python benchmarks/generate.py
 
 docs: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
