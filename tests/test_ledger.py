@@ -26,7 +26,7 @@ def kept(ledger, id, **more):
 def test_what_was_kept_is_there_when_it_is_opened_again(tmp_path):
     with open_ledger(tmp_path, START) as ledger:
         kept(ledger, "a", text="naïve 😀 \ud800 line\nbreak")
-        ledger.judge("a", "accepted", record={"x": 1})
+        ledger.decide("a", "accepted", record={"x": 1})
         assert ledger.reply("b") is None
     with open_ledger(tmp_path, START) as ledger:
         assert ledger.reply("a")["reply"]["text"] == "naïve 😀 \ud800 line\nbreak"
@@ -127,9 +127,9 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_line(tmp_path, monkeypatch):
 
         monkeypatch.setattr(ledger_module.os, "write", full)
         with pytest.raises(StorageError, match="No space left on device; nothing that stands in it is lost"):
-            ledger.judge("a", "accepted")
+            ledger.decide("a", "accepted")
         monkeypatch.undo()
-        ledger.judge("a", "accepted")
+        ledger.decide("a", "accepted")
     with open_ledger(tmp_path, START) as ledger:
         assert ledger.verdict("a")["outcome"] == "accepted"
 
@@ -138,8 +138,8 @@ def test_a_verdict_that_stands_there_is_not_written_again(tmp_path):
     with open_ledger(tmp_path, START) as ledger:
         kept(ledger, "a")
         for _ in range(3):
-            ledger.judge("a", "invalid", "why")
-        ledger.judge("a", "accepted", record={})
+            ledger.decide("a", "invalid", "why")
+        ledger.decide("a", "accepted", record={})
         assert ledger.verdict("a")["outcome"] == "accepted"
         assert ledger.path.read_text().count('"verdict"') == 2
 

@@ -47,6 +47,10 @@ _ROOM = 8
 """A reply that was cut off is asked for again with twice the room, up to so many times the first."""
 _HOPELESS = 50
 """Replies of which not one could be used, after which the prompt or the model is wrong, and going on a waste."""
+_ENOUGH_TO_TELL = 20
+"""Replies from which what is left is estimated."""
+_JUDGE_TOKENS = 150
+"""Of a judge's prompt and a record, beside the options; for the estimate."""
 _AHEAD = 1024
 """Places of the plan that may be asked for before an earlier one is decided on, which keeps memory flat."""
 
@@ -258,34 +262,38 @@ class _Writer:
 
     def estimate(self) -> Estimate:
         """Return what is left to ask, judged by the ledger where it has something, else by the first prompt."""
+        config, first = self.config, self.task.slot(0)
         done = answered = prompt_tokens = completion_tokens = 0
+        judged = set()
         for row in self.ledger.rows():
-            if row["kind"] == self.task.kind:
-                answered += 1
-                done += row["outcome"] == "accepted"
-                prompt_tokens += row["prompt_tokens"]
-                completion_tokens += row["completion_tokens"]
-        left = max(0, self.task.count - done)
-        body = self._request(self.task.slot(0), _Turn(), "").body
-        if answered >= 20:
-            requests = round(left * answered / max(1, done))
+            if row["kind"] == "judge":
+                judged.add(row["for"])
+                continue
+            answered += 1
+            done += row["outcome"] == "accepted"
+            prompt_tokens += row["prompt_tokens"]
+            completion_tokens += row["completion_tokens"]
+        body = self._request(first, _Turn(), "").body
+        requests = max(0, self.task.count - done)
+        # Four bytes for a token of English and of JSON, and a reply of a quarter of its room: a guess, no more.
+        each, reply = len(json.dumps([body["messages"], self.task.schema(first.label)])) / 4, config.max_tokens / 4
+        if answered >= _ENOUGH_TO_TELL:
+            requests = round(requests * answered / max(1, done))
             each, reply = prompt_tokens / answered, completion_tokens / answered
-        else:
-            requests = left
-            # Four bytes for a token of English and of JSON, and a reply of a quarter of its room: a guess, no more.
-            each, reply = len(json.dumps([body["messages"], self.task.schema(self.task.slot(0).label)])) / 4, self.config.max_tokens / 4
-        price, most = self.prices.get(self.config.model), self.asker.most(body).price
-        about = [requests * (each + reply), requests * (each * price[0] + reply * price[1]) / 1e6 if price else 0.0, requests * most]
-        judge = self.config.judge
-        if judge and left:
-            options = sum(len(option["name"] + option["about"]) + 6 for option in self.task.options(self.task.slot(0), 0)[0])
-            price = self.prices.get(judge) if price else None
-            rate = price or (0.0, 0.0)
-            about[0] += left * (options / 4 + 120)
-            about[1] += left * ((options / 4 + 100) * rate[0] + 20 * rate[1]) / 1e6
-            about[2] += left * self.config.judge_tries * ((options + 400) * rate[0] + self.config.max_tokens * rate[1]) / 1e6
-            requests += left
-        return Estimate(requests, round(about[0]), about[1] if price else None, about[2] if price else None)
+        parts = [(config.model, requests, each, reply, self.asker.most(body).tokens - config.max_tokens)]
+        if config.judge:
+            options = sum(len(option["name"] + option["about"]) for option in self.task.options(first, 0)[0])
+            parts.append(
+                (config.judge, max(0, self.task.count - len(judged)), options / 4 + _JUDGE_TOKENS, 20.0, options + 4 * _JUDGE_TOKENS)
+            )
+        tokens = price = most = 0.0
+        for model, times, prompt, answer, longest in parts:
+            rate = self.prices.get(model, (0.0, 0.0))
+            tokens += times * (prompt + answer)
+            price += times * (prompt * rate[0] + answer * rate[1]) / 1e6
+            most += times * (longest * rate[0] + config.max_tokens * rate[1]) / 1e6
+        known = self._priced
+        return Estimate(sum(part[1] for part in parts), round(tokens), price if known else None, most if known else None)
 
     async def write(self) -> EmbedfitError | KeyboardInterrupt | None:
         """Ask for everything; returns why it ended early, if so."""
@@ -395,7 +403,7 @@ class _Writer:
         return None
 
     def _settle(self, id: str, outcome: str, why: str = "", record: Any = None) -> None:
-        self.ledger.judge(id, outcome, why, record)
+        self.ledger.decide(id, outcome, why, record)
         self._outcomes[outcome] += 1
         answered = sum(self._outcomes.values())
         self._progress(0, f"{self._cost}, {self._outcomes['accepted'] / answered:.0%} accepted")
@@ -536,9 +544,9 @@ class _Writer:
             try:
                 said = str(self._parsed(known, None, tuple(sorted(names)))["choice"])
             except Rejected as rejected:
-                self.ledger.judge(own, rejected.reason, rejected.why)
+                self.ledger.decide(own, rejected.reason, rejected.why)
                 continue
-            self.ledger.judge(own, "right" if said == right else "wrong", record=said)
+            self.ledger.decide(own, "right" if said == right else "wrong", record=said)
             if said == right:
                 return "easy" if attempt == 0 else "hard"
         return "suspect"

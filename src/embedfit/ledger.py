@@ -93,7 +93,7 @@ class Ledger:
         self._end = self._synced = 0
         self._syncing = asyncio.Lock()
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
         except OSError as error:
             raise StorageError(f"{path}: cannot be written: {error.strerror}") from None
         stack.callback(os.close, self._file)
@@ -160,7 +160,7 @@ class Ledger:
                     raise StorageError(f"{self.path}: cannot be written: {error.strerror}") from None
                 self._synced = reaches
 
-    def judge(self, id: str, outcome: str, why: str = "", record: Any = None) -> None:
+    def decide(self, id: str, outcome: str, why: str = "", record: Any = None) -> None:
         """Write what became of a reply, unless that is what stands there.
 
         It follows from the reply, so it is not synced by itself.
@@ -198,20 +198,21 @@ class Ledger:
         return start
 
     def _read(self) -> None:
+        last = b"\n"
         with os.fdopen(os.dup(self._file), "rb") as file:
-            for number, raw in enumerate(file, 1):
+            for number, whole in enumerate(file, 1):
                 try:
-                    line = json.loads(raw)
-                    self._take(line)
+                    self._take(json.loads(whole))
                 except (ValueError, KeyError, TypeError, AttributeError):
-                    if raw.endswith(b"\n"):
+                    if whole.endswith(b"\n"):
                         raise DataError(
                             f"{self.path}:{number}", "is not a line of a ledger", fix="restore the file, or move it away to begin anew"
                         ) from None
                     break  # cut off when a process was killed, before anything was done with it
-                self._end += len(raw)
+                self._end += len(whole)
+                last = whole
         os.ftruncate(self._file, self._end)
-        if self._end and os.pread(self._file, 1, self._end - 1) != b"\n":
+        if not last.endswith(b"\n"):  # all of the line but its end
             os.write(self._file, b"\n")
             self._end += 1
 
