@@ -82,12 +82,12 @@ def test_retry_after_is_waited_for_by_everybody(tmp_path):
 
     def busy_once(number, body):
         times.append(time.monotonic())
-        return (429, {"Retry-After": "0.6"}, error("rate_limit_exceeded")) if number == 1 else plain(number, body)
+        return (429, {"Retry-After": "1.2"}, error("rate_limit_exceeded")) if number == 1 else plain(number, body)
 
     with Server(respond=busy_once) as server:
         asked(tmp_path, server.url, 6, limits=Limits(concurrency=1, first_wait=0.01))
-    assert times[1] - times[0] >= 0.6
-    assert times[-1] - times[1] < 0.6
+    assert times[1] - times[0] >= 1.2
+    assert times[-1] - times[1] < 1.2
 
 
 def test_retry_after_has_three_forms():
@@ -99,8 +99,8 @@ def test_retry_after_has_three_forms():
 
 
 def test_concurrency_is_bounded_halves_on_429_and_grows_back(tmp_path):
-    with Server(respond=plain, delay=0.01) as server:
-        asked(tmp_path, server.url, 60, limits=Limits(concurrency=7))
+    with Server(respond=plain, delay=0.3) as server:
+        asked(tmp_path, server.url, 20, limits=Limits(concurrency=7))
         assert server.most_under_way == 7
 
     async def paced():
@@ -135,7 +135,7 @@ def test_what_does_not_pass_stops_everything_at_once(tmp_path, status, body, wor
         assert len(server.bodies) <= 4
     assert all(isinstance(one, Stopped) for one in found)
     stopped(asker, words)
-    assert seconds < 5
+    assert seconds < 30
 
 
 def test_what_was_under_way_when_it_stopped_is_kept(tmp_path):
@@ -159,7 +159,7 @@ def test_errors_that_do_not_go_away_are_given_up_with_one_line(tmp_path):
     with Server(respond=lambda number, body: (429, {}, b"{}")) as server:
         _, asker, seconds = asked(tmp_path / "c", server.url, limits=Limits(first_wait=0.01, patience=0.4))
         stopped(asker, "has been saying 429 for")
-        assert 0.4 < seconds < 5
+        assert 0.4 < seconds < 30
     with Server(respond=lambda number, body: (429, {"Retry-After": "7200"}, b"{}")) as server:
         _, asker, _ = asked(tmp_path / "d", server.url)
         stopped(asker, "asks for 7200 s more")

@@ -251,14 +251,14 @@ class _Writer:
         self._identity = digest(_start(task, config))
         self._judge_prompt = prompt_template(config.judge_prompt, "judge")
         self._accepted: dict[int, str] = {}
-        self._given_up = 0
+        self._given_up = self._passing = 0
         self._outcomes: Counter[str] = Counter()
         self._difficulty: dict[int, str] = {}
         self._found: dict[int, asyncio.Future[_Turn | None]] = {}
         self._todo: asyncio.PriorityQueue[tuple[int, int, _Turn]] = asyncio.PriorityQueue()
         self._prepared = functools.lru_cache(256)(self._prepare)
         self._began, self._requests_before = time.monotonic(), ledger.requests
-        self._progress: Callable[..., None] = lambda steps, said="": None
+        self._progress: Callable[..., None] = lambda steps, **said: None
 
     def estimate(self) -> Estimate:
         """Return what is left to ask, judged by the ledger where it has something, else by the first prompt."""
@@ -361,11 +361,12 @@ class _Writer:
                     places.append(position)
                     self._accepted[position] = turn.id
                     self._settle(turn.id, "accepted", record=turn.row)
-                    self._progress(1)
                     continue
                 where = f"example {twin + 1}" if twin < texts_before else self._accepted[places[twin - texts_before]]
                 turn.why = "this says nearly the same as one that is there already; write one that differs in more than a word or two"
                 self._settle(turn.id, "near duplicate", f"of {where}")
+                self._passing -= 1
+                self._tell(-1)
                 turn.attempt += 1
                 if turn.attempt < self.config.tries:
                     again.append(position)
@@ -390,6 +391,8 @@ class _Writer:
             try:
                 turn.row = self._parsed(turn.reply, slot)
                 turn.text = self.task.check(slot, turn.row)
+                self._passing += 1
+                self._tell(1)
                 return turn
             except Rejected as rejected:
                 self._settle(id, rejected.reason, rejected.why)
@@ -406,8 +409,7 @@ class _Writer:
         self.ledger.decide(id, outcome, why, record)
         self._outcomes[outcome] += 1
         answered = sum(self._outcomes.values())
-        self._progress(0, f"{self._cost}, {self._outcomes['accepted'] / answered:.0%} accepted")
-        if answered >= _HOPELESS and not self._any_good():
+        if answered >= _HOPELESS and not self._passing:
             reason, times = self._outcomes.most_common(1)[0]
             self.asker.stop(
                 EndpointError(
@@ -425,10 +427,10 @@ class _Writer:
         paid = self.ledger.paid
         return f"{paid.price:.4f} paid" if self._priced else f"{paid.tokens:,} tokens"
 
-    def _any_good(self) -> bool:
-        """Return whether any reply passed its own checks, decided on or not."""
-        waiting = any(future.done() and future.result() for future in self._found.values())
-        return bool(self._accepted) or waiting or self._outcomes["near duplicate"] > 0
+    def _tell(self, steps: int) -> None:
+        """Move the progress bar by replies that pass, which are decided on only when all before them are there."""
+        rejected = sum(self._outcomes.values()) - self._outcomes["accepted"]
+        self._progress(steps, said=f"{self._cost}, {self._passing / max(1, self._passing + rejected):.0%} accepted")
 
     def _request(self, slot: Slot, turn: _Turn, id: str) -> Request:
         """Return what to ask: the prompt, and if there was a reply before, what was wrong with it."""
@@ -521,7 +523,7 @@ class _Writer:
                     continue  # those that were judged before are in the ledger
                 except EmbedfitError as error:  # of the prompt
                     self.asker.stop(error)
-                self._progress(1, self._cost)
+                self._progress(1, said=self._cost)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(self.config.concurrency):
