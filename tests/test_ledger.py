@@ -111,7 +111,7 @@ def test_a_second_process_is_kept_out(tmp_path):
     code = f"from embedfit.ledger import open_ledger; from pathlib import Path; open_ledger(Path({str(tmp_path)!r}), {START!r})"
     with open_ledger(tmp_path, START):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert "another embedfit is at work in it" in done.stderr
+        assert "another embedfit is writing to this ledger" in done.stderr
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 

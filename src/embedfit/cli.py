@@ -238,12 +238,11 @@ def tune(
     """Tune the model on the train part, choosing on dev, without measuring anything."""
     from embedfit import pipeline
     from embedfit.config import read_config
-    from embedfit.data import locked
 
     settings = read_config(config)
     dataset = pipeline.read(settings.data)
     train, dev, _ = pipeline.one_split(settings, dataset).datasets(dataset)
-    with locked(output):
+    with pipeline.locked(output):
         tuned = pipeline.tune(
             pipeline.encoder(settings.model),
             train,
@@ -296,17 +295,17 @@ def compare(
 generate_app = typer.Typer(no_args_is_help=True, help="Let an LLM write the training data; what was paid for is never lost.")
 app.add_typer(generate_app, name="generate")
 
-Written = Annotated[Path | None, typer.Option(metavar="CONFIG", help="An embedfit.toml, whose [generate] and [data] say the rest.")]
-Model = Annotated[str | None, typer.Option(help="The LLM, by the name that its endpoint knows. Default: gpt-4.1-mini.")]
-BaseUrl = Annotated[str | None, typer.Option(help="Any OpenAI-compatible endpoint, with /v1. Default: OpenAI's own.")]
-Prompt = Annotated[Path | None, typer.Option(help="A Jinja template in place of the bundled prompt.")]
-Examples = Annotated[Path | None, typer.Option(help="Real texts to imitate: JSONL with 'query', or one per line.")]
-Budget = Annotated[float | None, typer.Option(help="Stop before more than this is spent.")]
-MaxTokensTotal = Annotated[int | None, typer.Option(help="Stop before more tokens than this are used.")]
-Price = Annotated[tuple[float, float] | None, typer.Option(help="Of a million prompt tokens and completion tokens.")]
-Concurrency = Annotated[int | None, typer.Option(min=1, help="Requests at a time, at most. Default: 32.")]
-Judge = Annotated[str | None, typer.Option(help="An LLM that finds the label of every record without knowing it.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and send nothing.")]
+LlmWritten = Annotated[Path | None, typer.Option(metavar="CONFIG", help="An embedfit.toml, whose [generate] and [data] say the rest.")]
+LlmModel = Annotated[str | None, typer.Option(help="The LLM, by the name that its endpoint knows. Default: gpt-4.1-mini.")]
+LlmBaseUrl = Annotated[str | None, typer.Option(help="Any OpenAI-compatible endpoint, with /v1. Default: OpenAI's own.")]
+LlmPrompt = Annotated[Path | None, typer.Option(help="A Jinja template in place of the bundled prompt.")]
+LlmExamples = Annotated[Path | None, typer.Option(help="Real texts to imitate: JSONL with 'query', or one per line.")]
+LlmBudget = Annotated[float | None, typer.Option(help="Stop before more than this is spent.")]
+LlmMaxTokensTotal = Annotated[int | None, typer.Option(help="Stop before more tokens than this are used.")]
+LlmPrice = Annotated[tuple[float, float] | None, typer.Option(help="Of a million prompt tokens and completion tokens.")]
+LlmConcurrency = Annotated[int | None, typer.Option(min=1, help="Requests at a time, at most. Default: 32.")]
+LlmJudge = Annotated[str | None, typer.Option(help="An LLM that finds the label of every record without knowing it.")]
+LlmDryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and send nothing.")]
 
 
 @generate_app.command("records")
@@ -315,17 +314,17 @@ def generate_records(
     labels: Annotated[Path | None, typer.Option(help="A file of labels, such as categories.json. Default: [data] documents.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="How many records, shared evenly among the labels.")] = None,
     record: Annotated[str | None, typer.Option(help="transaction, module:Class, or a JSON Schema file. Default: transaction.")] = None,
-    model: Model = None,
-    base_url: BaseUrl = None,
-    prompt: Prompt = None,
-    examples: Examples = None,
-    judge: Judge = None,
-    budget: Budget = None,
-    max_tokens_total: MaxTokensTotal = None,
-    price: Price = None,
-    concurrency: Concurrency = None,
-    config: Written = None,
-    dry_run: DryRun = False,
+    model: LlmModel = None,
+    base_url: LlmBaseUrl = None,
+    prompt: LlmPrompt = None,
+    examples: LlmExamples = None,
+    judge: LlmJudge = None,
+    budget: LlmBudget = None,
+    max_tokens_total: LlmMaxTokensTotal = None,
+    price: LlmPrice = None,
+    concurrency: LlmConcurrency = None,
+    config: LlmWritten = None,
+    dry_run: LlmDryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Let an LLM write records for labels, evenly."""
@@ -341,17 +340,17 @@ def generate_queries(
     output: Annotated[Path | None, typer.Option(help="The .jsonl file to write. Default: [data] queries.")] = None,
     documents: Annotated[Path | None, typer.Option(help="A file of passages. Default: [data] documents.")] = None,
     each: Annotated[int | None, typer.Option(min=1, help="How many questions for each passage.")] = None,
-    model: Model = None,
-    base_url: BaseUrl = None,
-    prompt: Prompt = None,
-    examples: Examples = None,
-    judge: Judge = None,
-    budget: Budget = None,
-    max_tokens_total: MaxTokensTotal = None,
-    price: Price = None,
-    concurrency: Concurrency = None,
-    config: Written = None,
-    dry_run: DryRun = False,
+    model: LlmModel = None,
+    base_url: LlmBaseUrl = None,
+    prompt: LlmPrompt = None,
+    examples: LlmExamples = None,
+    judge: LlmJudge = None,
+    budget: LlmBudget = None,
+    max_tokens_total: LlmMaxTokensTotal = None,
+    price: LlmPrice = None,
+    concurrency: LlmConcurrency = None,
+    config: LlmWritten = None,
+    dry_run: LlmDryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Let an LLM write questions that passages answer."""

@@ -615,29 +615,6 @@ def writing(path: Path) -> Iterator[Any]:
             os.unlink(temporary)
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep a second process out of a run directory.
-
-    Raises:
-        StorageError: There is one in it already, or the directory cannot be made.
-    """
-    import filelock
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
-    except filelock.Timeout:
-        raise StorageError(f"{folder}: another embedfit is at work in it; fix: wait for it, or change 'name'") from None
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written: {error.strerror}") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

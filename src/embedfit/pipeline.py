@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -24,9 +25,9 @@ from embedfit.check import Finding, check_dataset, check_leaks, check_truncation
 from embedfit.compare import Comparison, compare_scores, metric_label
 from embedfit.config import Config, DataConfig, GeneralConfig, ModelConfig, TuneConfig
 from embedfit.curve import Curve, learning_curve
-from embedfit.data import DOCUMENT_TEMPLATE, Dataset, load, locked, read_documents, text_key, writing
+from embedfit.data import DOCUMENT_TEMPLATE, Dataset, load, read_documents, text_key, writing
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
-from embedfit.errors import ConfigError, DataError
+from embedfit.errors import ConfigError, DataError, StorageError
 from embedfit.general import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
 from embedfit.generate import Estimate, Generated, estimate, generate
 from embedfit.ladder import Ladder, Setting, climb, richer_template
@@ -737,3 +738,26 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{value!r} cannot stand in JSON")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a run directory.
+
+    Raises:
+        StorageError: There is one in it already, or the directory cannot be made.
+    """
+    import filelock
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except filelock.Timeout:
+        raise StorageError(f"{folder}: another embedfit is at work in it; fix: wait for it, or change 'name'") from None
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.release()
