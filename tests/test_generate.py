@@ -558,13 +558,16 @@ def test_a_real_llm_writes_three_transactions(tmp_path):
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = free_port()
     parameters.n_ctx, parameters.n_parallel = 4096, 1
-    parameters.cpuparams.n_threads = 2
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1  # two would wait for each other on a busy machine
     server = xllamacpp.Server(parameters)
-    labels = {id: Document(id, id) for id in ("Travel: Airfare", "Insurance", "Cloud Infrastructure & Hosting")}
-    template = "Write one card transaction of a company, as JSON. expense_category: {{ label }}. Be short. Number {{ number }}."
+    # So small a model writes the label's words everywhere, so these labels have none; the endpoint follows the schema for the rest.
+    labels = {id: Document(id, text) for id, text in {"A7": "a flight", "B4": "a hotel", "C9": "a computer"}.items()}
+    template = (
+        'Write a card transaction of a company that paid for {{ (labels | selectattr("name", "equalto", label) | first).about }}, as JSON.'
+    )
     task = Records(labels, 3, record_type("transaction"), template)
-    config = settings(f"http://127.0.0.1:{parameters.port}/v1", concurrency=1, timeout=300, max_tokens=400, temperature=0.8, tries=15)
-    found = generate(task, tmp_path / "r.jsonl", config)
+    address = f"http://127.0.0.1:{parameters.port}/v1"
+    found = generate(task, tmp_path / "r.jsonl", settings(address, concurrency=1, timeout=300, max_tokens=250, temperature=0.5, tries=15))
     del server
     assert found.accepted == 3, found.outcomes
     dataset = load(found.output, record="transaction")
