@@ -36,6 +36,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/shuffled.py
 	$(BIN)/python benchmarks/stores.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/generate.py
 
 docs: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

@@ -250,8 +250,10 @@ def test_every_command_and_option_is_in_the_docs():
     import typer.main
 
     documented = (ROOT / "docs" / "cli.md").read_text()
-    command = typer.main.get_command(app)
-    for name, sub in command.commands.items():
+    commands = dict(typer.main.get_command(app).commands)
+    for name in [name for name, group in commands.items() if hasattr(group, "commands")]:
+        commands.update({f"{name} {inner}": sub for inner, sub in commands.pop(name).commands.items()})
+    for name, sub in commands.items():
         assert f"## embedfit {name}" in documented, name
         for parameter in sub.params:
             for option in parameter.opts:

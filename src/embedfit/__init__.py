@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
     from embedfit.errors import EmbedfitError
     from embedfit.general import Forgetting, general_set, measure_forgetting
-    from embedfit.pipeline import Result, evaluate, measure, read_result, run, run_curve, run_ladder
+    from embedfit.generate import Generated
+    from embedfit.pipeline import Result, evaluate, measure, read_result, run, run_curve, run_generate, run_ladder
     from embedfit.records import RecordType, Transaction, record_type
     from embedfit.remote import RemoteEncoder
     from embedfit.rerank import LocalReranker, RerankedRetriever
@@ -48,7 +49,8 @@ _ROOMS = {
     "encode": ("CachedEncoder", "Encoder", "LocalEncoder"),
     "errors": ("EmbedfitError",),
     "general": ("Forgetting", "general_set", "measure_forgetting"),
-    "pipeline": ("Result", "evaluate", "measure", "read_result", "run", "run_curve", "run_ladder"),
+    "generate": ("Generated",),
+    "pipeline": ("Result", "evaluate", "measure", "read_result", "run", "run_curve", "run_generate", "run_ladder"),
     "records": ("RecordType", "Transaction", "record_type"),
     "remote": ("RemoteEncoder",),
     "rerank": ("LocalReranker", "RerankedRetriever"),

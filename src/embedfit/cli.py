@@ -337,6 +337,75 @@ def compare(
     console.print(comparison.sentence)
 
 
+generate_app = typer.Typer(no_args_is_help=True, help="Let an LLM write the training data; what was paid for is never lost.")
+app.add_typer(generate_app, name="generate")
+
+LlmWritten = Annotated[Path | None, typer.Option(metavar="CONFIG", help="An embedfit.toml, whose [generate] and [data] say the rest.")]
+LlmModel = Annotated[str | None, typer.Option(help="The LLM, by the name that its endpoint knows. Default: gpt-4.1-mini.")]
+LlmBaseUrl = Annotated[str | None, typer.Option(help="Any OpenAI-compatible endpoint, with /v1. Default: OpenAI's own.")]
+LlmPrompt = Annotated[Path | None, typer.Option(help="A Jinja template in place of the bundled prompt.")]
+LlmExamples = Annotated[Path | None, typer.Option(help="Real texts to imitate: JSONL with 'query', or one per line.")]
+LlmBudget = Annotated[float | None, typer.Option(help="Stop before more than this is spent.")]
+LlmMaxTokensTotal = Annotated[int | None, typer.Option(help="Stop before more tokens than this are used.")]
+LlmPrice = Annotated[tuple[float, float] | None, typer.Option(help="Of a million prompt tokens and completion tokens.")]
+LlmConcurrency = Annotated[int | None, typer.Option(min=1, help="Requests at a time, at most. Default: 32.")]
+LlmJudge = Annotated[str | None, typer.Option(help="An LLM that finds the label of every record without knowing it.")]
+LlmDryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and send nothing.")]
+
+
+@generate_app.command("records")
+def generate_records(
+    output: Annotated[Path | None, typer.Option(help="The .jsonl file to write. Default: [data] queries.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="A file of labels, such as categories.json. Default: [data] documents.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="How many records, shared evenly among the labels.")] = None,
+    record: Annotated[str | None, typer.Option(help="transaction, module:Class, or a JSON Schema file. Default: transaction.")] = None,
+    model: LlmModel = None,
+    base_url: LlmBaseUrl = None,
+    prompt: LlmPrompt = None,
+    examples: LlmExamples = None,
+    judge: LlmJudge = None,
+    budget: LlmBudget = None,
+    max_tokens_total: LlmMaxTokensTotal = None,
+    price: LlmPrice = None,
+    concurrency: LlmConcurrency = None,
+    config: LlmWritten = None,
+    dry_run: LlmDryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let an LLM write records for labels, evenly."""
+    data = {"queries": _whole(output), "documents": _whole(labels), "record": record}
+    what = {"records": count, "questions": 0, "prompt": _whole(prompt), "examples": _whole(examples)}
+    who = {"model": model, "base_url": base_url, "judge": judge, "price": price, "concurrency": concurrency}
+    limits = {"budget": budget, "max_tokens_total": max_tokens_total}
+    _generate(config, data, {**what, **who, **limits}, dry_run, as_json)
+
+
+@generate_app.command("queries")
+def generate_queries(
+    output: Annotated[Path | None, typer.Option(help="The .jsonl file to write. Default: [data] queries.")] = None,
+    documents: Annotated[Path | None, typer.Option(help="A file of passages. Default: [data] documents.")] = None,
+    each: Annotated[int | None, typer.Option(min=1, help="How many questions for each passage.")] = None,
+    model: LlmModel = None,
+    base_url: LlmBaseUrl = None,
+    prompt: LlmPrompt = None,
+    examples: LlmExamples = None,
+    judge: LlmJudge = None,
+    budget: LlmBudget = None,
+    max_tokens_total: LlmMaxTokensTotal = None,
+    price: LlmPrice = None,
+    concurrency: LlmConcurrency = None,
+    config: LlmWritten = None,
+    dry_run: LlmDryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let an LLM write questions that passages answer."""
+    data = {"queries": _whole(output), "documents": _whole(documents)}
+    what = {"questions": each, "records": 0, "prompt": _whole(prompt), "examples": _whole(examples)}
+    who = {"model": model, "base_url": base_url, "judge": judge, "price": price, "concurrency": concurrency}
+    limits = {"budget": budget, "max_tokens_total": max_tokens_total}
+    _generate(config, data, {**what, **who, **limits}, dry_run, as_json)
+
+
 @app.command()
 def index(
     config: OptionalConfigPath = Path("embedfit.toml"),
@@ -503,6 +572,48 @@ def _changed(path: Path, folds: int | None, allow_leaks: bool, options: dict[str
     options = {**options, "split": {"folds": folds, "leaks": "allow" if allow_leaks else None}}
     given = {section: {key: value for key, value in said.items() if value is not None} for section, said in options.items()}
     return read_config(path, given)
+
+
+def _generate(path: Path | None, data: dict[str, Any], said: dict[str, Any], dry_run: bool, as_json: bool) -> None:
+    from embedfit import pipeline
+    from embedfit.config import make_config, read_config
+    from embedfit.generate import endpoint_of
+
+    given = {name: {key: value for key, value in some.items() if value is not None} for name, some in (("data", data), ("generate", said))}
+    if path is None:
+        if "queries" not in given["data"]:
+            raise typer.BadParameter("give --output, or --config", param_hint="--output")
+        if said["questions"] == 0:
+            given["data"].setdefault("record", "transaction")
+        settings = make_config(given, where="the command line")
+    else:
+        settings = read_config(path, given)
+    if dry_run:
+        found = pipeline.estimate_generate(settings)
+        typer.echo(json.dumps(vars(found)) if as_json else found.sentence)
+        return
+    asked = _asked if sys.stdin.isatty() else None
+    written = pipeline.run_generate(settings, lambda: endpoint_of(settings.generate, asked))
+    if as_json:
+        typer.echo(json.dumps(written.to_dict()))
+        return
+    _print_rows(["outcome", "replies"], [[outcome, f"{count:,}"] for outcome, count in written.outcomes.items()])
+    console = _stdout()
+    console.print(f"Ledger: {written.ledger}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {written.output.with_suffix('.html')}", highlight=False, soft_wrap=True)
+    console.print(_escaped(written.sentence), highlight=False, style="bold", soft_wrap=True)
+
+
+def _asked(question: str) -> str:
+    """Ask for a key, without showing it."""
+    import getpass
+
+    return getpass.getpass(question)
+
+
+def _whole(path: Path | None) -> str | None:
+    """Return a path that means the same from anywhere, as those in a configuration are relative to its file."""
+    return str(path.resolve()) if path else None
 
 
 def _run(settings: Config) -> Result:

@@ -186,6 +186,41 @@ class TrackConfig(_Section):
     report_to: tuple[Literal["mlflow", "wandb", "tensorboard"], ...] = Field((), description="Log the training to these.")
 
 
+_Price = tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
+
+
+class GenerateConfig(_Section):
+    """What an LLM writes, and what that may cost. Where records or questions are asked for, `embedfit run` begins with it."""
+
+    records: int = Field(0, ge=0, description="Records to write, shared evenly among the documents; [data] record is their type.")
+    questions: int = Field(0, ge=0, description="Questions to write for each document.")
+    model: str = Field("gpt-4.1-mini", description="The LLM, by the name that its endpoint knows.")
+    base_url: str | None = Field(None, description="Any OpenAI-compatible endpoint, with /v1. By default OPENAI_BASE_URL, or OpenAI's own.")
+    key: str = Field("OPENAI_API_KEY", description="The environment variable that holds the key; a server on this machine needs none.")
+    headers: dict[str, str] = Field({}, description="More headers, for gateways: name -> the environment variable that holds the value.")
+    mode: Literal["json_schema", "tools", "json"] = Field("json_schema", description="How the endpoint is told the shape of an answer.")
+    prompt: str | None = Field(None, description="A Jinja template. By default the bundled one for transactions, records or questions.")
+    examples: str | None = Field(
+        None, description="Real texts to imitate: JSONL with 'query', or one per line; a few are drawn for each prompt."
+    )
+    styles: dict[str, str] = Field({}, description="Styles of questions: name -> how it is put. By default keywords, question, situation.")
+    personas: tuple[str, ...] = Field((), description="Who asks the questions. By default six, from the expert to the beginner.")
+    temperature: float | None = Field(None, ge=0, description="Of the LLM. By default its own.")
+    max_tokens: int = Field(800, ge=1, description="Room for a reply. One that is cut off is asked for again with twice as much.")
+    tries: int = Field(10, ge=1, description="Replies for one record or question before it is given up.")
+    seed: int = Field(0, ge=0, description="Another seed, other requests.")
+    budget: float | None = Field(None, gt=0, description="Stop before more than this is spent, all runs on a ledger together.")
+    max_tokens_total: int | None = Field(None, gt=0, description="Stop before more tokens than this are used, likewise.")
+    price: _Price | None = Field(None, description="Of a million prompt tokens and completion tokens. Known for some of OpenAI's models.")
+    concurrency: int = Field(32, ge=1, description="Requests at a time, at most; fewer while the endpoint says 429.")
+    timeout: float = Field(120.0, gt=0, description="Seconds for one request.")
+    judge: str | None = Field(None, description="An LLM that categorises every record without knowing its label; may be the same.")
+    judge_prompt: str | None = Field(None, description="A Jinja template for the judge.")
+    judge_tries: int = Field(3, ge=1, description="Right at once is easy, right later is hard, never right in so many tries is suspect.")
+    judge_price: _Price | None = Field(None, description="As price, where the judge is another model.")
+    suspects: Literal["keep", "drop"] = Field("keep", description="Whether suspect records stand in the output.")
+
+
 class Config(_Section):
     """A whole experiment."""
 
@@ -202,6 +237,7 @@ class Config(_Section):
     ladder: LadderConfig = LadderConfig()
     store: StoreConfig = StoreConfig()
     track: TrackConfig = TrackConfig()
+    generate: GenerateConfig = GenerateConfig()
 
 
 def with_method(config: TuneConfig, method: str) -> TuneConfig:
@@ -263,6 +299,8 @@ def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = P
     mix = config.mix.model_copy(update={"data": tuple(map(placed, config.mix.data))})
     general = config.general
     general = general.model_copy(update={"queries": beside(general.queries), "documents": beside(general.documents)})
+    written = config.generate
+    written = written.model_copy(update={key: beside(getattr(written, key)) for key in ("prompt", "judge_prompt", "examples")})
     model = config.model
     if (folder / model.name).exists():  # a model's folder, or an adapter's file
         model = model.model_copy(update={"name": str(folder / model.name)})
@@ -271,7 +309,7 @@ def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = P
         store = store.model_copy(update={"location": str(folder / store.location)})
     rerankers = tuple(str(folder / name) if (folder / name).is_dir() else name for name in config.evaluate.rerankers)
     evaluate = config.evaluate.model_copy(update={"rerankers": rerankers})
-    found = {"data": data, "mix": mix, "general": general, "model": model, "evaluate": evaluate, "store": store}
+    found = {"data": data, "mix": mix, "general": general, "generate": written, "model": model, "evaluate": evaluate, "store": store}
     return config.model_copy(update={**found, "output": str(folder / config.output)})
 
 

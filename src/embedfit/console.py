@@ -23,21 +23,21 @@ def note(message: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar; the function given advances it.
+def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
+    """Show a progress bar; the function given advances it, and may be given something to be ``said`` beside it.
 
     It stays hidden when stderr is not a terminal, and within work that has a bar already.
     """
     global _shown
     if quiet or _shown or total == 0 or not sys.stderr.isatty():
-        yield lambda steps: None
+        yield lambda steps, **said: None
         return
     _shown = True
     with contextlib.ExitStack() as stack:
         stack.callback(_hide)
         bar = stack.enter_context(_bar())
-        task = bar.add_task(description, total=total)
-        yield lambda steps: bar.advance(task, steps)
+        task = bar.add_task(description, total=total, said="")
+        yield lambda steps, **said: bar.update(task, advance=steps, **said)
 
 
 def _hide() -> None:
@@ -55,6 +55,7 @@ def _bar() -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[said]}"),
         console=Console(stderr=True),
         transient=True,
     )

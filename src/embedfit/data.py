@@ -228,6 +228,19 @@ def _read_pairs(
     return Dataset(queries, corpus, qrels, {part: tuple(ids) for part, ids in parts.items()})
 
 
+def read_documents(path: str | Path) -> dict[str, Document]:
+    """Read a file of documents, as `load` does.
+
+    Raises:
+        DataError: A row cannot be used.
+    """
+    found: list[DataError] = []
+    corpus = _read_documents(path, found)
+    if found:
+        raise found[0]
+    return corpus
+
+
 def _read_documents(path: str | Path, found: list[DataError]) -> dict[str, Document]:
     corpus: dict[str, Document] = {}
     for where, row in _collected(_rows(path), found):
@@ -499,8 +512,8 @@ def _known_document(id: str, corpus: Mapping[str, Document], where: str, kind: s
 
 
 def _fields(row: Row, record: RecordType) -> Row:
-    """Return a record's own fields: a row's id and part are ours, unless the record type has such fields too."""
-    return {key: value for key, value in row.items() if key in record.fields or key not in ("id", "_id", "part")}
+    """Return a record's own fields: a row's id, part and origin are ours, unless the record type has such fields too."""
+    return {key: value for key, value in row.items() if key in record.fields or key not in ("id", "_id", "part", "generated")}
 
 
 def _metadata(row: Row, taken: Sequence[str]) -> dict[str, Any]:

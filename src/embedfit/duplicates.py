@@ -108,6 +108,57 @@ def words_of(text: str) -> tuple[str, ...]:
     return tuple(folded.translate(_FOLDED).split() or folded.split())
 
 
+class Said:
+    """Texts that come one by one, each compared with all before it; what is near is what `near_duplicates` says.
+
+    No word counts as a form's here, so give texts without the labels of their fields.
+    """
+
+    def __init__(self) -> None:
+        self._texts: list[tuple[int, ...]] = []
+        self._numbers: dict[str, int] = {}
+        self._lengths: list[int] = []
+        self._holders: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def find(self, text: str) -> int | None:
+        """Return the position of the first text that says the same or nearly, None if there is none."""
+        words = self._words(text)
+        near = sorted({number for word in self._rarest(words) for number in self._holders[word]})
+        for number in near:
+            edits = min(len(words), len(self._texts[number])) // _WORDS_PER_EDIT
+            if Levenshtein.distance(words, self._texts[number], score_cutoff=edits) <= edits:
+                return number
+        return None
+
+    def add(self, text: str) -> int:
+        """Add a text, and return its position."""
+        words = self._words(text)
+        for word in self._rarest(words):
+            self._holders[word].append(len(self._texts))
+        self._texts.append(words)
+        return len(self._texts) - 1
+
+    def _words(self, text: str) -> tuple[int, ...]:
+        found = []
+        for word in words_of(text):
+            if word not in self._numbers:
+                self._numbers[word] = len(self._numbers)
+                self._lengths.append(len(word))
+            found.append(self._numbers[word])
+        return tuple(found)
+
+    def _rarest(self, words: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Return as many words, and one more, as may differ; which ones is free, but must be by one order for all texts.
+
+        How rare a word will be is not known yet. Long words and those that came late tend to be.
+        """
+        ordered = sorted(words, key=lambda word: (-self._lengths[word], -word))[: len(words) // _WORDS_PER_EDIT + 1]
+        return [(word, ordered[:place].count(word)) for place, word in enumerate(ordered)]
+
+
 class _Folded(dict[int, str]):
     """What each character becomes before a text is cut at its white space; filled as characters are met."""
 

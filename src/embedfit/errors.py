@@ -5,6 +5,7 @@
     ├── ConfigError            embedfit.toml, an option or a template says something unusable
     ├── ModelError             a model cannot be loaded, or is not what it was
     │   └── OfflineError       it would have to come over a network that is not there
+    ├── EndpointError          an LLM's endpoint refuses, or cannot be reached
     └── StorageError           a directory cannot be written, or the disk is full
 
 A message is one line: where, what was seen, what was expected, how to mend it.
@@ -52,6 +53,10 @@ class ModelError(EmbedfitError):
 
 class OfflineError(ModelError):
     """A model or data set that would have to be downloaded, without a network."""
+
+
+class EndpointError(EmbedfitError):
+    """An LLM's endpoint that refuses, or cannot be reached."""
 
 
 class StorageError(EmbedfitError):

@@ -1,6 +1,6 @@
 """The whole way, from files to a verdict.
 
-data -> check -> split -> encode -> retrieve -> score -> tune -> compare -> report
+(generate ->) data -> check -> split -> encode -> retrieve -> score -> tune -> compare -> report
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -24,14 +25,16 @@ from embedfit.check import Finding, check_dataset, check_leaks, check_truncation
 from embedfit.compare import Comparison, compare_scores, metric_label
 from embedfit.config import Config, DataConfig, GeneralConfig, ModelConfig, TuneConfig
 from embedfit.curve import Curve, learning_curve
-from embedfit.data import DOCUMENT_TEMPLATE, Dataset, Query, load, text_key, writing
+from embedfit.data import DOCUMENT_TEMPLATE, Dataset, Query, load, read_documents, text_key, writing
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, seconds_alone
 from embedfit.engine import Engine, LocalEngine, RayEngine
 from embedfit.errors import ConfigError, DataError, ModelError, StorageError, require
 from embedfit.general import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
+from embedfit.generate import Estimate, Generated, estimate, generate
 from embedfit.ladder import Ladder, Setting, climb, richer_template
 from embedfit.mix import mixed, rendered
 from embedfit.parity import Form, check_forms
+from embedfit.plan import PERSONAS, STYLES, Questions, Records, Task, prompt_template, read_examples
 from embedfit.publish import (
     EXAMPLES,
     Parity,
@@ -45,7 +48,7 @@ from embedfit.publish import (
 )
 from embedfit.records import record_type
 from embedfit.remote import RemoteEncoder, is_remote
-from embedfit.report import ForgettingChart, LadderRow, Report, curve_html, html, ladder_html, per_query
+from embedfit.report import ForgettingChart, LadderRow, Report, curve_html, generated_html, html, ladder_html, per_query
 from embedfit.rerank import TOP, Reranker, rerank
 from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run, joined
 from embedfit.score import KS, Scores, score_run
@@ -58,6 +61,7 @@ from embedfit.track import Tracker, tracking
 if TYPE_CHECKING:
     import pandas as pd
 
+    from embedfit.endpoint import Endpoint
     from embedfit.tune.result import Tuned
 
 _CANDIDATES = {
@@ -127,11 +131,13 @@ class _Job:
 
     @classmethod
     def of(cls, config: Config) -> _Job:
-        """Read the data and find the model.
+        """Read the data, have it written first where the configuration says so, and find the model.
 
         Raises:
             EmbedfitError: Either is not there or cannot be used.
         """
+        if config.generate.records or config.generate.questions:
+            _all_written(config)
         dataset = read(config.data)
         dataset.document_texts(config.data.document_template)  # refuse a wrong template now, not after the queries are encoded
         return cls(config, dataset, encoder(config.model))
@@ -239,10 +245,10 @@ def run(config: Config) -> Result:
     Raises:
         EmbedfitError: With one line that says what to do.
     """
+    ranks.join()
     job, general = _Job.of(config), read_general(config.general)
     check_method(job.base, config.tune)
     folder = job.folder("", "general", more=[general.digest()])
-    ranks.join()
     for name in config.track.report_to:
         require(name, extra=name)  # now, and not after the base model was measured
     with locked(folder):
@@ -391,6 +397,52 @@ def run_ladder(config: Config) -> tuple[Path, Ladder]:
         )
         _write_found(folder, "ladder", found, page)
     return folder, found
+
+
+def run_generate(config: Config, endpoint: Callable[[], Endpoint] | None = None) -> Generated:
+    """Have an LLM write the queries that ``[data]`` names, by what ``[generate]`` says, and a report beside them.
+
+    Args:
+        config: All settings.
+        endpoint: Makes the endpoint when something has to be sent. By default with the key from the environment.
+
+    Raises:
+        EmbedfitError: With one line that says what to do.
+    """
+    output = Path(config.data.queries)
+    found = generate(_task(config), output, config.generate, endpoint)
+    with writing(output.with_suffix(".html")) as file:
+        file.write(generated_html(f"{output.name}: {found.kind} by {config.generate.model}", found).encode())
+    return found
+
+
+def estimate_generate(config: Config) -> Estimate:
+    """Return what `run_generate` would still have to ask, and about what that costs; nothing is sent."""
+    return estimate(_task(config), Path(config.data.queries), config.generate)
+
+
+def _task(config: Config) -> Task:
+    """Return what ``[generate]`` asks for, of the documents of ``[data]``."""
+    said = config.generate
+    if bool(said.records) == bool(said.questions):
+        raise ConfigError("[generate] asks for records or for questions: set one of them above 0")
+    if not config.data.documents:
+        raise ConfigError("[generate] needs data.documents: the labels to write records for, or the passages to write questions for")
+    documents, examples = read_documents(config.data.documents), read_examples(said.examples)
+    if said.questions:
+        template = prompt_template(said.prompt, "question")
+        return Questions(documents, said.questions, template, said.styles or STYLES, said.personas or PERSONAS, examples, said.seed)
+    if not config.data.record:
+        raise ConfigError("generate.records needs data.record: 'transaction', 'module:Class' or a JSON Schema file")
+    record = record_type(config.data.record, template=config.data.query_template, label=config.data.label)
+    template = prompt_template(said.prompt, "transaction" if config.data.record == "transaction" else "record")
+    return Records(documents, said.records, record, template, examples, said.seed)
+
+
+def _all_written(config: Config) -> None:
+    found = run_generate(config)
+    if found.accepted + found.given_up < found.asked and found.stopped:
+        raise ConfigError(f"{found.accepted:,} of {found.asked:,} {found.kind} are written: {found.stopped}")
 
 
 def read(config: DataConfig, problems: list[DataError] | None = None) -> Dataset:
@@ -896,6 +948,13 @@ def alerts(findings: Sequence[Finding]) -> tuple[str, ...]:
 def _notes(job: _Job, forgetting: Forgetting | None = None, *, final: bool = False) -> tuple[str, ...]:
     """Return what should be known of the figures."""
     notes = []
+    writers = Counter(str(query.metadata["generated"]["model"]) for query in job.test.queries.values() if _written_by_llm(query.metadata))
+    if writers:
+        names = ", ".join(name for name, _ in writers.most_common())
+        notes.append(
+            f"{writers.total():,} of the {len(job.test.queries):,} held-out queries were written by an LLM ({names}): "
+            "the figures say how well such queries are answered, and people may ask otherwise."
+        )
     if len(job.splits) > 1:
         notes.append(
             f"Every query is scored by a model that never saw it: {len(job.splits)} models, each on the fold that it was trained without."
@@ -907,6 +966,11 @@ def _notes(job: _Job, forgetting: Forgetting | None = None, *, final: bool = Fal
     if forgetting and forgetting.warning:
         notes.append(forgetting.warning)
     return (*notes, *warnings(job.findings))
+
+
+def _written_by_llm(metadata: Mapping[str, Any]) -> bool:
+    origin = metadata.get("generated")
+    return isinstance(origin, dict) and "model" in origin
 
 
 def ladder_rows(ladder: Ladder) -> list[LadderRow]:

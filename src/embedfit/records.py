@@ -6,6 +6,7 @@ allowed, so a template from a file can neither reach into objects nor run anythi
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import string
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -100,13 +101,17 @@ Trip: {trip_name}"""
 
 @dataclass(frozen=True)
 class RecordType:
-    """What a row must look like, which field is its label, and how the rest reads as a query."""
+    """What a row must look like, which field is its label, and how the rest reads as a query.
+
+    ``schema`` returns the JSON Schema of a row, label included.
+    """
 
     name: str
     label: str
     fields: tuple[str, ...]
     template: Template
     validate: Callable[[Mapping[str, Any]], dict[str, Any]]
+    schema: Callable[[], dict[str, Any]] = dict
 
     def __post_init__(self) -> None:
         if self.label in self.template.fields:
@@ -137,13 +142,12 @@ def record_type(name: str, *, template: str | None = None, label: str | None = N
         ConfigError: There is no such type, or the template names the label or an unknown field.
     """
     if name == "transaction":
-        fields, validate = tuple(Transaction.model_fields), _by_pydantic(Transaction)
+        fields, validate, schema = _by_pydantic(Transaction)
         template, label = template or TRANSACTION_TEMPLATE, label or "expense_category"
     elif name.endswith(".json"):
-        fields, validate = _by_json_schema(Path(name))
+        fields, validate, schema = _by_json_schema(Path(name))
     elif ":" in name:
-        model = _imported(name)
-        fields, validate = tuple(model.model_fields), _by_pydantic(model)
+        fields, validate, schema = _by_pydantic(_imported(name))
     else:
         raise ConfigError(f"record type {name!r} is unknown; expected 'transaction', 'module:Class' or the path of a JSON Schema file")
     label = label or "expected"
@@ -152,7 +156,7 @@ def record_type(name: str, *, template: str | None = None, label: str | None = N
     parsed.check(fields)
     if label not in fields:
         raise ConfigError(f"record type {name!r} has no field {label!r} for the label{did_you_mean(label, fields)}")
-    return RecordType(name, label, fields, parsed, validate)
+    return RecordType(name, label, fields, parsed, validate, schema)
 
 
 def _imported(name: str) -> type[BaseModel]:
@@ -169,7 +173,11 @@ def _imported(name: str) -> type[BaseModel]:
     return found
 
 
-def _by_pydantic(model: type[BaseModel]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+_Described: TypeAlias = tuple[tuple[str, ...], Callable[[Mapping[str, Any]], dict[str, Any]], Callable[[], dict[str, Any]]]
+"""Names of the fields, what checks a row, what returns the JSON Schema."""
+
+
+def _by_pydantic(model: type[BaseModel]) -> _Described:
     def validate(row: Mapping[str, Any]) -> dict[str, Any]:
         try:
             return model.model_validate(dict(row)).model_dump(mode="json")
@@ -178,10 +186,10 @@ def _by_pydantic(model: type[BaseModel]) -> Callable[[Mapping[str, Any]], dict[s
             key = ".".join(str(part) for part in first["loc"])
             raise ValueError(f"key {key!r}: {first['msg']}, seen {shown(first.get('input'))}") from None
 
-    return validate
+    return tuple(model.model_fields), validate, model.model_json_schema
 
 
-def _by_json_schema(path: Path) -> tuple[tuple[str, ...], Callable[[Mapping[str, Any]], dict[str, Any]]]:
+def _by_json_schema(path: Path) -> _Described:
     import jsonschema
     import referencing
 
@@ -206,4 +214,4 @@ def _by_json_schema(path: Path) -> tuple[tuple[str, ...], Callable[[Mapping[str,
             raise ValueError(f"key {key!r}: {error.message}" if key else error.message)
         return dict(row)
 
-    return fields, validate
+    return fields, validate, lambda: copy.deepcopy(schema)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from embedfit.curve import Point
+    from embedfit.generate import Generated
     from embedfit.parity import Form
 
 _SHOWN = ("recall", "mrr", "ndcg")
@@ -29,6 +30,8 @@ _MOST_ROWS = 10_000
 """Of queries in the HTML; the Parquet file beside it has them all."""
 _MOST_LABELS = 300
 """To choose from in a list; where there are more, they are typed."""
+_MOST_DIFFICULT = 50
+"""Labels or passages in the table of difficulty, the hardest first."""
 _MOST_SUSPECTS = 20
 """In the report's own list of labels in doubt; the table of all queries marks every one."""
 
@@ -311,6 +314,24 @@ def curve_html(
         notes=notes,
         x=_axis([point.pairs for point in every] + [pairs for pairs, _ in fitted], 66, 596, logarithmic=True),
         y=_axis(levels + ([] if untuned is None else [untuned]), 336, 40),
+    )
+
+
+def generated_html(title: str, found: Generated) -> str:
+    """Return what an LLM wrote, how hard it is and how unlike each other, as one HTML page with everything in it."""
+    counts = found.labels.values()
+    all_of_them = {kind: sum(some[kind] for some in found.difficulty.values()) for kind in ("easy", "hard", "suspect")}
+    hardest = sorted(found.difficulty.items(), key=lambda item: -(1 - item[1]["easy"] / sum(item[1].values())))
+    return _page(
+        "generate.html",
+        title,
+        (found.stopped,) if found.stopped else (),
+        sentence=found.sentence,
+        found=found,
+        replies=max(1, sum(found.outcomes.values())),
+        difficulty=[("all", all_of_them), *hardest[:_MOST_DIFFICULT]] if hardest else [],
+        least=min(counts, default=0),
+        most=max(counts, default=0),
     )
 
 

