@@ -137,7 +137,9 @@ class _Job:
             EmbedfitError: Either is not there or cannot be used.
         """
         if config.generate.records or config.generate.questions:
-            _all_written(config)
+            if ranks.main():
+                _all_written(config)
+            ranks.agreed(None)  # nobody reads before all is written
         dataset = read(config.data)
         dataset.document_texts(config.data.document_template)  # refuse a wrong template now, not after the queries are encoded
         return cls(config, dataset, encoder(config.model))
