@@ -135,6 +135,7 @@ def held_out():
     return things(12, 16)
 
 
+@pytest.mark.slow
 def test_a_trained_cross_encoder_ranks_better_than_what_it_reranks(cross_encoder, held_out):
     words = BM25Retriever()
     reranked = RerankedRetriever(words, LocalReranker(cross_encoder, precision="fp32"), top=6)
@@ -143,6 +144,7 @@ def test_a_trained_cross_encoder_ranks_better_than_what_it_reranks(cross_encoder
     assert after > 0.5
 
 
+@pytest.mark.slow
 def test_scores_are_the_librarys_logits_in_the_order_given(cross_encoder):
     import torch
     from sentence_transformers import CrossEncoder
@@ -153,6 +155,7 @@ def test_scores_are_the_librarys_logits_in_the_order_given(cross_encoder):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_grid_shows_quality_and_price_of_vectors_words_both_and_a_reranker(cross_encoder, held_out, tiny_model):
     frame = pipeline.evaluate(
         held_out,
@@ -179,6 +182,7 @@ def test_an_embedding_model_is_refused_as_a_reranker(tiny_model):
         LocalReranker(tiny_model)
 
 
+@pytest.mark.slow
 def test_a_cross_encoder_without_safetensors_or_with_several_labels_is_refused(cross_encoder, tmp_path):
     from transformers import AutoModelForSequenceClassification
 
@@ -194,6 +198,7 @@ def test_a_cross_encoder_without_safetensors_or_with_several_labels_is_refused(c
         LocalReranker(tmp_path / "three").score([("a", "b")])
 
 
+@pytest.mark.slow
 def test_evaluate_takes_rerankers_and_ways_of_retrieval_from_options_and_settings(cross_encoder, tiny_model, tmp_path, capsys):
     from embedfit.cli import app
 

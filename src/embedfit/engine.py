@@ -75,9 +75,10 @@ class RayEngine:
         if not ray.is_initialized():
             try:
                 ray.init(logging_level=logging.ERROR, log_to_driver=False)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 address = os.environ.get("RAY_ADDRESS", "this machine")
-                raise EmbedfitError(f"no Ray cluster at {address}: {str(error).strip().splitlines()[0]}; fix: 'ray start --head'") from None
+                said = str(error).strip().splitlines()[0]
+                raise EmbedfitError(f"no Ray cluster at {address}: {said}; fix: see 'ray status', and docs/scale.md on tokens") from None
 
     def encoder(self, encoder: Encoder) -> Encoder:
         """Return an encoder whose texts are encoded by the workers; one that is no local model is asked from here."""
