@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -148,6 +149,7 @@ def main() -> None:
         "bare_sdk_wall_ms_per_request": sdk,
         "delay_ms_per_request_of_500_ms": 1000 * (slow - 0.5),
         **parts(),
+        "load_average": os.getloadavg()[0],
         "resident_mib": [round(size, 1) for size in sizes],
     }
     for key, value in found.items():
