@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 
 from embedfit import console
 from embedfit.errors import DataError, StorageError
+from embedfit.locks import locked
 
 Line: TypeAlias = dict[str, Any]
 
@@ -55,7 +56,9 @@ def open_ledger(folder: Path, start: Mapping[str, Any]) -> Ledger:
     """
     path = folder / f"ledger-{digest(start)[:12]}.jsonl"
     stack = contextlib.ExitStack()
-    stack.enter_context(_locked(folder))
+    stack.enter_context(
+        locked(folder / ".lock", f"{folder}: another embedfit is writing to this ledger; fix: wait for it, or give another output")
+    )
     try:
         if not path.exists():
             _say_what_changed(folder, path, start)
@@ -247,21 +250,3 @@ def _say_what_changed(folder: Path, path: Path, start: Mapping[str, Any]) -> Non
         console.note(
             f"Changed since the last time: {', '.join(changed)}. A new ledger begins, {path.name}; the old one, {others[-1].name}, is kept."
         )
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    import filelock
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
-    except filelock.Timeout:
-        raise StorageError(f"{folder}: another embedfit is writing to this ledger; fix: wait for it, or give another output") from None
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written: {error.strerror}") from None
-    try:
-        yield
-    finally:
-        lock.release()

@@ -12,13 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from embedfit import console, ranks
+from embedfit import console, locks, ranks
 from embedfit.check import Finding, check_dataset, check_leaks, check_truncation
 from embedfit.config import Config, DataConfig, ModelConfig, TuneConfig
 from embedfit.data import Dataset, load
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
 from embedfit.engine import Engine, LocalEngine, RayEngine
-from embedfit.errors import ConfigError, DataError, ModelError, StorageError
+from embedfit.errors import ConfigError, DataError, ModelError
 from embedfit.pipeline.generating import write_queries
 from embedfit.records import record_type
 from embedfit.remote import RemoteEncoder, is_remote
@@ -296,20 +296,8 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         StorageError: There is one in it already, or the directory cannot be made.
     """
-    import filelock
-
     if not ranks.main():
         yield
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
-    except filelock.Timeout:
-        raise StorageError(f"{folder}: another embedfit is at work in it; fix: wait for it, or change 'name'") from None
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written: {error.strerror}") from None
-    try:
+    with locks.locked(folder / ".lock", f"{folder}: another embedfit is at work in it; fix: wait for it, or change 'name'"):
         yield
-    finally:
-        lock.release()

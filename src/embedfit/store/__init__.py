@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from embedfit.config import StoreConfig, from_environment
 from embedfit.encode import Vectors, cache_folder
 from embedfit.errors import ConfigError, EmbedfitError, StorageError
+from embedfit.locks import locked
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -253,23 +254,11 @@ def one_writer(where: str, index: str, folder: Path | None = None) -> Iterator[N
     Raises:
         StorageError: Another process holds it, or the file cannot be written.
     """
-    import filelock
-
     # An embedded store is damaged by two writers even if they write two indexes.
     key = hashlib.sha256(f"{where} {index}".encode()).hexdigest()[:16]
     path = folder / ".embedfit.lock" if folder else cache_folder() / "locks" / f"{key}.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path, timeout=0)
-        lock.acquire()
-    except filelock.Timeout:
-        raise StorageError(f"{where}: another process is writing to it; fix: wait for it") from None
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
+    with locked(path, f"{where}: another process is writing to it; fix: wait for it"):
         yield
-    finally:
-        lock.release()
 
 
 class HasErrors(Protocol):
