@@ -13,7 +13,7 @@ from embedfit.data import Dataset, Query, read_documents
 from embedfit.encode import LocalEncoder
 from embedfit.remote import key_variable
 from embedfit.retrieve import DenseRetriever
-from embedfit.samples import TRANSACTIONS
+from embedfit.samples import TRANSACTIONS, write_start
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.append(str(EXAMPLES))
@@ -39,6 +39,9 @@ folds = 0
 name = "{model}"
 [tune]
 epochs = 2
+[general]
+queries = "general/queries.jsonl"
+documents = "general/documents.jsonl"
 """
 
 
@@ -84,6 +87,7 @@ def content_of(path):
 def test_the_whole_circle_and_each_key_goes_to_its_own_host_alone(services, said, tiny_model, tmp_path):
     toml = TOML.format(categories=TRANSACTIONS / "categories.json", llm=services.llm.address, model=tiny_model)
     Path("embedfit.toml").write_text(toml)
+    write_start(Path("general"))  # any other task will do
     config, large = "embedfit.toml", "openai:text-embedding-3-large"
 
     written = json.loads(said("generate", "records", "--config", config, "--json"))

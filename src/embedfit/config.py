@@ -115,7 +115,9 @@ class TuneConfig(_Section):
         description="Documents a query is scored against: all; the batch's, mined and random ones; or without mined. "
         "auto: all if they are few, else mined.",
     )
-    negatives: int = Field(32, ge=0, description="Random documents per step, unless candidates = 'all'.")
+    negatives: int | None = Field(
+        None, ge=0, description="Random documents per step, unless candidates = 'all'. By default 32, with mined ones none."
+    )
     hard_negatives: int = Field(1, ge=0, description="Mined documents per query and step, for candidates = 'mined'.")
     mined_margin: float = Field(
         1.0, gt=0, description="A mined document is at most so similar to the query, as a share of its least similar right answer."

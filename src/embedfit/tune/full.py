@@ -52,6 +52,8 @@ _CHUNK_TOKENS_ELSEWHERE = 65_536
 _ACTIVATION_BYTES = 68
 """Kept for the gradients, for each token, layer and hidden dimension, in fp32 and without attention's square matrices
 (Korthikanti et al. 2022, section 4.1, has 34 in 16 bits)."""
+_RANDOM = 32
+"""Random documents of a step that has no mined ones."""
 _POOL = 8
 """Mined documents that a query's hard negatives are drawn from, for each one drawn."""
 _SAVE_SECONDS = 20.0
@@ -150,7 +152,7 @@ def _train(
     queries = Tokens(model, train.query_texts(), encoder.prompts["query"])
     kind = choose_candidates(config, int(documents.lengths.sum()))
     miner = None
-    drawn = BatchAndOthers(train, random=config.negatives, hard=config.hard_negatives, seed=config.seed)
+    drawn = BatchAndOthers(train, random=_random(config, kind), hard=config.hard_negatives, seed=config.seed)
     source: CandidateSource = AllDocuments(train) if kind == "all" else drawn
     if kind == "mined":
         now = _Unnamed(ModelEncoder(model, encoder.prompts, bf16=bf16, warns=False))
@@ -281,6 +283,13 @@ def _save_lora(lora: Any, base: str, folder: str) -> None:
     lora.peft_config["default"].base_model_name_or_path = base
     lora.save_pretrained(folder, save_embedding_layers=False)  # else it asks the Hub whether the vocabulary has grown
     (Path(folder) / "README.md").unlink()  # nothing but "more information needed"
+
+
+def _random(config: TuneConfig, kind: str) -> int:
+    """Return how many random documents a step has: beside mined ones they bought nothing (docs/decisions.md)."""
+    if config.negatives is not None:
+        return config.negatives
+    return 0 if kind == "mined" else _RANDOM
 
 
 def _hard_negatives(

@@ -1,0 +1,315 @@
+"""What every experiment begins with: the data, its parts without leaks, the model, and where its results go."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from embedfit import console, ranks
+from embedfit.check import Finding, check_dataset, check_leaks, check_truncation
+from embedfit.config import Config, DataConfig, ModelConfig, TuneConfig
+from embedfit.data import Dataset, load
+from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
+from embedfit.engine import Engine, LocalEngine, RayEngine
+from embedfit.errors import ConfigError, DataError, ModelError, StorageError
+from embedfit.pipeline.generating import write_queries
+from embedfit.records import record_type
+from embedfit.remote import RemoteEncoder, is_remote
+from embedfit.retrieve import DEPTH, DenseRetriever, Run
+from embedfit.score import Scores, score_run
+from embedfit.split import Split, split_dataset, split_folds, without_leaks
+
+if TYPE_CHECKING:
+    pass
+
+_FOLDS, _FEW_QUERIES = 5, 1000
+"""Under so many judged queries, each is held out once by default, in so many folds."""
+
+LISTED = 20
+"""Leaks that an error or an alert lists."""
+
+
+def read(config: DataConfig, problems: list[DataError] | None = None) -> Dataset:
+    """Read the data set that a configuration names; see `load`."""
+    if config.query_template and not config.record:
+        raise ConfigError("data.query_template needs data.record: it is filled from a record's fields")
+    if Path(config.queries).is_dir() and (config.documents or config.record):
+        raise ConfigError(
+            f"data.queries is the folder {config.queries}, which has its own documents; fix: drop data.documents and data.record"
+        )
+    record = record_type(config.record, template=config.query_template, label=config.label) if config.record else None
+    return load(config.queries, config.documents, query=config.query, label=config.label, record=record, problems=problems)
+
+
+def encoder(config: ModelConfig, name: str | None = None) -> Encoder:
+    """Return the encoder that a configuration names, or another model with its prompts and precision.
+
+    Args:
+        config: Of the model.
+        name: A folder or a Hub name; a remote encoder (`embedfit.remote`); or the ``adapter.safetensors`` of one.
+
+    Raises:
+        EmbedfitError: There is no such model, or no key for it.
+    """
+    name = name or config.name
+    if is_remote(name):
+        return RemoteEncoder(name, query_prompt=config.query_prompt, document_prompt=config.document_prompt, price=config.price)
+    if name.endswith(".safetensors") and Path(name).is_file():
+        from embedfit.tune.adapter import AdaptedEncoder, load_adapter
+
+        adapter = load_adapter(name)
+        return AdaptedEncoder(CachedEncoder(encoder(config, adapter.base_name)), adapter)
+    return LocalEncoder(name, query_prompt=config.query_prompt, document_prompt=config.document_prompt, precision=config.precision)
+
+
+def engine_of(name: Literal["local", "ray"]) -> Engine:
+    """Return the engine of a name."""
+    return RayEngine() if name == "ray" else LocalEngine()
+
+
+def local(encoder: Encoder) -> LocalEncoder:
+    """Return an encoder that has its weights here.
+
+    Raises:
+        ModelError: It has not.
+    """
+    if not isinstance(encoder, LocalEncoder):
+        raise ModelError(f"{encoder.name} reads texts elsewhere, so its tokens and weights are not here")
+    return encoder
+
+
+def check_method(base: Encoder, config: TuneConfig) -> None:
+    """Refuse to train weights that are not here, before anything is paid for.
+
+    Raises:
+        ConfigError: The method needs weights, and the model is behind an API.
+    """
+    if config.method != "adapter" and not isinstance(base, LocalEncoder):
+        raise ConfigError(f'{base.name} has no weights here to train; fix: method = "adapter" in [tune] fits a map of its query vectors')
+
+
+def splits_of(config: Config, dataset: Dataset) -> list[Split]:
+    """Return the splits that a configuration describes: one, or as many as there are folds.
+
+    Where nothing is said, data sets of under 1,000 judged queries are scored out of fold, unless they come with a test part.
+    """
+    said = config.split
+    folds = said.folds
+    if folds is None:
+        folds = _FOLDS if len(dataset.judged) < _FEW_QUERIES and not dataset.parts.get("test") else 0
+    if folds:
+        return split_folds(dataset, folds, dev=said.dev, seed=said.seed, group_by=said.group_by)
+    return [one_split(config, dataset)]
+
+
+def one_split(config: Config, dataset: Dataset) -> Split:
+    """Return the train, dev and test parts that a configuration describes."""
+    said = config.split
+    return split_dataset(dataset, test=said.test, dev=said.dev, seed=said.seed, group_by=said.group_by)
+
+
+def leaks(config: Config, dataset: Dataset) -> list[Finding]:
+    """Return the leaks between the parts that a configuration describes; folds have none, as what is near stays together."""
+    return check_leaks(dataset, vars(one_split(config, dataset)))
+
+
+def gated(config: Config, dataset: Dataset, splits: Sequence[Split]) -> tuple[list[Split], list[Finding]]:
+    """Return the splits as they may be used, and the leaks that are left in them.
+
+    Raises:
+        DataError: A held-out query says what another part says, and ``split.leaks`` is ``fail``.
+    """
+    policy = config.split.leaks
+    clean, left = [], []
+    for split in splits:
+        found = check_leaks(dataset, vars(split))
+        if found and policy == "fail":
+            for leak in found[:LISTED]:
+                console.note(leak.message)
+            more = " ('embedfit check' lists them all)" if len(found) > LISTED else ""
+            raise DataError(
+                config.data.queries,
+                f"{len(found):,} held-out queries say what is trained on{more}, such as: {found[0].message}",
+                fix='leaks = "drop" in [split] trains without these; --allow-leaks goes on, and the report says so in red',
+            )
+        clean.append(without_leaks(split, found) if policy == "drop" else split)
+        left += found if policy == "allow" else []
+    return clean, left
+
+
+def without_held_out(config: Config, said: DataConfig, other: Dataset, test: Dataset) -> tuple[Dataset, list[Finding]]:
+    """Return the judged queries of a further data set as they may be trained on, and the leaks that are left in them.
+
+    Raises:
+        DataError: A held-out query says what one of them says, and ``split.leaks`` is ``fail``; or there are none.
+    """
+    train = {f"{said.queries} {id}": other.queries[id] for id in other.judged}
+    both = Dataset({**train, **{id: query for id, query in test.queries.items() if id not in train}}, {}, {})
+    found = check_leaks(both, {"train": list(train), "test": [id for id in test.queries if id not in train]})
+    if found and config.split.leaks == "fail":
+        raise DataError(
+            said.queries,
+            f"{len(found):,} held-out queries say what its queries say, such as: {found[0].message}",
+            fix='leaks = "drop" in [split] trains without these',
+        )
+    leaking = {id for finding in found for id in finding.ids[1:]} if config.split.leaks == "drop" else set()
+    kept = other.select(id for id in other.judged if f"{said.queries} {id}" not in leaking)
+    if not kept.queries:
+        raise DataError(said.queries, "has no query that may be trained on", fix="leave it out of [[mix.data]]")
+    return kept, found if config.split.leaks == "allow" else []
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `run`, `ladder` and `curve` begin with.
+
+    Attributes:
+        config: All settings.
+        dataset: As read.
+        base: The model to start from, here or behind an API; not loaded before it is needed.
+    """
+
+    config: Config
+    dataset: Dataset
+    base: Encoder
+
+    @classmethod
+    def of(cls, config: Config) -> Job:
+        """Read the data, have it written first where the configuration says so, and find the model.
+
+        Raises:
+            EmbedfitError: Either is not there or cannot be used.
+        """
+        if config.generate.records or config.generate.questions:
+            if ranks.main():
+                write_queries(config)
+            ranks.agreed(None)  # nobody reads before all is written
+        dataset = read(config.data)
+        dataset.document_texts(config.data.document_template)  # refuse a wrong template now, not after the queries are encoded
+        return cls(config, dataset, encoder(config.model))
+
+    @property
+    def template(self) -> str:
+        """What a document says."""
+        return self.config.data.document_template
+
+    @property
+    def metric(self) -> str:
+        """The one that verdicts are about."""
+        return self.config.evaluate.metric
+
+    @property
+    def depth(self) -> int:
+        """How far down a ranking the right answer is looked for."""
+        return max(DEPTH, *self.config.evaluate.k)
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """What is odd about the data; those about leaks only if they are allowed.
+
+        Raises:
+            DataError: Something that makes all figures wrong.
+        """
+        findings = check_dataset(self.dataset)
+        for finding in findings:
+            if finding.level == "problem":
+                raise DataError(self.config.data.queries, finding.message)
+        allowed = [*self._gated[1], *(leak for _, leaks in self._others for leak in leaks)]
+        truncated = check_truncation(self.dataset, self.base.loaded, self.template) if isinstance(self.base, LocalEncoder) else []
+        return (*findings, *allowed, *truncated)
+
+    @property
+    def splits(self) -> list[Split]:
+        """One split, or as many as there are folds.
+
+        Raises:
+            DataError: A held-out query says what a training query says, and that is not allowed.
+        """
+        return self._gated[0]
+
+    @cached_property
+    def _gated(self) -> tuple[list[Split], list[Finding]]:
+        return gated(self.config, self.dataset, splits_of(self.config, self.dataset))
+
+    @property
+    def others(self) -> list[tuple[Dataset, str]]:
+        """Further data sets to train on, and their templates: without what a held-out query says, unless that is allowed.
+
+        Raises:
+            DataError: A query says what a held-out one says, and that is not allowed.
+        """
+        return [(other, said.document_template) for (other, _), said in zip(self._others, self.config.mix.data, strict=True)]
+
+    @cached_property
+    def _others(self) -> list[tuple[Dataset, list[Finding]]]:
+        return [without_held_out(self.config, said, read(said), self.test) for said in self.config.mix.data]
+
+    @cached_property
+    def test(self) -> Dataset:
+        """The queries that are held out, of all folds."""
+        return self.dataset.select([id for split in self.splits for id in split.test])
+
+    @property
+    def parts(self) -> list[tuple[Dataset, Dataset | None, Dataset]]:
+        """The train, dev (or None) and test data of each split."""
+        return [split.datasets(self.dataset) for split in self.splits]
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Where texts are encoded and searched."""
+        return engine_of(self.config.engine)
+
+    def dense(self, model: Encoder) -> DenseRetriever:
+        """Return the search by a model's vectors."""
+        return DenseRetriever(CachedEncoder(self.engine.encoder(model)), self.template, self.engine.top_k)
+
+    def scored(self, run: Run, name: str) -> Scores:
+        """Return the scores of a Run on the held-out queries."""
+        return score_run(run, self.test.qrels, ks=self.config.evaluate.k, name=name)
+
+    def folder(self, kind: str, *sections: str, more: Sequence[str] = ()) -> Path:
+        """Return a run directory whose name holds a hash of everything that the result depends on."""
+        described = [
+            version("embedfit"),
+            self.dataset.digest(),
+            self.template,
+            self.base.fingerprint,
+            self.config.model_dump(include={"split", "tune", "evaluate", *sections}),
+            [self.config.mix.temperature, [(other.digest(), template) for other, template in self.others]],
+            *more,
+        ]
+        identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        return Path(self.config.output) / f"{self.config.name}{kind}-{identity[:10]}"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a run directory; those of one torchrun go in together.
+
+    Raises:
+        StorageError: There is one in it already, or the directory cannot be made.
+    """
+    import filelock
+
+    if not ranks.main():
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except filelock.Timeout:
+        raise StorageError(f"{folder}: another embedfit is at work in it; fix: wait for it, or change 'name'") from None
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,172 @@
+"""Measuring without tuning: one encoder, a grid of them, a vector store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from embedfit.config import Config
+from embedfit.data import DOCUMENT_TEMPLATE, Dataset, text_key
+from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, seconds_alone
+from embedfit.engine import Engine, LocalEngine
+from embedfit.pipeline.job import encoder, read
+from embedfit.publish import (
+    public_name,
+)
+from embedfit.rerank import TOP, Reranker, rerank
+from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run
+from embedfit.score import KS, Scores, score_run
+from embedfit.store import Store, open_store
+from embedfit.store.versions import Indexed, LiveIndex, index_documents, overlap
+from embedfit.track import Tracker
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def measure(
+    encoder: Encoder, dataset: Dataset, *, template: str = DOCUMENT_TEMPLATE, ks: Sequence[int] = KS, tracker: Tracker | None = None
+) -> Scores:
+    """Return how well an encoder retrieves, for each query of a data set; its vectors are cached on disk.
+
+    Args:
+        encoder: To measure.
+        dataset: Each of its queries must be judged.
+        template: What a document says.
+        ks: Where to cut the rankings.
+        tracker: Takes in every query's result, from `embedfit.track.tracking`; None for none.
+    """
+    started = time.monotonic()
+    run = DenseRetriever(CachedEncoder(encoder), template).search(dataset, max(ks))
+    seconds = time.monotonic() - started
+    scores = score_run(run, dataset.qrels, ks=ks, name=encoder.name)
+    if tracker:
+        said = {"fingerprint": encoder.fingerprint[:12], "document": template}
+        tracker.add(public_name(encoder.name), dataset, run, scores, template=template, metadata=said, seconds=seconds)
+    return scores
+
+
+def evaluate(
+    dataset: Dataset,
+    encoders: Sequence[Encoder],
+    *,
+    templates: Sequence[str] = (DOCUMENT_TEMPLATE,),
+    ks: Sequence[int] = KS,
+    retrieval: Sequence[str] = ("dense",),
+    rerankers: Sequence[Reranker] = (),
+    rerank_top: int = TOP,
+    engine: Engine | None = None,
+    store: Store | None = None,
+    tracker: Tracker | None = None,
+) -> pd.DataFrame:
+    """Measure every encoder with every document template, way of retrieval and reranker: quality and price side by side.
+
+    Args:
+        dataset: Every judged query is scored.
+        encoders: Their vectors are cached on disk.
+        templates: What a document says.
+        ks: Where to cut the rankings.
+        retrieval: ``dense``, ``bm25`` (once for all encoders), ``hybrid`` (both, fused by rank).
+        rerankers: Each reads the top of each ranking; without any of them it is measured too.
+        rerank_top: How many documents of a query they read.
+        engine: Where texts are encoded, searched and reranked; by default here.
+        store: Its live index is measured too, beside exact search on the same documents.
+        tracker: Takes in every query's result; None for none.
+
+    Returns:
+        A tidy frame: model, document, retrieval, reranker ("" for none), metric, k, value (the mean over queries), and
+        seconds that one query takes on this machine: encoded alone, then searched and reranked together with the others. A store has
+        one metric more, ``recall_of_exact``: the share of what exact search finds that the store finds.
+    """
+    import pandas as pd
+
+    engine = engine or LocalEngine()
+    judged = dataset.select(dataset.judged)
+    depth = max(*ks, rerank_top) if rerankers else max(ks)
+    frames = []
+
+    def add(name: str, template: str, way: str, reranker: str, run: Run, seconds: float) -> None:
+        scores = score_run(run, judged.qrels, ks=ks, name=name)
+        if tracker:
+            said = {"document": template, "retrieval": way, "reranker": reranker}
+            tracker.add(public_name(name), judged, run, scores, template=template, metadata=said, seconds=seconds * len(judged.queries))
+        frame = scores.to_frame()
+        for place, (column, value) in enumerate({"document": template, "retrieval": way, "reranker": reranker}.items()):
+            frame.insert(1 + place, column, value)
+        frames.append(frame.assign(seconds=seconds))
+
+    for template in templates:
+        for name, way, retriever, one in _retrievers(encoders, template, retrieval, engine):
+            encoding = seconds_alone(one, judged.query_texts()) if one else 0.0
+            run, seconds = _timed(retriever, judged, depth)
+            add(name, template, way, "", run, encoding + seconds)
+            for reranker in map(engine.reranker, rerankers):
+                reranker.score([("load", "the model before it is timed")])
+                start = time.perf_counter()
+                again = rerank(run, judged, reranker, template, top=rerank_top)
+                more = (time.perf_counter() - start) / len(judged.queries)
+                add(name, template, way, reranker.name, again, encoding + seconds + more)
+    if store:
+        version = LiveIndex(store, *encoders).version()
+        template = version.stamp.template
+        run, seconds = _timed(version, judged, depth)
+        add(version.name, template, "store", "", run, seconds_alone(version.encoder, judged.query_texts()) + seconds)
+        exact = DenseRetriever(CachedEncoder(version.encoder), template).search(judged, max(ks) + DEPTH)
+        shares = [(version.name, template, "store", "", "recall_of_exact", k, overlap(run, exact, k)) for k in ks]
+        frames.append(pd.DataFrame(shares, columns=[column for column in frames[-1] if column != "seconds"]))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _retrievers(
+    encoders: Sequence[Encoder], template: str, ways: Sequence[str], engine: Engine
+) -> Iterator[tuple[str, str, Retriever, Encoder | None]]:
+    """Yield (name, way, retriever, the encoder that it needs) for each column of the grid."""
+    words = BM25Retriever(template)
+    if "bm25" in ways:
+        yield words.name, "bm25", words, None
+    for one in encoders:
+        dense = DenseRetriever(CachedEncoder(engine.encoder(one)), template, engine.top_k)
+        if "dense" in ways:
+            yield one.name, "dense", dense, one
+        if "hybrid" in ways:
+            yield one.name, "hybrid", FusedRetriever(dense, words), one
+
+
+def _timed(retriever: Retriever, dataset: Dataset, k: int) -> tuple[Run, float]:
+    """Return a Run, and the seconds that one more query took: reading vectors and indexing words are not a query's price."""
+    one = dataset.select(list(dataset.queries)[:1])
+    run = retriever.search(dataset, k)  # every vector is known from here on
+    seconds = []
+    for some in (one, dataset):
+        start = time.perf_counter()
+        retriever.search(some, k)
+        seconds.append(time.perf_counter() - start)
+    return run, max(0.0, seconds[1] - seconds[0]) / max(1, len(dataset.queries) - 1)
+
+
+def index(config: Config, model: str | None = None) -> Indexed:
+    """Make the documents searchable in the configured vector store, by the configured model or another one.
+
+    Raises:
+        EmbedfitError: With one line that says what to do; what was live still is.
+    """
+    dataset = read(config.data)
+    with open_store(config.store) as store:
+        return index_documents(
+            store, dataset, encoder(config.model, model), config.data.document_template, min_recall=config.store.min_recall
+        )
+
+
+def seen_in_training(model: Encoder, dataset: Dataset) -> int:
+    """Return how many queries of a data set a model was tuned on or chosen by, as far as its folder tells."""
+    from embedfit.tune.adapter import AdaptedEncoder
+    from embedfit.tune.result import seen_by
+
+    if isinstance(model, LocalEncoder):
+        path: Path | None = model.folder
+    else:
+        path = model.adapter.path if isinstance(model, AdaptedEncoder) else None
+    seen = set(seen_by(path)) if path else set()
+    return sum(text_key(query.text) in seen for query in dataset.queries.values())

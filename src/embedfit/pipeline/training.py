@@ -1,0 +1,93 @@
+"""Tuning, as often as there are splits and seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from embedfit import console, ranks
+from embedfit.config import TuneConfig
+from embedfit.data import DOCUMENT_TEMPLATE, Dataset
+from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
+from embedfit.errors import ConfigError
+from embedfit.mix import mixed, rendered
+from embedfit.pipeline.job import Job, check_method, local
+
+if TYPE_CHECKING:
+    from embedfit.tune.result import Tuned
+
+
+def train_all(job: Job, folder: Path) -> tuple[list[list[Tuned]], Tuned]:
+    """Tune as often as there are splits and seeds, and once for the model to use. Returns, for each seed, those of the splits; and that."""
+    trainings = [_trained(job, folder if seed == 0 else folder / "seeds" / str(seed), seed) for seed in range(job.config.evaluate.seeds)]
+    return trainings, _final(job, trainings[0], folder)
+
+
+def help_training(job: Job, folder: Path) -> NoReturn:
+    """Take part in what the processes of one torchrun do together, the trainings, and end: the rest is the first one's."""
+    train_all(job, folder)
+    raise SystemExit
+
+
+def _trained(job: Job, folder: Path, seed: int) -> list[Tuned]:
+    """Tune once for each split; seed 0 is the configuration's own."""
+    results = []
+    for number, (train, dev, _) in enumerate(job.parts):
+        if len(job.splits) > 1:
+            console.note(f"fold {number + 1} of {len(job.splits)}" + (f", seed {seed + 1} of {job.config.evaluate.seeds}" if seed else ""))
+        where = folder / "folds" / str(number) if len(job.splits) > 1 else folder
+        results.append(tune_part(job, train, dev, where, {"seed": job.config.tune.seed + seed}))
+    return results
+
+
+def _final(job: Job, training: Sequence[Tuned], folder: Path) -> Tuned:
+    """Return the model to use. What the folds measured is a way of training: it is trained in that way on all there is."""
+    if len(training) == 1:
+        return training[0]
+    console.note("training on all queries")
+    epochs = round(statistics.median(one.epoch for one in training))
+    return tune_part(job, job.dataset.select(job.dataset.judged), None, folder, {"epochs": epochs})
+
+
+def tune_part(job: Job, train: Dataset, dev: Dataset | None, folder: Path, changes: dict[str, Any]) -> Tuned:
+    """Tune on one part as the configuration says, but for some changes; with further data sets mixed in, if there are any."""
+    config, template = job.config.tune.model_copy(update=changes), job.template
+    if job.others:
+        train = mixed([(train, template), *job.others], temperature=job.config.mix.temperature, seed=config.seed)
+        dev, template = dev and rendered(dev, template), DOCUMENT_TEMPLATE
+    return tune(job.base, train, dev, folder, config, template=template, report_to=job.config.track.report_to)
+
+
+def tune(
+    base: Encoder,
+    train: Dataset,
+    dev: Dataset | None,
+    folder: Path,
+    config: TuneConfig,
+    *,
+    template: str,
+    report_to: Sequence[str] = (),
+) -> Tuned:
+    """Tune a model by the method that the settings name; the result is the same kind of folder for all of them.
+
+    Raises:
+        ConfigError: The method needs weights, and the model is behind an API.
+    """
+    check_method(base, config)
+    if config.method == "adapter":
+        if ranks.count() > 1:
+            raise ConfigError("tune.method 'adapter' trains in seconds, in one process; fix: without torchrun")
+        from embedfit.tune.adapter import AdapterConfig, tune_adapter
+        from embedfit.tune.result import Tuned
+
+        found = tune_adapter(
+            CachedEncoder(base), train, dev, folder, AdapterConfig(scale=config.scale, seed=config.seed), template=template
+        )
+        if isinstance(base, LocalEncoder):
+            return Tuned(found.folder / "model", (), 1, 0, found.seconds, "all", base.precision)
+        return Tuned(found.folder / "adapter.safetensors", (), 1, 0, found.seconds, "all", "fp32", over=found.base)
+    from embedfit.tune.full import tune_model
+
+    return tune_model(local(base), train, dev, folder, config, template=template, report_to=report_to)
