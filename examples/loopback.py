@@ -8,6 +8,7 @@ import atexit
 import json
 import sys
 import tempfile
+import warnings
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from servers import Embeddings, Hub, LangWatch, Server, Storage, running
 
 from embedfit.remote import key_variable
 from embedfit.samples import TRANSACTIONS
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm has no bars for a notebook without ipywidgets
 
 
 @dataclass
@@ -71,36 +74,36 @@ class Endpoint(Embeddings):
 
 @dataclass
 class Services:
-    """All of them, running.
-
-    Attributes:
-        environment: What to set so that embedfit talks to them and not to the real ones: addresses, and a key for each.
-    """
+    """All of them, running."""
 
     llm: LLM
     openai: Embeddings
     hub: Hub
     endpoint: Endpoint
     langwatch: LangWatch
-    environment: dict = field(init=False)
 
-    def __post_init__(self):
-        self.environment = {
+    @property
+    def secrets(self):
+        """The keys and whatever else is for one of them alone, by the variable that holds it."""
+        return {
             "LLM_API_KEY": "sk-llm-0123456789",
-            "OPENAI_BASE_URL": f"{self.openai.address}/v1",
             "OPENAI_API_KEY": "sk-openai-0123456789",
-            "HF_ENDPOINT": self.hub.address,
-            "HF_HUB_DISABLE_XET": "1",
+            "OPENAI_ORG_ID": "org-openai-0123456789",
             "HF_TOKEN": "hf_0123456789",
             key_variable(self.endpoint.address): "hf-endpoint-0123456789",
-            "LANGWATCH_ENDPOINT": self.langwatch.address,
             "LANGWATCH_API_KEY": "sk-lw-0123456789",
         }
 
     @property
-    def secrets(self):
-        """The keys, by the variable that holds each."""
-        return {name: value for name, value in self.environment.items() if "KEY" in name or "TOKEN" in name}
+    def environment(self):
+        """What to set so that embedfit talks to them and not to the real ones: keys and addresses."""
+        return {
+            **self.secrets,
+            "OPENAI_BASE_URL": f"{self.openai.address}/v1",
+            "HF_ENDPOINT": self.hub.address,
+            "HF_HUB_DISABLE_XET": "1",
+            "LANGWATCH_ENDPOINT": self.langwatch.address,
+        }
 
     def keys_seen(self):
         """Return which keys each service was sent, and in how many requests anything at all."""

@@ -93,7 +93,10 @@ def running(server):
         def log_message(self, *arguments):
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Patient(ThreadingHTTPServer):
+        request_queue_size = 128  # five by default: more clients at a time would be turned away
+
+    http = Patient(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
     http.handle_error = lambda *arguments: None  # clients that hang up are part of the play
     server.address = f"http://127.0.0.1:{http.server_port}"

@@ -1,12 +1,17 @@
 """The whole circle: from labels without a single labelled pair to a search that is watched, through every service on the way."""
 
 import json
+import os
+import re
 import sys
+import tempfile
 from base64 import b64encode
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
+from nbclient import NotebookClient
 
 from embedfit.cli import main
 from embedfit.data import Dataset, Query, read_documents
@@ -142,9 +147,37 @@ def test_the_whole_circle_and_each_key_goes_to_its_own_host_alone(services, said
     seen = {service: keys for service, (_, keys) in services.keys_seen().items()}
     assert seen == {
         "llm": {"LLM_API_KEY"},
-        "openai": {"OPENAI_API_KEY"},
+        "openai": {"OPENAI_API_KEY", "OPENAI_ORG_ID"},
         "hub": {"HF_TOKEN"},
         "storage": set(),
         "endpoint": {key_variable(services.endpoint.address)},
         "langwatch": {"LANGWATCH_API_KEY"},
     }
+
+
+@pytest.mark.slow
+def test_the_notebook_of_the_circle_runs_from_top_to_bottom(tiny_model, tmp_path, monkeypatch):
+    """With a model of one layer in place of all six."""
+    notebook = nbformat.read(EXAMPLES / "circle.ipynb", as_version=4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("all-MiniLM-L6-v2", str(tiny_model))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(EXAMPLES), *sys.path]))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    text = "\n".join(one.get("text", "") + one.get("data", {}).get("text/plain", "") for one in shown)
+    assert "135 of 135 records" in text
+    assert "Better: MRR@10 rose from" in text
+    assert "Fetched again: the vectors of 54 texts are the same" in text
+    assert "recall@10 against exact search 1.0000 on 135 queries" in text
+    assert "'storage': (2, set())" in text
+    assert len([one for one in shown if "image/png" in one.get("data", {})]) == 1
+
+
+def test_the_notebook_is_kept_with_what_it_shows_and_no_path_of_anybodys_machine():
+    notebook = nbformat.read(EXAMPLES / "circle.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert [output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert not re.findall(r"/(?:home|root|Users|tmp|work|usr)/", json.dumps([cell.outputs for cell in code]))
