@@ -167,10 +167,10 @@ def test_the_notebook_of_the_circle_runs_from_top_to_bottom(tiny_model, tmp_path
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "\n".join(one.get("text", "") + one.get("data", {}).get("text/plain", "") for one in shown)
-    assert "135 of 135 records" in text
+    assert "189 of 189 records" in text
     assert "Better: MRR@10 rose from" in text
-    assert "Fetched again: the vectors of 54 texts are the same" in text
-    assert "recall@10 against exact search 1.0000 on 135 queries" in text
+    assert "Fetched again: the vectors of 90 texts are the same" in text
+    assert "recall@10 against exact search 1.0000 on 189 queries" in text
     assert "'storage': (2, set())" in text
     assert len([one for one in shown if "image/png" in one.get("data", {})]) == 1
 
