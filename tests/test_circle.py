@@ -4,7 +4,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 from base64 import b64encode
 from pathlib import Path
 
@@ -162,14 +161,13 @@ def test_the_notebook_of_the_circle_runs_from_top_to_bottom(tiny_model, tmp_path
     for cell in notebook.cells:
         cell.source = cell.source.replace("all-MiniLM-L6-v2", str(tiny_model))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(EXAMPLES), *sys.path]))
-    monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "\n".join(one.get("text", "") + one.get("data", {}).get("text/plain", "") for one in shown)
     assert "189 of 189 records" in text
-    assert "Better: MRR@10 rose from" in text
-    assert "Fetched again: the vectors of 90 texts are the same" in text
+    assert re.search(r"Better: MRR@10 rose from .* on 62 held-out queries", text)
+    assert "Fetched again: the vectors of 89 texts are the same" in text
     assert "recall@10 against exact search 1.0000 on 189 queries" in text
     assert "'storage': (2, set())" in text
     assert len([one for one in shown if "image/png" in one.get("data", {})]) == 1

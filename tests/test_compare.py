@@ -310,7 +310,10 @@ def test_a_gap_that_is_the_same_for_every_query_can_be_plotted():
 
 
 def test_a_notebook_shows_a_chart_as_a_picture_and_a_comparison_as_one_line():
-    scores = [Scores(name, ("a", "b"), {"recall@1": np.array(values)}, np.array([1, 2])) for name, values in {"base": [0.0, 1.0], "tuned": [1.0, 1.0]}.items()]
+    scores = [
+        Scores(name, ("a", "b"), {"recall@1": np.array(values)}, np.array([1, 2]))
+        for name, values in {"base": [0.0, 1.0], "tuned": [1.0, 1.0]}.items()
+    ]
     comparison = compare_scores(*scores, metric="recall@1")
     assert comparison.plot()._repr_png_().startswith(b"\x89PNG")
     assert repr(comparison) == f"Comparison({comparison.sentence!r})"
