@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types bench docs clean
+.PHONY: demo test lint types bench docs examples clean
 
 # The stamp is newer than what it was made from, so set-up happens once, and again when dependencies change.
 .venv/ready: pyproject.toml constraints.txt
@@ -37,6 +37,9 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/stores.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/generate.py
+
+examples: .venv/ready
+	$(BIN)/jupyter execute --inplace examples/circle.ipynb
 
 docs: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

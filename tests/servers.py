@@ -93,7 +93,10 @@ def running(server):
         def log_message(self, *arguments):
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Patient(ThreadingHTTPServer):
+        request_queue_size = 128  # five by default: more clients at a time would be turned away
+
+    http = Patient(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
     http.handle_error = lambda *arguments: None  # clients that hang up are part of the play
     server.address = f"http://127.0.0.1:{http.server_port}"
@@ -135,6 +138,10 @@ class Embeddings(Server):
     in_order: bool = True
     width: int = 64
 
+    def vectors(self, texts, dimensions):
+        """Return what the model behind it makes of texts."""
+        return word_vectors(texts, dimensions)
+
     def answer(self, request):
         if request.path.startswith("/api/models/"):  # the client asks the Hub what a model is for
             return as_json({"id": "any", "pipeline_tag": "feature-extraction", "tags": ["feature-extraction"]})
@@ -143,7 +150,7 @@ class Embeddings(Server):
         if self.at_most and len(texts) > self.at_most:
             message = f"batch size {len(texts)} > maximum allowed batch size {self.at_most}"
             return as_json({"error": message, "error_type": "Validation"}, 422)
-        vectors = word_vectors(texts, said.get("dimensions") or self.width)
+        vectors = self.vectors(texts, said.get("dimensions") or self.width)
         with self.lock:
             self.bought.update(texts)
         if "inputs" in said:

@@ -309,6 +309,16 @@ def test_a_gap_that_is_the_same_for_every_query_can_be_plotted():
     assert [bar.get_height() for bar in comparison.plot().axes[0].patches] == [0.25, 0.5]
 
 
+def test_a_notebook_shows_a_chart_as_a_picture_and_a_comparison_as_one_line():
+    scores = [
+        Scores(name, ("a", "b"), {"recall@1": np.array(values)}, np.array([1, 2]))
+        for name, values in {"base": [0.0, 1.0], "tuned": [1.0, 1.0]}.items()
+    ]
+    comparison = compare_scores(*scores, metric="recall@1")
+    assert comparison.plot()._repr_png_().startswith(b"\x89PNG")
+    assert repr(comparison) == f"Comparison({comparison.sentence!r})"
+
+
 @pytest.mark.parametrize(
     ("name", "label"), [("mrr@10", "MRR@10"), ("ndcg@5", "nDCG@5"), ("map@3", "MAP@3"), ("recall@1", "recall@1"), ("hit@1", "hit@1")]
 )

@@ -50,6 +50,23 @@ def stopped(asker, words):
     assert KEY not in str(asker.stopping)
 
 
+@pytest.mark.parametrize("its_own", [False, True])
+def test_what_the_sdk_reads_for_openai_goes_to_openais_host_alone(tmp_path, monkeypatch, its_own):
+    secrets = {
+        "OPENAI_ORG_ID": "org-0123456789",
+        "OPENAI_PROJECT_ID": "proj-0123456789",
+        "OPENAI_CUSTOM_HEADERS": "X-Gateway: gateway-0123456789",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    with Server(respond=plain) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url if its_own else "https://api.openai.com/v1")
+        asked(tmp_path, server.url, headers={"X-Mine": "value-of-mine"})
+    [headers] = server.headers
+    assert headers["x-mine"] == "value-of-mine"
+    assert [value.split(": ")[-1] in headers.values() for value in secrets.values()] == [its_own] * 3
+
+
 def test_a_reply_is_kept_with_all_that_should_be_known_of_it(tmp_path):
     with Server(respond=plain) as server:
         [line], _, _ = asked(tmp_path, server.url, prices={"m": (1.0, 2.0)})

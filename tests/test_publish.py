@@ -317,7 +317,7 @@ def test_a_router_is_not_offered_to_a_server_that_does_not_know_it(project, tiny
     }
     result = pipeline.run(make_config(said))
     [publication] = pipeline.prepare_publications(result.folder, str(tmp_path / "adapted"))
-    assert pipeline.publish(result.folder, publication).cosine > 0.99
+    assert pipeline.publish_run(result.folder, publication).cosine > 0.99
     text = (tmp_path / "adapted" / "README.md").read_text()
     assert "which text-embeddings-inference does not know" in text
     assert "docker run" not in text

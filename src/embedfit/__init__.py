@@ -27,7 +27,18 @@ if TYPE_CHECKING:
     from embedfit.errors import EmbedfitError
     from embedfit.general import Forgetting, general_set, measure_forgetting
     from embedfit.generate import Generated
-    from embedfit.pipeline import Result, evaluate, measure, read_result, run, run_curve, run_generate, run_ladder
+    from embedfit.pipeline import (
+        Result,
+        evaluate,
+        measure,
+        prepare_publications,
+        publish_run,
+        read_result,
+        run,
+        run_curve,
+        run_generate,
+        run_ladder,
+    )
     from embedfit.records import RecordType, Transaction, record_type
     from embedfit.remote import RemoteEncoder
     from embedfit.rerank import LocalReranker, RerankedRetriever
@@ -36,6 +47,7 @@ if TYPE_CHECKING:
     from embedfit.split import Split, split_dataset, split_folds, without_leaks
     from embedfit.store import open_store
     from embedfit.store.versions import LiveIndex, index_documents, roll_back
+    from embedfit.track import trace_search, tracking
     from embedfit.tune.adapter import AdaptedEncoder, load_adapter, save_adapted, tune_adapter
     from embedfit.tune.full import tune_model
     from embedfit.tune.merge import Merges, merge_models
@@ -50,7 +62,18 @@ _ROOMS = {
     "errors": ("EmbedfitError",),
     "general": ("Forgetting", "general_set", "measure_forgetting"),
     "generate": ("Generated",),
-    "pipeline": ("Result", "evaluate", "measure", "read_result", "run", "run_curve", "run_generate", "run_ladder"),
+    "pipeline": (
+        "Result",
+        "evaluate",
+        "measure",
+        "prepare_publications",
+        "publish_run",
+        "read_result",
+        "run",
+        "run_curve",
+        "run_generate",
+        "run_ladder",
+    ),
     "records": ("RecordType", "Transaction", "record_type"),
     "remote": ("RemoteEncoder",),
     "rerank": ("LocalReranker", "RerankedRetriever"),
@@ -59,6 +82,7 @@ _ROOMS = {
     "split": ("Split", "split_dataset", "split_folds", "without_leaks"),
     "store": ("open_store",),
     "store.versions": ("LiveIndex", "index_documents", "roll_back"),
+    "track": ("trace_search", "tracking"),
     "tune.adapter": ("AdaptedEncoder", "load_adapter", "save_adapted", "tune_adapter"),
     "tune.full": ("tune_model",),
     "tune.merge": ("Merges", "merge_models"),

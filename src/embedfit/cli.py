@@ -504,7 +504,7 @@ def publish(
             raise ConfigError("nobody is there to agree to this; fix: --yes")
         typer.confirm("Publish this?", abort=True, err=True)
     for publication in publications:
-        parity = pipeline.publish(run, publication)
+        parity = pipeline.publish_run(run, publication)
         said = parity.sentence if parity else "Fetched again: it is the same."
         typer.echo(f"Published the {publication.kind}: {publication.target.where}. {said}")
 

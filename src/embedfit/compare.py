@@ -19,6 +19,7 @@ With several seeds of one training, all three cover both sources of chance, quer
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
@@ -208,10 +209,8 @@ class Comparison:
 
     def plot(self) -> Figure:
         """Return a bar chart of recall at each k, base beside tuned; the whisker is the 95% interval of the difference."""
-        from matplotlib.figure import Figure
-
         recalls = [found for found in self.differences if found.metric.startswith("recall@")]
-        figure = Figure(figsize=(7, 4), layout="constrained")
+        figure = new_chart(7, 4)
         axes = figure.subplots()
         places = np.arange(len(recalls))
         base, tuned = [found.base for found in recalls], [found.tuned for found in recalls]
@@ -235,9 +234,25 @@ class Comparison:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False)
         return figure
 
+    def __repr__(self) -> str:
+        return f"Comparison({self.sentence!r})"
+
     def _repr_html_(self) -> str:
         columns = ["metric", "base", "tuned", "difference", "low", "high", "wins", "ties", "losses"]
         return f"<p>{self.sentence}</p>{self.to_frame()[columns].to_html(index=False, float_format='{:.3f}'.format)}"
+
+
+def new_chart(width: float, height: float) -> Figure:
+    """Return an empty figure of so many inches, which a notebook shows; matplotlib's own it shows only if pyplot was imported."""
+    from matplotlib.figure import Figure
+
+    class Chart(Figure):
+        def _repr_png_(self) -> bytes:
+            picture = io.BytesIO()
+            self.savefig(picture, format="png", dpi=100)
+            return picture.getvalue()
+
+    return Chart(figsize=(width, height), layout="constrained")
 
 
 def _short(name: str) -> str:

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedfit import console
-from embedfit.compare import bootstrap_means, metric_label
+from embedfit.compare import bootstrap_means, metric_label, new_chart
 from embedfit.data import Dataset, writing
 from embedfit.errors import ConfigError, DataError, StorageError
 from embedfit.retrieve import Run, joined
@@ -149,9 +149,7 @@ class Curve:
 
     def plot(self) -> Figure:
         """Return a chart: the measured points, the fitted curve with its 95% band, and the forecasts."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 4), layout="constrained")
+        figure = new_chart(7, 4)
         axes = figure.subplots()
         if self.fitted:
             pairs = [point.pairs for point in self.fitted]

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import email.utils
 import json
+import os
 import random
 import time
 import urllib.parse
@@ -54,6 +55,12 @@ _OTHER_NAME = {"max_tokens": "max_completion_tokens"}
 _NOT_NEEDED = ("seed", "temperature")
 _SECRET = 8
 """Characters from which a key or a header's value is one; local servers are given any word."""
+
+
+def openai_headers() -> list[str]:
+    """Return the headers that OpenAI's SDK takes from the environment and would send to any host, though they are for OpenAI's."""
+    custom = [line.partition(":")[0].strip() for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n") if ":" in line]
+    return ["OpenAI-Organization", "OpenAI-Project", *custom]
 
 
 class BudgetError(EndpointError):
@@ -197,9 +204,11 @@ class Endpoint:
     def _connected(self, timeout: float) -> AsyncOpenAI:
         if self._client is None:
             openai = require("openai", extra="generate")
+            own = urllib.parse.urlsplit(self.base_url).netloc == urllib.parse.urlsplit(os.environ.get("OPENAI_BASE_URL") or OPENAI).netloc
+            others: dict[str, Any] = {} if own else {name: openai.Omit() for name in openai_headers()}
             # Trying again is the Asker's part: the SDK would do it for a spent quota too, and say nothing of it.
             self._client = openai.AsyncOpenAI(
-                base_url=self.base_url, api_key=self._key, default_headers=self._headers, max_retries=0, timeout=timeout
+                base_url=self.base_url, api_key=self._key, default_headers={**others, **self._headers}, max_retries=0, timeout=timeout
             )
         return self._client  # type: ignore[return-value]
 

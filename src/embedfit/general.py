@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from embedfit.compare import Comparison, Difference, compare_scores, metric_label
+from embedfit.compare import Comparison, Difference, compare_scores, metric_label, new_chart
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, load
 from embedfit.encode import CachedEncoder, LocalEncoder
 from embedfit.errors import ConfigError
@@ -137,9 +137,7 @@ class Forgetting:
 
         Each dot is one merge, with its weight beside it; the chosen one is ringed. Right and up is better.
         """
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        figure = new_chart(7, 4.5)
         axes = figure.subplots()
         label = metric_label(self.metric)
         task = [point.task for point in self.points if point.task is not None]

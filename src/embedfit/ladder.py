@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedfit import console
-from embedfit.compare import Difference, compare_many, metric_label, not_worse
+from embedfit.compare import Difference, compare_many, metric_label, new_chart, not_worse
 from embedfit.config import Config, with_method
 from embedfit.data import Dataset, writing
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, seconds_alone
@@ -178,10 +178,8 @@ class Ladder:
 
     def plot(self) -> Figure:
         """Return recall at each k by rung, as dots."""
-        from matplotlib.figure import Figure
-
         names = [name for name in self.rungs[0].scores.values if name.startswith("recall@")]
-        figure = Figure(figsize=(7.5, 0.4 * len(self.rungs) + 1.2), layout="constrained")
+        figure = new_chart(7.5, 0.4 * len(self.rungs) + 1.2)
         axes = figure.subplots()
         places = np.arange(len(self.rungs))[::-1]
         for name, colour in zip(names, ("#0f766e", "#64748b", "#94a3b8", "#cbd5e1"), strict=False):

@@ -36,6 +36,7 @@ import numpy as np
 
 from embedfit import console
 from embedfit.encode import Kind, Part, Vectors
+from embedfit.endpoint import openai_headers
 from embedfit.errors import ConfigError, EmbedfitError, ModelError, OfflineError, require
 
 PRICES = {"text-embedding-3-small": 0.02, "text-embedding-3-large": 0.13, "text-embedding-ada-002": 0.10}
@@ -440,9 +441,7 @@ def _openai(address: Address, key: str | None) -> _Ask:
     if not key:
         headers["Authorization"] = openai.Omit()
     if address.variable != "OPENAI_API_KEY":
-        # The SDK would send these to any host.
-        custom = [line.partition(":")[0].strip() for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n") if ":" in line]
-        headers |= {name: openai.Omit() for name in ("OpenAI-Organization", "OpenAI-Project", *custom)}
+        headers |= {name: openai.Omit() for name in openai_headers()}
     client = openai.OpenAI(api_key=key or "none", base_url=address.url, max_retries=0, timeout=_TIMEOUT)
     dimensions = address.dimensions or openai.omit
 

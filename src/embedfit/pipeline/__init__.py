@@ -27,7 +27,7 @@ from embedfit.pipeline.job import (
     without_held_out,
 )
 from embedfit.pipeline.measuring import evaluate, index, measure, seen_in_training
-from embedfit.pipeline.publishing import prepare_publications, publish
+from embedfit.pipeline.publishing import prepare_publications, publish_run
 from embedfit.pipeline.training import tune
 
 __all__ = [
@@ -48,7 +48,7 @@ __all__ = [
     "measure",
     "one_split",
     "prepare_publications",
-    "publish",
+    "publish_run",
     "read",
     "read_general",
     "read_result",

@@ -86,6 +86,9 @@ class Result:
         """Return one row per metric and k."""
         return self.comparison.to_frame()
 
+    def __repr__(self) -> str:
+        return f"Result({str(self.folder)!r}, {self.comparison.sentence!r})"
+
     def _repr_html_(self) -> str:
         return self.comparison._repr_html_()
 

@@ -52,7 +52,7 @@ def evaluate(
     dataset: Dataset,
     encoders: Sequence[Encoder],
     *,
-    templates: Sequence[str],
+    templates: Sequence[str] = (DOCUMENT_TEMPLATE,),
     ks: Sequence[int] = KS,
     retrieval: Sequence[str] = ("dense",),
     rerankers: Sequence[Reranker] = (),

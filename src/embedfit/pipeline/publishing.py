@@ -63,7 +63,7 @@ def prepare_publications(
     return [model, dataset_publication(Target.of(dataset), data, result.manifest["config"]["name"], public=public)]
 
 
-def publish(folder: str | Path, publication: Publication) -> Parity | None:
+def publish_run(folder: str | Path, publication: Publication) -> Parity | None:
     """Publish the model or the data set of a finished run, fetch it again, and make sure that it is the same.
 
     Returns:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from embedfit import console
-from embedfit.data import Dataset
+from embedfit.data import DOCUMENT_TEMPLATE, Dataset
 from embedfit.encode import CachedEncoder, Encoder, Vectors
 from embedfit.errors import ModelError, StorageError
 from embedfit.retrieve import DEPTH, DenseRetriever, Run, sorted_corpus
@@ -72,7 +72,9 @@ class Indexed:
         return asdict(self)
 
 
-def index_documents(store: Store, dataset: Dataset, encoder: Encoder, template: str, *, k: int = 10, min_recall: float = 0.95) -> Indexed:
+def index_documents(
+    store: Store, dataset: Dataset, encoder: Encoder, template: str = DOCUMENT_TEMPLATE, *, k: int = 10, min_recall: float = 0.95
+) -> Indexed:
     """Make a data set's documents searchable under the live name of a store.
 
     Args:
