@@ -110,10 +110,13 @@ def evaluate(
                 add(name, template, way, reranker.name, again, encoding + seconds + more)
     if store:
         version = LiveIndex(store, *encoders).version()
-        template = version.stamp.template
+        encoding = seconds_alone(version.encoder, judged.query_texts())
+        name, template = version.encoder.name, version.stamp.template
+        exact, seconds = _timed(DenseRetriever(CachedEncoder(version.encoder), template), judged, max(ks) + DEPTH)
+        if template not in templates or "dense" not in retrieval:  # else it stands there already
+            add(name, template, "dense", "", exact, encoding + seconds)
         run, seconds = _timed(version, judged, depth)
-        add(version.name, template, "store", "", run, seconds_alone(version.encoder, judged.query_texts()) + seconds)
-        exact = DenseRetriever(CachedEncoder(version.encoder), template).search(judged, max(ks) + DEPTH)
+        add(version.name, template, "store", "", run, encoding + seconds)
         shares = [(version.name, template, "store", "", "recall_of_exact", k, overlap(run, exact, k)) for k in ks]
         frames.append(pd.DataFrame(shares, columns=[column for column in frames[-1] if column != "seconds"]))
     return pd.concat(frames, ignore_index=True)
