@@ -4,8 +4,10 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -110,6 +112,19 @@ def test_a_tuned_model_never_gets_the_base_models_vectors(tiny_model, tmp_path):
     cached = CachedEncoder(prompted, tmp_path)
     cached.encode(["a"], "query")
     assert cached.misses == 1
+
+
+def test_many_may_begin_a_cache_at_the_same_moment(word_encoder, tmp_path):
+    for number in range(20):
+        together = threading.Barrier(8)
+
+        def begin(folder, together=together):
+            together.wait()
+            return CachedEncoder(word_encoder, folder).encode(["a b"], "query")
+
+        with ThreadPoolExecutor(8) as pool:
+            vectors = list(pool.map(begin, [tmp_path / str(number)] * 8))
+        assert np.array_equal(np.concatenate(vectors), word_encoder.encode(["a b"] * 8, "query"))
 
 
 def test_an_unusable_cache_says_which_setting_moves_it(word_encoder, tmp_path):

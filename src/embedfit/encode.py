@@ -439,14 +439,18 @@ class CachedEncoder:
         return vectors
 
     def _open(self) -> sqlite3.Connection:
+        from filelock import FileLock
+
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        database = sqlite3.connect(self.path, timeout=60)
-        # Rows in order of writing, an index of keys beside them, and pages that hold several vectors: in order of keys,
-        # on pages of 4 KiB, vectors took three times the space, and nine times as long to write (docs/scale.md).
-        database.execute("PRAGMA page_size = 16384")
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")
-        database.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB)")
+        # Processes that train together come here at once, and SQLite does not wait for another that sets the journal up.
+        with FileLock(self.path.with_suffix(".lock")):
+            database = sqlite3.connect(self.path, timeout=60)
+            # Rows in order of writing, an index of keys beside them, and pages that hold several vectors: in order of keys,
+            # on pages of 4 KiB, vectors took three times the space, and nine times as long to write (docs/scale.md).
+            database.execute("PRAGMA page_size = 16384")
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = NORMAL")
+            database.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB)")
         return database
 
 

@@ -5,6 +5,7 @@ Each runs the same program. Those but the first ("main") only help with the trai
 
 from __future__ import annotations
 
+import atexit
 import os
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -37,6 +38,16 @@ def join() -> None:
         from accelerate import PartialState
 
         PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+        atexit.unregister(_leave)
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Part from the other processes: what gloo's threads do while the interpreter goes away ends, now and then, in an abort."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def agreed(value: T) -> T:

@@ -375,6 +375,8 @@ class _Trainer(SentenceTransformerTrainer):
         return loss
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return  # every process comes here, and the first alone has judged the epoch
         target = Path(str(output_dir or self.args.output_dir))
         target.mkdir(parents=True, exist_ok=True)
         self._record.write(target / _RECORD)
