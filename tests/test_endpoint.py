@@ -6,7 +6,7 @@ import time
 import pytest
 from openai_server import Server, completion, error
 
-from embedfit.endpoint import Asker, BudgetError, Endpoint, Limits, Request, Stopped, _Pace, _retry_after
+from embedfit.endpoint import Asker, BudgetError, Endpoint, Limits, Request, Stopped, _Pace, retry_after
 from embedfit.errors import ConfigError, EndpointError
 from embedfit.ledger import open_ledger
 
@@ -94,7 +94,7 @@ def test_faults_that_pass_are_overcome(tmp_path, kind):
     assert len({line["reply"]["choices"][0]["message"]["content"] for line in found}) == 40
 
 
-def test_retry_after_is_waited_for_by_everybody(tmp_path):
+def testretry_after_is_waited_for_by_everybody(tmp_path):
     times = []
 
     def busy_once(number, body):
@@ -107,12 +107,12 @@ def test_retry_after_is_waited_for_by_everybody(tmp_path):
     assert times[-1] - times[1] < 1.2
 
 
-def test_retry_after_has_three_forms():
-    assert _retry_after({"retry-after": "1.5"}) == 1.5
-    assert _retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
+def testretry_after_has_three_forms():
+    assert retry_after({"retry-after": "1.5"}) == 1.5
+    assert retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
     soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=20)
-    assert _retry_after({"retry-after": soon.strftime("%a, %d %b %Y %H:%M:%S GMT")}) == pytest.approx(20, abs=2)
-    assert _retry_after({}) is _retry_after({"retry-after": "soon"}) is None
+    assert retry_after({"retry-after": soon.strftime("%a, %d %b %Y %H:%M:%S GMT")}) == pytest.approx(20, abs=2)
+    assert retry_after({}) is retry_after({"retry-after": "soon"}) is None
 
 
 def test_concurrency_is_bounded_halves_on_429_and_grows_back(tmp_path):

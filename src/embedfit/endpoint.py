@@ -242,7 +242,7 @@ class Endpoint:
         if status in (401, 403):
             return EndpointError(f"{self.base_url} does not accept {self.key_name} ({status}); fix: set it right, and run the same command")
         if status == 429:
-            return _Busy(_retry_after(error.response.headers))
+            return _Busy(retry_after(error.response.headers))
         if status in (408, 409, 425) or status >= 500:
             return _Broken(f"HTTP {status}", charged=False)
         return EndpointError(f"{self.base_url} refuses the request ({status} {code}): {message or 'it does not say why'}")
@@ -257,8 +257,8 @@ def _said(error: APIStatusError) -> dict[str, Any]:
     return {}
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return for how many seconds to wait, by Retry-After in its three forms."""
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that a host asks to be left alone: a number, a date (RFC 9110, 10.2.3), or OpenAI's finer header."""
     with contextlib.suppress(KeyError, ValueError):
         return max(0.0, float(headers["retry-after-ms"]) / 1000)
     said = headers.get("retry-after")

@@ -15,7 +15,6 @@ to huggingface.co and huggingface.cloud; to any other host the key of its own va
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -27,7 +26,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -36,7 +34,7 @@ import numpy as np
 
 from embedfit import console
 from embedfit.encode import Kind, Part, Vectors
-from embedfit.endpoint import openai_headers
+from embedfit.endpoint import openai_headers, retry_after
 from embedfit.errors import ConfigError, EmbedfitError, ModelError, OfflineError, require
 
 PRICES = {"text-embedding-3-small": 0.02, "text-embedding-3-large": 0.13, "text-embedding-ada-002": 0.10}
@@ -377,7 +375,7 @@ class _Failure(Exception):
     """
 
     def __init__(self, said: str, status: int | None = None, headers: Mapping[str, str] | None = None, code: str = "") -> None:
-        self.said, self.status, self.wait, self.code = said, status, _retry_after(headers or {}), code
+        self.said, self.status, self.wait, self.code = said, status, retry_after(headers or {}), code
 
     @property
     def quota(self) -> bool:
@@ -393,18 +391,6 @@ class _Failure(Exception):
     def again(self) -> bool:
         """Whether the same request may be answered later."""
         return self.status is None or (self.status in (408, 409, 425, 429) and not self.quota) or self.status >= 500
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a host asks to be left alone (RFC 9110, 10.2.3; and OpenAI's finer header)."""
-    with contextlib.suppress(KeyError, ValueError):
-        return max(0.0, float(headers["retry-after-ms"]) / 1000)
-    said = headers.get("retry-after", "")
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(said))
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
-    return None
 
 
 def _difference(after: Spent, before: Spent) -> Spent:

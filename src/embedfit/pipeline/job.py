@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from embedfit import console, locks, ranks
 from embedfit.check import Finding, check_dataset, check_leaks, check_truncation
@@ -25,9 +25,6 @@ from embedfit.remote import RemoteEncoder, is_remote
 from embedfit.retrieve import DEPTH, DenseRetriever, Run
 from embedfit.score import Scores, score_run
 from embedfit.split import Split, split_dataset, split_folds, without_leaks
-
-if TYPE_CHECKING:
-    pass
 
 _FOLDS, _FEW_QUERIES = 5, 1000
 """Under so many judged queries, each is held out once by default, in so many folds."""

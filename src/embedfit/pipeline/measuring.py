@@ -12,9 +12,7 @@ from embedfit.data import DOCUMENT_TEMPLATE, Dataset, text_key
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, seconds_alone
 from embedfit.engine import Engine, LocalEngine
 from embedfit.pipeline.job import encoder, read
-from embedfit.publish import (
-    public_name,
-)
+from embedfit.publish import public_name
 from embedfit.rerank import TOP, Reranker, rerank
 from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run
 from embedfit.score import KS, Scores, score_run
@@ -112,9 +110,11 @@ def evaluate(
         version = LiveIndex(store, *encoders).version()
         encoding = seconds_alone(version.encoder, judged.query_texts())
         name, template = version.encoder.name, version.stamp.template
-        exact, seconds = _timed(DenseRetriever(CachedEncoder(version.encoder), template), judged, max(ks) + DEPTH)
+        [(_, _, dense, _)] = _retrievers([version.encoder], template, ["dense"], engine)
         if template not in templates or "dense" not in retrieval:  # else it stands there already
-            add(name, template, "dense", "", exact, encoding + seconds)
+            run, seconds = _timed(dense, judged, depth)
+            add(name, template, "dense", "", run, encoding + seconds)
+        exact = dense.search(judged, max(ks) + DEPTH)
         run, seconds = _timed(version, judged, depth)
         add(version.name, template, "store", "", run, encoding + seconds)
         shares = [(version.name, template, "store", "", "recall_of_exact", k, overlap(run, exact, k)) for k in ks]

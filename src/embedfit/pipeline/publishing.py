@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from embedfit.config import Config
 from embedfit.data import Dataset, Query
@@ -21,9 +20,6 @@ from embedfit.publish import (
     dataset_publication,
     model_publication,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def prepare_publications(
