@@ -202,7 +202,7 @@ def test_precision_is_what_was_asked_for_and_auto_is_remembered(tmp_path, monkey
     assert not use_bf16("fp32", "cpu")
     first = use_bf16("auto", "cpu")
     assert (tmp_path / "bf16.json").exists()
-    monkeypatch.setattr("embedfit.encode.matmul_seconds", lambda dtype: pytest.fail("measured twice"))
+    monkeypatch.setattr("embedfit.encode.matmul_seconds", lambda dtype, **more: pytest.fail("measured twice"))
     assert use_bf16("auto", "cpu") == first
     with pytest.raises(ConfigError, match="fp16"):
         use_bf16("fp16", "cpu")

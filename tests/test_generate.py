@@ -402,6 +402,16 @@ def test_the_key_comes_from_the_environment_or_is_asked_for(monkeypatch):
     assert endpoint_of(GenerateConfig(base_url="http://localhost:1234/v1"))._key == "none"
     monkeypatch.setenv("MINE", KEY)
     assert endpoint_of(GenerateConfig(key="MINE"))._key == KEY
+    # Nobody else's host is sent OpenAI's key, unless told so.
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-openai-0123456789")
+    with pytest.raises(ConfigError, match="EMBEDFIT_KEY_VLLM_EXAMPLE_COM_8000 is not set"):
+        endpoint_of(GenerateConfig(base_url="https://vllm.example.com:8000/v1"))
+    assert endpoint_of(GenerateConfig(base_url="http://localhost:1234/v1"))._key == "none"
+    assert endpoint_of(GenerateConfig(base_url="http://localhost:1234/v1", key="OPENAI_API_KEY"))._key == "sk-openai-0123456789"
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1234/v1")
+    assert endpoint_of(GenerateConfig())._key == "sk-openai-0123456789"
+    monkeypatch.setenv("EMBEDFIT_KEY_VLLM_EXAMPLE_COM_8000", KEY)
+    assert endpoint_of(GenerateConfig(base_url="https://vllm.example.com:8000/v1"))._key == KEY
     with pytest.raises(ConfigError, match=r"GATEWAY is not set, but generate\.headers names it"):
         endpoint_of(GenerateConfig(key="MINE", headers={"X-Gateway": "GATEWAY"}))
     monkeypatch.setenv("GATEWAY", "value-of-header")

@@ -59,6 +59,26 @@ def test_a_judge_takes_out_what_it_finds_as_relevant_as_the_right_answer():
     assert found([5, 20, 30], judge=judge) == [1, -1]
 
 
+def test_a_judge_is_asked_of_each_querys_own_documents_and_only_of_those_that_other_guards_leave(monkeypatch):
+    monkeypatch.setattr(module, "_JUDGED", 2)
+    corpus = {f"d{angle}": Document(f"d{angle}", f"at {angle}") for angle in range(0, 120, 10)}
+    queries = {f"q{angle}": Query(f"q{angle}", str(angle)) for angle in (0, 40, 80)}
+    data = Dataset(queries, corpus, {"q0": {"d10": 1}, "q40": {"d40": 1}, "q80": {"d90": 1, "d70": 1}})
+    seen = []
+
+    def judge(pairs):  # an even number of tens is as good as a right answer
+        seen.extend(pairs)
+        return np.array(
+            [float(document.split()[-1]) % 20 == 0 or document in ("at 10", "at 90", "at 70") for _, document in pairs], np.float32
+        )
+
+    found = mine(Placed(), data, "{text}", count=2, guards=Guards(judge=judge))
+    names = [[list(corpus)[position] for position in row if position >= 0] for row in found]
+    assert [sorted(row) for row in names] == [["d30", "d50"], ["d30", "d50"], ["d110", "d50"]]
+    assert ("0", "at 0") not in seen  # nearer than the right answer, so it is out already
+    assert ("80", "at 80") not in seen
+
+
 def test_the_corpus_is_worked_through_in_slices(monkeypatch):
     rng = np.random.default_rng(0)
     degrees = rng.choice(180, 60, replace=False).tolist()

@@ -5,13 +5,16 @@ import numpy as np
 import pytest
 
 from embedfit import pipeline
+from embedfit.config import TuneConfig
 from embedfit.data import Dataset, Document, Query
 from embedfit.encode import LocalEncoder
 from embedfit.errors import ConfigError, ModelError
 from embedfit.hub import model_folder
+from embedfit.pipeline.job import check_method
 from embedfit.rerank import LocalReranker, RerankedRetriever, rerank
 from embedfit.retrieve import BM25Retriever, FusedRetriever, Run
 from embedfit.score import score_run
+from embedfit.tune.full import tune_model
 
 
 class Longest:
@@ -218,3 +221,40 @@ def test_evaluate_takes_rerankers_and_ways_of_retrieval_from_options_and_setting
     assert "hybrid" in shown
     assert str(tmp_path / "cross") in (tmp_path / "t.csv").read_text()
     assert len((tmp_path / "t.csv").read_text().splitlines()) == 1 + 2 * 2 * 6
+
+
+@pytest.mark.slow
+def test_a_cross_encoder_judges_what_is_mined(cross_encoder, tiny_model, tmp_path, monkeypatch):
+    from embedfit.tune import full
+
+    data, found = things(0, 6), []
+    first, (right,) = next((id, data.relevant(id)) for id in data.queries)
+    data.qrels[first] = {next(id for id in data.corpus if id != right): 1}  # the right answer of one query is not labelled
+
+    def mine(*given, **named):
+        found.append(full_mine(*given, **named))
+        return found[-1]
+
+    full_mine = full.mine
+    monkeypatch.setattr(full, "mine", mine)
+    documents = [document.text for document in data.corpus.values()]
+    for judge in (None, str(cross_encoder)):
+        config = TuneConfig(candidates="mined", judge=judge, mined_margin=9.0, epochs=1)
+        tune_model(LocalEncoder(tiny_model, precision="fp32"), data, None, tmp_path / str(judge is None), config)
+    scored = LocalReranker(cross_encoder, precision="fp32")
+    passed = []
+    for mined in found:
+        passed.append([])
+        for row, (id, query) in enumerate(data.queries.items()):
+            known = [data.corpus[one].text for one in data.relevant(id)]
+            limit = scored.score([(query.text, text) for text in known]).min()
+            negatives = [(query.text, documents[position]) for position in mined[row] if position >= 0]
+            passed[-1].extend(scored.score(negatives) < limit + 1e-6 if negatives else [])
+    assert all(passed[1])
+    assert len(passed[0]) - sum(passed[0]) > 0
+    assert len(passed[1]) == sum(passed[0])
+
+
+def test_a_judge_that_is_not_there_is_refused_before_anything_is_measured(tiny_model):
+    with pytest.raises(ModelError, match="nowhere"):
+        check_method(LocalEncoder(tiny_model), TuneConfig(judge="./nowhere"))

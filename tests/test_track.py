@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -444,3 +445,77 @@ def test_a_tracker_that_is_not_installed_is_one_line_before_anything_is_measured
         pipeline.run(config)
     with pytest.raises(ConfigError, match=r"track\.report_to"):
         make_config(settings(project, tiny_model, track={"report_to": ["neptune"]}))
+
+
+def wandb_records(path):
+    """Yield what Weights & Biases has kept in a file to be sent later: LevelDB's log format, after seven bytes of its own."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, parts = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        if 32768 - at % 32768 < 7 or not kind:  # the rest of a block
+            at += 32768 - at % 32768
+            continue
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(parts)
+            parts = b""
+
+
+@pytest.mark.slow
+def test_training_is_logged_to_wandb_each_as_a_run_of_its_own(project, tiny_model, tmp_path, monkeypatch, capfd):
+    for name, value in {"MODE": "offline", "DIR": str(tmp_path), "PROJECT": "support", "SILENT": "true"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    config = make_config(settings(project, tiny_model, tune={"epochs": 2}, track={"report_to": ["wandb"]}))
+    data, base = pipeline.read(config.data), pipeline.encoder(config.model)
+    for fold in "01":
+        folder = tmp_path / "support" / "folds" / fold
+        pipeline.tune(base, data, None, folder, config.tune, template="{text}", report_to=config.track.report_to)
+    assert capfd.readouterr().out == ""
+    seen = {}
+    for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb"):
+        records = list(wandb_records(path))
+        [run] = [record.run for record in records if record.HasField("run")]
+        assert run.project == "support"
+        items = [
+            {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+            for record in records
+            if record.HasField("history")
+        ]
+        seen[run.display_name] = [(item["train/global_step"], item["train/loss"]) for item in items if "train/loss" in item]
+    history = json.loads((folder / "tuned.json").read_text())["history"]
+    assert sorted(seen) == ["support/folds/0", "support/folds/1"]
+    assert [loss for _, loss in seen["support/folds/1"]] == pytest.approx([epoch["loss"] for epoch in history], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_run_of_wandb_that_the_caller_began_is_left_open(project, tiny_model, tmp_path, monkeypatch):
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    config = make_config(settings(project, tiny_model, tune={"epochs": 1}, track={"report_to": ["wandb"]}))
+    with wandb.init(dir=tmp_path) as run:
+        base = pipeline.encoder(config.model)
+        pipeline.tune(base, pipeline.read(config.data), None, tmp_path / "a", config.tune, template="{text}", report_to=["wandb"])
+        assert wandb.run is run
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_training_is_logged_to_tensorboard_and_what_was_logged_is_kept(project, tiny_model, tmp_path, monkeypatch, given):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    if given:
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    config = make_config(settings(project, tiny_model, tune={"epochs": 2}, track={"report_to": ["tensorboard"]}))
+    folder = tmp_path / "support" / "folds" / "0"
+    pipeline.tune(
+        pipeline.encoder(config.model), pipeline.read(config.data), None, folder, config.tune, template="{text}", report_to=["tensorboard"]
+    )
+    events = EventAccumulator(str(tmp_path / "logs" / "support" / "folds" / "0" if given else folder / "tensorboard"))
+    events.Reload()
+    history = json.loads((folder / "tuned.json").read_text())["history"]
+    points = events.Scalars("train/loss")
+    assert [point.step for point in points] == [1, 2]
+    assert [point.value for point in points] == pytest.approx([epoch["loss"] for epoch in history], abs=1e-3)

@@ -268,7 +268,8 @@ def test_two_processes_train_as_one_does_and_go_on_when_one_of_them_was_killed(t
     again = train("killed", *together)
     assert again.returncode == 0, again.stderr.decode()
     one, two, killed = (json.loads((tmp_path / folder / "tuned.json").read_text()) for folder in ("one", "two", "killed"))
-    assert two["tokens"] == one["tokens"] and killed["epoch"] == two["epoch"] == one["epoch"]
+    assert two["tokens"] == one["tokens"]
+    assert killed["epoch"] == two["epoch"] == one["epoch"]
     for ours, theirs in zip(two["history"], one["history"], strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
     assert killed["history"] == two["history"]

@@ -122,6 +122,9 @@ class TuneConfig(_Section):
     mined_margin: float = Field(
         1.0, gt=0, description="A mined document is at most so similar to the query, as a share of its least similar right answer."
     )
+    judge: str | None = Field(
+        None, description="A cross-encoder (a folder or a Hub name): a mined document must score lower with it than each right answer."
+    )
     mine_every: int | None = Field(None, ge=1, description="Steps from one mining to the next. By default an epoch's.")
     memory_gb: float | None = Field(
         None, gt=0, description="Memory for a step's activations, in GiB; larger steps are computed in parts. By default a third of it all."
@@ -198,7 +201,9 @@ class GenerateConfig(_Section):
     questions: int = Field(0, ge=0, description="Questions to write for each document.")
     model: str = Field("gpt-4.1-mini", description="The LLM, by the name that its endpoint knows.")
     base_url: str | None = Field(None, description="Any OpenAI-compatible endpoint, with /v1. By default OPENAI_BASE_URL, or OpenAI's own.")
-    key: str = Field("OPENAI_API_KEY", description="The environment variable that holds the key; a server on this machine needs none.")
+    key: str | None = Field(
+        None, description="The environment variable that holds the key. By default OPENAI_API_KEY, or for another host EMBEDFIT_KEY_<HOST>."
+    )
     headers: dict[str, str] = Field({}, description="More headers, for gateways: name -> the environment variable that holds the value.")
     mode: Literal["json_schema", "tools", "json"] = Field("json_schema", description="How the endpoint is told the shape of an answer.")
     prompt: str | None = Field(None, description="A Jinja template. By default the bundled one for transactions, records or questions.")

@@ -13,6 +13,7 @@ import email.utils
 import json
 import os
 import random
+import re
 import time
 import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -61,6 +62,23 @@ def openai_headers() -> list[str]:
     """Return the headers that OpenAI's SDK takes from the environment and would send to any host, though they are for OpenAI's."""
     custom = [line.partition(":")[0].strip() for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n") if ":" in line]
     return ["OpenAI-Organization", "OpenAI-Project", *custom]
+
+
+def openais(url: str) -> bool:
+    """Return whether this is the host that ``OPENAI_API_KEY`` is for: that of ``OPENAI_BASE_URL``, or else OpenAI's."""
+    return urllib.parse.urlsplit(url).netloc == urllib.parse.urlsplit(os.environ.get("OPENAI_BASE_URL") or OPENAI).netloc
+
+
+def key_variable(url: str) -> str:
+    """Return the environment variable that holds the key for a host. Each has its own, so that no key goes to another's.
+
+    >>> key_variable("https://vllm.example.com:8000/v1")
+    'EMBEDFIT_KEY_VLLM_EXAMPLE_COM_8000'
+    """
+    if openais(url):
+        return "OPENAI_API_KEY"
+    host = urllib.parse.urlsplit(url).netloc.rpartition("@")[2]
+    return "EMBEDFIT_KEY_" + re.sub(r"[^A-Z0-9]+", "_", host.upper()).strip("_")
 
 
 class BudgetError(EndpointError):
@@ -204,8 +222,7 @@ class Endpoint:
     def _connected(self, timeout: float) -> AsyncOpenAI:
         if self._client is None:
             openai = require("openai", extra="generate")
-            own = urllib.parse.urlsplit(self.base_url).netloc == urllib.parse.urlsplit(os.environ.get("OPENAI_BASE_URL") or OPENAI).netloc
-            others: dict[str, Any] = {} if own else {name: openai.Omit() for name in openai_headers()}
+            others: dict[str, Any] = {} if openais(self.base_url) else {name: openai.Omit() for name in openai_headers()}
             # Trying again is the Asker's part: the SDK would do it for a spent quota too, and say nothing of it.
             self._client = openai.AsyncOpenAI(
                 base_url=self.base_url, api_key=self._key, default_headers={**others, **self._headers}, max_retries=0, timeout=timeout

@@ -33,7 +33,7 @@ from embedfit import console
 from embedfit.config import GenerateConfig
 from embedfit.data import Row, writing
 from embedfit.duplicates import Said, words_of
-from embedfit.endpoint import OPENAI, PRICES, Asker, BudgetError, Endpoint, Limits, Request, Stopped
+from embedfit.endpoint import OPENAI, PRICES, Asker, BudgetError, Endpoint, Limits, Request, Stopped, key_variable
 from embedfit.errors import ConfigError, DataError, EmbedfitError, EndpointError, require, shown
 from embedfit.ledger import Ledger, Line, digest, open_ledger
 from embedfit.plan import Records, Rejected, Slot, Task, drawn, filled, prompt_template
@@ -203,14 +203,15 @@ def endpoint_of(config: GenerateConfig, ask: Callable[[str], str] | None = None)
     """Return the endpoint of a configuration, with its key from the environment.
 
     Args:
-        config: Says which variable holds the key.
+        config: Says which variable holds the key, if it is not the host's own.
         ask: Asks a person for the key, where there is none and the endpoint is not on this machine.
 
     Raises:
         ConfigError: A variable is not set.
     """
     base_url = _base_url(config)
-    key = os.environ.get(config.key, "")
+    variable = config.key or key_variable(base_url)
+    key = os.environ.get(variable, "")
     if not key:
         host = urllib.parse.urlsplit(base_url).hostname or ""
         if host in ("localhost", "::1") or host.startswith("127."):
@@ -218,12 +219,12 @@ def endpoint_of(config: GenerateConfig, ask: Callable[[str], str] | None = None)
         elif ask:
             key = ask(f"Key for {host}: ").strip()
     if not key:
-        raise ConfigError(f"{config.key} is not set; fix: export {config.key}=..., or name another variable with 'key' in [generate]")
+        raise ConfigError(f"{variable} is not set; fix: export {variable}=..., or name another variable with 'key' in [generate]")
     missing = [variable for variable in config.headers.values() if variable not in os.environ]
     if missing:
         raise ConfigError(f"{missing[0]} is not set, but generate.headers names it; fix: export it")
     headers = {name: os.environ[variable] for name, variable in config.headers.items()}
-    return Endpoint(base_url, key, headers, key_name=config.key)
+    return Endpoint(base_url, key, headers, key_name=variable)
 
 
 @dataclass

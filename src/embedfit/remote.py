@@ -34,13 +34,12 @@ import numpy as np
 
 from embedfit import console
 from embedfit.encode import Kind, Part, Vectors
-from embedfit.endpoint import openai_headers, retry_after
+from embedfit.endpoint import OPENAI, key_variable, openai_headers, openais, retry_after
 from embedfit.errors import ConfigError, EmbedfitError, ModelError, OfflineError, require
 
 PRICES = {"text-embedding-3-small": 0.02, "text-embedding-3-large": 0.13, "text-embedding-ada-002": 0.10}
 """US dollars for a million tokens at api.openai.com, as listed in November 2026. Anything else is ``price`` or unknown."""
 
-_OPENAI = "https://api.openai.com/v1"
 _OPENAI_TEXTS, _OPENAI_TOKENS = 2048, 300_000
 """What api.openai.com takes in one request."""
 _SERVER_TEXTS, _SERVER_BYTES = 32, 1_000_000
@@ -93,7 +92,7 @@ class Address:
         elif provider == "openai":
             model, at, url = re.fullmatch(r"(.*?)(?:(@)(https?://.*))?", rest, re.DOTALL).groups()  # type: ignore[union-attr]
             model, _, options = model.partition("?")
-            url = url if at else os.environ.get("OPENAI_BASE_URL") or _OPENAI
+            url = url if at else os.environ.get("OPENAI_BASE_URL") or OPENAI
         else:
             raise ConfigError(f"model {name!r} is not remote; expected openai:MODEL or hf-inference:MODEL")
         if url and (urlsplit(url).username or urlsplit(url).password):
@@ -124,7 +123,7 @@ class Address:
     @property
     def variable(self) -> str:
         """The environment variable that holds the key for this host."""
-        if self.provider == "openai" and self.host == urlsplit(os.environ.get("OPENAI_BASE_URL") or _OPENAI).netloc:
+        if self.provider == "openai" and openais(self.url or OPENAI):
             return "OPENAI_API_KEY"
         name = self.host.partition(":")[0]
         if name in ("huggingface.co", "huggingface.cloud") or name.endswith((".huggingface.co", ".huggingface.cloud")):
@@ -134,17 +133,7 @@ class Address:
     @property
     def metered(self) -> bool:
         """Whether this is api.openai.com, with its prices and limits."""
-        return self.host == urlsplit(_OPENAI).netloc
-
-
-def key_variable(url: str) -> str:
-    """Return the environment variable for the key of a host that is neither OpenAI's nor Hugging Face's.
-
-    >>> key_variable("https://vllm.example.com:8000/v1")
-    'EMBEDFIT_KEY_VLLM_EXAMPLE_COM_8000'
-    """
-    host = urlsplit(url).netloc.rpartition("@")[2]
-    return "EMBEDFIT_KEY_" + re.sub(r"[^A-Z0-9]+", "_", host.upper()).strip("_")
+        return self.host == urlsplit(OPENAI).netloc
 
 
 @dataclass(frozen=True)

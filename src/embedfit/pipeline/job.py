@@ -22,6 +22,7 @@ from embedfit.errors import ConfigError, DataError, ModelError
 from embedfit.pipeline.generating import write_queries
 from embedfit.records import record_type
 from embedfit.remote import RemoteEncoder, is_remote
+from embedfit.rerank import LocalReranker
 from embedfit.retrieve import DEPTH, DenseRetriever, Run
 from embedfit.score import Scores, score_run
 from embedfit.split import Split, split_dataset, split_folds, without_leaks
@@ -87,9 +88,12 @@ def check_method(base: Encoder, config: TuneConfig) -> None:
 
     Raises:
         ConfigError: The method needs weights, and the model is behind an API.
+        ModelError: The judge of mined documents is no cross-encoder that is here.
     """
     if config.method != "adapter" and not isinstance(base, LocalEncoder):
         raise ConfigError(f'{base.name} has no weights here to train; fix: method = "adapter" in [tune] fits a map of its query vectors')
+    if config.judge:
+        LocalReranker(config.judge)
 
 
 def splits_of(config: Config, dataset: Dataset) -> list[Split]:

@@ -32,10 +32,12 @@ from embedfit.config import TuneConfig
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, writing
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, ModelEncoder, load_model, use_bf16
 from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError, StorageError, require
+from embedfit.rerank import LocalReranker
 from embedfit.retrieve import DenseRetriever
 from embedfit.score import score_run
 from embedfit.tune.batches import Collator, Tokens
 from embedfit.tune.candidates import AllDocuments, BatchAndOthers, CandidateSource
+from embedfit.tune.logged import logged, run_name
 from embedfit.tune.loss import CandidateLoss
 from embedfit.tune.mine import Guards, MinedCandidates, mine
 from embedfit.tune.result import Tuned, claim, keys_of, read_tuned, save_in_place, why_not_written, write_tuned
@@ -156,8 +158,11 @@ def _train(
     source: CandidateSource = AllDocuments(train) if kind == "all" else drawn
     if kind == "mined":
         now = _Unnamed(ModelEncoder(model, encoder.prompts, bf16=bf16, warns=False))
-        find = partial(_hard_negatives, encoder, now, train, template, config)
+        guards = Guards(config.mined_margin, LocalReranker(config.judge, precision=encoder.precision).score if config.judge else None)
+        find = partial(_hard_negatives, encoder, now, train, template, _POOL * config.hard_negatives, guards)
         source = miner = MinedCandidates(drawn, find, folder / "mined", config.mine_every or -(-len(queries) // config.batch_size))
+    elif config.judge:
+        console.note(f"nothing is mined, so tune.judge is not asked (candidates: {kind})")
     chunk_tokens = _CHUNK_TOKENS if model.device.type == "cpu" else _CHUNK_TOKENS_ELSEWHERE // ranks.count()
     collator = Collator(queries, documents, source, chunk_tokens=chunk_tokens)
     checkpoints = folder / "checkpoints"
@@ -186,6 +191,7 @@ def _train(
         logging_strategy="epoch" if report_to else "no",
         logging_nan_inf_filter=False,
         report_to=list(report_to) or "none",
+        run_name=run_name(folder),
         disable_tqdm=True,
         dataloader_pin_memory=model.device.type == "cuda",
     )
@@ -215,7 +221,8 @@ def _train(
             trainer._load_best_model()
             record.on_train_begin(arguments, trainer.state, None)
         else:
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            with logged(trainer, folder):
+                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if not all(torch.isfinite(value).all() for value in model.parameters()):
         raise _diverged(trainer.state)
     best = trainer.state.best_global_step
@@ -293,12 +300,12 @@ def _random(config: TuneConfig, kind: str) -> int:
 
 
 def _hard_negatives(
-    base: LocalEncoder, now: Encoder, train: Dataset, template: str, config: TuneConfig, number: int
+    base: LocalEncoder, now: Encoder, train: Dataset, template: str, count: int, guards: Guards, number: int
 ) -> npt.NDArray[np.int64]:
     """Return what the model sees as its hard negatives when it looks for them for the nth time."""
     # At first its weights are the base model's, with which the comparison may have encoded everything.
     encoder = CachedEncoder(base) if number == 0 else now
-    return mine(encoder, train, template, count=_POOL * config.hard_negatives, guards=Guards(config.mined_margin))
+    return mine(encoder, train, template, count=count, guards=guards)
 
 
 def choose_candidates(config: TuneConfig, document_tokens: int) -> str:

@@ -22,6 +22,8 @@ from embedfit.tune.candidates import BatchAndOthers, Candidates, relevant_positi
 
 _SLICE = 8192
 """Documents encoded and compared at once."""
+_JUDGED = 256
+"""Queries whose documents are judged at once."""
 
 Judge = Callable[[Sequence[tuple[str, str]]], npt.NDArray[np.float32]]
 """Scores pairs of a query's and a document's text; more is more relevant. A cross-encoder, say, or a language model."""
@@ -63,14 +65,14 @@ def mine(encoder: Encoder, train: Dataset, template: str, *, count: int, guards:
     depth = seen * count + max(map(len, relevant))
     ranked, scores, least = _nearest(encoder, queries, texts, relevant, depth)
     found = np.full((len(asked), count), -1, np.int64)
-    judged = _judged(guards.judge, asked, texts, relevant, ranked) if guards.judge else None
+    allowed = scores <= (least - (1 - guards.margin) * np.abs(least))[:, None]
     for row, known in enumerate(relevant):
-        limit = least[row] - (1 - guards.margin) * abs(least[row])
-        allowed = ~np.isin(ranked[row], list(known)) & (scores[row] <= limit)
-        if judged is not None:
-            allowed &= judged[row]
+        allowed[row] &= ~np.isin(ranked[row], list(known))
+    if guards.judge:
+        allowed = _judged(guards.judge, asked, texts, relevant, ranked, allowed)
+    for row, known in enumerate(relevant):
         kept: list[int] = []
-        for position in ranked[row][allowed].tolist():
+        for position in ranked[row][allowed[row]].tolist():
             if len(kept) == count:
                 break
             if not any(nearly_same(texts[position], texts[positive]) for positive in known):
@@ -115,15 +117,26 @@ def _best(
 
 
 def _judged(
-    judge: Judge, asked: Sequence[str], texts: Sequence[str], relevant: Sequence[dict[int, int]], ranked: npt.NDArray[np.int64]
+    judge: Judge,
+    asked: Sequence[str],
+    texts: Sequence[str],
+    relevant: Sequence[dict[int, int]],
+    ranked: npt.NDArray[np.int64],
+    allowed: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.bool_]:
-    """Return which of the nearest documents score lower than all of the query's positives."""
-    allowed = np.zeros(ranked.shape, bool)
-    for row, known in enumerate(relevant):
-        columns = [*ranked[row].tolist(), *known]
-        scores = judge([(asked[row], texts[position]) for position in columns])
-        allowed[row] = scores[: ranked.shape[1]] < scores[ranked.shape[1] :].min()
-    return allowed
+    """Return which of the allowed documents score lower than all of the query's positives."""
+    lower = np.zeros_like(allowed)
+    # Processes that train together share the queries out among them.
+    rows = range(ranks.number(), len(asked), ranks.count())
+    for start in range(0, len(rows), _JUDGED):
+        some = rows[start : start + _JUDGED]
+        positions = [[*relevant[row], *ranked[row][allowed[row]].tolist()] for row in some]
+        scores = judge([(asked[row], texts[position]) for row, each in zip(some, positions, strict=True) for position in each])
+        for row, own in zip(some, np.split(scores, np.cumsum([len(each) for each in positions])[:-1]), strict=True):
+            known = len(relevant[row])
+            lower[row, allowed[row]] = own[known:] < own[:known].min()
+    everywhere: npt.NDArray[np.bool_] = np.any(ranks.gathered(lower), axis=0)
+    return everywhere
 
 
 class MinedCandidates:
