@@ -94,7 +94,7 @@ def test_faults_that_pass_are_overcome(tmp_path, kind):
     assert len({line["reply"]["choices"][0]["message"]["content"] for line in found}) == 40
 
 
-def testretry_after_is_waited_for_by_everybody(tmp_path):
+def test_retry_after_is_waited_for_by_everybody(tmp_path):
     times = []
 
     def busy_once(number, body):
@@ -107,7 +107,7 @@ def testretry_after_is_waited_for_by_everybody(tmp_path):
     assert times[-1] - times[1] < 1.2
 
 
-def testretry_after_has_three_forms():
+def test_retry_after_has_three_forms():
     assert retry_after({"retry-after": "1.5"}) == 1.5
     assert retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
     soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=20)
