@@ -6,14 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from embedfit import pipeline
-from embedfit.config import make_config, read_config
-from embedfit.encode import CachedEncoder, LocalEncoder
+from embedfit.config import TuneConfig, make_config, read_config
+from embedfit.data import load
+from embedfit.encode import CachedEncoder, LocalEncoder, ModelEncoder
 from embedfit.engine import LocalEngine, RayEncoder, RayEngine, _mapped
 from embedfit.errors import ConfigError, EmbedfitError, ModelError
+from embedfit.hub import model_folder
 from embedfit.retrieve import DenseRetriever, best_pairs, top_k
 from embedfit.samples import TRANSACTIONS
+from embedfit.tune.full import _now, tune_model
+from embedfit.tune.mine import mine
 
 pytestmark = pytest.mark.slow
 TEXTS = [f"{word} {number}" for number in range(30) for word in ("tea", "a much longer text about coffee", "bus", "tea")]
@@ -166,3 +171,47 @@ def test_the_engine_of_a_configuration_is_the_one_it_names(cluster):
     assert isinstance(pipeline.engine_of(make_config({"data": {"queries": "-"}}).engine), LocalEngine)
     with pytest.raises(ConfigError, match="'local' or 'ray'"):
         make_config({"data": {"queries": "-"}, "engine": "spark"})
+
+
+@pytest.fixture
+def judge(tmp_path):
+    """The folder of a cross-encoder that has an opinion, if no good one."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(0)
+    source, folder = model_folder("all-MiniLM-L6-v2"), tmp_path / "judge"
+    AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, num_hidden_layers=1).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source, model_max_length=64).save_pretrained(folder)
+    return str(folder)
+
+
+def test_negatives_mined_and_judged_on_the_cluster_are_those_found_here(cluster, tiny_model, judge, tmp_path, monkeypatch):
+    from embedfit.tune import full
+
+    monkeypatch.setattr("embedfit.engine._DOCUMENTS", 10)
+    made, seen = full._now, []
+    monkeypatch.setattr(full, "_now", lambda *given: seen.append(made(*given)) or seen[-1])
+    data = load(TRANSACTIONS / "transactions.jsonl", TRANSACTIONS / "categories.json", record="transaction")
+    data = data.select(list(data.queries)[:60])
+    config = TuneConfig(candidates="mined", epochs=2, mined_margin=2.0, judge=judge)
+    mined, weights = [], []
+    for name, engine in (("here", None), ("there", cluster)):
+        found = []
+        monkeypatch.setenv("EMBEDFIT_CACHE", str(tmp_path / "cache" / name))
+        monkeypatch.setattr(full, "mine", lambda *given, found=found, **named: found.append(mine(*given, **named)) or found[-1])
+        tuned = tune_model(local(tiny_model), data, None, tmp_path / name, config, engine=engine)
+        mined.append(found)
+        weights.append(load_file(tuned.folder / "model.safetensors"))
+        assert not (tmp_path / name / "mined").exists()
+    assert len(mined[0]) == len(mined[1]) == 2
+    for one, other in zip(*mined, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for name, values in weights[0].items():
+        np.testing.assert_array_equal(values, weights[1][name])
+    assert [type(one.encode.__self__) for one in seen] == [ModelEncoder, RayEncoder]
+
+
+def test_a_model_with_loras_matrices_in_it_mines_where_it_is(cluster, tiny_model, tmp_path):
+    training = local(tiny_model).loaded
+    assert _now(training, False, cluster, tmp_path).encode == training.encode

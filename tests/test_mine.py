@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from embedfit.data import Dataset, Document, Query
+from embedfit.engine import LocalEngine
 from embedfit.tune import mine as module
 from embedfit.tune.candidates import BatchAndOthers
 from embedfit.tune.mine import Guards, MinedCandidates, mine
@@ -83,7 +84,7 @@ def test_the_corpus_is_worked_through_in_slices(monkeypatch):
     rng = np.random.default_rng(0)
     degrees = rng.choice(180, 60, replace=False).tolist()
     whole = found(degrees, {"d7": 1, "d3": 1}, count=5)
-    monkeypatch.setattr(module, "_SLICE", 7)
+    monkeypatch.setattr(LocalEngine, "at_once", 7)
     assert found(degrees, {"d7": 1, "d3": 1}, count=5) == whole
 
 

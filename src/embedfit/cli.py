@@ -293,6 +293,7 @@ def tune(
             settings.tune,
             template=settings.data.document_template,
             report_to=settings.track.report_to,
+            engine=settings.engine,
         )
     if as_json:
         typer.echo(json.dumps({**vars(tuned), "folder": str(tuned.folder), "over": tuned.over and tuned.over.name}))

@@ -233,7 +233,9 @@ class Config(_Section):
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="First part of the run directory's name.")
     output: str = Field("runs", description="Where run directories are made.")
-    engine: Literal["local", "ray"] = Field("local", description="Where texts are encoded and searched: this process, or a Ray cluster.")
+    engine: Literal["local", "ray"] = Field(
+        "local", description="Where texts are encoded, searched and mined: this process, or a Ray cluster."
+    )
     data: DataConfig
     split: SplitConfig = SplitConfig()
     model: ModelConfig = ModelConfig()

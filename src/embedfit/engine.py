@@ -43,6 +43,11 @@ class Engine(Protocol):
         """Return what `embedfit.retrieve.top_k` returns."""
         ...
 
+    @property
+    def at_once(self) -> int:
+        """Documents to encode and search together where not all vectors are to be held: enough to keep everybody busy."""
+        ...
+
 
 class LocalEngine:
     """Everything in this process."""
@@ -58,6 +63,11 @@ class LocalEngine:
     def top_k(self, queries: Vectors, documents: Vectors, k: int) -> Ranked:
         """Return the k nearest documents of each query."""
         return top_k(queries, documents, k)
+
+    @property
+    def at_once(self) -> int:
+        """What one processor or device is kept busy with."""
+        return 8192
 
 
 class RayEngine:
@@ -95,6 +105,11 @@ class RayEngine:
         if not found or not len(queries):
             return top_k(queries, documents, k)
         return best_pairs(np.concatenate([one for one, _ in found], axis=1), np.concatenate([one for _, one in found], axis=1), k)
+
+    @property
+    def at_once(self) -> int:
+        """So many that the workers' start, some seconds, hardly counts: 600 MB of vectors with 384 dimensions."""
+        return 4 * _DOCUMENTS
 
 
 class RayEncoder:

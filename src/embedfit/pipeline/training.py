@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from embedfit import console, ranks
 from embedfit.config import TuneConfig
@@ -13,7 +13,7 @@ from embedfit.data import DOCUMENT_TEMPLATE, Dataset
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
 from embedfit.errors import ConfigError
 from embedfit.mix import mixed, rendered
-from embedfit.pipeline.job import Job, check_method, local
+from embedfit.pipeline.job import Job, check_method, engine_of, local
 
 if TYPE_CHECKING:
     from embedfit.tune.result import Tuned
@@ -57,7 +57,7 @@ def tune_part(job: Job, train: Dataset, dev: Dataset | None, folder: Path, chang
     if job.others:
         train = mixed([(train, template), *job.others], temperature=job.config.mix.temperature, seed=config.seed)
         dev, template = dev and rendered(dev, template), DOCUMENT_TEMPLATE
-    return tune(job.base, train, dev, folder, config, template=template, report_to=job.config.track.report_to)
+    return tune(job.base, train, dev, folder, config, template=template, report_to=job.config.track.report_to, engine=job.config.engine)
 
 
 def tune(
@@ -69,6 +69,7 @@ def tune(
     *,
     template: str,
     report_to: Sequence[str] = (),
+    engine: Literal["local", "ray"] = "local",
 ) -> Tuned:
     """Tune a model by the method that the settings name; the result is the same kind of folder for all of them.
 
@@ -90,4 +91,5 @@ def tune(
         return Tuned(found.folder / "adapter.safetensors", (), 1, 0, found.seconds, "all", "fp32", over=found.base)
     from embedfit.tune.full import tune_model
 
-    return tune_model(local(base), train, dev, folder, config, template=template, report_to=report_to)
+    where = engine_of(engine) if ranks.count() == 1 else None
+    return tune_model(local(base), train, dev, folder, config, template=template, report_to=report_to, engine=where)

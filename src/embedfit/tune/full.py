@@ -30,7 +30,8 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 from embedfit import console, ranks
 from embedfit.config import TuneConfig
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, writing
-from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, ModelEncoder, load_model, use_bf16
+from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, ModelEncoder, Precision, load_model, use_bf16
+from embedfit.engine import Engine, LocalEngine
 from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError, StorageError, require
 from embedfit.rerank import LocalReranker
 from embedfit.retrieve import DenseRetriever
@@ -75,6 +76,7 @@ def tune_model(
     *,
     template: str = DOCUMENT_TEMPLATE,
     report_to: Sequence[str] = (),
+    engine: Engine | None = None,
 ) -> Tuned:
     """Fine-tune a model on labelled pairs, keeping the epoch that is best on dev.
 
@@ -88,6 +90,8 @@ def tune_model(
         config: Settings; by default the same for every data set.
         template: What a document says.
         report_to: Where the trainer's own callbacks log to: ``mlflow``, ``wandb``, ``tensorboard``.
+        engine: Where negatives are mined and judged; by default in this process. Not for processes that train together, which
+            share that among them.
 
     Raises:
         ConfigError: A Matryoshka dimension that the model does not have.
@@ -116,7 +120,7 @@ def tune_model(
             fix="add queries with other labels",
         )
     try:
-        tuned = _train(encoder, train, dev, folder, config, template, report_to)
+        tuned = _train(encoder, train, dev, folder, config, template, report_to, engine or LocalEngine())
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
             raise ModelError(f"training: memory ran out; fix: a smaller tune.batch_size than {config.batch_size}") from None
@@ -142,6 +146,7 @@ def _train(
     config: TuneConfig,
     template: str,
     report_to: Sequence[str],
+    engine: Engine,
 ) -> Tuned:
     model = load_model(encoder.folder, encoder.prompts)
     dimension = model.get_embedding_dimension()
@@ -157,9 +162,16 @@ def _train(
     drawn = BatchAndOthers(train, random=_random(config, kind), hard=config.hard_negatives, seed=config.seed)
     source: CandidateSource = AllDocuments(train) if kind == "all" else drawn
     if kind == "mined":
-        now = _Unnamed(ModelEncoder(model, encoder.prompts, bf16=bf16, warns=False))
-        guards = Guards(config.mined_margin, LocalReranker(config.judge, precision=encoder.precision).score if config.judge else None)
-        find = partial(_hard_negatives, encoder, now, train, template, _POOL * config.hard_negatives, guards)
+        # At first its weights are the base model's, with which the comparison may have encoded everything.
+        first = CachedEncoder(engine.encoder(encoder))
+        now = partial(_now, ModelEncoder(model, encoder.prompts, bf16=bf16, warns=False), lora is None, engine, folder / "mined" / "model")
+        judge_of = engine.reranker(LocalReranker(config.judge, precision=encoder.precision)).score if config.judge else None
+        guards = Guards(config.mined_margin, judge_of)
+
+        def find(number: int) -> npt.NDArray[np.int64]:
+            using = now() if number else first
+            return mine(using, train, template, count=_POOL * config.hard_negatives, guards=guards, engine=engine)
+
         source = miner = MinedCandidates(drawn, find, folder / "mined", config.mine_every or -(-len(queries) // config.batch_size))
     elif config.judge:
         console.note(f"nothing is mined, so tune.judge is not asked (candidates: {kind})")
@@ -299,13 +311,21 @@ def _random(config: TuneConfig, kind: str) -> int:
     return 0 if kind == "mined" else _RANDOM
 
 
-def _hard_negatives(
-    base: LocalEncoder, now: Encoder, train: Dataset, template: str, count: int, guards: Guards, number: int
-) -> npt.NDArray[np.int64]:
-    """Return what the model sees as its hard negatives when it looks for them for the nth time."""
-    # At first its weights are the base model's, with which the comparison may have encoded everything.
-    encoder = CachedEncoder(base) if number == 0 else now
-    return mine(encoder, train, template, count=count, guards=guards)
+def _now(training: ModelEncoder, whole: bool, engine: Engine, folder: Path) -> Encoder:
+    """Return the model as it is now, as an engine sees it: another machine must be sent its files.
+
+    Args:
+        training: The model.
+        whole: Whether its files are a model of their own: with LoRA's matrices in it, they are not, and it stays here.
+        engine: Where it is to encode.
+        folder: Where its files go.
+    """
+    if isinstance(engine, LocalEngine) or not whole:
+        return _Unnamed(training)
+    save_in_place(partial(training.model.save_pretrained, create_model_card=False), folder)
+    query, document = training.prompts["query"], training.prompts["document"]
+    precision: Precision = "bf16" if training.bf16 else "fp32"
+    return _Unnamed(engine.encoder(LocalEncoder(folder, query_prompt=query, document_prompt=document, precision=precision)))
 
 
 def choose_candidates(config: TuneConfig, document_tokens: int) -> str:
@@ -468,7 +488,7 @@ class _Unnamed:
 
     name = fingerprint = "in training"
 
-    def __init__(self, encoder: ModelEncoder) -> None:
+    def __init__(self, encoder: Encoder | ModelEncoder) -> None:
         self.encode = encoder.encode
 
 

@@ -17,11 +17,10 @@ from embedfit import ranks
 from embedfit.data import Dataset, writing
 from embedfit.duplicates import nearly_same
 from embedfit.encode import Encoder
-from embedfit.retrieve import best_of, top_k
+from embedfit.engine import Engine, LocalEngine
+from embedfit.retrieve import best_of
 from embedfit.tune.candidates import BatchAndOthers, Candidates, relevant_positions
 
-_SLICE = 8192
-"""Documents encoded and compared at once."""
 _JUDGED = 256
 """Queries whose documents are judged at once."""
 
@@ -43,7 +42,16 @@ class Guards:
     judge: Judge | None = None
 
 
-def mine(encoder: Encoder, train: Dataset, template: str, *, count: int, guards: Guards, seen: int = 4) -> npt.NDArray[np.int64]:
+def mine(
+    encoder: Encoder,
+    train: Dataset,
+    template: str,
+    *,
+    count: int,
+    guards: Guards,
+    seen: int = 4,
+    engine: Engine | None = None,
+) -> npt.NDArray[np.int64]:
     """Return each training query's hardest negatives.
 
     Known positives are never among them, nor near duplicates of one, nor what the guards reject.
@@ -55,6 +63,7 @@ def mine(encoder: Encoder, train: Dataset, template: str, *, count: int, guards:
         count: Negatives wanted for each query.
         guards: What else to leave out.
         seen: The nearest documents that are looked at, as a multiple of `count`.
+        engine: What searches, and says how many documents' vectors are held at once; by default this process.
 
     Returns:
         Positions in the corpus, hardest first; shape (queries, count), with -1 where there are no more.
@@ -63,7 +72,7 @@ def mine(encoder: Encoder, train: Dataset, template: str, *, count: int, guards:
     relevant = relevant_positions(train)
     queries = encoder.encode(asked, "query")
     depth = seen * count + max(map(len, relevant))
-    ranked, scores, least = _nearest(encoder, queries, texts, relevant, depth)
+    ranked, scores, least = _nearest(encoder, queries, texts, relevant, depth, engine or LocalEngine())
     found = np.full((len(asked), count), -1, np.int64)
     allowed = scores <= (least - (1 - guards.margin) * np.abs(least))[:, None]
     for row, known in enumerate(relevant):
@@ -82,7 +91,12 @@ def mine(encoder: Encoder, train: Dataset, template: str, *, count: int, guards:
 
 
 def _nearest(
-    encoder: Encoder, queries: npt.NDArray[np.float32], texts: Sequence[str], relevant: Sequence[dict[int, int]], depth: int
+    encoder: Encoder,
+    queries: npt.NDArray[np.float32],
+    texts: Sequence[str],
+    relevant: Sequence[dict[int, int]],
+    depth: int,
+    engine: Engine,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return the nearest documents of each query and their similarities, and that of each query's least similar positive."""
     ranked, scores = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
@@ -92,12 +106,13 @@ def _nearest(
         for position in known:
             holders.setdefault(position, []).append(row)
     # Processes that train together share the corpus out among them.
-    for start in range(ranks.number() * _SLICE, len(texts), ranks.count() * _SLICE):
-        vectors = encoder.encode(texts[start : start + _SLICE], "document")
+    at_once = engine.at_once
+    for start in range(ranks.number() * at_once, len(texts), ranks.count() * at_once):
+        vectors = encoder.encode(texts[start : start + at_once], "document")
         for offset, vector in enumerate(vectors):
             for row in holders.get(start + offset, ()):
                 least[row] = min(least[row], float(queries[row] @ vector))
-        some, similar = top_k(queries, vectors, depth)
+        some, similar = engine.top_k(queries, vectors, depth)
         ranked, scores = np.concatenate([ranked, some + start], axis=1), np.concatenate([scores, similar], axis=1)
         ranked, scores = _best(ranked, scores, depth)
     parts = ranks.gathered((ranked, scores, least))
