@@ -1,6 +1,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -231,24 +232,37 @@ def test_vectors_of_another_type_are_kept_as_float32(tmp_path):
     assert sorted(found.sum(axis=1)) == [1, 1]
 
 
-def test_a_killed_process_loses_one_slice_at_most(word_encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr("embedfit.encode._SLICE", 2)
+KILLED_ENCODING = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from embedfit import encode
 
-    class Fails:
-        name = fingerprint = "words"
-        calls = 0
+class Numbered:
+    name = fingerprint = "numbered"
+    slices = 0
 
-        def encode(self, texts, kind):
-            Fails.calls += 1
-            if Fails.calls == 2:
-                raise KeyboardInterrupt
-            return word_encoder.encode(texts, kind)
+    def encode(self, texts, kind):
+        self.slices += 1
+        if self.slices == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.array([[int(text.split()[-1])] * 384 for text in texts], np.float32)
 
-    with pytest.raises(KeyboardInterrupt):
-        CachedEncoder(Fails(), tmp_path).encode(["a", "b", "c"], "query")
-    again = CachedEncoder(Fails(), tmp_path)
-    again.encode(["a", "b", "c"], "query")
-    assert again.misses == 1
+encode._SLICE = 10
+encode.CachedEncoder(Numbered(), Path(sys.argv[1])).encode([f"text {number}" for number in range(100)], "query")
+"""
+
+
+def test_a_process_killed_while_encoding_loses_one_slice(tmp_path):
+    left = 100
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", KILLED_ENCODING, str(tmp_path)])
+        assert done.returncode == -signal.SIGKILL
+        left -= 30
+    again = CachedEncoder(Numbered(), tmp_path)
+    vectors = again.encode([f"text {number}" for number in range(100)], "query")
+    assert again.misses == left == 10
+    assert vectors[:, 0].tolist() == list(range(100))
 
 
 class Numbered:

@@ -336,6 +336,49 @@ def test_killed_and_started_again_it_ends_with_the_same_model(request, tiny_mode
     assert resumed["tokens"] == unbroken.tokens
 
 
+MINING = """
+import os, signal, sys
+from embedfit import LocalEncoder, load, split_dataset, tune_model
+from embedfit.config import TuneConfig
+from embedfit.samples import TRANSACTIONS
+from embedfit.tune import full, mine
+data = load(TRANSACTIONS / "transactions.jsonl", TRANSACTIONS / "categories.json", record="transaction")
+split = split_dataset(data, dev=0.1, seed=0)
+full._SAVE_SECONDS, full._SAVE_SHARE = 0, float("inf")  # a checkpoint after every step
+nearest, minings = mine._nearest, []
+def until(*given):
+    minings.append(1)
+    found = nearest(*given)
+    if len(minings) == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+mine._nearest = until
+tune_model(LocalEncoder(sys.argv[1], precision="fp32"), data.select(split.train[::5]), None, sys.argv[2],
+           TuneConfig(epochs=2, batch_size=16, candidates="mined", mine_every=2))
+"""
+
+
+@pytest.mark.slow
+def test_killed_while_it_mines_it_ends_with_the_same_model(tiny_model, parts, tmp_path):
+    def killed(mining):
+        command = [sys.executable, "-c", MINING, str(tiny_model), str(tmp_path / "killed"), str(mining)]
+        return subprocess.run(command, stderr=subprocess.DEVNULL, timeout=300).returncode == -signal.SIGKILL
+
+    def mined():
+        return {path.name for path in (tmp_path / "killed" / "mined").glob("*")}
+
+    encoder = LocalEncoder(tiny_model, precision="fp32")
+    settings = TuneConfig(epochs=2, batch_size=16, candidates="mined", mine_every=2)
+    whole = tune_model(encoder, parts[0], None, tmp_path / "whole", settings)
+    assert killed(1)
+    assert mined() == set()
+    assert killed(2)
+    assert mined() == {"0.npy"}
+    again = tune_model(encoder, parts[0], None, tmp_path / "killed", settings)
+    assert weights(again) == weights(whole)
+    assert (again.history, again.tokens) == (whole.history, whole.tokens)
+
+
 class Killed(BaseException):
     """No part of the program may catch it."""
 
