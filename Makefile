@@ -43,6 +43,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/passages.py scifact
 	$(BIN)/python benchmarks/stores.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/generate.py
 
 examples: .venv/ready

@@ -125,7 +125,11 @@ class TuneConfig(_Section):
     judge: str | None = Field(
         None, description="A cross-encoder (a folder or a Hub name): a mined document must score lower with it than each right answer."
     )
-    mine_every: int | None = Field(None, ge=1, description="Steps from one mining to the next. By default an epoch's.")
+    mine_every: int | None = Field(
+        None,
+        ge=1,
+        description="Steps from one mining to the next. By default an epoch's, and more where the corpus is large beside the queries.",
+    )
     memory_gb: float | None = Field(
         None, gt=0, description="Memory for a step's activations, in GiB; larger steps are computed in parts. By default a third of it all."
     )

@@ -300,18 +300,22 @@ def _bf16_pays_here() -> bool:
     return bool(known[key])
 
 
-def matmul_seconds(dtype: torch.dtype, size: tuple[int, int, int] = (1024, 384, 1536), *, hopeless: float = math.inf) -> float:
+def matmul_seconds(
+    dtype: torch.dtype, size: tuple[int, int, int] = (1024, 384, 1536), *, device: str = "cpu", hopeless: float = math.inf
+) -> float:
     """Return the seconds of one product (m, k) x (k, n) of a transformer's usual shape: the best of 20, or of 2 if that is hopeless."""
     import torch
 
     m, k, n = size
-    left, right = torch.ones(m, k, dtype=dtype), torch.ones(k, n, dtype=dtype)
+    left, right = torch.ones(m, k, dtype=dtype, device=device), torch.ones(k, n, dtype=dtype, device=device)
     best = float("inf")
     for tried in range(20):
         if tried == 2 and best > hopeless:
             break
         start = time.perf_counter()
         left @ right
+        if device == "cuda":
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return best
 

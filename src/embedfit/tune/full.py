@@ -59,6 +59,8 @@ _RANDOM = 32
 """Random documents of a step that has no mined ones."""
 _POOL = 8
 """Mined documents that a query's hard negatives are drawn from, for each one drawn."""
+_MINING_SHARE = 1 / 4
+"""Encoding a corpus anew may cost this share of the training that goes on with what is mined."""
 _SAVE_SECONDS = 20.0
 """At least so long from one checkpoint to the next, unless a dev part may choose it."""
 _SAVE_SHARE = 1 / 20
@@ -172,7 +174,8 @@ def _train(
             using = now() if number else first
             return mine(using, train, template, count=_POOL * config.hard_negatives, guards=guards, engine=engine)
 
-        source = miner = MinedCandidates(drawn, find, folder / "mined", config.mine_every or -(-len(queries) // config.batch_size))
+        every = config.mine_every or steps_between_minings(config, queries.lengths, documents.lengths)
+        source = miner = MinedCandidates(drawn, find, folder / "mined", every)
     elif config.judge:
         console.note(f"nothing is mined, so tune.judge is not asked (candidates: {kind})")
     chunk_tokens = _CHUNK_TOKENS if model.device.type == "cpu" else _CHUNK_TOKENS_ELSEWHERE // ranks.count()
@@ -309,6 +312,24 @@ def _random(config: TuneConfig, kind: str) -> int:
     if config.negatives is not None:
         return config.negatives
     return 0 if kind == "mined" else _RANDOM
+
+
+def steps_between_minings(config: TuneConfig, queries: npt.NDArray[np.int64], documents: npt.NDArray[np.int64]) -> int:
+    """Return after how many steps to mine anew: an epoch's, or more where the corpus is large beside the training queries.
+
+    Encoding costs a third of training for each token: there is no backward pass, which costs two forward ones.
+
+    Args:
+        config: Its epochs, batch size and hard negatives.
+        queries: Tokens of each training query.
+        documents: Tokens of each document.
+    """
+    epoch = -(-len(queries) // config.batch_size)
+    steps = epoch * config.epochs
+    step = 3 * config.batch_size * (queries.mean() + (1 + config.hard_negatives) * documents.mean())
+    between = max(epoch, documents.sum() / (_MINING_SHARE * step))
+    minings = max(1, int(steps / between))  # at equal distances: the last is not for the last steps alone
+    return -(-steps // minings)
 
 
 def _now(training: ModelEncoder, whole: bool, engine: Engine, folder: Path) -> Encoder:
