@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
+from embedfit.config import TuneConfig
 from embedfit.data import Dataset, Document, Query
 from embedfit.engine import LocalEngine
 from embedfit.tune import mine as module
 from embedfit.tune.candidates import BatchAndOthers
-from embedfit.tune.mine import Guards, MinedCandidates, mine
+from embedfit.tune.mine import Guards, MinedCandidates, mine, steps_between_minings
 
 
 class Placed:
@@ -119,3 +120,17 @@ def test_a_restart_goes_on_with_what_was_mined(mined):
     assert again.candidates([0]).documents.tolist() == [0, 2]
     assert again.candidates([0]).documents.tolist() == [0, 3]
     assert searches == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [  # 4 epochs of 4 steps with 600 tokens; a quarter of a step is worth 450 tokens that are only encoded
+        (1_600, 4),  # after each epoch
+        (3_000, 8),  # would be due after 7 steps: half way
+        (5_000, 16),  # after 12, for the last 4 alone: not again
+        (1_000_000, 16),
+    ],
+)
+def test_a_corpus_is_mined_again_when_training_has_cost_four_times_as_much(tokens, expected):
+    config = TuneConfig(batch_size=10, epochs=4)
+    assert steps_between_minings(config, np.full(40, 20), np.full(tokens // 20, 20)) == expected

@@ -336,20 +336,6 @@ def test_killed_and_started_again_it_ends_with_the_same_model(request, tiny_mode
     assert resumed["tokens"] == unbroken.tokens
 
 
-@pytest.mark.parametrize(
-    ("tokens", "expected"),
-    [  # 4 epochs of 4 steps with 600 tokens; a quarter of a step is worth 450 tokens that are only encoded
-        (1_600, 4),  # after each epoch
-        (3_000, 8),  # would be due after 7 steps: half way
-        (5_000, 16),  # after 12, for the last 4 alone: not again
-        (1_000_000, 16),
-    ],
-)
-def test_a_corpus_is_mined_again_when_training_has_cost_four_times_as_much(tokens, expected):
-    config = TuneConfig(batch_size=10, epochs=4)
-    assert full.steps_between_minings(config, np.full(40, 20), np.full(tokens // 20, 20)) == expected
-
-
 MINING = """
 import os, signal, sys
 from embedfit import LocalEncoder, load, split_dataset, tune_model

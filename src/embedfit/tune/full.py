@@ -40,7 +40,7 @@ from embedfit.tune.batches import Collator, Tokens
 from embedfit.tune.candidates import AllDocuments, BatchAndOthers, CandidateSource
 from embedfit.tune.logged import logged, run_name
 from embedfit.tune.loss import CandidateLoss
-from embedfit.tune.mine import Guards, MinedCandidates, mine
+from embedfit.tune.mine import Guards, MinedCandidates, mine, steps_between_minings
 from embedfit.tune.result import Tuned, claim, keys_of, read_tuned, save_in_place, why_not_written, write_tuned
 
 _ALL_DOCUMENTS_TOKENS = 4096
@@ -59,8 +59,6 @@ _RANDOM = 32
 """Random documents of a step that has no mined ones."""
 _POOL = 8
 """Mined documents that a query's hard negatives are drawn from, for each one drawn."""
-_MINING_SHARE = 1 / 4
-"""Encoding a corpus anew may cost this share of the training that goes on with what is mined."""
 _SAVE_SECONDS = 20.0
 """At least so long from one checkpoint to the next, unless a dev part may choose it."""
 _SAVE_SHARE = 1 / 20
@@ -312,24 +310,6 @@ def _random(config: TuneConfig, kind: str) -> int:
     if config.negatives is not None:
         return config.negatives
     return 0 if kind == "mined" else _RANDOM
-
-
-def steps_between_minings(config: TuneConfig, queries: npt.NDArray[np.int64], documents: npt.NDArray[np.int64]) -> int:
-    """Return after how many steps to mine anew: an epoch's, or more where the corpus is large beside the training queries.
-
-    Encoding costs a third of training for each token: there is no backward pass, which costs two forward ones.
-
-    Args:
-        config: Its epochs, batch size and hard negatives.
-        queries: Tokens of each training query.
-        documents: Tokens of each document.
-    """
-    epoch = -(-len(queries) // config.batch_size)
-    steps = epoch * config.epochs
-    step = 3 * config.batch_size * (queries.mean() + (1 + config.hard_negatives) * documents.mean())
-    between = max(epoch, documents.sum() / (_MINING_SHARE * step))
-    minings = max(1, int(steps / between))  # at equal distances: the last is not for the last steps alone
-    return -(-steps // minings)
 
 
 def _now(training: ModelEncoder, whole: bool, engine: Engine, folder: Path) -> Encoder:

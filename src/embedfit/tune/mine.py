@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedfit import ranks
+from embedfit.config import TuneConfig
 from embedfit.data import Dataset, writing
 from embedfit.duplicates import nearly_same
 from embedfit.encode import Encoder
@@ -23,6 +24,8 @@ from embedfit.tune.candidates import BatchAndOthers, Candidates, relevant_positi
 
 _JUDGED = 256
 """Queries whose documents are judged at once."""
+_MINING_SHARE = 1 / 4
+"""Encoding a corpus anew may cost this share of the training that goes on with what is mined."""
 
 Judge = Callable[[Sequence[tuple[str, str]]], npt.NDArray[np.float32]]
 """Scores pairs of a query's and a document's text; more is more relevant. A cross-encoder, say, or a language model."""
@@ -152,6 +155,24 @@ def _judged(
             lower[row, allowed[row]] = own[known:] < own[:known].min()
     everywhere: npt.NDArray[np.bool_] = np.any(ranks.gathered(lower), axis=0)
     return everywhere
+
+
+def steps_between_minings(config: TuneConfig, queries: npt.NDArray[np.int64], documents: npt.NDArray[np.int64]) -> int:
+    """Return after how many steps to mine anew: an epoch's, or more where the corpus is large beside the training queries.
+
+    Encoding costs a third of training for each token: there is no backward pass, which costs two forward ones.
+
+    Args:
+        config: Its epochs, batch size and hard negatives.
+        queries: Tokens of each training query.
+        documents: Tokens of each document.
+    """
+    epoch = -(-len(queries) // config.batch_size)
+    steps = epoch * config.epochs
+    step = 3 * config.batch_size * (queries.mean() + (1 + config.hard_negatives) * documents.mean())
+    between = max(epoch, documents.sum() / (_MINING_SHARE * step))
+    minings = max(1, int(steps / between))  # at equal distances: the last is not for the last steps alone
+    return -(-steps // minings)
 
 
 class MinedCandidates:
