@@ -258,3 +258,10 @@ def test_a_cross_encoder_judges_what_is_mined(cross_encoder, tiny_model, tmp_pat
 def test_a_judge_that_is_not_there_is_refused_before_anything_is_measured(tiny_model):
     with pytest.raises(ModelError, match="nowhere"):
         check_method(LocalEncoder(tiny_model), TuneConfig(judge="./nowhere"))
+
+
+def test_an_adapter_says_what_it_has_no_use_for(tiny_model, capsys):
+    check_method(LocalEncoder(tiny_model), TuneConfig(method="adapter", scale=20, seed=1))
+    assert not capsys.readouterr().err
+    check_method(LocalEncoder(tiny_model), TuneConfig(method="adapter", judge="./nowhere", epochs=9, scale=20))
+    assert capsys.readouterr().err == "an adapter is fitted without tune.epochs, tune.judge\n"

@@ -284,9 +284,11 @@ def tune(
     settings = _changed(config, None, False, {"model": {"price": price}})
     dataset = pipeline.read(settings.data)
     train, dev, _ = pipeline.one_split(settings, dataset).datasets(dataset)
+    base = pipeline.encoder(settings.model)
+    pipeline.check_method(base, settings.tune)
     with pipeline.locked(output):
         tuned = pipeline.tune(
-            pipeline.encoder(settings.model),
+            base,
             train,
             dev,
             output,

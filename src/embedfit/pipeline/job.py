@@ -28,6 +28,7 @@ from embedfit.score import Scores, score_run
 from embedfit.split import Split, split_dataset, split_folds, without_leaks
 
 _FOLDS, _FEW_QUERIES = 5, 1000
+_ADAPTERS_SETTINGS = {"method", "scale", "seed"}
 """Under so many judged queries, each is held out once by default, in so many folds."""
 
 LISTED = 20
@@ -84,7 +85,7 @@ def local(encoder: Encoder) -> LocalEncoder:
 
 
 def check_method(base: Encoder, config: TuneConfig) -> None:
-    """Refuse to train weights that are not here, before anything is paid for.
+    """Refuse to train weights that are not here, before anything is paid for, and say what the method has no use for.
 
     Raises:
         ConfigError: The method needs weights, and the model is behind an API.
@@ -92,7 +93,10 @@ def check_method(base: Encoder, config: TuneConfig) -> None:
     """
     if config.method != "adapter" and not isinstance(base, LocalEncoder):
         raise ConfigError(f'{base.name} has no weights here to train; fix: method = "adapter" in [tune] fits a map of its query vectors')
-    if config.judge:
+    unused = sorted(config.model_fields_set - _ADAPTERS_SETTINGS) if config.method == "adapter" else []
+    if unused:
+        console.note(f"an adapter is fitted without {', '.join(f'tune.{name}' for name in unused)}")
+    elif config.judge:
         LocalReranker(config.judge)
 
 

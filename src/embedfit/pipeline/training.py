@@ -13,7 +13,7 @@ from embedfit.data import DOCUMENT_TEMPLATE, Dataset
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
 from embedfit.errors import ConfigError
 from embedfit.mix import mixed, rendered
-from embedfit.pipeline.job import Job, check_method, engine_of, local
+from embedfit.pipeline.job import Job, engine_of, local
 
 if TYPE_CHECKING:
     from embedfit.tune.result import Tuned
@@ -71,12 +71,7 @@ def tune(
     report_to: Sequence[str] = (),
     engine: Literal["local", "ray"] = "local",
 ) -> Tuned:
-    """Tune a model by the method that the settings name; the result is the same kind of folder for all of them.
-
-    Raises:
-        ConfigError: The method needs weights, and the model is behind an API.
-    """
-    check_method(base, config)
+    """Tune a model by the method that the settings name (see `check_method`); the result is the same kind of folder for all."""
     if config.method == "adapter":
         if ranks.count() > 1:
             raise ConfigError("tune.method 'adapter' trains in seconds, in one process; fix: without torchrun")
