@@ -7,7 +7,7 @@ takes to the peer's quality, the defaults but for half the epochs. All start fro
 rule says that it pays, in processes of their own with an empty embedding cache, one after the other. Seconds are those of mining
 and training, without imports; the peer's are without loading the model and embedfit's with it.
 
-Both are measured by embedfit on the whole test part; differences have paired 95% intervals.
+All are measured by embedfit on the whole test part; differences have paired 95% intervals.
 
     python benchmarks/passages.py [scifact | tldr] [--data ../shared/data/bench] [--train 2000]
 """
@@ -29,6 +29,8 @@ from typing import Any
 MODEL = "all-MiniLM-L6-v2"
 METRIC = "ndcg@10"
 SIDES = {"base": "base", "embedfit": "embedfit", "half": "embedfit, half the epochs", "peer": "mined + CachedMNRL"}
+EACH_QUERY = ("queries", "values")
+"""What a side says of each query, and is not kept."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -56,8 +58,13 @@ def in_own_process(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
         command += ["--train", str(arguments.train)] if arguments.train else []
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
     found = dict(json.loads(done.stdout.splitlines()[-1]))
-    print(side, {key: value for key, value in found.items() if key != "values"}, file=sys.stderr, flush=True)
+    print(side, kept(found), file=sys.stderr, flush=True)
     return found
+
+
+def kept(found: dict[str, Any]) -> dict[str, Any]:
+    """Return what is printed and written of a side."""
+    return {key: value for key, value in found.items() if key not in EACH_QUERY}
 
 
 def parts(arguments: argparse.Namespace) -> tuple[Any, Any]:
@@ -187,7 +194,7 @@ def write(name: str, sides: dict[str, dict[str, Any]], queries: int) -> None:
         lines.append(f"{SIDES[after]} against {SIDES[before]}: {compare_scores(scores(before), scores(after), metric=METRIC).sentence}")
     print("\n".join(lines))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"passages_{name}.json").write_text(json.dumps(sides, indent=1) + "\n")
+    (RESULTS / f"passages_{name}.json").write_text(json.dumps({side: kept(found) for side, found in sides.items()}, indent=1) + "\n")
     (RESULTS / f"passages_{name}.md").write_text("\n".join(lines) + "\n")
 
 

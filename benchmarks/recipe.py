@@ -78,10 +78,10 @@ def parts(seed: int) -> tuple[Any, Any, Any]:
 def embedfit(seed: int) -> dict[str, Any]:
     """Tune and evaluate with embedfit's defaults."""
     import torch
+    from floor import matmul_rate, parameters
 
     from embedfit import LocalEncoder, measure, tune_model
     from embedfit.config import TuneConfig
-    from embedfit.encode import matmul_seconds
 
     train, dev, test = parts(seed)
     base = LocalEncoder(MODEL)
@@ -94,9 +94,7 @@ def embedfit(seed: int) -> dict[str, Any]:
         scores = measure(encoder, test, ks=KS)
         evaluate_seconds = time.perf_counter() - start
     dtype = torch.bfloat16 if base.loaded.bf16 else torch.float32
-    m, k, n = 1024, 384, 1536
-    rate = 2 * m * k * n / matmul_seconds(dtype, (m, k, n))
-    parameters = sum(value.numel() for name, value in model.named_parameters() if "embeddings" not in name)
+    rate = matmul_rate(dtype)
     texts = [*test.query_texts(), *test.document_texts()]
     evaluated = sum(len(ids) for ids in model.tokenizer(texts, truncation=True)["input_ids"])
     return {
@@ -109,8 +107,8 @@ def embedfit(seed: int) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "matmul_gflops": rate / 1e9,
-        "floor_seconds": 6 * parameters * tuned.tokens / rate,
-        "evaluate_floor_seconds": 2 * parameters * evaluated / rate,
+        "floor_seconds": 6 * parameters(model) * tuned.tokens / rate,
+        "evaluate_floor_seconds": 2 * parameters(model) * evaluated / rate,
     }
 
 

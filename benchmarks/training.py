@@ -108,16 +108,13 @@ def mining(train: Any) -> dict[str, Any]:
 def rates(base: Any, per_parameter: int, seconds: float) -> dict[str, Any]:
     """Return the device, its peak, and the share of it that so many operations for each parameter were."""
     import torch
-
-    from embedfit.encode import matmul_seconds
+    from floor import matmul_rate, parameters
 
     model, bf16 = base.loaded.model, base.loaded.bf16
     dtype, device = torch.bfloat16 if bf16 else torch.float32, model.device.type
-    size = (1024, 384, 1536) if device == "cpu" else (8192, 8192, 8192)
-    peak = 2 * size[0] * size[1] * size[2] / matmul_seconds(dtype, size, device=device)
-    parameters = sum(value.numel() for name, value in model.named_parameters() if "embeddings" not in name)
+    peak = matmul_rate(dtype, device)
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
-    done = per_parameter * parameters / seconds
+    done = per_parameter * parameters(model) / seconds
     return {"device": name, "dtype": str(dtype).removeprefix("torch."), "peak_gflops": peak / 1e9, "share": done / peak}
 
 

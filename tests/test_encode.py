@@ -9,6 +9,7 @@ import threading
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,28 +236,28 @@ def test_vectors_of_another_type_are_kept_as_float32(tmp_path):
 KILLED_ENCODING = """
 import os, signal, sys
 from pathlib import Path
-import numpy as np
+sys.path.insert(0, sys.argv[2])
 from embedfit import encode
+from test_encode import Numbered
 
-class Numbered:
-    name = fingerprint = "numbered"
+class Killing(Numbered):
     slices = 0
 
     def encode(self, texts, kind):
         self.slices += 1
         if self.slices == 4:
             os.kill(os.getpid(), signal.SIGKILL)
-        return np.array([[int(text.split()[-1])] * 384 for text in texts], np.float32)
+        return super().encode(texts, kind)
 
 encode._SLICE = 10
-encode.CachedEncoder(Numbered(), Path(sys.argv[1])).encode([f"text {number}" for number in range(100)], "query")
+encode.CachedEncoder(Killing(), Path(sys.argv[1])).encode([f"text {number}" for number in range(100)], "query")
 """
 
 
 def test_a_process_killed_while_encoding_loses_one_slice(tmp_path):
     left = 100
     for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", KILLED_ENCODING, str(tmp_path)])
+        done = subprocess.run([sys.executable, "-c", KILLED_ENCODING, str(tmp_path), str(Path(__file__).parent)])
         assert done.returncode == -signal.SIGKILL
         left -= 30
     again = CachedEncoder(Numbered(), tmp_path)

@@ -233,15 +233,20 @@ def test_one_seed_gives_one_model_and_another_seed_another(unbroken, tiny_model,
     assert weights(other) != weights(unbroken)
 
 
-TOGETHER = """
+PREPARED = """
 import os, signal, sys
-from embedfit import LocalEncoder, load, ranks, split_dataset, tune_model
+from embedfit import LocalEncoder, load, split_dataset, tune_model
 from embedfit.config import TuneConfig
 from embedfit.samples import TRANSACTIONS
 from embedfit.tune import full
 data = load(TRANSACTIONS / "transactions.jsonl", TRANSACTIONS / "categories.json", record="transaction")
 split = split_dataset(data, dev=0.1, seed=0)
 full._SAVE_SECONDS, full._SAVE_SHARE = 0, float("inf")  # a checkpoint after every step
+"""
+"""What a process of its own begins with: the data, and a checkpoint after every step."""
+
+TOGETHER = f"""{PREPARED}
+from embedfit import ranks
 step = full._Trainer.training_step
 def until(trainer, *inputs, **named):
     if ranks.number() == 1 and str(trainer.state.global_step) == sys.argv[3]:
@@ -286,15 +291,7 @@ def test_the_same_call_again_trains_nothing(unbroken, tiny_model, parts):
     assert (unbroken.folder / "modules.json").stat().st_mtime_ns == start
 
 
-SCRIPT = """
-import sys
-from embedfit import LocalEncoder, load, split_dataset, tune_model
-from embedfit.config import TuneConfig
-from embedfit.samples import TRANSACTIONS
-from embedfit.tune import full
-data = load(TRANSACTIONS / "transactions.jsonl", TRANSACTIONS / "categories.json", record="transaction")
-split = split_dataset(data, dev=0.1, seed=0)
-full._SAVE_SECONDS, full._SAVE_SHARE = 0, float("inf")  # a checkpoint after every step
+SCRIPT = f"""{PREPARED}
 tune_model(LocalEncoder(sys.argv[1]), data.select(split.train[::5]), data.select(split.dev[:10]), sys.argv[2],
            TuneConfig(epochs=3, batch_size=16, method=sys.argv[3]))
 """
@@ -336,15 +333,8 @@ def test_killed_and_started_again_it_ends_with_the_same_model(request, tiny_mode
     assert resumed["tokens"] == unbroken.tokens
 
 
-MINING = """
-import os, signal, sys
-from embedfit import LocalEncoder, load, split_dataset, tune_model
-from embedfit.config import TuneConfig
-from embedfit.samples import TRANSACTIONS
-from embedfit.tune import full, mine
-data = load(TRANSACTIONS / "transactions.jsonl", TRANSACTIONS / "categories.json", record="transaction")
-split = split_dataset(data, dev=0.1, seed=0)
-full._SAVE_SECONDS, full._SAVE_SHARE = 0, float("inf")  # a checkpoint after every step
+MINING = f"""{PREPARED}
+from embedfit.tune import mine
 nearest, minings = mine._nearest, []
 def until(*given):
     minings.append(1)
