@@ -98,7 +98,9 @@ def mining(train: Any) -> dict[str, Any]:
     base = LocalEncoder(MODEL)
     _ = base.loaded
     texts = [*train.query_texts(), *train.document_texts()]
-    tokens = sum(len(ids) for ids in base.loaded.model.tokenizer(texts, truncation=True)["input_ids"])
+    tokenizer, tokens = base.loaded.model.tokenizer, 0
+    for start in range(0, len(texts), 1024):  # all at once they would be what takes the memory
+        tokens += sum(len(ids) for ids in tokenizer(texts[start : start + 1024], truncation=True)["input_ids"])
     start = time.perf_counter()
     mine(base, train, DOCUMENT_TEMPLATE, count=8, guards=Guards())
     seconds = time.perf_counter() - start
