@@ -165,6 +165,8 @@ def plot(said: dict[str, Any], path: Path) -> None:
         axis.plot(sizes, [row["seconds"] for row in said[side]], "o-", label="seconds")
         memory.plot(sizes, [row["peak_mib"] for row in said[side]], "s--", color="C1", label="peak memory")
         axis.set(xscale="log", yscale="log", xlabel={"queries": "training queries", "documents": "documents"}[key], ylabel="seconds")
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axis.set_xticks([], minor=True)
         axis.set_title({"tune": "training, one epoch", "mine": "mining"}[side])
         memory.set(ylim=(0, None), ylabel="MiB")
         axis.grid(alpha=0.3)
