@@ -36,7 +36,7 @@ def project(tmp_path, tiny_model):
     toml.write_text(
         toml.read_text()
         .replace("all-MiniLM-L6-v2", str(tiny_model))
-        .replace("epochs = 4", "epochs = 1")
+        .replace("# epochs = 4", "epochs = 1")
         .replace("# folds = 5", "folds = 0")
     )
     return toml

@@ -132,5 +132,5 @@ def test_a_restart_goes_on_with_what_was_mined(mined):
     ],
 )
 def test_a_corpus_is_mined_again_when_training_has_cost_four_times_as_much(tokens, expected):
-    config = TuneConfig(batch_size=10, epochs=4)
-    assert steps_between_minings(config, np.full(40, 20), np.full(tokens // 20, 20)) == expected
+    config = TuneConfig(batch_size=10)
+    assert steps_between_minings(config, 4, np.full(40, 20), np.full(tokens // 20, 20)) == expected

@@ -89,6 +89,9 @@ class EvaluateConfig(_Section):
 
 
 _LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "adapter": 2e-4}
+"""By default, where every document is a candidate in every step."""
+_EPOCHS = 4
+"""The same."""
 
 
 class TuneConfig(_Section):
@@ -98,12 +101,16 @@ class TuneConfig(_Section):
         "full", description="Train the weights, small matrices beside them (lora), or a linear map of the query's vector (adapter)."
     )
     lora_rank: int = Field(16, ge=1, description="Width of LoRA's matrices.")
-    epochs: int = Field(4, ge=1, description="At most this many passes over the training queries.")
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="At most this many passes over the training queries. By default 4 where all documents are candidates, else 2.",
+    )
     batch_size: int = Field(32, ge=1, description="Queries per step.")
-    learning_rate: float = Field(
-        default_factory=lambda given: _LEARNING_RATES[given["method"]],
+    learning_rate: float | None = Field(
+        None,
         gt=0,
-        description="Peak learning rate of AdamW. By default 2e-4, with LoRA 2e-3.",
+        description="Peak learning rate of AdamW. By default 2e-4, with LoRA 2e-3, where all documents are candidates, else half of it.",
     )
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the learning rate rises.")
     weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
@@ -145,6 +152,18 @@ class TuneConfig(_Section):
         if value and info.data.get("method") == "lora":
             raise PydanticCustomError("method", "needs method = 'full'")
         return value
+
+    def epochs_with(self, candidates: str) -> int:
+        """Return how many passes to make: as it says, or what suits ``all``, ``mined`` or ``batch``.
+
+        Few queries see each document of a large corpus, so that training learns these queries by heart sooner than a list of
+        labels, which all of them see: half the passes at half the learning rate.
+        """
+        return self.epochs or (_EPOCHS if candidates == "all" else _EPOCHS // 2)
+
+    def learning_rate_with(self, candidates: str) -> float:
+        """Return the peak learning rate: as it says, or what suits the method and the candidates (see `epochs_with`)."""
+        return self.learning_rate or _LEARNING_RATES[self.method] / (1 if candidates == "all" else 2)
 
 
 class MixConfig(_Section):

@@ -25,6 +25,7 @@ import numpy as np
 
 from embedfit import console
 from embedfit.compare import Comparison, Difference
+from embedfit.config import TuneConfig
 from embedfit.data import Dataset, load, write_jsonl, writing
 from embedfit.encode import CachedEncoder, Kind, LocalEncoder
 from embedfit.errors import ConfigError, EmbedfitError, ModelError, OfflineError, StorageError
@@ -384,10 +385,16 @@ def model_card(
     ]
     forgetting = manifest.get("forgetting")
     method = {"full": "all weights", "lora": f"LoRA of rank {config['tune']['lora_rank']}", "adapter": "a linear map of the query's vector"}
+    settings, kind = TuneConfig.model_validate(config["tune"]), tuned[0]["candidates"]
     trained = {
-        "method": method[config["tune"]["method"]],
-        "loss": f"softmax over candidate documents, every known positive a positive; scale {config['tune']['scale']:g}",
-        **{name: config["tune"][name] for name in ("epochs", "batch_size", "learning_rate", "warmup", "weight_decay", "seed")},
+        "method": method[settings.method],
+        "loss": f"softmax over candidate documents, every known positive a positive; scale {settings.scale:g}",
+        "epochs": settings.epochs_with(kind),
+        "batch size": settings.batch_size,
+        "learning rate": f"{settings.learning_rate_with(kind):g}",
+        "warm-up": settings.warmup,
+        "weight decay": settings.weight_decay,
+        "seed": settings.seed,
         "kept epoch": ", ".join(str(one["epoch"]) for one in tuned),
         "training time": f"{sum(one['seconds'] for one in tuned):.0f} s",
         "base model": f"{_line(public_name(base))} (fingerprint {manifest['base']['fingerprint'][:12]})",

@@ -409,10 +409,10 @@ def _facts(job: Job, tuned: Sequence[Tuned]) -> dict[str, str]:
     parts = f"{len(first.train):,} train / {len(first.dev):,} dev / {len(first.test):,} test queries"
     weights = "all weights" if settings.train_embeddings else "all weights but the token embeddings"
     trained = f"LoRA of rank {settings.lora_rank} on all linear layers" if settings.method == "lora" else weights
-    candidates = _CANDIDATES[tuned[0].candidates]
+    kind = tuned[0].candidates
     tuning = (
-        f"{trained}; softmax over {candidates}, scale {settings.scale:g}, "
-        f"AdamW at {settings.learning_rate:g}, batch {settings.batch_size}, at most {settings.epochs} epochs; "
+        f"{trained}; softmax over {_CANDIDATES[kind]}, scale {settings.scale:g}, "
+        f"AdamW at {settings.learning_rate_with(kind):g}, batch {settings.batch_size}, at most {settings.epochs_with(kind)} epochs; "
         f"kept: epoch {', '.join(str(one.epoch) for one in tuned)}"
     )
     if settings.method == "adapter":

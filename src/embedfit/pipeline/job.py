@@ -28,8 +28,9 @@ from embedfit.score import Scores, score_run
 from embedfit.split import Split, split_dataset, split_folds, without_leaks
 
 _FOLDS, _FEW_QUERIES = 5, 1000
-_ADAPTERS_SETTINGS = {"method", "scale", "seed"}
 """Under so many judged queries, each is held out once by default, in so many folds."""
+_ADAPTERS_SETTINGS = {"method", "scale", "seed"}
+"""What an adapter heeds of [tune]; the rest is noted as unused."""
 
 LISTED = 20
 """Leaks that an error or an alert lists."""

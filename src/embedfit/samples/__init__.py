@@ -73,7 +73,7 @@ k = [1, 3, 5, 10]
 metric = "mrr@10"                   # the one that the verdict is about
 
 [tune]
-epochs = 4                          # at most; dev decides, where there is a dev part
+# epochs = 4                        # at most; by default 4 for labels, 2 for passages; a dev part decides
 """
 
 _TOPICS = {

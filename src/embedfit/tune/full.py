@@ -158,6 +158,8 @@ def _train(
     documents = Tokens(model, train.document_texts(template), encoder.prompts["document"])
     queries = Tokens(model, train.query_texts(), encoder.prompts["query"])
     kind = choose_candidates(config, int(documents.lengths.sum()))
+    epochs = config.epochs_with(kind)
+    epoch_steps = -(-len(queries) // config.batch_size)
     miner = None
     drawn = BatchAndOthers(train, random=_random(config, kind), hard=config.hard_negatives, seed=config.seed)
     source: CandidateSource = AllDocuments(train) if kind == "all" else drawn
@@ -172,7 +174,7 @@ def _train(
             using = now() if number else first
             return mine(using, train, template, count=_POOL * config.hard_negatives, guards=guards, engine=engine)
 
-        every = config.mine_every or steps_between_minings(config, queries.lengths, documents.lengths)
+        every = config.mine_every or steps_between_minings(config, epochs, queries.lengths, documents.lengths)
         source = miner = MinedCandidates(drawn, find, folder / "mined", every)
     elif config.judge:
         console.note(f"nothing is mined, so tune.judge is not asked (candidates: {kind})")
@@ -184,9 +186,9 @@ def _train(
         console.note(f"going on from {resume.name}")
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(checkpoints),
-        num_train_epochs=config.epochs,
+        num_train_epochs=epochs,
         per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
+        learning_rate=config.learning_rate_with(kind),
         warmup_steps=config.warmup,
         weight_decay=config.weight_decay,
         optim="adamw_torch_fused",
@@ -210,10 +212,9 @@ def _train(
     )
     arguments.dataloader_drop_last = False  # the library sets it where several processes train; here each sees the whole batch
     arguments._n_gpu = min(1, arguments.n_gpu)  # one process drives one device; several are several processes (ranks.py)
-    steps = -(-len(queries) // config.batch_size) * config.epochs
-    with console.progress("tuning", steps) as advance:
+    with console.progress("tuning", epoch_steps * epochs) as advance:
         judge = _Dev(ModelEncoder(model, encoder.prompts, bf16=bf16, warns=False), dev, template, config.seed) if dev else None
-        record = _Record(collator, miner, judge, advance, steps // config.epochs)
+        record = _Record(collator, miner, judge, advance, epoch_steps)
         trainer = _Trainer(
             record,
             model=model,
@@ -239,7 +240,7 @@ def _train(
     if not all(torch.isfinite(value).all() for value in model.parameters()):
         raise _diverged(trainer.state)
     best = trainer.state.best_global_step
-    epoch = round(best / (steps / config.epochs)) if dev and best else len(record.history)
+    epoch = round(best / epoch_steps) if dev and best else len(record.history)
     target = folder / "model"
     if lora is not None:
         if ranks.main():

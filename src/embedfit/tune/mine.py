@@ -157,18 +157,19 @@ def _judged(
     return everywhere
 
 
-def steps_between_minings(config: TuneConfig, queries: npt.NDArray[np.int64], documents: npt.NDArray[np.int64]) -> int:
+def steps_between_minings(config: TuneConfig, epochs: int, queries: npt.NDArray[np.int64], documents: npt.NDArray[np.int64]) -> int:
     """Return after how many steps to mine anew: an epoch's, or more where the corpus is large beside the training queries.
 
     Encoding costs a third of training for each token: there is no backward pass, which costs two forward ones.
 
     Args:
-        config: Its epochs, batch size and hard negatives.
+        config: Its batch size and hard negatives.
+        epochs: That it trains for.
         queries: Tokens of each training query.
         documents: Tokens of each document.
     """
     epoch = -(-len(queries) // config.batch_size)
-    steps = epoch * config.epochs
+    steps = epoch * epochs
     step = 3 * config.batch_size * (queries.mean() + (1 + config.hard_negatives) * documents.mean())
     between = max(epoch, documents.sum() / (_MINING_SHARE * step))
     minings = max(1, int(steps / between))  # at equal distances: the last is not for the last steps alone
