@@ -18,6 +18,7 @@ STAGES = (
     "endpoint",
     "plan",
     "generate",
+    "tokens",
     "encode",
     "remote",
     "retrieve",

@@ -16,8 +16,9 @@ from embedfit.encode import LocalEncoder
 from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError, StorageError
 from embedfit.hub import file_sha256, weights_of
 from embedfit.split import split_dataset
+from embedfit.tokens import Tokens
 from embedfit.tune import full
-from embedfit.tune.batches import Collator, Tokens
+from embedfit.tune.batches import Collator
 from embedfit.tune.candidates import AllDocuments, BatchAndOthers
 from embedfit.tune.full import clearly_worse, last_checkpoint, tune_model
 from embedfit.tune.loss import CandidateLoss, multi_positive_softmax
@@ -27,6 +28,10 @@ def small(qrels=None, documents="abcd"):
     qrels = qrels or {"q0": {"a": 1}, "q1": {"b": 1}, "q2": {"a": 1, "c": 2}}
     queries = {id: Query(id, f"query number {id}") for id in qrels}
     return Dataset(queries, {id: Document(id, f"document {id}") for id in documents}, qrels)
+
+
+def on_device(chunks, model):
+    return [{key: value.to(model.device) if torch.is_tensor(value) else value for key, value in chunk.items()} for chunk in chunks]
 
 
 # The loss
@@ -131,7 +136,7 @@ def test_a_batch_cut_in_chunks_has_the_gradient_of_the_whole(tiny_model):
         prefixes = [key.removesuffix("input_ids") for key in inputs if key.endswith("input_ids")]
         features = [{key.removeprefix(prefix): value for key, value in inputs.items() if key.startswith(prefix)} for prefix in prefixes]
         model.zero_grad()
-        CandidateLoss(model, 20.0)(features, inputs["label"]).backward()
+        CandidateLoss(model, 20.0)(on_device(features, model), inputs["label"].to(model.device)).backward()
         gradients.append(torch.cat([value.grad.flatten() for value in model.parameters() if value.grad is not None]))
         assert list(collator.tokens) == [queries.lengths.sum() + documents.lengths.sum()]
         assert (len(prefixes) > 4) == (tokens == 8)
@@ -147,7 +152,8 @@ def test_activations_computed_again_give_the_gradient_of_those_kept(tiny_model, 
     train = small()
     queries, documents = Tokens(model, train.query_texts(), ""), Tokens(model, train.document_texts(), "")
     chunks = [tokens.padded(np.array([row])) for tokens in (queries, documents) for row in range(len(tokens))]
-    grades = torch.from_numpy(AllDocuments(train).candidates([0, 1, 2]).grades)
+    chunks = on_device(chunks, model)
+    grades = torch.from_numpy(AllDocuments(train).candidates([0, 1, 2]).grades).to(model.device)
     gradients = []
     for memory in (10_000, 4):
         model.zero_grad()
@@ -159,19 +165,6 @@ def test_activations_computed_again_give_the_gradient_of_those_kept(tiny_model, 
         gradients.append((sum(kept), torch.cat([value.grad.flatten() for value in model.parameters() if value.grad is not None])))
     torch.testing.assert_close(gradients[0][1], gradients[1][1], atol=1e-5, rtol=0)
     assert gradients[1][0] < gradients[0][0] / 10
-
-
-def test_tokens_are_those_of_the_library(tiny_model):
-    model = LocalEncoder(tiny_model).loaded.model
-    text = "Some words, and a longer one: categorisation"
-    tokens = Tokens(model, ["a word", text], "")
-    padded, whole = tokens.padded(np.array([1, 0])), model.preprocess([text, "a word"])
-    assert tokens.lengths.tolist() == [4, len(model.tokenizer(text)["input_ids"])]
-    assert {key for key, value in whole.items() if torch.is_tensor(value)} == {
-        key for key, value in padded.items() if torch.is_tensor(value)
-    }
-    for key in ("input_ids", "attention_mask"):
-        torch.testing.assert_close(padded[key], whole[key])
 
 
 # Choosing an epoch

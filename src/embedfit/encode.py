@@ -10,12 +10,12 @@ import os
 import platform
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from embedfit import console
 from embedfit.data import writing
 from embedfit.errors import ConfigError, ModelError, StorageError
 from embedfit.hub import file_sha256, model_folder, weights_of
+from embedfit.tokens import Tokens, length_batches
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,8 @@ _BATCH_TOKENS = {"cpu": 1024}
 _BATCH_TOKENS_ELSEWHERE = 32_768
 """Padded tokens in a batch: on a processor, what its caches hold (a fifth faster than 4,096); on a device, what fills it."""
 
+_FEW = 16
+"""Texts up to this number are left to the library whole."""
 _TIMED_QUERIES, _TIMED_REMOTE = 64, 5
 
 
@@ -76,14 +79,6 @@ class ModelEncoder:
         counts = self._token_counts(texts, kind)
         return Truncation(counts, self.model.max_seq_length or int(counts.max(initial=0)))
 
-    def _lengths(self, texts: Sequence[str], kind: Kind) -> npt.NDArray[np.int64]:
-        """Return the tokens that the model will read of each text, and warn of texts that it will not read whole."""
-        found = self.truncation(texts, kind)
-        if found.cut.any() and kind in self._to_warn_of:
-            self._to_warn_of.remove(kind)
-            console.note(f"Warning: {found.describe(kind)}")
-        return np.minimum(found.counts, found.limit)
-
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions).
 
@@ -94,15 +89,19 @@ class ModelEncoder:
 
         if not texts:
             return np.zeros((0, self.model.get_embedding_dimension() or 0), np.float32)
-        prompt, device = self.prompts[kind] or None, self.model.device
-        lengths = self._lengths(texts, kind)
+        device = self.model.device
+        lengths, features_of = self._read(texts, kind)
         vectors: Vectors | None = None
         self.model.eval()
-        with torch.inference_mode(), autocast(device.type, self.bf16), console.progress(f"encoding {kind} texts", len(texts)) as done:
+        with (
+            torch.inference_mode(),
+            autocast(device.type, self.bf16),
+            fused_attention(device.type),
+            console.progress(f"encoding {kind} texts", len(texts)) as done,
+        ):
             for batch in length_batches(lengths, _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)):
+                features = {key: value.to(device) if torch.is_tensor(value) else value for key, value in features_of(batch).items()}
                 # The kind is the task that the library's own encode_query and encode_document name: a Router needs it.
-                features = self.model.preprocess([texts[index] for index in batch], prompt=prompt, task=kind)
-                features = {key: value.to(device) if torch.is_tensor(value) else value for key, value in features.items()}
                 found = self.model(features, task=kind)["sentence_embedding"].float()
                 found = torch.nn.functional.normalize(found, dim=-1).cpu().numpy()
                 if vectors is None:
@@ -114,8 +113,37 @@ class ModelEncoder:
             raise ModelError('the model gives vectors that are not finite; fix: precision = "fp32", or another model')
         return vectors
 
+    def _read(self, texts: Sequence[str], kind: Kind) -> tuple[npt.NDArray[np.int64], Callable[[npt.NDArray[np.int64]], dict[str, Any]]]:
+        """Return how many tokens of each text the model will read, and what makes the features of those at some positions.
+
+        Texts that it will not read whole are warned of.
+        """
+        limit, prompt = self.model.max_seq_length, self.prompts[kind]
+        try:
+            tokens = Tokens(self.model, texts, prompt, kind) if len(texts) > _FEW else None
+        except TypeError:
+            tokens = None
+        if tokens is None:
+            counts = self._token_counts(texts, kind)
+        else:
+            counts = tokens.lengths.copy()
+            if limit and kind in self._to_warn_of:
+                full = np.flatnonzero(counts >= limit).tolist()  # the others have no more tokens than these
+                counts[full] = self._token_counts([texts[position] for position in full], kind)
+        found = Truncation(counts, limit or int(counts.max(initial=0)))
+        if found.cut.any() and kind in self._to_warn_of:
+            self._to_warn_of.remove(kind)
+            console.note(f"Warning: {found.describe(kind)}")
+
+        def by_library(positions: npt.NDArray[np.int64]) -> dict[str, Any]:
+            return dict(self.model.preprocess([texts[position] for position in positions], prompt=prompt or None, task=kind))
+
+        return np.minimum(counts, found.limit), tokens.padded if tokens is not None else by_library
+
     def _token_counts(self, texts: Sequence[str], kind: Kind) -> npt.NDArray[np.int64]:
         """Return the number of tokens of each text with its prompt, untruncated (of characters, without a tokenizer)."""
+        if not texts:
+            return np.zeros(0, np.int64)  # the tokenizer takes no empty list
         tokenizer = self.model.tokenizer
         whole = [self.prompts[kind] + text for text in texts]
         if not callable(tokenizer):
@@ -261,6 +289,20 @@ def autocast(device: str, bf16: bool) -> contextlib.AbstractContextManager[objec
     return torch.autocast(device, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
+def fused_attention(device: str) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which attention on a GPU takes torch's own fused kernels, and not cuDNN's.
+
+    Those are planned anew for every shape, for tens of milliseconds, and here every batch has a shape of its own
+    (docs/decisions.md).
+    """
+    if device != "cuda":
+        return contextlib.nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(kernels)  # type: ignore[no-any-return]
+
+
 def use_bf16(precision: Precision, device: str) -> bool:
     """Return whether to compute in bfloat16: asked for, or ``auto`` where it is faster.
 
@@ -307,7 +349,8 @@ def matmul_seconds(
     import torch
 
     m, k, n = size
-    left, right = torch.ones(m, k, dtype=dtype, device=device), torch.ones(k, n, dtype=dtype, device=device)
+    # Of random numbers: with ones, a GPU needs less power and is faster.
+    left, right = (torch.randn(size, device=device).to(dtype) for size in ((m, k), (k, n)))
     best = float("inf")
     for tried in range(20):
         if tried == 2 and best > hopeless:
@@ -335,16 +378,6 @@ def quiet_libraries() -> None:
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def length_batches(lengths: npt.NDArray[np.int64], tokens: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield batches of indices, longest texts first, each within a budget of padded tokens."""
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        size = max(1, tokens // max(1, int(lengths[order[start]])))
-        yield order[start : start + size]
-        start += size
 
 
 def _prompts(folder: Path) -> dict[str, str]:

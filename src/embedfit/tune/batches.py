@@ -1,4 +1,4 @@
-"""Batches for training: the tokens of queries and of their candidates, each text tokenised once."""
+"""Batches for training: the tokens of queries and of their candidates."""
 
 from __future__ import annotations
 
@@ -7,62 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from sentence_transformers import SentenceTransformer
 
-from embedfit.encode import length_batches
+from embedfit.tokens import Tokens, length_batches
 from embedfit.tune.candidates import CandidateSource
-
-_SLICE = 1024
-"""Texts tokenised at once."""
-
-
-class Tokens:
-    """The tokens of many texts, cut to the model's length and not padded.
-
-    They lie end to end in one array for each input of the model: as objects, those of a million texts would not fit.
-
-    Args:
-        model: Its tokenizer and length.
-        texts: What to tokenise.
-        prompt: Put before each text.
-
-    Attributes:
-        lengths: Tokens of each text.
-    """
-
-    def __init__(self, model: SentenceTransformer, texts: Sequence[str], prompt: str) -> None:
-        self._pad = model.tokenizer.pad
-        found: dict[str, list[npt.NDArray[Any]]] = {}
-        self._same: dict[str, Any] = {}
-        lengths = []
-        for start in range(0, len(texts), _SLICE):
-            whole = model.preprocess(list(texts[start : start + _SLICE]), prompt=prompt or None)
-            mask = whole["attention_mask"].bool()
-            lengths.append(mask.sum(dim=1).numpy())
-            for key, value in whole.items():
-                if torch.is_tensor(value) and value.shape == mask.shape:
-                    kept = value[mask].numpy()
-                    # Masks and token types are numbers up to 1; only the tokens' own need more room.
-                    found.setdefault(key, []).append(kept.astype(np.int32 if key == "input_ids" else np.int8))
-                elif not torch.is_tensor(value):
-                    self._same[key] = value
-        self.lengths = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
-        self._ends = np.cumsum(self.lengths)
-        self._values = {key: np.concatenate(parts) for key, parts in found.items()}
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def padded(self, positions: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """Return the features of these texts, one matrix (texts, longest) for each input of the model."""
-        rows = []
-        for position in positions:
-            end = self._ends[position]
-            part = slice(end - self.lengths[position], end)
-            rows.append({key: value[part].tolist() for key, value in self._values.items()})
-        return {**self._pad(rows, return_tensors="pt"), **self._same}
 
 
 class Collator:

@@ -36,7 +36,8 @@ from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError, S
 from embedfit.rerank import LocalReranker
 from embedfit.retrieve import DenseRetriever
 from embedfit.score import score_run
-from embedfit.tune.batches import Collator, Tokens
+from embedfit.tokens import Tokens
+from embedfit.tune.batches import Collator
 from embedfit.tune.candidates import AllDocuments, BatchAndOthers, CandidateSource
 from embedfit.tune.logged import logged, run_name
 from embedfit.tune.loss import CandidateLoss
@@ -155,8 +156,8 @@ def _train(
             raise ConfigError(f"tune.matryoshka: {size} is not below the {dimension} dimensions of {encoder.name}")
     lora = _prepare(model, config)
     bf16 = use_bf16(encoder.precision, model.device.type)
-    documents = Tokens(model, train.document_texts(template), encoder.prompts["document"])
-    queries = Tokens(model, train.query_texts(), encoder.prompts["query"])
+    documents = Tokens(model, train.document_texts(template), encoder.prompts["document"], "document")
+    queries = Tokens(model, train.query_texts(), encoder.prompts["query"], "query")
     kind = choose_candidates(config, int(documents.lengths.sum()))
     epochs = config.epochs_with(kind)
     epoch_steps = -(-len(queries) // config.batch_size)

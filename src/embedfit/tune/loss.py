@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.utils.checkpoint import checkpoint
 
 from embedfit import ranks
+from embedfit.encode import fused_attention
 
 _BACKWARD = 0.5
 """Weight of the direction from documents to queries (docs/decisions.md)."""
@@ -106,7 +107,8 @@ class CandidateLoss(nn.Module):
         return whole + (everybodys - whole.detach())
 
     def _encoded(self, chunk: dict[str, Tensor]) -> Tensor:
-        vectors: Tensor = self.encoder(dict(chunk))["sentence_embedding"].float()
+        with fused_attention(_texts(chunk).device.type):
+            vectors: Tensor = self.encoder(dict(chunk))["sentence_embedding"].float()
         return vectors
 
 
