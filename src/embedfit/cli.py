@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 
 _INTERRUPTED = 130  # the exit code by which shells know Ctrl-C
+_FIRST_SPEAKS_SECONDS = 10
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml")]
 OptionalConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml, by default the one here.")]
@@ -543,8 +545,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except EmbedfitError as error:
         if _State.debug:
             raise
-        if ranks.main():  # all processes that train together meet the same errors
-            print(f"embedfit: {error}", file=sys.stderr)
+        if not ranks.main():
+            # Processes that train together meet the same errors. The first says so, and the launcher then ends the others: it
+            # would end the first, before it has spoken, if another went sooner.
+            time.sleep(_FIRST_SPEAKS_SECONDS)
+        print(f"embedfit: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         storage = _full_disk(error)
