@@ -314,3 +314,12 @@ def test_a_cache_that_an_earlier_version_wrote_is_read(word_encoder, tmp_path):
 def test_a_folder_named_checkpoint_is_a_model_too(tiny_model, tmp_path):
     shutil.copytree(tiny_model, tmp_path / "checkpoint-500")
     assert model_folder(str(tmp_path / "checkpoint-500")) == tmp_path / "checkpoint-500"
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_a_model_whose_tokenizer_has_no_limit_reads_all(tiny_model, count):
+    encoder = LocalEncoder(tiny_model)
+    before = encoder.encode(["some words"], "query")
+    encoder.loaded.model.max_seq_length = int(1e30)  # what transformers has where no limit is known
+    np.testing.assert_allclose(encoder.encode(["some words"] * count, "query")[:1], before, atol=1e-6)
+    assert encoder.loaded.truncation(["some words"] * count, "query").share_lost == 0

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,11 @@ class ModelEncoder:
     def truncation(self, texts: Sequence[str], kind: Kind) -> Truncation:
         """Return how much of some texts the model does not read."""
         counts = self._token_counts(texts, kind)
-        return Truncation(counts, self.model.max_seq_length or int(counts.max(initial=0)))
+        return Truncation(counts, self._limit(counts))
+
+    def _limit(self, counts: npt.NDArray[np.int64]) -> int:
+        """Return how many tokens the model reads of a text: all that there are, if it has no limit, or one like transformers' 1e30."""
+        return min(self.model.max_seq_length or sys.maxsize, max(1, int(counts.max(initial=0))))
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions).
@@ -118,7 +123,7 @@ class ModelEncoder:
 
         Texts that it will not read whole are warned of.
         """
-        limit, prompt = self.model.max_seq_length, self.prompts[kind]
+        prompt = self.prompts[kind]
         try:
             tokens = Tokens(self.model, texts, prompt, kind) if len(texts) > _FEW else None
         except TypeError:
@@ -127,10 +132,10 @@ class ModelEncoder:
             counts = self._token_counts(texts, kind)
         else:
             counts = tokens.lengths.copy()
-            if limit and kind in self._to_warn_of:
-                full = np.flatnonzero(counts >= limit).tolist()  # the others have no more tokens than these
+            if kind in self._to_warn_of:
+                full = np.flatnonzero(counts >= self._limit(counts)).tolist()  # the others have no more tokens than these
                 counts[full] = self._token_counts([texts[position] for position in full], kind)
-        found = Truncation(counts, limit or int(counts.max(initial=0)))
+        found = Truncation(counts, self._limit(counts))
         if found.cut.any() and kind in self._to_warn_of:
             self._to_warn_of.remove(kind)
             console.note(f"Warning: {found.describe(kind)}")

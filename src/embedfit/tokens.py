@@ -86,8 +86,7 @@ class Tokens:
 
     def _by_tokenizer(self, texts: Sequence[str]) -> _Read:
         whole = [self._prompt + text for text in texts]
-        limit = self._model.max_seq_length
-        found = self._model.tokenizer(whole, truncation=limit is not None, max_length=limit, return_attention_mask=False, verbose=False)
+        found = self._model.tokenizer(whole, truncation=True, return_attention_mask=False, verbose=False)
         lengths = np.array([len(ids) for ids in found["input_ids"]], np.int64)
         count = int(lengths.sum())
         return lengths, {key: _small(key, np.fromiter(chain.from_iterable(rows), np.int64, count)) for key, rows in found.items()}
