@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from embedfit.encode import CachedEncoder, LocalEncoder, Truncation, use_bf16
+from embedfit.encode import CachedEncoder, LocalEncoder, Truncation, use_bf16, without_cudnn_attention
 from embedfit.errors import ConfigError, ModelError, OfflineError, StorageError
 from embedfit.hub import MINILM_SHA256, file_sha256, model_folder, weights_of
 
@@ -323,3 +324,11 @@ def test_a_model_whose_tokenizer_has_no_limit_reads_all(tiny_model, count):
     encoder.loaded.model.max_seq_length = int(1e30)  # what transformers has where no limit is known
     np.testing.assert_allclose(encoder.encode(["some words"] * count, "query")[:1], before, atol=1e-6)
     assert encoder.loaded.truncation(["some words"] * count, "query").share_lost == 0
+
+
+def test_cudnns_attention_is_left_out_and_then_as_the_user_had_it():
+    for before in (False, True):
+        torch.backends.cuda.enable_cudnn_sdp(before)
+        with without_cudnn_attention("cuda"):
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.cudnn_sdp_enabled() == before

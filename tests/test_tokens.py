@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from embedfit import tokens as module
 from embedfit.encode import LocalEncoder
-from embedfit.tokens import Tokens, length_batches
+from embedfit.errors import ModelError
+from embedfit.tokens import Tokens, length_batches, tokenizer_suffices
 
 TEXTS = [
     "a word",
@@ -45,9 +46,31 @@ def test_a_model_that_reads_something_else_than_its_tokenizer_makes_is_left_to_t
         return preprocess([f"{text} aloud" for text in texts], **settings)
 
     monkeypatch.setattr(model, "preprocess", shouting)
+    assert not tokenizer_suffices(model, TEXTS, "", None)
     tokens = Tokens(model, TEXTS, "")
     assert_as_the_library(model, tokens, TEXTS, "")
     assert tokens.lengths[0] == len(model.tokenizer("a word aloud")["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("processing_kwargs", {"text": {"max_length": 8}}),
+        ("document_length", 8),
+        ("query_expansion", {"strategy": "min", "length": 8}),
+    ],
+)
+def test_a_model_with_settings_of_its_own_for_texts_is_left_to_the_library(tiny_model, name, value):
+    # Its few long texts by characters may be short in tokens, so what a sample shows is not enough.
+    encoder = LocalEncoder(tiny_model)
+    model = encoder.loaded.model
+    assert tokenizer_suffices(model, TEXTS, "", "document")
+    setattr(model[0], name, value)
+    assert not tokenizer_suffices(model, TEXTS, "", "document")
+    if name != "query_expansion":  # of queries, not of documents
+        texts = ["short"] * 20 + ["a long one of many words, indeed of more than eight"]
+        alone = [encoder.encode([text], "document")[0] for text in texts]
+        np.testing.assert_allclose(encoder.encode(texts, "document"), alone, atol=1e-6)
 
 
 def test_each_text_is_tokenised_once(tiny_model, monkeypatch):
@@ -78,7 +101,8 @@ def test_a_model_without_rows_of_tokens_is_said_to_be_one(tmp_path):
     tokenizer.pre_tokenizer = Whitespace()
     SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)]).save_pretrained(str(tmp_path / "static"))
     encoder = LocalEncoder(tmp_path / "static")
-    with pytest.raises(TypeError, match="a StaticEmbedding does not read padded rows of tokens"):
+    assert not tokenizer_suffices(encoder.loaded.model, ["a word"], "", None)
+    with pytest.raises(ModelError, match="a StaticEmbedding that does not read padded rows of tokens cannot be tuned"):
         Tokens(encoder.loaded.model, ["a word"], "")
     texts = ["a", "a word", "word"] * 20  # more than are left to the library anyway
     vectors = encoder.encode(texts, "query")

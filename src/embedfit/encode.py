@@ -25,7 +25,7 @@ from embedfit import console
 from embedfit.data import writing
 from embedfit.errors import ConfigError, ModelError, StorageError
 from embedfit.hub import file_sha256, model_folder, weights_of
-from embedfit.tokens import Tokens, length_batches
+from embedfit.tokens import Tokens, length_batches, tokenizer_suffices
 
 if TYPE_CHECKING:
     import torch
@@ -78,11 +78,11 @@ class ModelEncoder:
     def truncation(self, texts: Sequence[str], kind: Kind) -> Truncation:
         """Return how much of some texts the model does not read."""
         counts = self._token_counts(texts, kind)
-        return Truncation(counts, self._limit(counts))
+        return Truncation(counts, self._limit())
 
-    def _limit(self, counts: npt.NDArray[np.int64]) -> int:
-        """Return how many tokens the model reads of a text: all that there are, if it has no limit, or one like transformers' 1e30."""
-        return min(self.model.max_seq_length or sys.maxsize, max(1, int(counts.max(initial=0))))
+    def _limit(self) -> int:
+        """Return how many tokens the model reads of a text; a huge number if it has no limit, or one like transformers' 1e30."""
+        return min(self.model.max_seq_length or sys.maxsize, sys.maxsize)
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions).
@@ -101,7 +101,7 @@ class ModelEncoder:
         with (
             torch.inference_mode(),
             autocast(device.type, self.bf16),
-            fused_attention(device.type),
+            without_cudnn_attention(device.type),
             console.progress(f"encoding {kind} texts", len(texts)) as done,
         ):
             for batch in length_batches(lengths, _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)):
@@ -123,27 +123,25 @@ class ModelEncoder:
 
         Texts that it will not read whole are warned of.
         """
-        prompt = self.prompts[kind]
-        try:
-            tokens = Tokens(self.model, texts, prompt, kind) if len(texts) > _FEW else None
-        except TypeError:
-            tokens = None
-        if tokens is None:
-            counts = self._token_counts(texts, kind)
-        else:
-            counts = tokens.lengths.copy()
-            if kind in self._to_warn_of:
-                full = np.flatnonzero(counts >= self._limit(counts)).tolist()  # the others have no more tokens than these
-                counts[full] = self._token_counts([texts[position] for position in full], kind)
-        found = Truncation(counts, self._limit(counts))
-        if found.cut.any() and kind in self._to_warn_of:
-            self._to_warn_of.remove(kind)
-            console.note(f"Warning: {found.describe(kind)}")
+        prompt, limit = self.prompts[kind], self._limit()
 
         def by_library(positions: npt.NDArray[np.int64]) -> dict[str, Any]:
             return dict(self.model.preprocess([texts[position] for position in positions], prompt=prompt or None, task=kind))
 
-        return np.minimum(counts, found.limit), tokens.padded if tokens is not None else by_library
+        if len(texts) > _FEW and tokenizer_suffices(self.model, texts, prompt, kind):
+            tokens = Tokens(self.model, texts, prompt, kind, alone=True)
+            lengths, features_of, counts = tokens.lengths, tokens.padded, tokens.lengths.copy()
+            if kind in self._to_warn_of:
+                full = np.flatnonzero(counts >= limit).tolist()  # the others have no more tokens than these
+                counts[full] = self._token_counts([texts[position] for position in full], kind)
+        else:
+            counts = self._token_counts(texts, kind)
+            lengths, features_of = np.minimum(counts, limit), by_library
+        found = Truncation(counts, limit)
+        if found.cut.any() and kind in self._to_warn_of:
+            self._to_warn_of.remove(kind)
+            console.note(f"Warning: {found.describe(kind)}")
+        return lengths, features_of
 
     def _token_counts(self, texts: Sequence[str], kind: Kind) -> npt.NDArray[np.int64]:
         """Return the number of tokens of each text with its prompt, untruncated (of characters, without a tokenizer)."""
@@ -294,18 +292,24 @@ def autocast(device: str, bf16: bool) -> contextlib.AbstractContextManager[objec
     return torch.autocast(device, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
-def fused_attention(device: str) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which attention on a GPU takes torch's own fused kernels, and not cuDNN's.
+@contextlib.contextmanager
+def without_cudnn_attention(device: str) -> Iterator[None]:
+    """Leave attention on a GPU to torch's own fused kernels.
 
-    Those are planned anew for every shape, for tens of milliseconds, and here every batch has a shape of its own
+    cuDNN's are planned anew for every shape, for tens of milliseconds, and here nearly every batch has a shape of its own
     (docs/decisions.md).
     """
     if device != "cuda":
-        return contextlib.nullcontext()
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+        yield
+        return
+    import torch
 
-    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    return sdpa_kernel(kernels)  # type: ignore[no-any-return]
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def use_bf16(precision: Precision, device: str) -> bool:

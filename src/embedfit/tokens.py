@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from embedfit.errors import ModelError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -24,28 +27,31 @@ _Read: TypeAlias = tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[Any]]]
 class Tokens:
     """The tokens of many texts, cut to the model's length and not padded.
 
-    They lie end to end in one array for each input of the model: as objects, those of a million texts would not fit. Most models
-    read what their tokenizer makes of prompt and text. Where that is so for a few of the texts, the tokenizer alone is asked for
-    all of them: what the library does around it takes four fifths of the time.
+    They lie end to end in one array for each input of the model: as objects, those of a million texts would not fit.
 
     Args:
         model: Its tokenizer and length.
         texts: What to tokenise.
         prompt: Put before each text.
         task: ``query`` or ``document``, for models that treat them differently.
+        alone: What `tokenizer_suffices` says of them, if it was asked already.
 
     Raises:
-        TypeError: The model does not read padded rows of tokens.
+        ModelError: The model does not read padded rows of tokens.
 
     Attributes:
         lengths: Tokens of each text.
     """
 
-    def __init__(self, model: SentenceTransformer, texts: Sequence[str], prompt: str, task: str | None = None) -> None:
+    def __init__(
+        self, model: SentenceTransformer, texts: Sequence[str], prompt: str, task: str | None = None, *, alone: bool | None = None
+    ) -> None:
         self._model, self._prompt, self._task = model, prompt, task
         self._same: dict[str, Any] = {}
-        tried = [*texts[:_TRIED], *sorted(texts, key=len)[-_TRIED:]] or ["a text"]
-        read = self._by_tokenizer if _equal(self._by_library(tried), self._by_tokenizer(tried)) else self._by_library
+        if alone is None:
+            alone = tokenizer_suffices(model, texts, prompt, task)
+        self._by_library(texts[:1] or ["a text"])  # for what it adds to the tokens
+        read = partial(_by_tokenizer, model, prompt) if alone else self._by_library
         parts = [read(texts[start : start + _SLICE]) for start in range(0, len(texts), _SLICE)]
         self.lengths = np.concatenate([np.zeros(0, np.int64), *(lengths for lengths, _ in parts)])
         self._ends = np.cumsum(self.lengths)
@@ -73,23 +79,50 @@ class Tokens:
         return {**features, **self._same}
 
     def _by_library(self, texts: Sequence[str]) -> _Read:
-        import torch
+        read, self._same = _by_library(self._model, self._prompt, self._task, texts)
+        return read
 
-        whole = self._model.preprocess(list(texts), prompt=self._prompt or None, task=self._task)
-        tensors = {key: value for key, value in whole.items() if torch.is_tensor(value)}
-        mask = tensors.pop("attention_mask", None)
-        if mask is None or any(value.shape != mask.shape for value in tensors.values()):
-            raise TypeError(f"a {type(self._model[0]).__name__} does not read padded rows of tokens")
-        self._same |= {key: value for key, value in whole.items() if not torch.is_tensor(value)}
-        inside = mask.bool()
-        return inside.sum(dim=1).numpy(), {key: _small(key, value[inside].numpy()) for key, value in tensors.items()}
 
-    def _by_tokenizer(self, texts: Sequence[str]) -> _Read:
-        whole = [self._prompt + text for text in texts]
-        found = self._model.tokenizer(whole, truncation=True, return_attention_mask=False, verbose=False)
-        lengths = np.array([len(ids) for ids in found["input_ids"]], np.int64)
-        count = int(lengths.sum())
-        return lengths, {key: _small(key, np.fromiter(chain.from_iterable(rows), np.int64, count)) for key, rows in found.items()}
+def tokenizer_suffices(model: SentenceTransformer, texts: Sequence[str], prompt: str, task: str | None) -> bool:
+    """Return whether a model reads of some texts what its tokenizer alone makes of them.
+
+    Most models do. What the library does around the tokenizer, text by text, takes most of the time, and can then be left out. So the
+    model must have nothing set that treats texts in another way, and a few of the texts are read both ways to see.
+    """
+    from sentence_transformers.base.modules import Transformer
+
+    module: Any = model[0]
+    plain = (
+        type(module) is Transformer
+        and module.processor is module.tokenizer
+        and list(module.modality_config) == ["text"]
+        and not (module.processing_kwargs or module.query_expansion or module.query_length or module.document_length)
+    )
+    if not plain or not texts:
+        return plain
+    tried = [*texts[:_TRIED], *sorted(texts, key=len)[-_TRIED:]]
+    return _equal(_by_library(model, prompt, task, tried)[0], _by_tokenizer(model, prompt, tried))
+
+
+def _by_library(model: SentenceTransformer, prompt: str, task: str | None, texts: Sequence[str]) -> tuple[_Read, dict[str, Any]]:
+    """Return what the library makes of texts, and what it adds that is no tensor."""
+    import torch
+
+    whole = model.preprocess(list(texts), prompt=prompt or None, task=task)
+    tensors = {key: value for key, value in whole.items() if torch.is_tensor(value)}
+    mask = tensors.pop("attention_mask", None)
+    if mask is None or any(value.shape != mask.shape for value in tensors.values()):
+        raise ModelError(f"a {type(model[0]).__name__} that does not read padded rows of tokens cannot be tuned")
+    inside = mask.bool()
+    rows = {key: _small(key, value[inside].numpy()) for key, value in tensors.items()}
+    return (inside.sum(dim=1).numpy(), rows), {key: value for key, value in whole.items() if not torch.is_tensor(value)}
+
+
+def _by_tokenizer(model: SentenceTransformer, prompt: str, texts: Sequence[str]) -> _Read:
+    found = model.tokenizer([prompt + text for text in texts], truncation=True, return_attention_mask=False, verbose=False)
+    lengths = np.array([len(ids) for ids in found["input_ids"]], np.int64)
+    count = int(lengths.sum())
+    return lengths, {key: _small(key, np.fromiter(chain.from_iterable(rows), np.int64, count)) for key, rows in found.items()}
 
 
 def _small(key: str, values: npt.NDArray[np.int64]) -> npt.NDArray[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.utils.checkpoint import checkpoint
 
 from embedfit import ranks
-from embedfit.encode import fused_attention
+from embedfit.encode import without_cudnn_attention
 
 _BACKWARD = 0.5
 """Weight of the direction from documents to queries (docs/decisions.md)."""
@@ -107,7 +107,7 @@ class CandidateLoss(nn.Module):
         return whole + (everybodys - whole.detach())
 
     def _encoded(self, chunk: dict[str, Tensor]) -> Tensor:
-        with fused_attention(_texts(chunk).device.type):
+        with without_cudnn_attention(_texts(chunk).device.type):
             vectors: Tensor = self.encoder(dict(chunk))["sentence_embedding"].float()
         return vectors
 
