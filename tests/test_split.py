@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from embedfit.check import check_leaks
 from embedfit.data import Dataset, Document, Query, normalised
+from embedfit.duplicates import connected
 from embedfit.errors import ConfigError, DataError
-from embedfit.split import Split, split_dataset, split_folds, without_leaks
+from embedfit.split import Split, query_groups, split_dataset, split_folds, without_leaks
 
 
 def labelled(rows, parts=None):
@@ -263,3 +264,32 @@ def test_no_dev_part_is_no_dev_part_even_where_there_is_an_official_one():
     found = split_dataset(data, dev=0)
     assert found.dev == ()
     assert set(found.test) == {"q5", "q6"}
+
+
+def test_the_groups_of_queries_are_chains_of_copies_and_of_the_named_field_in_the_order_given():
+    rows = [
+        ("a", "x", {"customer": 1}),
+        ("b", "x", {"customer": 2}),
+        ("B", "x", {"customer": 3}),
+        ("c", "x", {"customer": "1"}),
+        ("d", "x"),
+    ]
+    data = labelled(rows)
+    assert query_groups(data, data.judged) == [("q0",), ("q1", "q2"), ("q3",), ("q4",)]
+    assert query_groups(data, ["q4", "q3", "q2", "q1", "q0"], "customer") == [("q4",), ("q3", "q0"), ("q2", "q1")]
+    assert query_groups(data, []) == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 12).flatmap(
+        lambda n: st.tuples(st.just(n), st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1))) if n else st.just([]))
+    )
+)
+def test_connected_groups_are_those_that_merging_sets_gives(case):
+    count, pairs = case
+    sets = [{number} for number in range(count)]
+    for one, other in pairs:
+        merged = next(group for group in sets if one in group) | next(group for group in sets if other in group)
+        sets = [group for group in sets if not group & merged] + [merged]
+    assert connected(count, pairs) == sorted(tuple(sorted(group)) for group in sets)

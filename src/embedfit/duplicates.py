@@ -20,6 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from embedfit import console
@@ -57,20 +58,9 @@ class Duplicates:
 
         Every text is in one of them. The first and the last of a long chain may have little in common.
         """
-        parent = list(range(len(self.same)))
-
-        def root(group: int) -> int:
-            while parent[group] != group:
-                parent[group] = parent[parent[group]]
-                group = parent[group]
-            return group
-
-        for one, other in self.near:
-            parent[root(other)] = root(one)
-        chains: dict[int, list[int]] = {}
-        for number, group in enumerate(self.same):
-            chains.setdefault(root(number), []).extend(group)
-        return tuple(tuple(sorted(chain)) for chain in chains.values())
+        return tuple(
+            tuple(sorted(place for number in numbers for place in self.same[number])) for numbers in connected(len(self.same), self.near)
+        )
 
     def pairs(self) -> Iterator[tuple[int, int]]:
         """Yield every two texts that say the same or nearly, the smaller position first."""
@@ -79,6 +69,19 @@ class Duplicates:
         for one, other in self.near:
             for i, j in itertools.product(self.same[one], self.same[other]):
                 yield min(i, j), max(i, j)
+
+
+def connected(count: int, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
+    """Return the groups that pairs of the numbers below ``count`` make, each in order, the one with the smallest number first."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    rows, columns = np.array(pairs, np.int64).reshape(-1, 2).T
+    _, component = connected_components(coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(count, count)), directed=False)
+    groups: dict[int, list[int]] = {}
+    for number, name in enumerate(component.tolist()):
+        groups.setdefault(name, []).append(number)
+    return [tuple(group) for group in groups.values()]
 
 
 def near_duplicates(texts: Sequence[str]) -> Duplicates:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from embedfit.check import Finding
 from embedfit.data import Dataset
-from embedfit.duplicates import near_duplicates
+from embedfit.duplicates import connected, near_duplicates
 from embedfit.errors import ConfigError, DataError, did_you_mean
 
 _DEV, _DEV_AT_LEAST, _DEV_AT_MOST = 0.1, 100, 500
@@ -134,7 +134,7 @@ def _dealt(groups: Sequence[tuple[str, ...]], share: float) -> tuple[tuple[str, 
 def _stratified(dataset: Dataset, ids: Sequence[str], seed: int, group_by: str | None) -> list[tuple[str, ...]]:
     """Return the groups of queries that belong together: label by label, labels and groups within them in random order."""
     rng = random.Random(seed)
-    groups = _groups(dataset, ids, group_by)
+    groups = query_groups(dataset, ids, group_by)
     rng.shuffle(groups)
     label = {group: min(dataset.relevant(group[0])) for group in groups}
     # Labels too, or one with fewer groups than are dealt out at a time would stand in the same part for every seed.
@@ -144,36 +144,36 @@ def _stratified(dataset: Dataset, ids: Sequence[str], seed: int, group_by: str |
     return sorted(groups, key=lambda group: place[label[group]])
 
 
-def _groups(dataset: Dataset, ids: Sequence[str], group_by: str | None) -> list[tuple[str, ...]]:
-    """Return the connected components of "says the same or nearly" and "has the same value of group_by"."""
+def query_groups(dataset: Dataset, ids: Sequence[str], group_by: str | None = None) -> list[tuple[str, ...]]:
+    """Return the groups of queries that belong together, so that none of them says anything about another group.
+
+    Two queries belong together if they say the same or nearly, or if they have the same value of ``group_by``; so do the
+    first and the last of a chain of such pairs. Each id is in one group. Groups and ids keep the order of ``ids``.
+
+    Args:
+        dataset: With the queries.
+        ids: Of the queries to group.
+        group_by: A metadata field. Queries without a value share none.
+
+    Raises:
+        ConfigError: No query has the field ``group_by``.
+    """
     if group_by:
         known = {name for query in dataset.queries.values() for name in query.metadata}
         if group_by not in known:
             hint = did_you_mean(group_by, known) or f"; known: {', '.join(sorted(known)) or 'none'}"
             raise ConfigError(f"group_by: no query has the field {group_by!r}{hint}")
-    parent = {id: id for id in ids}
-
-    def root(id: str) -> str:
-        while parent[id] != id:
-            parent[id] = parent[parent[id]]
-            id = parent[id]
-        return id
-
     # Of the whole data set, which is searched once, although train and dev are dealt from a part of it.
     queries = list(dataset.queries)
     chain_of = {queries[place]: number for number, chain in enumerate(near_duplicates(dataset.query_texts()).chains) for place in chain}
-    first: dict[tuple[str, str | int], str] = {}
-    for id in ids:
-        metadata = dataset.queries[id].metadata
-        keys: list[tuple[str, str | int]] = [("chain", chain_of[id])]
-        if group_by and metadata.get(group_by) is not None:
-            keys.append(("field", str(metadata[group_by])))
-        for key in keys:
-            parent[root(id)] = root(first.setdefault(key, id))
-    members: dict[str, list[str]] = {}
-    for id in ids:
-        members.setdefault(root(id), []).append(id)
-    return [tuple(group) for group in members.values()]
+    first: dict[tuple[str, str | int], int] = {}
+    pairs = []
+    for place, id in enumerate(ids):
+        value = dataset.queries[id].metadata.get(group_by) if group_by else None
+        pairs.append((place, first.setdefault(("chain", chain_of[id]), place)))
+        if value is not None:
+            pairs.append((place, first.setdefault(("field", str(value)), place)))
+    return [tuple(ids[place] for place in group) for group in connected(len(ids), pairs)]
 
 
 def _whole(split: Split, dev: float | None) -> Split:
