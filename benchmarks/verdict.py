@@ -11,10 +11,16 @@ whose mean is zero, and judged by `embedfit.compare.evidence`, the code behind `
 - **Seeds**: trainings whose true mean is zero over all seeds, but not for each; the share of false verdicts with the seeds'
   error drawn from Student's t, and as the seeds themselves drawn with replacement, and not at all.
 - **Holm**: eight comparisons at once without any true difference; the share with any false verdict, goal: at most 5%.
+- **Groups**: queries in groups of equal and of very unequal sizes, correlated within them from 0 to 1, without a true difference;
+  the share of "better" and "worse", how often the interval alone misses zero on either side, and how wide it is. Beside it, the same
+  with queries taken for independent.
+- **Power with groups**: what it costs to allow for correlation where there is none.
+- **Best of several**: 13 equal models; how often the first is called worse than the best, by `may_be_best` and by one comparison with
+  the model that happens to lead; and how often one that is truly worse is passed over.
 
-It takes about eight minutes of one core.
+It takes about half an hour of one core.
 
-    python benchmarks/verdict.py [--simulations 2000]
+    python benchmarks/verdict.py [--simulations 2000] [--only groups ...]
 """
 
 from __future__ import annotations
@@ -32,7 +38,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from embedfit.compare import DRAWS, bootstrap_means, evidence, extended_means, holm, randomised_means
+from embedfit.compare import DRAWS, bootstrap_means, evidence, extended_means, holm, may_be_best, not_worse, randomised_means
+from embedfit.score import Scores
 
 RESULTS = Path(__file__).parent / "results"
 Floats = npt.NDArray[np.float64]
@@ -71,11 +78,14 @@ def shape(chances: dict[float, float]) -> Shape:
     return Shape(values, shares)
 
 
+RANKS = {1: 0.50, 2: 0.15, 3: 0.08, 4: 0.05, 5: 0.04, 6: 0.03, 7: 0.03, 8: 0.02, 9: 0.02, 10: 0.02, 0: 0.06}
+"""How often a model ranks the right answer where; 0 where it is not found."""
+
+
 def equal_models(changed: float) -> Shape:
     """Return the gaps in MRR@10 of two models that rank equally well, and differ on a share of the queries."""
-    ranks = {1: 0.50, 2: 0.15, 3: 0.08, 4: 0.05, 5: 0.04, 6: 0.03, 7: 0.03, 8: 0.02, 9: 0.02, 10: 0.02, 0: 0.06}
     chances: dict[float, float] = {}
-    for (first, share), (second, other) in product(ranks.items(), repeat=2):
+    for (first, share), (second, other) in product(RANKS.items(), repeat=2):
         gap = (1 / second if second else 0.0) - (1 / first if first else 0.0)
         chances[gap] = chances.get(gap, 0.0) + changed * share * other
     chances.pop(0.0)
@@ -92,6 +102,25 @@ SHAPES = {
     "MRR, small gains, rare losses from 1 to 5": shape({0.1: 0.4, -0.8: 0.05}),
     "recall, a fifth of it gained, rarely all lost": shape({0.2: 0.25, -1: 0.05}),
 }
+SIZES = {
+    "60 of 5": np.full(60, 5),
+    "20 of 15": np.full(20, 15),
+    "6 of 50": np.full(6, 50),
+    "270 of 1, 1 of 30": np.array([1] * 270 + [30]),
+    "200 of 1, 20 of 5": np.array([1] * 200 + [5] * 20),
+    "500 of 1, 10 of 30": np.array([1] * 500 + [30] * 10),
+    "half of 300 in one": np.array([1] * 150 + [150]),
+    "200, sizes as 200/rank": np.maximum(1, 200 // np.arange(1, 201)),
+    "10 of 1 to 60": np.array([60, 30, 20, 10, 10, 5, 5, 2, 2, 1]),
+}
+"""Sizes of groups of queries."""
+GROUPED_SHAPES = (
+    "recall@1, half of them change",
+    "MRR, half of them change",
+    "MRR, gains and losses of many sizes, skewed",
+    "recall, a fifth of it gained, rarely all lost",
+)
+CORRELATIONS = (0.0, 0.3, 0.6, 1.0)
 POWER_SHAPES = ("recall@1, half of them change", "MRR, half of them change", "MRR, gains from rank 3 to 2, losses from 1 to 2")
 
 
@@ -106,10 +135,31 @@ def verdicts(low: Floats, high: Floats, p: Floats) -> npt.NDArray[np.int64]:
     return np.array([((low > 0) & (p < 0.05)).sum(), ((high < 0) & (p < 0.05)).sum()])
 
 
-def ours(gaps: Floats, seed: int) -> npt.NDArray[np.int64]:
+def ours(gaps: Floats, seed: int, groups: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
     """Return the verdicts of embedfit on gaps of shape (queries, simulations) or (seeds, queries, simulations)."""
-    found = evidence(gaps if gaps.ndim == 3 else gaps[None], seed=seed)
+    found = evidence(gaps if gaps.ndim == 3 else gaps[None], groups=groups, seed=seed)
     return verdicts(found.low, found.high, found.p)
+
+
+def in_groups(
+    gaps_shape: Shape, rng: np.random.Generator, sizes: npt.NDArray[np.int64], correlation: float, size: int
+) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Return gaps of shape (queries, size), and the number of each query's group.
+
+    A query has its group's gap with a chance of the correlation's square root, and otherwise one of its own: so two queries of
+    a group correlate as asked for, and each alone has the same shape as any other.
+    """
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    common, own = gaps_shape.draw(rng, len(sizes), size)[groups], gaps_shape.draw(rng, len(groups), size)
+    return np.where(rng.random(own.shape) < np.sqrt(correlation), common, own), groups
+
+
+def equal_rungs(rng: np.random.Generator, n: int, models: int, size: int, shared: float = 0.6) -> Floats:
+    """Return reciprocal ranks of models that are equally good, shape (size, n, models); a share of the values is the query's own."""
+    values = np.array([1 / rank if rank else 0.0 for rank in RANKS])
+    chances = np.array([*RANKS.values()])
+    common, own = (rng.choice(values, p=chances, size=(size, n, columns)) for columns in (1, models))
+    return np.where(rng.random(own.shape) < shared, common, own)
 
 
 def rejected(gaps: Floats, seed: int) -> dict[str, npt.NDArray[np.int64]]:
@@ -263,6 +313,99 @@ def false_verdicts_of_many(simulations: int, comparisons: int = 8) -> list[dict[
     return rows
 
 
+def false_verdicts_in_groups(simulations: int) -> list[dict[str, Any]]:
+    """Judge gaps without a true difference, of queries that stand in groups."""
+    rows = []
+    for name, (sizes_name, sizes), correlation in product(GROUPED_SHAPES, SIZES.items(), CORRELATIONS):
+        rng = np.random.default_rng([len(sizes), int(10 * correlation)])
+        ours_, alone, missed, width = np.zeros(2, np.int64), np.zeros(2, np.int64), np.zeros(2, np.int64), 0.0
+        for block, size in blocks(simulations):
+            gaps, groups = in_groups(SHAPES[name], rng, sizes, correlation, size)
+            found = evidence(gaps[None], groups=groups, seed=block)
+            ours_ += verdicts(found.low, found.high, found.p)
+            missed += np.array([(found.low > 0).sum(), (found.high < 0).sum()])
+            width += float((found.high - found.low).sum())
+            if block == 0:
+                alone += ours(gaps, block)
+        rows.append(
+            {
+                "shape": name,
+                "sizes": sizes_name,
+                "correlation": correlation,
+                "better": rate(ours_[0], simulations),
+                "worse": rate(ours_[1], simulations),
+                "interval above zero": rate(missed[0], simulations),
+                "interval below zero": rate(missed[1], simulations),
+                "width": width / simulations,
+                "taken for independent": rate(alone.max(), min(BLOCK, simulations)),
+            }
+        )
+    return rows
+
+
+def power_in_groups(simulations: int) -> list[dict[str, Any]]:
+    """Judge a true difference that as many independent queries show in four cases of five, where the correlation is zero."""
+    rows = []
+    for name, (sizes_name, sizes) in product(POWER_SHAPES, SIZES.items()):
+        n, largest = int(sizes.sum()), float(SHAPES[name].values.max())
+        rng = np.random.default_rng(n)
+        usual = 0.0
+        for _ in range(4):
+            usual = min(largest, float(evidence(SHAPES[name].better_by(usual).draw(rng, n, BLOCK)[None]).detectable.mean()))
+        alone = together = 0
+        widths = np.zeros(2)
+        for block, size in blocks(simulations):
+            gaps, groups = in_groups(SHAPES[name].better_by(usual), rng, sizes, 0.0, size)
+            for place, found in enumerate((evidence(gaps[None], seed=block), evidence(gaps[None], groups=groups, seed=block))):
+                better = int(verdicts(found.low, found.high, found.p)[0])
+                alone, together = (alone + better, together) if place == 0 else (alone, together + better)
+                widths[place] += float((found.high - found.low).sum()) / simulations
+        rows.append(
+            {
+                "shape": name,
+                "sizes": sizes_name,
+                "difference": usual,
+                "independent": rate(alone, simulations),
+                "in groups": rate(together, simulations),
+                "widths": widths.tolist(),
+            }
+        )
+    return rows
+
+
+def best_of_several(simulations: int, models: int = 13) -> list[dict[str, Any]]:
+    """Look for the best of several models: all equal; and with the first so much worse that it is shown in four cases of five."""
+    rows = []
+    for n, grouped in ((65, False), (326, False), (195, True)):
+        rng = np.random.default_rng([n, models])
+        sizes = n // 3 if grouped else n
+        groups = np.repeat(np.arange(sizes), 3) if grouped else None
+        counts = dict.fromkeys(("alone", "first", "any", "worse alone", "worse"), 0)
+        for number in range(simulations):
+            [values] = equal_rungs(rng, sizes, models, 1)
+            values = values if groups is None else values[groups]
+
+            def scores(columns: Floats, groups: Any = groups, n: int = n) -> list[Scores]:
+                ids = tuple(map(str, range(n)))
+                return [Scores("", ids, {"mrr@10": column}, np.ones(n, np.int64), groups) for column in columns.T]
+
+            every = scores(values)
+            best = int(np.argmax(values.mean(axis=0)))
+            as_good = may_be_best(every, seed=number)
+            counts["alone"] += not not_worse(every[best], every[0], seed=number)
+            counts["first"] += not as_good[0]
+            counts["any"] += not all(as_good)
+            lost = rng.random(sizes) < 0.35 * np.sqrt(65 / sizes)
+            worse = values.copy()
+            worse[:, 0] *= ~(lost if groups is None else lost[groups])
+            every = scores(worse)
+            counts["worse alone"] += not not_worse(every[1], every[0], seed=number)
+            counts["worse"] += not may_be_best(every, seed=number)[0]
+        case = f"{n} queries{' in groups of 3' if grouped else ''}"
+        rows.append({"case": case, "models": models, **{name: rate(count, simulations) for name, count in counts.items()}})
+    return rows
+
+
 def percent(share: dict[str, float]) -> str:
     """Return a share as 2.1% (1.5 to 2.8)."""
     return f"{100 * share['rate']:.1f}% ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
@@ -315,25 +458,70 @@ def markdown(found: dict[str, Any]) -> str:
     head = ["queries", "seeds", "spread of seeds / error of queries", *next(iter(by_case.values()))]
     parts += ["The larger of false better and worse.", "", table(head, rows), "", "## Eight comparisons at once: any false verdict", ""]
     rows = [[row["shape"], f"{row['queries']}", percent(row["adjusted"]), percent(row["plain"])] for row in found["many"]]
-    return "\n".join([*parts, table(["gaps, mean zero", "queries", "Holm", "not adjusted"], rows), ""])
+    parts += [table(["gaps, mean zero", "queries", "Holm", "not adjusted"], rows), "", "## Queries in groups: no true difference", ""]
+    rows = [
+        [
+            row["shape"],
+            row["sizes"],
+            f"{row['correlation']:g}",
+            percent(row["better"]),
+            percent(row["worse"]),
+            f"{100 * row['interval above zero']['rate']:.1f} / {100 * row['interval below zero']['rate']:.1f}",
+            f"{row['width']:.3f}",
+            f"{100 * row['taken for independent']['rate']:.0f}%",
+        ]
+        for row in found["groups"]
+    ]
+    head = ["gaps, mean zero", "groups", "correlation", "better", "worse", "interval misses, % above / below", "its width"]
+    head.append("better or worse, taken for independent")
+    parts += [table(head, rows), "", "## The price of groups where queries are independent: better", ""]
+    rows = [
+        [
+            row["shape"],
+            row["sizes"],
+            f"{row['difference']:.3f}",
+            *(percent(row[name]) for name in ("independent", "in groups")),
+            " / ".join(f"{width:.3f}" for width in row["widths"]),
+        ]
+        for row in found["power in groups"]
+    ]
+    head = ["gaps", "groups", "true difference", "each query alone", "in groups", "widths of the intervals"]
+    parts += [table(head, rows), "", "## The best of 13 models", ""]
+    names = ("alone", "first", "any", "worse alone", "worse")
+    rows = [[row["case"], *(percent(row[name]) for name in names)] for row in found["best"]]
+    head = [
+        "",
+        "all equal: first against the leader, one comparison",
+        "first, `may_be_best`",
+        "any of them",
+        "first truly worse: one comparison",
+    ]
+    return "\n".join([*parts, table([*head, "`may_be_best`"], rows), ""])
 
 
 def main() -> None:
     """Simulate, and write results/verdict.json and verdict.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--simulations", type=int, default=2000)
-    simulations = parser.parse_args().simulations
+    parser.add_argument("--only", nargs="+", help="Parts to simulate; the others are kept as they were.")
+    arguments = parser.parse_args()
+    simulations = arguments.simulations
     start = time.process_time()
-    found: dict[str, Any] = {"simulations": simulations}
-    for name, work in {
+    found: dict[str, Any] = json.loads((RESULTS / "verdict.json").read_text()) if arguments.only else {}
+    found["simulations"] = simulations
+    parts: dict[str, Callable[[int], list[dict[str, Any]]]] = {
         "false verdicts": false_verdicts,
         "power": power,
         "seeds": false_verdicts_with_seeds,
         "many": false_verdicts_of_many,
-    }.items():
-        found[name] = work(simulations)
-        print(f"{name}: {time.process_time() - start:.0f} s", flush=True)
+        "groups": false_verdicts_in_groups,
+        "power in groups": power_in_groups,
+        "best": best_of_several,
+    }
     RESULTS.mkdir(exist_ok=True)
+    for name in arguments.only or parts:
+        found[name] = parts[name](simulations)
+        print(f"{name}: {time.process_time() - start:.0f} s", flush=True)
     (RESULTS / "verdict.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / "verdict.md").write_text(markdown(found))
     print(markdown(found))

@@ -100,6 +100,8 @@ def test_evaluate_measures_a_grid_and_writes_it(project, said, tmp_path):
     assert code == 0
     assert "{title}. {text}" in out
     assert "recall@1" in out
+    assert "MRR@1 against the first" in out
+    assert "A winner picked from these 2 rows must be confirmed on other queries" in " ".join(out.split())
     assert len((tmp_path / "grid.csv").read_text().splitlines()) == 1 + 2 * 6
 
 

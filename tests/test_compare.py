@@ -17,13 +17,18 @@ from embedfit.compare import (
     compare_many,
     compare_scores,
     evidence,
+    extended_means,
+    half_means,
     holm,
+    may_be_best,
     metric_label,
     not_worse,
     randomised_means,
 )
 from embedfit.errors import EmbedfitError
 from embedfit.score import Scores
+
+SIMULATION = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdict.py"))
 
 
 def scores_of(values, name="model", metric="mrr@10", ids=None):
@@ -493,9 +498,141 @@ def test_a_model_is_not_worse_while_the_interval_includes_zero():
     assert not_worse(best, best)
 
 
-# By simulation; benchmarks/verdict.py does the same for more shapes and more queries
+# Queries that belong together
 
-SIMULATION = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdict.py"))
+
+def grouped(values, groups, name="model"):
+    return replace(scores_of(values, name), groups=np.array(groups))
+
+
+@pytest.mark.parametrize("copies", [2, 5])
+def test_copies_of_a_query_in_one_group_are_one_query(copies):
+    base, tuned = random_pair(0, n=40)
+    groups = np.arange(40).repeat(copies)
+    one = compared(base, tuned)
+    many = compare_scores(grouped(base.repeat(copies), groups), grouped(tuned.repeat(copies), groups))["mrr@10"]
+    assert (many.difference, many.low, many.high, many.p, many.detectable) == pytest.approx(
+        (one.difference, one.low, one.high, one.p, one.detectable)
+    )
+    assert many.wins == copies * one.wins
+
+
+def test_a_group_for_each_query_changes_nothing():
+    base, tuned = random_pair(1)
+    assert compare_scores(grouped(base, range(80)), grouped(tuned, range(80)))["mrr@10"] == compared(base, tuned)
+
+
+def test_the_mean_is_over_queries_and_not_over_groups():
+    found = compare_scores(grouped([0, 0, 0, 0], [7, 7, 7, 2]), grouped([1, 1, 1, 0], [7, 7, 7, 2]))["mrr@10"]
+    assert found.difference == 0.75
+
+
+def test_means_of_random_halves_are_worked_out_by_hand():
+    # Groups of one query (gap 1) and of three (gap 0): both give 1/4, the small one 1, the large one 0, and none of them either end.
+    lows, highs = half_means(np.array([[1.0], [0], [0], [0]]), np.random.default_rng(0), np.array([0, 1, 1, 1]))
+    assert sorted(set(lows[:, 0])) == [-1, 0, 0.25, 1]
+    assert sorted(set(highs[:, 0])) == [0, 0.25, 1]
+    for value in (-1, 0, 0.25, 1):
+        assert (lows == value).mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_the_group_that_was_not_seen_is_as_large_as_the_one_a_query_stands_in():
+    # Groups of one query and of three with a gap of 1; a query's group has (1 + 9) / 4 = 2.5 queries. With exponential weights a, b, c
+    # the mean is (a + 3 b - 2.5 c) / (a + 3 b + 2.5 c), drawn here anew.
+    lows, _ = extended_means(np.ones((4, 1)), np.random.default_rng(0), np.array([0, 1, 1, 1]))
+    a, b, c = np.random.default_rng(1).standard_exponential((3, 200_000))
+    drawn = (a + 3 * b - 2.5 * c) / (a + 3 * b + 2.5 * c)
+    assert np.quantile(lows, [0.025, 0.25, 0.5, 0.75]) == pytest.approx(np.quantile(drawn, [0.025, 0.25, 0.5, 0.75]), abs=0.03)
+
+
+def test_the_bootstrap_draws_groups_with_replacement():
+    means = bootstrap_means(np.array([[1.0], [0], [0], [0]]), np.random.default_rng(0), np.array([0, 1, 1, 1]))
+    assert set(means[:, 0]) == {0, 0.25, 1}
+
+
+def test_the_signs_of_a_group_change_together():
+    # Ten equal gaps in two groups of five: all four sums are as far from zero as the one seen, or zero.
+    groups = [0] * 5 + [1] * 5
+    assert compare_scores(grouped([0] * 10, groups), grouped([1] * 10, groups))["mrr@10"].p == pytest.approx(0.5, abs=0.03)
+    assert compared([0] * 10, [1] * 10).p < 0.01
+
+
+def test_the_error_of_grouped_queries_is_the_linearised_one_of_a_ratio():
+    gaps, groups = np.array([0.5, 0.5, 0, 1, -0.5]), np.array([0, 0, 1, 1, 2])
+    residuals = np.array([1.0, 1.0, -0.5]) - np.array([2, 2, 1]) * 0.3
+    found = evidence(gaps[None, :, None], groups=groups)
+    assert found.query_error[0] == pytest.approx(np.sqrt(3 / 2 * (residuals**2).sum()) / 5)
+
+
+def test_the_sentence_and_json_say_in_how_many_groups_the_queries_stand():
+    base, tuned = grouped([0.5] * 6, [0, 0, 1, 1, 2, 2]), grouped([0.5] * 6, [0, 0, 1, 1, 2, 2])
+    found = compare_scores(base, tuned, held_out=True)
+    assert "on 6 held-out queries in 3 groups: 0 better" in found.sentence
+    assert found.sentence.endswith("could not have been seen reliably on 6 queries in 3 groups.")
+    said = json.loads(json.dumps(found.to_dict()))
+    assert said["groups"] == 3
+    assert "draws of groups of queries" in said["interval"]
+    assert list(found.per_query()["group"]) == [0, 0, 1, 1, 2, 2]
+    assert Comparison.from_dict(said, found.base, found.tuned).sentence == found.sentence
+
+
+def test_groups_known_to_one_model_hold_for_both_and_other_groups_are_refused():
+    base, tuned = [0.5] * 6, [1.0] * 5 + [0.0]
+    known = compare_scores(scores_of(base), grouped(tuned, [4, 4, 2, 2, 9, 9]))
+    assert known.groups == 3
+    assert known.differences == compare_scores(grouped(base, [0, 0, 1, 1, 2, 2]), grouped(tuned, [1, 1, 2, 2, 0, 0])).differences
+    with pytest.raises(EmbedfitError, match="put the same queries into different groups"):
+        compare_scores(grouped(base, [0, 0, 1, 1, 2, 2]), grouped(tuned, [0, 1, 1, 2, 2, 0]))
+    with pytest.raises(EmbedfitError, match="put the same queries into different groups"):
+        compare_scores(grouped(base, [0, 1]), grouped(tuned, [0, 1]))
+
+
+def test_several_seeds_of_grouped_queries_keep_their_groups():
+    base, runs = three_seeds(0.02)
+    groups = np.arange(200) // 4
+    alone = compare_scores(base, runs)["mrr@10"]
+    found = compare_scores(replace(base, groups=groups), runs)
+    assert found.groups == 50
+    assert np.array_equal(found.tuned.groups, groups)
+    assert found["mrr@10"].high - found["mrr@10"].low > alone.high - alone.low
+
+
+# The best of several
+
+
+def test_only_what_is_clearly_worse_than_another_cannot_be_the_best():
+    best, near, far = scores_of([1.0] * 40), scores_of([1.0] * 38 + [0.0] * 2), scores_of([1.0] * 20 + [0.0] * 20)
+    assert may_be_best([far, near, best]) == [False, True, True]
+    assert may_be_best([far]) == [True]
+    assert may_be_best([near, near, near]) == [True] * 3
+
+
+def test_of_two_models_one_may_be_the_best_where_it_is_not_worse():
+    for seed in range(20):
+        base, tuned = map(scores_of, random_pair(seed, n=40, shift=0.15))
+        pair = compare_scores(base, tuned)["mrr@10"]
+        assert may_be_best([base, tuned])[0] == (pair.verdict != "better")
+
+
+def test_near_duplicates_of_one_query_do_not_make_a_model_worse():
+    better, worse = [1.0] * 30, [0.0] * 30
+    assert may_be_best([scores_of(worse), scores_of(better)]) == [False, True]
+    groups = [0] * 28 + [1, 2]
+    assert may_be_best([grouped(worse, groups), grouped(better, groups)]) == [True, True]
+
+
+def test_of_thirteen_equal_models_the_first_is_rarely_called_worse_than_the_best():
+    alone = together = 0
+    for values in SIMULATION["equal_rungs"](np.random.default_rng(0), 65, 13, 150):
+        scores = [scores_of(column) for column in values.T]
+        best = max(scores, key=lambda one: one.mean("mrr@10"))
+        alone += not not_worse(best, scores[0])
+        together += not may_be_best(scores)[0]
+    assert scipy.stats.binomtest(together, 150, 0.025, alternative="greater").pvalue > 0.01
+    assert alone > 4 > together  # as it was: compared with whichever model happens to lead
+
+
+# By simulation; benchmarks/verdict.py does the same for more shapes and more queries
 
 
 @pytest.mark.parametrize("n", [20, 65])
@@ -504,6 +641,23 @@ def test_without_a_true_difference_better_and_worse_are_said_in_at_most_one_case
     gaps = SIMULATION["SHAPES"][name].draw(np.random.default_rng(0), n, 500)
     for wrong in SIMULATION["ours"](gaps, 0):
         assert scipy.stats.binomtest(int(wrong), 500, 0.025, alternative="greater").pvalue > 0.01
+
+
+@pytest.mark.parametrize("correlation", [0, 0.3, 1])
+@pytest.mark.parametrize("sizes", SIMULATION["SIZES"])
+def test_groups_of_queries_do_not_make_the_verdict_false(sizes, correlation):
+    gaps_shape = SIMULATION["SHAPES"]["MRR, gains and losses of many sizes, skewed"]
+    gaps, groups = SIMULATION["in_groups"](gaps_shape, np.random.default_rng(0), SIMULATION["SIZES"][sizes], correlation, 400)
+    found = evidence(gaps[None], groups=groups)
+    for wrong in (found.low > 0, found.high < 0):
+        assert scipy.stats.binomtest(int(wrong.sum()), 400, 0.025, alternative="greater").pvalue > 0.01
+
+
+def test_queries_of_a_group_taken_for_independent_make_the_verdict_false():
+    gaps_shape = SIMULATION["SHAPES"]["MRR, half of them change"]
+    gaps, groups = SIMULATION["in_groups"](gaps_shape, np.random.default_rng(0), np.full(20, 15), 1, 400)
+    assert SIMULATION["ours"](gaps, 0).sum() > 100
+    assert SIMULATION["ours"](gaps, 0, groups).sum() <= 20
 
 
 def test_what_is_detectable_is_detected_in_about_four_cases_of_five():

@@ -41,6 +41,14 @@ def test_a_planted_power_law_is_recovered_within_the_interval():
     np.testing.assert_allclose(np.mean(found, axis=0), truth, atol=0.02)
 
 
+def test_queries_of_one_group_are_drawn_together():
+    values = planted(PAIRS, queries=100)
+    alone, together = (fit_curve(PAIRS, values.repeat(5, axis=0), groups=groups).points[-1] for groups in (None, np.arange(100).repeat(5)))
+    once = fit_curve(PAIRS, values).points[-1]
+    assert (together.low, together.high) == pytest.approx((once.low, once.high))
+    assert together.high - together.low > 1.8 * (alone.high - alone.low)
+
+
 def test_a_curve_that_starts_slowly_is_recovered_too():
     truth = 0.9 - 0.5 / (1 + (700 / 200) ** 1.8)
     found = [fit_curve(PAIRS, planted(PAIRS, middle=200, steepness=1.8, seed=seed, queries=1000)).forecasts[1] for seed in range(6)]

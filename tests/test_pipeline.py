@@ -11,7 +11,7 @@ import pytest
 
 from embedfit import pipeline
 from embedfit.config import make_config
-from embedfit.data import Dataset
+from embedfit.data import Dataset, Document, Query
 from embedfit.encode import LocalEncoder
 from embedfit.errors import ConfigError, DataError, StorageError
 from embedfit.general import general_set
@@ -67,6 +67,22 @@ def test_what_is_measured_is_what_the_saved_model_gives(result, settings):
     again = pipeline.measure(LocalEncoder(result.model), test, ks=config.evaluate.k)
     for name, values in again.values.items():
         np.testing.assert_array_equal(values, result.comparison.tuned.values[name])
+
+
+def test_near_duplicates_are_counted_as_one_group(word_encoder):
+    texts = ["red shoes", "Red shoes!", "red  SHOES", "blue hat", "green scarf"]
+    queries = {str(number): Query(str(number), text, {"shop": number // 2}) for number, text in enumerate(texts)}
+    data = Dataset(queries, {"a": Document("a", "red shoes"), "b": Document("b", "hat")}, {id: {"a": 1} for id in queries})
+    groups = pipeline.measure(word_encoder, data, ks=[1]).groups
+    assert len(set(groups[:3])) == 1
+    assert len(set(groups)) == 3
+    assert len(set(pipeline.measure(word_encoder, data, ks=[1], group_by="shop").groups)) == 2
+
+
+def test_a_run_keeps_the_groups_of_its_queries(result):
+    frame = pd.read_parquet(result.folder / "queries.parquet")
+    assert json.loads((result.folder / "comparison.json").read_text())["groups"] == frame["group"].nunique()
+    assert result.comparison.base.groups.tolist() == frame["group"].tolist()
 
 
 def test_a_second_identical_run_does_nothing(result, settings, monkeypatch):
@@ -157,10 +173,16 @@ def test_data_with_one_label_is_refused_before_anything_is_encoded(settings, tmp
 def test_the_grid_gives_one_tidy_row_for_each_model_template_metric_and_k(transactions, tiny_model):
     templates = ["{category}", "{category}: {sample_transactions}"]
     frame = pipeline.evaluate(transactions, [LocalEncoder(tiny_model)], templates=templates, ks=(1, 3))
-    assert list(frame.columns) == ["model", "document", "retrieval", "reranker", "metric", "k", "value", "seconds"]
+    assert list(frame.columns) == [
+        *("model", "document", "retrieval", "reranker", "metric", "k", "value", "difference", "low", "high", "seconds"),
+    ]
     assert len(frame) == 1 * 2 * 6 * 2
     assert set(frame.document) == set(templates)
     assert frame.value.between(0, 1).all()
+    first, second = frame[:12], frame[12:].reset_index(drop=True)
+    assert first[["difference", "low", "high"]].isna().all(axis=None)
+    np.testing.assert_allclose(second.difference, second.value - first.value)
+    assert ((second.low <= second.difference) & (second.difference <= second.high)).all()
 
 
 def test_richer_documents_move_recall_of_the_bundled_model(transactions):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embedfit.check import Finding, check_dataset, check_leaks
-    from embedfit.compare import Comparison, Seeds, compare_many, compare_scores, holm, not_worse
+    from embedfit.compare import Comparison, Seeds, compare_many, compare_scores, holm, may_be_best, not_worse
     from embedfit.config import Config, TuneConfig, make_config, read_config
     from embedfit.data import Dataset, Document, Query, load, write_beir, write_jsonl
     from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "check": ("Finding", "check_dataset", "check_leaks"),
-    "compare": ("Comparison", "Seeds", "compare_many", "compare_scores", "holm", "not_worse"),
+    "compare": ("Comparison", "Seeds", "compare_many", "compare_scores", "holm", "may_be_best", "not_worse"),
     "config": ("Config", "TuneConfig", "make_config", "read_config"),
     "data": ("Dataset", "Document", "Query", "load", "write_beir", "write_jsonl"),
     "encode": ("CachedEncoder", "Encoder", "LocalEncoder"),

@@ -226,6 +226,7 @@ def evaluate(
     from contextlib import nullcontext
 
     from embedfit import pipeline
+    from embedfit.compare import metric_label
     from embedfit.data import writing
     from embedfit.rerank import LocalReranker
     from embedfit.store import open_store
@@ -251,6 +252,8 @@ def evaluate(
             rerank_top=settings.evaluate.rerank_top,
             engine=pipeline.engine_of(engine or settings.engine),
             store=opened,
+            group_by=settings.split.group_by,
+            seed=settings.split.seed,
             tracker=tracker,
         )
     if csv:
@@ -262,13 +265,22 @@ def evaluate(
     index = ["model", "document", "retrieval", *(["reranker"] if settings.evaluate.rerankers else []), "seconds"]
     shares = frame[frame.metric == "recall_of_exact"]
     frame = frame.drop(shares.index)
-    wide = frame.assign(name=frame.metric + "@" + frame.k.astype(str)).pivot(index=index, columns="name", values="value")
+    frame = frame.assign(name=frame.metric + "@" + frame.k.astype(str))
     names = [f"{metric}@{cut}" for metric in ("recall", "mrr", "ndcg") for cut in sorted(set(frame.k))]
-    rows = [
-        [*map(str, what), *(f"{row[name]:.3f}" for name in names), f"{seconds * 1000:.2f}"]
-        for (*what, seconds), row in zip(wide.index.to_list(), wide.to_dict("records"), strict=True)
-    ]
-    _print_rows([*index[:-1], *names, "ms a query"], rows)
+    main = settings.evaluate.metric if settings.evaluate.metric in set(frame.name) else f"mrr@{max(frame.k)}"
+    rows: list[list[str]] = []
+    for _, group in frame.groupby(index, sort=False):
+        metrics = group.set_index("name")
+        change = metrics.loc[main]
+        interval = f"{change['difference']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f})" if rows else ""
+        cells = [*(str(change[column]) for column in index[:-1]), *(f"{metrics['value'][name]:.3f}" for name in names)]
+        rows.append([*cells, interval, f"{change['seconds'] * 1000:.2f}"])
+    _print_rows([*index[:-1], *names, f"{metric_label(main)} against the first", "ms a query"], rows)
+    if len(rows) > 1:
+        typer.echo(
+            f"A winner picked from these {len(rows)} rows must be confirmed on other queries: each interval holds for its row alone, "
+            "not for the best of them."
+        )
     for row in shares.to_dict("records"):
         typer.echo(f"{row['model']}: {row['value']:.4f} of what exact search has in the first {row['k']}")
 
@@ -330,7 +342,10 @@ def compare(
     encoders = [pipeline.encoder(settings.model, name) for name in (first, second)]
     _warn_of_seen(encoders, dataset)
     with tracking(f"{settings.name}-compare", wanted=settings.track.langwatch) as tracker:
-        base, tuned = [pipeline.measure(encoder, dataset, template=template, ks=ks, tracker=tracker) for encoder in encoders]
+        base, tuned = [
+            pipeline.measure(encoder, dataset, template=template, ks=ks, group_by=settings.split.group_by, tracker=tracker)
+            for encoder in encoders
+        ]
     comparison = compare_scores(base, tuned, metric=settings.evaluate.metric, seed=settings.split.seed)
     if as_json:
         typer.echo(json.dumps(comparison.to_dict()))

@@ -15,12 +15,18 @@ A query's gap is the second model's metric minus the first's. Three things are s
 
 With several seeds of one training, all three cover both sources of chance, queries and seeds (Bouthillier et al. 2021,
 "Accounting for variance in machine learning benchmarks"): see `evidence`.
+
+Queries that belong together, such as near duplicates, are no independent evidence. Where `Scores.groups` names them, the
+group is what is drawn, weighed and flipped, and the mean is the ratio of the groups' sums of gaps to their sizes. The added
+query becomes an added group, whose size is that of the group in which a query drawn at random stands. Where groups differ in
+size, the interval also covers the means of random halves of the groups (Hartigan 1969, "Using subsample values as typical
+values"), which a few large groups do not make too narrow.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -29,12 +35,13 @@ import numpy as np
 import numpy.typing as npt
 
 from embedfit.errors import EmbedfitError
-from embedfit.score import Scores
+from embedfit.score import Groups, Scores
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+Floats: TypeAlias = npt.NDArray[np.float64]
 Verdict: TypeAlias = Literal["better", "worse", "no difference shown"]
 DRAWS = 10_000
 _Z_POWER = 0.8416212335729143  # 0.8 of a normal distribution lies below
@@ -146,17 +153,25 @@ class Comparison:
             sentence += f" Spread of seeds {self.seeds.spread[self.metric]:.3f}, of queries {self.seeds.query_error[self.metric]:.3f}."
         if found.verdict == "no difference shown":
             queries = f"{len(self.base.query_ids):,} {'query' if len(self.base.query_ids) == 1 else 'queries'}"
+            queries += f" in {self.groups:,} groups" if self.groups < len(self.base.query_ids) else ""
             sentence += f" A difference under about {found.detectable:.2g} could not have been seen reliably on {queries}."
         return sentence
 
     @property
     def queries(self) -> str:
-        """How many queries, and whether they were held out."""
-        return f"{len(self.base.query_ids):,}{' held-out' if self.held_out else ''} queries"
+        """How many queries, whether they were held out, and in how many groups where some belong together."""
+        groups = f" in {self.groups:,} groups" if self.groups < len(self.base.query_ids) else ""
+        return f"{len(self.base.query_ids):,}{' held-out' if self.held_out else ''} queries{groups}"
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of queries that belong together; the number of queries where each stands alone."""
+        return len(self.base.query_ids) if self.base.groups is None else len(np.unique(self.base.groups))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the per-query values, as comparison.json holds it; `from_dict` reads it back."""
-        drawn = "queries and seeds" if self.seeds else "queries"
+        drawn = "groups of queries" if self.groups < len(self.base.query_ids) else "queries"
+        drawn += " and seeds" if self.seeds else ""
         return {
             "verdict": self.verdict,
             "sentence": self.sentence,
@@ -164,6 +179,7 @@ class Comparison:
             "base": self.base.name,
             "tuned": self.tuned.name,
             "queries": len(self.base.query_ids),
+            "groups": self.groups,
             "held_out": self.held_out,
             "interval": f"95%, paired Bayesian bootstrap with one more query at the worst gap (Gaffke's bound), {DRAWS:,} draws of {drawn}",
             "differences": [{**vars(difference), "verdict": difference.verdict} for difference in self.differences],
@@ -195,7 +211,7 @@ class Comparison:
         return pd.DataFrame(self.to_dict()["differences"])
 
     def per_query(self) -> pd.DataFrame:
-        """Return one row per query: rank of the first relevant document and every metric, for both models."""
+        """Return one row per query: its group if known, rank of the first relevant document and every metric, for both models."""
         import pandas as pd
 
         columns: dict[str, Any] = {
@@ -203,6 +219,8 @@ class Comparison:
             "base_rank": self.base.ranks,
             "tuned_rank": self.tuned.ranks,
         }
+        if self.base.groups is not None:
+            columns["group"] = self.base.groups
         for name in self.base.values:
             columns[f"base_{name}"], columns[f"tuned_{name}"] = self.base.values[name], self.tuned.values[name]
         return pd.DataFrame(columns)
@@ -266,7 +284,7 @@ def compare_scores(
     """Compare two models query by query.
 
     Args:
-        base: Scores of the first model.
+        base: Scores of the first model. Its groups of queries, or those of ``tuned``, are what chance draws.
         tuned: Scores of the second, on the same queries with the same metrics; or several, of the same training with
             different seeds. Then all figures are of each query's mean over seeds, so wins and losses too, the interval and
             p-value cover the choice of seeds as well, and a query's rank is the median, of two middle ones the worse: it
@@ -279,10 +297,10 @@ def compare_scores(
         EmbedfitError: The queries or the metrics differ, a value is not between 0 and 1, or ``metric`` is not measured.
     """
     runs = (tuned,) if isinstance(tuned, Scores) else tuple(tuned)
-    _check_scores((base, *runs), metric)
+    groups = _check_scores((base, *runs), metric)
     names = list(base.values)
     gaps = np.stack([np.stack([run.values[name] - base.values[name] for name in names], axis=1) for run in runs])
-    found = evidence(gaps, seed=seed)
+    found = evidence(gaps, groups=groups, seed=seed)
     mean = runs[0] if len(runs) == 1 else _mean_over_seeds(runs)
     averaged = gaps.mean(axis=0)
     differences = tuple(
@@ -306,7 +324,7 @@ def compare_scores(
         means = {name: tuple(run.mean(name) for run in runs) for name in names}
         spread = {name: float(np.std(values, ddof=1)) for name, values in means.items()}
         seeds = Seeds(len(runs), means, spread, dict(zip(names, found.query_error.tolist(), strict=True)))
-    return Comparison(base, mean, differences, metric, held_out, seeds)
+    return Comparison(_grouped(base, groups), _grouped(mean, groups), differences, metric, held_out, seeds)
 
 
 def compare_many(scores: Sequence[Scores], *, base: Scores | None = None, metric: str = "mrr@10", seed: int = 0) -> list[Difference]:
@@ -351,12 +369,72 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def not_worse(best: Scores, other: Scores, *, metric: str = "mrr@10", seed: int = 0) -> bool:
     """Return whether another model is not shown to be worse: the interval of ``best - other`` is not all above zero.
 
-    With few queries this is easily so; the interval's width, or `Difference.detectable`, says how much it means.
+    Both models must be named before anything is measured. Where the best of several is picked by these very scores, ask
+    `may_be_best`. With few queries a model is easily not worse; the interval's width, or `Difference.detectable`, says how
+    much it means.
 
     Raises:
         EmbedfitError: As `compare_scores`.
     """
     return compare_scores(_only(other, metric), _only(best, metric), metric=metric, seed=seed)[metric].low <= 0
+
+
+def may_be_best(scores: Sequence[Scores], *, metric: str = "mrr@10", seed: int = 0) -> list[bool]:
+    """Return, for each of several models, whether it is not shown to be worse than any of the others.
+
+    A model that is truly as good as every other is called worse in at most 2.5% of cases, however many there are and
+    whichever happens to lead: all comparisons with one model share their draws, and hold at once (multiple comparisons with
+    the best, Hsu 1981, "Simultaneous confidence intervals for all distances from the best"). Whoever takes the first that
+    may be best, in an order given beforehand, therefore passes over a simpler one that is truly as good in at most 2.5% of cases.
+
+    Args:
+        scores: Of at least one model, on the same queries.
+        metric: The one to compare.
+        seed: Of the draws.
+
+    Raises:
+        EmbedfitError: As `compare_scores`.
+    """
+    if len(scores) < 2:
+        return [True] * len(scores)
+    chosen = [_only(one, metric) for one in scores]
+    groups = _check_scores(chosen, metric)
+    values = np.stack([one.values[metric] for one in chosen], axis=1)
+    means = values.mean(axis=0)
+    drawn = [extended_means(values, np.random.default_rng([seed, 1]), groups)]
+    if _unequal(groups):
+        drawn.append(half_means(values, np.random.default_rng([seed, 4]), groups))
+    flipped = randomised_means(values, np.random.default_rng([seed, 2]), groups)
+    as_good = []
+    for place in range(len(chosen)):
+        others = np.delete(np.arange(len(chosen)), place)
+        p_values = [_smallest_p(flipped[:, [place]] - flipped[:, others], means[place] - means[others])]
+        for lows, highs in drawn:
+            # Means are linear in the values, so what was drawn for the models is drawn for their gaps, but for the group that is added.
+            middles, added = (lows + highs) / 2, (highs - lows)[:, :1] / 2
+            p_values.append(_smallest_p(middles[:, others] - middles[:, [place]] - added, np.zeros(len(others))))
+        as_good.append(max(p_values) >= 0.025)
+    return as_good
+
+
+def _smallest_p(draws: Floats, limits: Floats) -> float:
+    """Return how often the smallest of the columns' p-values is as small as the one seen.
+
+    This is the p-value of all columns at once, by what they share (Westfall and Young 1993, "Resampling-based multiple
+    testing", section 2.3; for intervals: Beran 1988, "Balanced simultaneous confidence sets").
+
+    Args:
+        draws: Shape (draws, columns); a column's p-value is the share of its draws that are at most its limit.
+        limits: Shape (columns,).
+    """
+    ordered = np.sort(draws, axis=0)
+    count = len(draws)
+    smallest = np.full(count, count)
+    seen = count
+    for column, limit in enumerate(limits + _ROUNDING):
+        smallest = np.minimum(smallest, np.searchsorted(ordered[:, column], draws[:, column] + _ROUNDING, side="right"))
+        seen = min(seen, int(np.searchsorted(ordered[:, column], limit, side="right")))
+    return (1 + int((smallest <= seen).sum())) / (1 + count)
 
 
 @dataclass(frozen=True)
@@ -372,15 +450,15 @@ class Evidence:
         detectable: The smallest true difference that is shown in 80% of cases.
     """
 
-    difference: npt.NDArray[np.float64]
-    low: npt.NDArray[np.float64]
-    high: npt.NDArray[np.float64]
-    p: npt.NDArray[np.float64]
-    query_error: npt.NDArray[np.float64]
-    detectable: npt.NDArray[np.float64]
+    difference: Floats
+    low: Floats
+    high: Floats
+    p: Floats
+    query_error: Floats
+    detectable: Floats
 
 
-def evidence(gaps: npt.NDArray[np.float64], *, seed: int = 0) -> Evidence:
+def evidence(gaps: Floats, *, groups: Groups | None = None, seed: int = 0) -> Evidence:
     """Return what gaps between two models say about their mean.
 
     With several seeds, each draw is the mean of drawn queries, averaged over seeds, plus a draw of how far the mean of so
@@ -391,20 +469,25 @@ def evidence(gaps: npt.NDArray[np.float64], *, seed: int = 0) -> Evidence:
 
     Args:
         gaps: Between -1 and 1; shape (seeds, queries, columns). All columns share the draws, as they share the queries.
+        groups: Number of each query's group, shape (queries,). By default each query stands alone.
         seed: Of the draws.
     """
-    seeds, queries, _ = gaps.shape
+    seeds = len(gaps)
     averaged = gaps.mean(axis=0)
     difference = averaged.mean(axis=0)
     nothing = np.zeros_like(difference)
-    query_error = averaged.std(axis=0, ddof=1) / np.sqrt(queries) if queries > 1 else nothing
+    query_error = _standard_error(averaged, groups)
     seed_error = gaps.mean(axis=1).std(axis=0, ddof=1) / np.sqrt(seeds) if seeds > 1 else nothing
     noise = np.random.default_rng([seed, 3]).standard_t(seeds - 1, (DRAWS, 1)) * seed_error if seeds > 1 else 0.0
-    lows, highs = extended_means(averaged, np.random.default_rng([seed, 1]))
+    lows, highs = extended_means(averaged, np.random.default_rng([seed, 1]), groups)
     lows, highs = lows + noise, highs + noise
-    low = np.clip(np.quantile(lows, 0.025, axis=0), -1, 1)
-    high = np.clip(np.quantile(highs, 0.975, axis=0), -1, 1)
-    randomised = randomised_means(averaged, np.random.default_rng([seed, 2])) + noise
+    low, high = np.quantile(lows, 0.025, axis=0), np.quantile(highs, 0.975, axis=0)
+    if _unequal(groups):
+        half_lows, half_highs = half_means(averaged, np.random.default_rng([seed, 4]), groups)
+        low = np.minimum(low, np.quantile(half_lows + noise, 0.025, axis=0))
+        high = np.maximum(high, np.quantile(half_highs + noise, 0.975, axis=0))
+    low, high = np.clip(low, -1, 1), np.clip(high, -1, 1)
+    randomised = randomised_means(averaged, np.random.default_rng([seed, 2]), groups) + noise
     # One is added on both sides: what was seen is one of the arrangements (Phipson and Smyth 2010).
     of_test = (1 + (np.abs(randomised) >= np.abs(difference) - _ROUNDING).sum(axis=0)) / (1 + DRAWS)
     of_interval = 2 * (1 + np.minimum((lows <= 0).sum(axis=0), (highs >= 0).sum(axis=0))) / (1 + DRAWS)
@@ -413,59 +496,134 @@ def evidence(gaps: npt.NDArray[np.float64], *, seed: int = 0) -> Evidence:
     return Evidence(difference, low, high, p, query_error, detectable)
 
 
-def extended_means(values: npt.NDArray[np.float64], rng: np.random.Generator) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the mean of each column over `DRAWS` random weights of rows and of one more row, of -1 and of 1.
+def group_sums(values: Floats, groups: Groups | None) -> tuple[Floats, Floats]:
+    """Return the sum of each group's rows, shape (groups, columns), and each group's size, shape (groups,).
 
-    The weights of n + 1 rows are uniform over all that are positive and sum to one (Dirichlet's distribution).
+    Args:
+        values: Shape (n, columns).
+        groups: Number of each row's group, shape (n,); None where each row is a group of its own.
+    """
+    if groups is None:
+        return values, np.ones(len(values))
+    _, number, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(sizes), values.shape[1]))
+    np.add.at(sums, number, values)
+    return sums, sizes.astype(np.float64)
+
+
+def _unequal(groups: Groups | None) -> bool:
+    return groups is not None and len(set(np.unique(groups, return_counts=True)[1].tolist())) > 1
+
+
+def _standard_error(values: Floats, groups: Groups | None) -> Floats:
+    """Return the standard error of each column's mean, from the draw of groups (the linearised error of a ratio of sums)."""
+    sums, sizes = group_sums(values, groups)
+    count = len(sizes)
+    if count < 2:
+        return np.zeros(values.shape[1])
+    residuals = sums - sizes[:, None] * values.mean(axis=0)
+    error: Floats = np.sqrt(count / (count - 1) * (residuals**2).sum(axis=0)) / len(values)
+    return error
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    """Yield the draws in blocks, so that the weights of ``count`` groups take bounded memory."""
+    size = max(1, 4_000_000 // count)
+    for start in range(0, DRAWS, size):
+        yield slice(start, min(start + size, DRAWS))
+
+
+def extended_means(values: Floats, rng: np.random.Generator, groups: Groups | None = None) -> tuple[Floats, Floats]:
+    """Return the mean of each column over `DRAWS` random weights of groups and of one more group, all -1 or all 1.
+
+    The weights of n + 1 groups are uniform over all that are positive and sum to one (Dirichlet's distribution). The size of
+    the group that is added is the mean size over queries, not over groups: what a large group would have changed, had it come
+    out otherwise, is not to be ruled out by many small ones. A group of mean size, or of root mean square size, gave false
+    verdicts of up to 11% and 9% (benchmarks/verdict.py).
 
     Args:
         values: Between -1 and 1; shape (n, columns).
         rng: Of the weights, which all columns share.
+        groups: Number of each row's group, shape (n,); None where each row is a group of its own.
 
     Returns:
-        With the row of -1, and with the row of 1; each of shape (DRAWS, columns).
+        With the group of -1, and with the group of 1; each of shape (DRAWS, columns).
     """
-    n = len(values)
+    sums, sizes = group_sums(values, groups)
+    added = (sizes**2).sum() / sizes.sum()
     means, extra = np.empty((DRAWS, values.shape[1])), np.empty((DRAWS, 1))
-    chunk = max(1, 4_000_000 // n)
-    for start in range(0, DRAWS, chunk):
-        block = slice(start, min(start + chunk, DRAWS))
-        weights = rng.standard_exponential((block.stop - start, n + 1))
-        weights /= weights.sum(axis=1, keepdims=True)
-        means[block], extra[block] = weights[:, :n] @ values, weights[:, n:]
+    for block in _blocks(len(sizes)):
+        weights = rng.standard_exponential((block.stop - block.start, len(sizes) + 1))
+        unseen = weights[:, -1:] * added
+        total = weights[:, :-1] @ sizes[:, None] + unseen
+        means[block], extra[block] = weights[:, :-1] @ sums / total, unseen / total
     return means - extra, means + extra
 
 
-def bootstrap_means(values: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Return the mean of each column over `DRAWS` draws of rows with replacement; shape (DRAWS, columns).
+def half_means(values: Floats, rng: np.random.Generator, groups: Groups | None = None) -> tuple[Floats, Floats]:
+    """Return the mean of each column over `DRAWS` random sets of groups, in each of which a group stands with a chance of 1/2.
+
+    If groups' gaps are symmetric about the true mean, of any spread and size, it lies between two of these means as often as
+    their ranks say (Hartigan 1969). It is the interval that the randomisation test leaves, shift by shift.
+
+    Args:
+        values: Between -1 and 1; shape (n, columns).
+        rng: Of the sets, which all columns share.
+        groups: Number of each row's group, shape (n,); None where each row is a group of its own.
+
+    Returns:
+        With -1 for a set without any group, and with 1; each of shape (DRAWS, columns).
+    """
+    sums, sizes = group_sums(values, groups)
+    lows, highs = np.empty((DRAWS, values.shape[1])), np.empty((DRAWS, values.shape[1]))
+    for block in _blocks(len(sizes)):
+        chosen = rng.integers(2, size=(block.stop - block.start, len(sizes)), dtype=np.int8).astype(np.float64)
+        total = chosen @ sizes[:, None]
+        means = chosen @ sums / np.maximum(total, 1)
+        lows[block], highs[block] = np.where(total, means, -1), np.where(total, means, 1)
+    return lows, highs
+
+
+def bootstrap_means(values: Floats, rng: np.random.Generator, groups: Groups | None = None) -> Floats:
+    """Return the mean of each column over `DRAWS` draws of groups with replacement; shape (DRAWS, columns).
 
     All columns share the draws, as they share the queries.
+
+    Args:
+        values: Shape (n, columns).
+        rng: Of the draws.
+        groups: Number of each row's group, shape (n,); None where each row is a group of its own.
     """
-    n = len(values)
+    sums, sizes = group_sums(values, groups)
+    n = len(sizes)
     means = np.empty((DRAWS, values.shape[1]))
-    chunk = max(1, 4_000_000 // n)
-    for start in range(0, DRAWS, chunk):
-        size = min(chunk, DRAWS - start)
-        # How often each row is drawn is all that matters, and turns the sums into one matrix product.
+    for block in _blocks(n):
+        size = block.stop - block.start
+        # How often each group is drawn is all that matters, and turns the sums into one matrix product.
         drawn = rng.integers(n, size=(size, n)) + np.arange(size)[:, None] * n
         counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
-        means[start : start + size] = counts @ values / n
+        means[block] = counts @ sums / (counts @ sizes[:, None])
     return means
 
 
-def randomised_means(values: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Return the mean of each column over `DRAWS` random choices of each row's sign; shape (DRAWS, columns)."""
-    n = len(values)
+def randomised_means(values: Floats, rng: np.random.Generator, groups: Groups | None = None) -> Floats:
+    """Return the mean of each column over `DRAWS` random choices of each group's sign; shape (DRAWS, columns).
+
+    Args:
+        values: Shape (n, columns).
+        rng: Of the signs, which all columns share.
+        groups: Number of each row's group, shape (n,); None where each row is a group of its own.
+    """
+    sums, _ = group_sums(values, groups)
     means = np.empty((DRAWS, values.shape[1]))
-    chunk = max(1, 4_000_000 // n)
-    for start in range(0, DRAWS, chunk):
-        size = min(chunk, DRAWS - start)
-        signs = rng.integers(2, size=(size, n), dtype=np.int8) * 2.0 - 1.0
-        means[start : start + size] = signs @ values / n
+    for block in _blocks(len(sums)):
+        signs = rng.integers(2, size=(block.stop - block.start, len(sums)), dtype=np.int8) * 2.0 - 1.0
+        means[block] = signs @ sums / len(values)
     return means
 
 
-def _check_scores(scores: Sequence[Scores], metric: str) -> None:
+def _check_scores(scores: Sequence[Scores], metric: str) -> Groups | None:
+    """Refuse scores that cannot be compared. Returns the number of each query's group, if any of them knows it."""
     first = scores[0]
     if len(scores) < 2:
         raise EmbedfitError("there are no scores to compare with; expected those of one seed or more")
@@ -478,6 +636,21 @@ def _check_scores(scores: Sequence[Scores], metric: str) -> None:
         for name, values in one.values.items():
             if not np.all((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)):  # the interval rests on this
                 raise EmbedfitError(f"{name} of {one.name or 'a model'} has a value that is not between 0 and 1")
+    known = [_renumbered(one.groups) for one in scores if one.groups is not None]
+    if any(not np.array_equal(groups, known[0]) for groups in known) or (known and len(known[0]) != len(first.query_ids)):
+        raise EmbedfitError("the scores put the same queries into different groups; fix: score both with the same groups")
+    return known[0] if known else None
+
+
+def _renumbered(groups: Groups) -> Groups:
+    """Return the same groups, numbered in the order in which they first appear."""
+    _, first, number = np.unique(groups, return_index=True, return_inverse=True)
+    renumbered: Groups = np.argsort(np.argsort(first))[number]
+    return renumbered
+
+
+def _grouped(scores: Scores, groups: Groups | None) -> Scores:
+    return scores if groups is None else replace(scores, groups=groups)
 
 
 def _mean_over_seeds(runs: Sequence[Scores]) -> Scores:

@@ -31,8 +31,8 @@ from embedfit.compare import bootstrap_means, metric_label, new_chart
 from embedfit.data import Dataset, writing
 from embedfit.errors import ConfigError, DataError, StorageError
 from embedfit.retrieve import Run, joined
-from embedfit.score import PerQuery, check_metric, score_run
-from embedfit.split import Split
+from embedfit.score import Groups, PerQuery, check_metric, score_run
+from embedfit.split import Split, group_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,6 +186,7 @@ def learning_curve(
     sizes: Sequence[int] | None = None,
     more: Sequence[int] = MORE,
     identity: str = "",
+    group_by: str | None = None,
     seed: int = 0,
 ) -> Curve:
     """Train on more and more of the training queries, measure each model on the same test queries, and forecast.
@@ -202,6 +203,7 @@ def learning_curve(
         sizes: Numbers of training queries. By default a sixteenth of what the smallest train part has, an eighth, a quarter, a half and
             all.
         more: The numbers of further pairs to forecast for.
+        group_by: A metadata field; queries with the same value are drawn together, as near duplicates are.
         identity: A text that changes whenever what ``train_and_search`` gives could: its name and settings.
         seed: Of the subsets and the bootstrap.
 
@@ -231,7 +233,9 @@ def learning_curve(
         runs.append(joined(parts))
     query_ids = [id for split in splits for id in split.test]
     values = [_values(run, dataset, metric, k, query_ids) for run in runs]
-    return fit_curve([0, *sizes], np.stack(values, axis=1), metric=metric, more=more, seed=seed)
+    numbers = group_numbers(dataset, group_by)
+    groups = np.array([numbers[id] for id in query_ids])
+    return fit_curve([0, *sizes], np.stack(values, axis=1), metric=metric, more=more, groups=groups, seed=seed)
 
 
 def nested_order(dataset: Dataset, ids: Sequence[str], seed: int = 0) -> tuple[str, ...]:
@@ -259,6 +263,7 @@ def fit_curve(
     *,
     metric: str = "mrr@10",
     more: Sequence[int] = MORE,
+    groups: Groups | None = None,
     seed: int = 0,
 ) -> Curve:
     """Fit a curve to scores, and forecast.
@@ -273,10 +278,11 @@ def fit_curve(
         values: The metric for each query and point; shape (queries, points).
         metric: Its name.
         more: The numbers of further pairs to forecast for.
+        groups: Number of each query's group, shape (queries,): near duplicates are drawn together. By default each stands alone.
         seed: Of the draws.
     """
     rng = np.random.default_rng([seed, 3])
-    draws = bootstrap_means(values, rng)
+    draws = bootstrap_means(values, rng, groups)
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     means = values.mean(axis=0)
     points = tuple(map(Point, pairs, means.tolist(), low.tolist(), high.tolist()))

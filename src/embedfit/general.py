@@ -17,6 +17,7 @@ from embedfit.errors import ConfigError
 from embedfit.retrieve import DenseRetriever, Run, joined
 from embedfit.samples import GENERAL
 from embedfit.score import KS, Scores, check_metric, score_run
+from embedfit.split import group_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -210,7 +211,7 @@ def measure_forgetting(
     check_metric(metric, ks)
     if keep is not None and not 0 < keep <= 1:
         raise ConfigError(f"keep is {keep:g}; expected a share over 0 and at most 1, such as 0.98")
-    merges, judged = Merges(base, tuned), general.select(general.judged)
+    merges, judged, groups = Merges(base, tuned), general.select(general.judged), group_numbers(general)
     scores: dict[float, Scores] = {}
     names = {0.0: base.name, 1.0: f"{base.name}, tuned"}
 
@@ -218,7 +219,7 @@ def measure_forgetting(
         weight = float(weight)
         if weight not in scores:
             run = _run(merges.at(weight), judged, DOCUMENT_TEMPLATE, max(ks))
-            scores[weight] = score_run(run, judged.qrels, ks=ks, name=names.get(weight, f"weight {weight:g}"))
+            scores[weight] = score_run(run, judged.qrels, ks=ks, name=names.get(weight, f"weight {weight:g}"), groups=groups)
         return scores[weight].mean(metric)
 
     for weight in {0.0, 1.0, *weights}:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedfit import console
-from embedfit.compare import Difference, compare_many, metric_label, new_chart, not_worse
+from embedfit.compare import Difference, compare_many, may_be_best, metric_label, new_chart
 from embedfit.config import Config, with_method
 from embedfit.data import Dataset, writing
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, seconds_alone
@@ -27,7 +27,7 @@ from embedfit.errors import ConfigError, did_you_mean
 from embedfit.records import Template
 from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run, joined
 from embedfit.score import Scores, score_run
-from embedfit.split import Split
+from embedfit.split import Split, group_numbers
 from embedfit.tune.classifier import VectorsClassifier, WordsClassifier, labels_repeat
 from embedfit.tune.result import Fitted
 
@@ -221,6 +221,7 @@ def climb(setting: Setting, dataset: Dataset, splits: Sequence[Split], folder: s
     parts = [split.datasets(dataset) for split in splits]
     found: list[Rung] = []
     skipped: dict[str, str] = {}
+    groups = group_numbers(dataset, setting.config.split.group_by)
     encoding = functools.cache(lambda: seconds_alone(setting.base, parts[0][2].query_texts()) * 1000)
     for key in chosen:
         method = METHODS[key]
@@ -230,15 +231,16 @@ def climb(setting: Setting, dataset: Dataset, splits: Sequence[Split], folder: s
             continue
         console.note(f"{method.name} ...")
         run, seconds, each = _climbed(key, setting, parts, Path(folder), max(DEPTH, *ks), encoding)
-        scores = score_run(run, dataset.qrels, ks=ks, name=method.name)
+        scores = score_run(run, dataset.qrels, ks=ks, name=method.name, groups=groups)
         console.note(f"{method.name}: {metric_label(metric)} {scores.mean(metric):.3f}")
         found.append(Rung(key, method.name, method.deploys, scores, seconds / len(parts), each))
     if len(found) < 2:
         raise ConfigError(f"a ladder needs two rungs or more, there are {len(found)}")
     differences = compare_many([rung.scores for rung in found], metric=metric, seed=setting.config.split.seed)
     found = [found[0], *(replace(rung, below=one) for rung, one in zip(found[1:], differences, strict=True))]
+    equal = may_be_best([rung.scores for rung in found], metric=metric, seed=setting.config.split.seed)
     best = max(found, key=lambda rung: rung.scores.mean(metric))
-    recommended = next(rung for rung in found if rung is best or not_worse(best.scores, rung.scores, metric=metric))
+    recommended = next(rung for rung, as_good in zip(found, equal, strict=True) if as_good or rung is best)
     return Ladder(tuple(found), metric, recommended.key, skipped, len(parts))
 
 

@@ -12,7 +12,7 @@ Definitions are trec_eval's; with G(q) the relevant documents of a query and the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -30,6 +30,7 @@ KS = (1, 3, 5, 10)
 METRICS = ("recall", "mrr", "ndcg", "hit", "precision", "map")
 
 PerQuery: TypeAlias = npt.NDArray[np.float64]
+Groups: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,15 @@ class Scores:
         query_ids: n of them.
         values: ``"recall@5"`` -> n values between 0 and 1.
         ranks: Rank of the first relevant document, from 1; 0 where none was retrieved.
+        groups: Number of each query's group, shape (n,). Queries of one group belong together, such as near duplicates, and
+            are no independent evidence. None where nothing is known of groups: each query then counts as one.
     """
 
     name: str
     query_ids: tuple[str, ...]
     values: dict[str, PerQuery]
     ranks: npt.NDArray[np.int64]
+    groups: Groups | None = None
 
     def mean(self, metric: str) -> float:
         """Return the mean over queries of a metric like ``recall@5``."""
@@ -64,7 +68,7 @@ class Scores:
         return str(table.to_html(float_format="{:.3f}".format))
 
 
-def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = KS, name: str = "") -> Scores:
+def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = KS, name: str = "", groups: Mapping[str, int] | None = None) -> Scores:
     """Score a Run query by query.
 
     Args:
@@ -72,6 +76,7 @@ def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = KS, name: str = "")
         qrels: Query id -> {document id: grade}; a grade above 0 is relevant.
         ks: Where to cut the ranking. A Run of fewer documents is scored as it is, as trec_eval does.
         name: Of the retriever, for tables.
+        groups: Query id -> number of its group; see `Scores` and `embedfit.split.group_numbers`.
 
     Raises:
         ConfigError: A k under 1, no k at all, no query, or a query without a relevant document.
@@ -103,7 +108,8 @@ def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = KS, name: str = "")
         values[f"hit@{k}"] = (hits > 0).astype(np.float64)
         values[f"precision@{k}"] = hits / k
         values[f"map@{k}"] = (relevant * found / places)[:, :cut].sum(axis=1) / totals
-    return Scores(name, run.query_ids, values, first)
+    numbers = None if groups is None else np.array([groups[id] for id in run.query_ids], np.int64)
+    return Scores(name, run.query_ids, values, first, numbers)
 
 
 def check_metric(name: str, ks: Sequence[int]) -> None:

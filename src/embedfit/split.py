@@ -176,6 +176,16 @@ def query_groups(dataset: Dataset, ids: Sequence[str], group_by: str | None = No
     return [tuple(ids[place] for place in group) for group in connected(len(ids), pairs)]
 
 
+def group_numbers(dataset: Dataset, group_by: str | None = None) -> dict[str, int]:
+    """Return query id -> number of its group, for every query; see `query_groups`.
+
+    Raises:
+        ConfigError: No query has the field ``group_by``.
+    """
+    groups = query_groups(dataset, list(dataset.queries), group_by)
+    return {id: number for number, group in enumerate(groups) for id in group}
+
+
 def _whole(split: Split, dev: float | None) -> Split:
     for part in ("train", "dev", "test"):
         if not getattr(split, part) and (part != "dev" or dev):

@@ -214,6 +214,7 @@ def run_curve(config: Config, points: int) -> tuple[Path, Curve]:
             metric=job.metric,
             sizes=sorted({most >> step for step in range(points)}),
             identity=folder.name,
+            group_by=config.split.group_by,
             seed=config.split.seed,
         )
         page = curve_html(
@@ -279,7 +280,8 @@ def read_result(folder: str | Path, *, reused: bool = True) -> Result:
         columns = {
             name.removeprefix(prefix): queries[name].to_numpy() for name in map(str, queries) if name.startswith(prefix) and "@" in name
         }
-        return Scores(name, ids, columns, queries[f"{prefix}rank"].to_numpy())
+        groups = queries["group"].to_numpy() if "group" in queries else None
+        return Scores(name, ids, columns, queries[f"{prefix}rank"].to_numpy(), groups)
 
     comparison = Comparison.from_dict(said, scores("base_", said["base"]), scores("tuned_", said["tuned"]))
     others = tuple(scores(f"{name.lower()}_", name) for name in manifest["others"])

@@ -25,7 +25,7 @@ from embedfit.remote import RemoteEncoder, is_remote
 from embedfit.rerank import LocalReranker
 from embedfit.retrieve import DEPTH, DenseRetriever, Run
 from embedfit.score import Scores, score_run
-from embedfit.split import Split, split_dataset, split_folds, without_leaks
+from embedfit.split import Split, group_numbers, split_dataset, split_folds, without_leaks
 
 _FOLDS, _FEW_QUERIES = 5, 1000
 """Under so many judged queries, each is held out once by default, in so many folds."""
@@ -268,6 +268,11 @@ class Job:
         return [split.datasets(self.dataset) for split in self.splits]
 
     @cached_property
+    def groups(self) -> dict[str, int]:
+        """Query id -> number of its group: queries that say the same or nearly, or share the value of ``split.group_by``."""
+        return group_numbers(self.dataset, self.config.split.group_by)
+
+    @cached_property
     def engine(self) -> Engine:
         """Where texts are encoded and searched."""
         return engine_of(self.config.engine)
@@ -278,7 +283,7 @@ class Job:
 
     def scored(self, run: Run, name: str) -> Scores:
         """Return the scores of a Run on the held-out queries."""
-        return score_run(run, self.test.qrels, ks=self.config.evaluate.k, name=name)
+        return score_run(run, self.test.qrels, ks=self.config.evaluate.k, name=name, groups=self.groups)
 
     def folder(self, kind: str, *sections: str, more: Sequence[str] = ()) -> Path:
         """Return a run directory whose name holds a hash of everything that the result depends on."""

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from embedfit.compare import compare_scores
 from embedfit.config import Config
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, text_key
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, seconds_alone
@@ -16,6 +19,7 @@ from embedfit.publish import public_name
 from embedfit.rerank import TOP, Reranker, rerank
 from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run
 from embedfit.score import KS, Scores, score_run
+from embedfit.split import group_numbers
 from embedfit.store import Store, open_store
 from embedfit.store.versions import Indexed, LiveIndex, index_documents, overlap
 from embedfit.track import Tracker
@@ -25,7 +29,13 @@ if TYPE_CHECKING:
 
 
 def measure(
-    encoder: Encoder, dataset: Dataset, *, template: str = DOCUMENT_TEMPLATE, ks: Sequence[int] = KS, tracker: Tracker | None = None
+    encoder: Encoder,
+    dataset: Dataset,
+    *,
+    template: str = DOCUMENT_TEMPLATE,
+    ks: Sequence[int] = KS,
+    group_by: str | None = None,
+    tracker: Tracker | None = None,
 ) -> Scores:
     """Return how well an encoder retrieves, for each query of a data set; its vectors are cached on disk.
 
@@ -34,12 +44,13 @@ def measure(
         dataset: Each of its queries must be judged.
         template: What a document says.
         ks: Where to cut the rankings.
+        group_by: A metadata field; queries with the same value are no independent evidence, and neither are near duplicates.
         tracker: Takes in every query's result, from `embedfit.track.tracking`; None for none.
     """
     started = time.monotonic()
     run = DenseRetriever(CachedEncoder(encoder), template).search(dataset, max(ks))
     seconds = time.monotonic() - started
-    scores = score_run(run, dataset.qrels, ks=ks, name=encoder.name)
+    scores = score_run(run, dataset.qrels, ks=ks, name=encoder.name, groups=group_numbers(dataset, group_by))
     if tracker:
         said = {"fingerprint": encoder.fingerprint[:12], "document": template}
         tracker.add(public_name(encoder.name), dataset, run, scores, template=template, metadata=said, seconds=seconds)
@@ -57,6 +68,8 @@ def evaluate(
     rerank_top: int = TOP,
     engine: Engine | None = None,
     store: Store | None = None,
+    group_by: str | None = None,
+    seed: int = 0,
     tracker: Tracker | None = None,
 ) -> pd.DataFrame:
     """Measure every encoder with every document template, way of retrieval and reranker: quality and price side by side.
@@ -71,10 +84,13 @@ def evaluate(
         rerank_top: How many documents of a query they read.
         engine: Where texts are encoded, searched and reranked; by default here.
         store: Its live index is measured too, beside exact search on the same documents.
+        group_by: A metadata field; queries with the same value are no independent evidence, and neither are near duplicates.
+        seed: Of the intervals' draws.
         tracker: Takes in every query's result; None for none.
 
     Returns:
-        A tidy frame: model, document, retrieval, reranker ("" for none), metric, k, value (the mean over queries), and
+        A tidy frame: model, document, retrieval, reranker ("" for none), metric, k, value (the mean over queries); difference, low and
+        high, the change against the frame's first row and its 95% interval (`compare_scores`; NaN in the first row itself); and the
         seconds that one query takes on this machine: encoded alone, then searched and reranked together with the others. A store has
         one metric more, ``recall_of_exact``: the share of what exact search finds that the store finds.
     """
@@ -83,16 +99,25 @@ def evaluate(
     engine = engine or LocalEngine()
     judged = dataset.select(dataset.judged)
     depth = max(*ks, rerank_top) if rerankers else max(ks)
-    frames = []
+    groups = group_numbers(judged, group_by)
+    frames: list[pd.DataFrame] = []
+    all_scores: list[Scores] = []
 
     def add(name: str, template: str, way: str, reranker: str, run: Run, seconds: float) -> None:
-        scores = score_run(run, judged.qrels, ks=ks, name=name)
+        scores = score_run(run, judged.qrels, ks=ks, name=name, groups=groups)
+        all_scores.append(scores)
         if tracker:
             said = {"document": template, "retrieval": way, "reranker": reranker}
             tracker.add(public_name(name), judged, run, scores, template=template, metadata=said, seconds=seconds * len(judged.queries))
         frame = scores.to_frame()
         for place, (column, value) in enumerate({"document": template, "retrieval": way, "reranker": reranker}.items()):
             frame.insert(1 + place, column, value)
+        if len(all_scores) > 1:
+            changes = compare_scores(all_scores[0], scores, metric=next(iter(scores.values)), seed=seed).differences
+            ends = [(change.difference, change.low, change.high) for change in changes]
+        else:
+            ends = [(np.nan, np.nan, np.nan)] * len(frame)
+        frame[["difference", "low", "high"]] = ends
         frames.append(frame.assign(seconds=seconds))
 
     for template in templates:
@@ -118,7 +143,7 @@ def evaluate(
         run, seconds = _timed(version, judged, depth)
         add(version.name, template, "store", "", run, encoding + seconds)
         shares = [(version.name, template, "store", "", "recall_of_exact", k, overlap(run, exact, k)) for k in ks]
-        frames.append(pd.DataFrame(shares, columns=[column for column in frames[-1] if column != "seconds"]))
+        frames.append(pd.DataFrame(shares, columns=["model", "document", "retrieval", "reranker", "metric", "k", "value"]))
     return pd.concat(frames, ignore_index=True)
 
 
