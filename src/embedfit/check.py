@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from embedfit.data import PARTS, Dataset, normalised
-from embedfit.duplicates import near_duplicates, words_of
+from embedfit.duplicates import near_duplicates
 from embedfit.errors import shown
+from embedfit.words import words_of
 
 if TYPE_CHECKING:
     from embedfit.encode import Kind, ModelEncoder

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from embedfit.data import DOCUMENT_TEMPLATE, Dataset, normalised
+from embedfit.data import DOCUMENT_TEMPLATE, Dataset
 from embedfit.encode import Encoder, Vectors
 from embedfit.errors import ModelError
+from embedfit.words import search_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,7 +113,7 @@ class DenseRetriever:
 
 
 class BM25Retriever:
-    """Words in common, weighted by rarity (Robertson and Zaragoza 2009), by the library bm25s.
+    """Words in common, weighted by rarity (Robertson and Zaragoza 2009), by the library bm25s; words are `search_words`.
 
     Args:
         template: What a document says.
@@ -132,7 +133,7 @@ class BM25Retriever:
         index = bm25s.BM25()
         words_of_documents = _words([texts[position] for position in order])
         vocabulary: set[str] = set()
-        if any(words_of_documents):  # labels like A, B, C have none that count, which the library does not take
+        if any(words_of_documents):  # signs alone, such as "?", are no words, and the library takes no corpus without any
             index.index(words_of_documents, show_progress=False)
             vocabulary = set(index.vocab_dict)
         depth = min(k, len(texts))
@@ -181,10 +182,12 @@ class FusedRetriever:
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:
-    import bm25s
+    """Return the words of each text without the commonest English ones, unless it has no others."""
+    from bm25s.stopwords import STOPWORDS_EN
 
-    tokens: list[list[str]] = bm25s.tokenize([normalised(text) for text in texts], stopwords="en", return_ids=False, show_progress=False)
-    return tokens
+    common = frozenset(STOPWORDS_EN)
+    words = [search_words(text) for text in texts]
+    return [[word for word in some if word not in common] or some for some in words]
 
 
 def top_k(queries: Vectors, documents: Vectors, k: int) -> Ranked:
