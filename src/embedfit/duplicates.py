@@ -25,12 +25,16 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rapidfuzz.distance import OSA, Levenshtein
 
 from embedfit import console
 from embedfit.words import plain, words_of
+
+if TYPE_CHECKING:
+    from embedfit.data import Dataset
 
 _WORDS_PER_EDIT = 12
 """So many words for each one that may differ. docs/decisions.md has the figures."""
@@ -46,6 +50,9 @@ _RAREST = 5
 
 _RUN = 10
 """Texts of which five words or more may differ, so of at least sixty, are looked up by runs of so many words."""
+
+_QUOTED = 5
+"""A query and a document of the same id are one if either stands in the other whole, and has at least so many words."""
 
 _FIELDS = 3
 """Lines (or parts between bars or semicolons) that begin with a name and a colon make a record, if there are so many."""
@@ -113,6 +120,35 @@ def near_duplicates(texts: Sequence[str]) -> Duplicates:
 def nearly_same(one: str, other: str) -> bool:
     """Return whether two texts say the same or nearly, as `near_duplicates` would of the two alone."""
     return _near(_Text.of(one), _Text.of(other))
+
+
+def queries_that_are_documents(dataset: Dataset) -> frozenset[str]:
+    """Return the ids of the queries that are themselves a document, as where similar tickets are looked for with a ticket.
+
+    Such a query has the id of a document that is not right for it, and the words: one says the same as the other or nearly, or
+    stands in it whole. The id alone does not tell, as queries and documents are often both numbered from 1.
+    """
+    return frozenset(
+        id
+        for id in dataset.queries.keys() & dataset.corpus.keys()
+        if id not in dataset.relevant(id) and _is_document(dataset.queries[id].text, dataset.corpus[id].title, dataset.corpus[id].text)
+    )
+
+
+@functools.lru_cache(maxsize=2**16)  # every search asks
+def _is_document(query: str, title: str, text: str) -> bool:
+    whole = f"{title} {text}"
+    if any(part.strip() and nearly_same(query, part) for part in (title, text, whole)):
+        return True
+    asked = words_of(query)
+    return any(
+        min(len(asked), len(words)) >= _QUOTED and (_stands_in(asked, words) or _stands_in(words, asked))
+        for words in map(words_of, (text, whole))
+    )
+
+
+def _stands_in(some: tuple[str, ...], words: tuple[str, ...]) -> bool:
+    return f" {' '.join(some)} " in f" {' '.join(words)} "
 
 
 @dataclass(frozen=True)

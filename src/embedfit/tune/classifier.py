@@ -12,7 +12,7 @@ import numpy as np
 from embedfit.data import Dataset
 from embedfit.encode import Encoder
 from embedfit.errors import DataError
-from embedfit.retrieve import Run, best_of, sorted_corpus
+from embedfit.retrieve import Run, best_of, run_of, sorted_corpus
 from embedfit.words import search_words
 
 if TYPE_CHECKING:
@@ -112,4 +112,4 @@ def _ranked(dataset: Dataset, k: int, decisions: npt.NDArray[Any], classes: Any)
     position = {id: index for index, id in enumerate(document_ids)}
     scores = np.full((len(decisions), len(document_ids)), float(decisions.min()) - 1, np.float32)
     scores[:, [position[label] for label in classes]] = decisions
-    return Run(tuple(dataset.queries), document_ids, *best_of(scores, k))
+    return run_of(dataset, document_ids, lambda depth: best_of(scores, depth), k)
