@@ -4,7 +4,8 @@ Two texts say the same if they have the same words (`embedfit.words`). They near
 
 - by changing, adding or leaving out at most one word in twelve (the Levenshtein distance, counted in words),
 - by putting the words in another order, where there are at least four,
-- by one slip of the pen: a letter changed, added, left out, or two of them swapped, in one word of at least five letters.
+- by one slip of the pen: a letter changed, added, left out, or two of them swapped, in one word of at least five letters, where
+  there are at least two other words.
 
 So a text under twelve words is near no text with another word. Nothing but the two texts decides whether they are near.
 
@@ -42,14 +43,18 @@ _WORDS_PER_EDIT = 12
 _REORDERED = 4
 """Texts of at least so many words may have them in another order."""
 
-_LETTERS = 5
-"""A slip of the pen is one in a word of at least so many letters: "card" and "care" are two words."""
+_LETTERS, _OTHER_WORDS = 5, 2
+"""A slip of the pen is one in a word of at least so many letters, beside at least so many others: "card" and "care" are two words, and
+so are "store" and "stove"."""
 
 _RAREST = 5
 """Texts are looked up by so many of their rarest words, or by one more than may differ where that is more."""
 
 _RUN = 10
 """Texts of which five words or more may differ, so of at least sixty, are looked up by runs of so many words."""
+
+_RUNS_A_COMPARISON = 32
+"""To compare two texts takes about as long as to make so many runs."""
 
 _QUOTED = 5
 """A query and a document of the same id are one if either stands in the other whole, and has at least so many words."""
@@ -167,7 +172,7 @@ class _Text:
 
     @classmethod
     def of(cls, text: str) -> _Text:
-        words = words_of(text)
+        words = tuple(map(sys.intern, words_of(text)))  # of a word that stands a million times, one string is kept
         names = _FIELD_NAME.findall(text) if text.count(":") >= _FIELDS else []
         own = len(words) - (sum(len(words_of(name)) for name in names) if len(names) >= _FIELDS else 0)
         return cls(words, words if all(map(str.isascii, words)) else tuple(map(plain, words)), own // _WORDS_PER_EDIT)
@@ -178,7 +183,7 @@ class _Text:
         That is a hash of its words without one, which is given too; or of all of them.
         """
         yield hash(self.plain if len(self.plain) < _REORDERED else tuple(sorted(self.plain))), ""
-        if not self.edits:  # where a word may differ, so may a letter
+        if not self.edits and len(self.plain) > _OTHER_WORDS:  # where a word may differ, so may a letter
             for place, word in enumerate(self.plain):
                 if _may_slip(word):
                     yield hash((place, *self.plain[:place], *self.plain[place + 1 :])), word
@@ -195,7 +200,7 @@ def _near(one: _Text, other: _Text) -> bool:
         return False
     if len(first) >= _REORDERED and sorted(first) == sorted(second):
         return True
-    if one.edits or other.edits:
+    if one.edits or other.edits or len(first) <= _OTHER_WORDS:
         return False
     differing = [pair for pair in zip(first, second, strict=True) if pair[0] != pair[1]]
     return len(differing) == 1 and _slipped(*differing[0])
@@ -337,10 +342,11 @@ def _sharing_rare_words_or_runs(
         for number in numbers:
             row, pieces = ranks[number], texts[number].edits + 1
             rarest = _rarest(row, pieces)
-            runs = {tuple(row[place : place + _RUN]) for place in range(len(row) - _RUN + 1)}
-            ways = [[holders[key] for key in keys if key in holders] for holders, keys in ((by_word, rarest), (by_run, runs))]
-            fewest = min(ways, key=lambda lists: sum(map(len, lists)))
-            yield from ((other, number) for other in set().union(*fewest) if abs(len(ranks[other]) - len(row)) < pieces)
+            lists = [by_word[key] for key in rarest if key in by_word]
+            if sum(map(len, lists)) > len(row) // _RUNS_A_COMPARISON:
+                runs = {tuple(row[place : place + _RUN]) for place in range(len(row) - _RUN + 1)}
+                lists = min(lists, [by_run[key] for key in runs if key in by_run], key=lambda lists: sum(map(len, lists)))
+            yield from ((other, number) for other in set().union(*lists) if abs(len(ranks[other]) - len(row)) < pieces)
             for word in rarest:
                 by_word[word].append(number)
             for piece in range(pieces):
