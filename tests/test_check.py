@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from embedfit.check import check_dataset, check_leaks, check_truncation, warnings
+from embedfit.check import check_dataset, check_groups, check_leaks, check_truncation, warnings
 from embedfit.data import Dataset, Document, Query
 from embedfit.encode import Truncation
 from embedfit.split import split_dataset
@@ -229,3 +229,73 @@ def test_what_a_document_says_under_the_template_is_what_is_counted():
     data = data_of({"q1": ("one", ["a"])}, {"a": "one two three"})
     (cut,) = check_truncation(data, Counting(), "{text} {text}")
     assert cut.message.startswith("1 of 1 document texts")
+
+
+def test_queries_that_are_copies_of_their_own_document_are_counted():
+    passage = "one two three four five six seven eight nine ten eleven"
+    queries = {
+        "q1": (f"{passage.upper()}!", ["a"]),
+        "q2": (passage, ["b"]),
+        "q3": (f"Title: {passage}", ["a"]),
+        "q4": (f"{passage} 12", ["a"]),
+    }
+    data = data_of(queries, {"a": passage, "b": "else"})
+    data.corpus["a"] = Document("a", passage, "title")
+    (own,) = found(data, "own text")
+    assert (own.level, own.ids) == ("warning", ("q1", "q3"))
+    assert own.message.startswith(
+        f"2 of 4 queries (50.0%) say word for word what their own document says, such as 'q1': '{passage.upper()}!'"
+    )
+
+
+def test_queries_that_are_documents_are_noted():
+    data = data_of({"a": ("printer is broken", ["b"]), "q": ("else", ["b"])}, {"a": "Printer is broken", "b": "no paper"})
+    (itself,) = found(data, "itself")
+    assert (itself.level, itself.ids) == ("note", ("a",))
+
+
+def with_field(values, label="ab"):
+    queries = {f"q{number}": Query(f"q{number}", f"text {number}", {"field": value}) for number, value in enumerate(values)}
+    qrels = {id: {label[number % len(label)]: 1} for number, id in enumerate(queries)}
+    return Dataset(queries, {name: Document(name, name) for name in label}, qrels)
+
+
+def grouped(values, label="ab"):
+    """Return what is suggested where the last fifth of the queries is for the test."""
+    data = with_field(values, label)
+    ids = tuple(data.queries)
+    cut = len(ids) * 4 // 5
+    return check_groups(data, {"train": ids[: cut // 2], "dev": ids[cut // 2 : cut], "test": ids[cut:]})
+
+
+@pytest.mark.parametrize("name", [lambda number: f"customer {number}", lambda number: number])
+def test_a_field_of_customers_that_are_in_several_parts_is_one_to_group_by(name):
+    (group,) = grouped([name(number % 12) for number in range(60)])
+    assert (group.level, group.kind, group.ids) == ("note", "group", tuple(f"q{number}" for number in range(48, 60)))
+    assert group.message.startswith(
+        f"12 of 12 test queries have a field that train or dev queries have too, such as {name(0)!r}".replace("such as 0", "such as '0'")
+    )
+    assert 'group_by = "field" in [split]' in group.message
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        range(60),  # of one query each
+        [number // 5 for number in range(60)],  # in one part each
+        [number % 3 for number in range(60)],  # a category
+        [number % 9 for number in range(60)],
+        [0] * 20 + [number % 12 for number in range(40)],  # one of a third of the queries
+        [number % 12 + 0.5 for number in range(60)],  # measured
+        [[number % 12] for number in range(60)],
+        [None] * 60,
+        [number % 12 if number < 53 else f"new {number}" for number in range(60)],  # five of twelve test queries
+    ],
+)
+def test_other_fields_are_not_to_be_grouped_by(values):
+    assert grouped(list(values)) == []
+
+
+def test_a_field_that_says_the_label_is_not_to_be_grouped_by():
+    assert grouped([number % 12 for number in range(60)], label="abcdefghijkl") == []
+    assert len(grouped([number % 12 for number in range(60)], label="abcdefghijk")) == 1

@@ -206,12 +206,51 @@ def test_bm25_gives_zeros_to_a_query_of_unknown_words():
     assert run.documents("q3") == ["bus", "coffee", "copy", "tea"]
 
 
-@pytest.mark.parametrize("texts", [["A", "B"], ["the", "of"], ["!", "?"]])
-def test_bm25_takes_documents_without_a_word_that_it_counts(texts):
-    data = Dataset({"q": Query("q", "A")}, {f"d{number}": Document(f"d{number}", text) for number, text in enumerate(texts)}, {})
+def test_bm25_takes_documents_without_a_word():
+    data = Dataset({"q": Query("q", "A")}, {"d0": Document("d0", "!"), "d1": Document("d1", "?")}, {})
     run = BM25Retriever().search(data, 2)
     assert run.documents("q") == ["d0", "d1"]
     assert run.scores.tolist() == [[0, 0]]
+
+
+IN_SEVERAL_SCRIPTS = {
+    "Chinese": {"怎么激活我的新银行卡？": "银行卡激活步骤", "明天北京会下雨吗": "北京天气预报：明天有雨", "如何退货": "退货和退款的政策"},
+    "Japanese": {
+        "新しいカードを有効にするには": "カードの有効化について",
+        "明日の東京の天気": "東京は明日晴れるでしょう",
+        "返品したい": "返品の方法と返金",
+    },
+    "Korean": {"카드를 활성화하고 싶어요": "카드 활성화 방법", "내일 서울의 날씨": "서울은 내일 비가 옵니다", "반품하려면": "반품 및 환불"},
+    "Thai": {"เปิดใช้งานบัตรใหม่อย่างไร": "การเปิดใช้งานบัตร", "พรุ่งนี้ฝนตกไหม": "พยากรณ์อากาศ ฝนตกพรุ่งนี้", "คืนสินค้า": "นโยบายการคืนสินค้า"},
+    "Hindi": {"मेरा कार्ड कैसे चालू करें": "कार्ड चालू करना", "कल बारिश होगी क्या": "मौसम: कल बारिश", "पैसा कब मिलेगा": "पैसा वापस मिलना"},
+    "Arabic": {"كيف أفعّل بطاقة جديدة": "تفعيل بطاقة جديدة", "هل سيكون طقس الغد ممطرا": "طقس الغد", "متى أسترد مبلغ الشراء": "مبلغ مسترد"},
+    "signs": {
+        "loops in C++": "C++",
+        "loops in C#": "C#",
+        "loops in C": "C",
+        "loops in R": "R",
+        "is it any good with .NET": ".NET",
+        "5G?": "5G",
+    },
+}
+
+
+@pytest.mark.parametrize("script", IN_SEVERAL_SCRIPTS)
+def test_bm25_finds_what_shares_words_in_every_script(script):
+    pairs = IN_SEVERAL_SCRIPTS[script]
+    queries = {text: Query(text, text) for text in pairs}
+    data = Dataset(queries, {text: Document(text, text) for text in pairs.values()}, {})
+    run = BM25Retriever().search(data, 2)
+    assert {query: run.documents(query)[0] for query in queries} == pairs
+    assert (run.scores[:, 0] > run.scores[:, 1]).all()
+
+
+def test_bm25_leaves_out_the_commonest_english_words_but_where_there_are_no_others():
+    texts = {"a": "to be or not to be", "b": "where there is a will", "c": "no"}
+    data = Dataset({"q": Query("q", "There will be a storm")}, {id: Document(id, text) for id, text in texts.items()}, {})
+    assert BM25Retriever().search(data, 3).scores.tolist() == [[0, 0, 0]]
+    whole = Dataset({"q": Query("q", "To be, or not?")}, data.corpus, {})
+    assert BM25Retriever().search(whole, 1).documents("q") == ["a"]
 
 
 def test_a_run_as_a_frame_has_a_row_for_each_rank():

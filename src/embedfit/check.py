@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from embedfit.data import PARTS, Dataset, normalised
-from embedfit.duplicates import near_duplicates, words_of
+from embedfit.duplicates import near_duplicates, queries_that_are_documents
 from embedfit.errors import shown
+from embedfit.words import words_of
 
 if TYPE_CHECKING:
     from embedfit.encode import Kind, ModelEncoder
@@ -21,6 +22,10 @@ _NAME_WORDS = 10
 
 _CHAIN_SHARE, _CHAIN_QUERIES = 0.1, 10
 """A chain of near duplicates of more than this share of the queries, and of more than so many, makes uneven parts."""
+
+_ENTITIES, _ENTITY_SHARE, _MET_BEFORE = 10, 0.2, 0.5
+"""A field names customers, merchants or the like if it has at least so many values, none in more than this share of the queries,
+and this share of the test queries have a value that queries of another part have too."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,20 @@ def check_dataset(dataset: Dataset) -> list[Finding]:
     Args:
         dataset: To look at.
     """
-    looks = (_conflicts, _near_conflicts, _copies, _near_copies, _chained, _label_inside, _one_label, _rare, _unasked, _unjudged)
+    looks = (
+        _conflicts,
+        _near_conflicts,
+        _copies,
+        _near_copies,
+        _chained,
+        _label_inside,
+        _own_text,
+        _documents_themselves,
+        _one_label,
+        _rare,
+        _unasked,
+        _unjudged,
+    )
     return [finding for look in looks for finding in look(dataset)]
 
 
@@ -87,6 +105,43 @@ def check_leaks(dataset: Dataset, parts: Mapping[str, Sequence[str]]) -> list[Fi
             more = f" (and {len(rest):,} more)" if rest else ""
             others = tuple(id for _, id in same + nearly)
             findings += [Finding("problem", "leak", f"{held_out} query {id!r} {said}{more}", (id, *others)) for id in ids]
+    return findings
+
+
+def check_groups(dataset: Dataset, parts: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """Return the metadata fields that name something, such as a customer, of which there are queries in several parts.
+
+    Queries of one customer tend to be alike in ways that no text shows, and a model is then tested on what it has met. Whether that
+    is so, and whether the next customers will be others, only the data's owner knows.
+
+    Args:
+        dataset: With the queries of the parts.
+        parts: ``train``, ``dev`` and ``test`` -> query ids.
+
+    Returns:
+        A note of the kind ``group`` for each such field, which is not the label; its ids are the test queries concerned.
+    """
+    part_of = {id: part for part, ids in parts.items() for id in ids}
+    test = parts.get("test", ())
+    findings = []
+    for name in sorted({name for id in part_of for name in dataset.queries[id].metadata}):
+        values = {id: dataset.queries[id].metadata.get(name) for id in part_of}
+        # A number with a fraction is measured; it names nothing.
+        named = {
+            id: str(value) for id, value in values.items() if isinstance(value, (str, int)) and not isinstance(value, bool) and value != ""
+        }
+        counts = Counter(named.values())
+        if len(counts) < _ENTITIES or counts.most_common(1)[0][1] > _ENTITY_SHARE * len(part_of) or _is_label(dataset, named):
+            continue
+        seen = {value for id, value in named.items() if part_of[id] != "test"}
+        met = tuple(id for id in test if named.get(id) in seen)
+        if len(met) < max(1, _MET_BEFORE * len(test)):
+            continue
+        message = (
+            f"{len(met):,} of {len(test):,} test queries have a {name} that train or dev queries have too, such as {shown(named[met[0]])}; "
+            f'if new ones will come, group_by = "{name}" in [split] keeps those of each {name} in one part'
+        )
+        findings.append(Finding("note", "group", message, met))
     return findings
 
 
@@ -213,6 +268,39 @@ def _label_inside(dataset: Dataset) -> list[Finding]:
         f"{shown(dataset.corpus[label].title or dataset.corpus[label].text)}; queries without it will be harder"
     )
     return [Finding("warning", "label inside", message, tuple(found))]
+
+
+def _own_text(dataset: Dataset) -> list[Finding]:
+    """Find the queries that are a copy of their own document: any search finds those."""
+    found = []
+    for id in dataset.judged:
+        said = words_of(dataset.queries[id].text)
+        documents = [dataset.corpus[label] for label in dataset.relevant(id)]
+        if any(said in (words_of(document.text), words_of(f"{document.title} {document.text}")) for document in documents):
+            found.append(id)
+    if not found:
+        return []
+    share = len(found) / len(dataset.judged)
+    message = (
+        f"{len(found):,} of {len(dataset.judged):,} queries ({share:.1%}) say word for word what their own document says, such as "
+        f"{found[0]!r}: {shown(dataset.queries[found[0]].text)}; any search finds those, and figures on them show nothing"
+    )
+    return [Finding("warning", "own text", message, tuple(found))]
+
+
+def _documents_themselves(dataset: Dataset) -> list[Finding]:
+    documents = queries_that_are_documents(dataset)
+    ids = tuple(id for id in dataset.queries if id in documents)
+    if not ids:
+        return []
+    message = f"{len(ids):,} queries are documents themselves, such as {ids[0]!r}: a query never finds itself, here or when measured"
+    return [Finding("note", "itself", message, ids)]
+
+
+def _is_label(dataset: Dataset, named: Mapping[str, str]) -> bool:
+    """Return whether values stand for the labels: each has one answer, and each answer one of them."""
+    pairs = {(value, tuple(sorted(dataset.relevant(id)))) for id, value in named.items()}
+    return len(pairs) == len({value for value, _ in pairs}) == len({answer for _, answer in pairs})
 
 
 def _one_label(dataset: Dataset) -> list[Finding]:

@@ -32,11 +32,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from embedfit import console
 from embedfit.config import GenerateConfig
 from embedfit.data import Row, writing
-from embedfit.duplicates import Said, words_of
+from embedfit.duplicates import Said
 from embedfit.endpoint import OPENAI, PRICES, Asker, BudgetError, Endpoint, Limits, Request, Stopped, key_variable
 from embedfit.errors import ConfigError, DataError, EmbedfitError, EndpointError, require, shown
 from embedfit.ledger import Ledger, Line, digest, open_ledger
 from embedfit.plan import Records, Rejected, Slot, Task, drawn, filled, prompt_template
+from embedfit.words import words_of
 
 if TYPE_CHECKING:
     pass

@@ -26,7 +26,7 @@ from embedfit.data import DOCUMENT_TEMPLATE, Dataset
 from embedfit.encode import CachedEncoder, Kind, LocalEncoder, Vectors, load_model, quiet_libraries
 from embedfit.errors import ConfigError, ModelError
 from embedfit.hub import model_folder
-from embedfit.retrieve import Run, top_k
+from embedfit.retrieve import Run, own_positions, top_k, without_own
 from embedfit.score import KS, PerQuery, check_metric, score_run
 
 if TYPE_CHECKING:
@@ -177,6 +177,8 @@ class _Measured:
         self._document_ids = tuple(sorted(texts))
         self._document_texts = [texts[id] for id in self._document_ids]
         self._query_ids, self._query_texts = list(dataset.queries), dataset.query_texts()
+        self._own = own_positions(dataset, self._document_ids)
+        self._depth = k + bool((self._own >= 0).any())
         cached = CachedEncoder(encoder)
         self.documents = cached.encode(self._document_texts, "document")
         self._queries = cached.encode(self._query_texts, "query")
@@ -196,9 +198,9 @@ class _Measured:
     def searched(self, name: str, search: Search, bytes: int, tolerance: float | None = None, cosine: float | None = None) -> Form:
         """Return what a form reaches that searches with the measured vectors of the queries."""
         vectors = self._queries[self._searched]
-        seconds, ranked = _timed(lambda: search(vectors, self._k))
+        seconds, ranked = _timed(lambda: search(vectors, self._depth))
         value = self._values(self._searched, ranked).mean()
-        before = value if search == self.search else self._values(self._searched, self.search(vectors, self._k)).mean()
+        before = value if search == self.search else self._values(self._searched, self.search(vectors, self._depth)).mean()
         speed = len(vectors) / seconds
         return Form(name, self._metric, float(value), float(value - before), tolerance, cosine, None, len(vectors), bytes, speed)
 
@@ -211,8 +213,8 @@ class _Measured:
         queries, query_rows, of_queries = self._exchanged(self._queries, self._query_texts, sample["query"], vectors["query"])
         documents, _, of_documents = self._exchanged(self.documents, self._document_texts, sample["document"], vectors["document"])
         lowest = min(of_queries, of_documents)
-        value = self._values(query_rows, top_k(queries[query_rows], documents, self._k)).mean()
-        before = self._values(query_rows, self.search(self._queries[query_rows], self._k)).mean()
+        value = self._values(query_rows, top_k(queries[query_rows], documents, self._depth)).mean()
+        before = self._values(query_rows, self.search(self._queries[query_rows], self._depth)).mean()
         form = Form(
             name,
             self._metric,
@@ -248,6 +250,7 @@ class _Measured:
         return exchanged, rows, _lowest_cosine(measured[rows], encoded)
 
     def _values(self, rows: npt.NDArray[np.int64], ranked: Ranked) -> PerQuery:
+        ranked = without_own(ranked, self._own[rows], self._k)
         run = Run(tuple(self._query_ids[row] for row in rows), self._document_ids, *ranked)
         return score_run(run, self._dataset.qrels, ks=(self._k, int(self._metric.partition("@")[2]))).values[self._metric]
 

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from embedfit.data import Document, Row
-from embedfit.duplicates import words_of
 from embedfit.errors import ConfigError, shown
 from embedfit.ledger import digest
 from embedfit.records import RecordType
+from embedfit.words import words_of
 
 if TYPE_CHECKING:
     from jinja2 import Template

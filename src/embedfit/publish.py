@@ -17,6 +17,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -31,7 +32,7 @@ from embedfit.encode import CachedEncoder, Kind, LocalEncoder
 from embedfit.errors import ConfigError, EmbedfitError, ModelError, OfflineError, StorageError
 from embedfit.hub import MINILM, check_reachable
 from embedfit.parity import COSINE_TOLERANCE, QUERIES_TOLERANCE
-from embedfit.retrieve import Run, top_k
+from embedfit.retrieve import run_of, top_k
 from embedfit.score import score_run
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ def check_parity(measured: LocalEncoder, fetched: LocalEncoder, dataset: Dataset
     scores: list[float | None] = [None, None]
     if dataset.judged and ids:
         qrels = {query: grades for query, grades in dataset.qrels.items() if query in dataset.queries}
-        runs = [Run(tuple(dataset.queries), tuple(ids), *top_k(found["query"], found["document"], k)) for found in (before, after)]
+        runs = [run_of(dataset, tuple(ids), partial(top_k, found["query"], found["document"]), k) for found in (before, after)]
         scores = [score_run(run, qrels, ks=(k,)).mean(metric) for run in runs]
     lost = 0.0 if scores[0] is None or scores[1] is None else abs(scores[0] - scores[1])
     allowed = QUERIES_TOLERANCE[precision] / max(1, len(dataset.queries))

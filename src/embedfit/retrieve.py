@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from embedfit.data import DOCUMENT_TEMPLATE, Dataset, normalised
+from embedfit.data import DOCUMENT_TEMPLATE, Dataset
+from embedfit.duplicates import queries_that_are_documents
 from embedfit.encode import Encoder, Vectors
 from embedfit.errors import ModelError
+from embedfit.words import search_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,6 +77,46 @@ def joined(runs: Sequence[Run]) -> Run:
     )
 
 
+def run_of(dataset: Dataset, document_ids: tuple[str, ...], search: Callable[[int], Ranked], k: int) -> Run:
+    """Return what is found for the queries of a data set, but for a query that is itself a document: it does not find itself.
+
+    Every retriever makes its Run here. See `queries_that_are_documents`.
+
+    Args:
+        dataset: With the queries, in the order of the rows that are found.
+        document_ids: What the positions that are found stand for.
+        search: From how many to the best so many of each query: positions and scores, each of shape (n, so many).
+        k: How many to return of each query; at most the others of a corpus in which a query is.
+    """
+    own = own_positions(dataset, document_ids)
+    return Run(tuple(dataset.queries), document_ids, *without_own(search(k + bool((own >= 0).any())), own, k))
+
+
+def own_positions(dataset: Dataset, document_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return which document each query is itself, as a position in some ids; -1 where it is none of them."""
+    are_documents = queries_that_are_documents(dataset)
+    if not are_documents:
+        return np.full(len(dataset.queries), -1, np.int64)
+    position = {id: place for place, id in enumerate(document_ids) if id in are_documents}
+    return np.array([position.get(id, -1) for id in dataset.queries], np.int64)
+
+
+def without_own(ranked: Ranked, own: npt.NDArray[np.int64], k: int) -> Ranked:
+    """Return the k best of each row without the document that the query itself is.
+
+    Args:
+        ranked: The k + 1 best of each, or the whole corpus; just k will do where no query is a document.
+        own: What `own_positions` returns for the rows.
+        k: How many to keep.
+    """
+    positions, scores = ranked
+    if not (own >= 0).any():
+        return positions[:, :k], scores[:, :k]
+    is_own = positions == own[:, None]
+    others = np.argsort(is_own, axis=1, kind="stable")[:, : min(k, positions.shape[1] - 1)]
+    return np.take_along_axis(positions, others, axis=1), np.take_along_axis(scores, others, axis=1)
+
+
 class Retriever(Protocol):
     """Anything that ranks the corpus of a data set for its queries."""
 
@@ -107,12 +149,11 @@ class DenseRetriever:
         # Sorted before they are encoded: sorting the vectors would need them twice.
         documents = self.encoder.encode([texts[position] for position in order], "document")
         queries = self.encoder.encode(dataset.query_texts(), "query")
-        ranked, scores = self._top_k(queries, documents, k)
-        return Run(tuple(dataset.queries), document_ids, ranked, scores)
+        return run_of(dataset, document_ids, lambda depth: self._top_k(queries, documents, depth), k)
 
 
 class BM25Retriever:
-    """Words in common, weighted by rarity (Robertson and Zaragoza 2009), by the library bm25s.
+    """Words in common, weighted by rarity (Robertson and Zaragoza 2009), by the library bm25s; words are `search_words`.
 
     Args:
         template: What a document says.
@@ -132,16 +173,20 @@ class BM25Retriever:
         index = bm25s.BM25()
         words_of_documents = _words([texts[position] for position in order])
         vocabulary: set[str] = set()
-        if any(words_of_documents):  # labels like A, B, C have none that count, which the library does not take
+        if any(words_of_documents):  # signs alone, such as "?", are no words, and the library takes no corpus without any
             index.index(words_of_documents, show_progress=False)
             vocabulary = set(index.vocab_dict)
-        depth = min(k, len(texts))
-        ranked, found = np.empty((len(dataset.queries), depth), np.int64), np.empty((len(dataset.queries), depth), np.float32)
-        for row, words in enumerate(_words(dataset.query_texts())):
-            known = [word for word in words if word in vocabulary]
-            scores = index.get_scores(known) if known else np.zeros(len(texts), np.float32)
-            ranked[row], found[row] = (best[0] for best in best_of(scores[None].astype(np.float32), k))
-        return Run(tuple(dataset.queries), document_ids, ranked, found)
+
+        def best(depth: int) -> Ranked:
+            depth = min(depth, len(texts))
+            ranked, found = np.empty((len(dataset.queries), depth), np.int64), np.empty((len(dataset.queries), depth), np.float32)
+            for row, words in enumerate(_words(dataset.query_texts())):
+                known = [word for word in words if word in vocabulary]
+                scores = index.get_scores(known) if known else np.zeros(len(texts), np.float32)
+                ranked[row], found[row] = (best[0] for best in best_of(scores[None].astype(np.float32), depth))
+            return ranked, found
+
+        return run_of(dataset, document_ids, best, k)
 
 
 class FusedRetriever:
@@ -181,10 +226,12 @@ class FusedRetriever:
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:
-    import bm25s
+    """Return the words of each text without the commonest English ones, unless it has no others."""
+    from bm25s.stopwords import STOPWORDS_EN
 
-    tokens: list[list[str]] = bm25s.tokenize([normalised(text) for text in texts], stopwords="en", return_ids=False, show_progress=False)
-    return tokens
+    common = frozenset(STOPWORDS_EN)
+    words = [search_words(text) for text in texts]
+    return [[word for word in some if word not in common] or some for some in words]
 
 
 def top_k(queries: Vectors, documents: Vectors, k: int) -> Ranked:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from embedfit import console, locks, ranks
-from embedfit.check import Finding, check_dataset, check_leaks, check_truncation
+from embedfit.check import Finding, check_dataset, check_groups, check_leaks, check_truncation
 from embedfit.config import Config, DataConfig, ModelConfig, TuneConfig
 from embedfit.data import Dataset, load
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
@@ -122,8 +122,12 @@ def one_split(config: Config, dataset: Dataset) -> Split:
 
 
 def leaks(config: Config, dataset: Dataset) -> list[Finding]:
-    """Return the leaks between the parts that a configuration describes; folds have none, as what is near stays together."""
-    return check_leaks(dataset, vars(one_split(config, dataset)))
+    """Return the leaks between the parts that a configuration describes; folds have none, as what is near stays together.
+
+    Fields by which queries might be grouped are among them, if they are not grouped yet.
+    """
+    parts = vars(one_split(config, dataset))
+    return [*check_leaks(dataset, parts), *([] if config.split.group_by else check_groups(dataset, parts))]
 
 
 def gated(config: Config, dataset: Dataset, splits: Sequence[Split]) -> tuple[list[Split], list[Finding]]:

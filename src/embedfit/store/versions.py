@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from embedfit import console
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset
 from embedfit.encode import CachedEncoder, Encoder, Vectors
 from embedfit.errors import ModelError, StorageError
-from embedfit.retrieve import DEPTH, DenseRetriever, Run, sorted_corpus
+from embedfit.retrieve import DEPTH, DenseRetriever, Ranked, Run, run_of, sorted_corpus
 from embedfit.store import BATCH_BYTES, Entry, Filters, Hit, Live, Stamp, Store
 
 _QUERIES = 1000
@@ -188,15 +188,19 @@ class Version:
             )
         _, ids = sorted_corpus(dataset)
         position = {id: place for place, id in enumerate(ids)}
-        depth = min(k, len(ids))
-        # Approximate search may find fewer than were asked for: such places hold a document that is none, and last.
-        ranked = np.full((len(dataset.queries), depth), len(ids), np.int64)
-        scores = np.full(ranked.shape, -1, np.float32)
         vectors = self.encoder.encode(dataset.query_texts(), "query")
-        for row, found in enumerate(self.store.nearest(self.collection, vectors, depth, {})):
-            ranked[row, : len(found)] = [position[id] for id, _ in found]
-            scores[row, : len(found)] = [score for _, score in found]
-        return Run(tuple(dataset.queries), (*ids, "") if (ranked == len(ids)).any() else ids, ranked, scores)
+
+        def nearest(depth: int) -> Ranked:
+            # Approximate search may find fewer than were asked for: such places hold a document that is none, and last.
+            ranked = np.full((len(dataset.queries), min(depth, len(ids))), len(ids), np.int64)
+            scores = np.full(ranked.shape, -1, np.float32)
+            for row, found in enumerate(self.store.nearest(self.collection, vectors, ranked.shape[1], {})):
+                ranked[row, : len(found)] = [position[id] for id, _ in found]
+                scores[row, : len(found)] = [score for _, score in found]
+            return ranked, scores
+
+        run = run_of(dataset, (*ids, ""), nearest, k)
+        return run if (run.ranked == len(ids)).any() else replace(run, document_ids=ids)
 
     def find(self, text: str, k: int = 10, filters: Filters | None = None) -> list[Hit]:
         """Return up to k documents for a query, best first.

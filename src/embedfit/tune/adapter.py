@@ -25,7 +25,7 @@ from torch import Tensor
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, writing
 from embedfit.encode import CachedEncoder, Encoder, Kind, LocalEncoder, Vectors, load_model
 from embedfit.errors import DataError, ModelError, StorageError
-from embedfit.retrieve import DenseRetriever, Run, top_k
+from embedfit.retrieve import DenseRetriever, run_of, top_k
 from embedfit.score import Scores, score_run
 from embedfit.tune.candidates import AllDocuments, BatchAndOthers, CandidateSource
 from embedfit.tune.loss import multi_positive_softmax
@@ -352,7 +352,7 @@ def _dev_scores(encoder: Encoder, dev: Dataset, template: str) -> Callable[[Adap
     documents = documents[[position[id] for id in ids]]
 
     def scores(adapter: Adapter) -> Scores:
-        return score_run(Run(tuple(dev.queries), ids, *top_k(adapter.apply(queries), documents, 10)), dev.qrels, ks=(1, 10))
+        return score_run(run_of(dev, ids, lambda depth: top_k(adapter.apply(queries), documents, depth), 10), dev.qrels, ks=(1, 10))
 
     return scores
 

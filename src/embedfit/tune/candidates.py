@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedfit.data import Dataset
+from embedfit.retrieve import own_positions
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Candidates:
 
     Attributes:
         documents: Positions in the corpus; c of them.
-        grades: Shape (b, c): the query's grade for the document, 0 for a negative.
+        grades: Shape (b, c): the query's grade for the document, 0 for a negative, -1 for neither: a query that is itself
+            a document is not pushed away from itself.
     """
 
     documents: npt.NDArray[np.int64]
@@ -42,12 +44,12 @@ class AllDocuments:
     """Every document of the corpus."""
 
     def __init__(self, train: Dataset) -> None:
-        self._relevant = relevant_positions(train)
+        self._relevant, self._own = relevant_positions(train), own_positions(train, list(train.corpus))
         self._documents = np.arange(len(train.corpus))
 
     def candidates(self, batch: Sequence[int]) -> Candidates:
         """Return the whole corpus."""
-        return Candidates(self._documents, _grades([self._relevant[row] for row in batch], self._documents))
+        return Candidates(self._documents, _grades([self._relevant[row] for row in batch], self._own[list(batch)], self._documents))
 
 
 class BatchAndOthers:
@@ -64,7 +66,7 @@ class BatchAndOthers:
     """
 
     def __init__(self, train: Dataset, *, random: int, hard: int = 0, seed: int) -> None:
-        self._relevant = relevant_positions(train)
+        self._relevant, self._own = relevant_positions(train), own_positions(train, list(train.corpus))
         self._size, self._random, self._hard, self._seed = len(train.corpus), random, hard, seed
         self.mined = np.empty((len(self._relevant), 0), np.int64)
 
@@ -77,7 +79,7 @@ class BatchAndOthers:
         others = rng.choice(self._size, size=min(self._random, self._size), replace=False)
         hard = [rng.permutation(mined[mined >= 0])[: self._hard] for mined in self.mined[list(batch)]]
         documents = np.unique(np.concatenate([chosen, others, *hard]).astype(np.int64))
-        return Candidates(documents, _grades(relevant, documents))
+        return Candidates(documents, _grades(relevant, self._own[list(batch)], documents))
 
 
 def relevant_positions(train: Dataset) -> list[dict[int, int]]:
@@ -86,9 +88,9 @@ def relevant_positions(train: Dataset) -> list[dict[int, int]]:
     return [{position[id]: grade for id, grade in train.relevant(query).items()} for query in train.queries]
 
 
-def _grades(relevant: Sequence[dict[int, int]], documents: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+def _grades(relevant: Sequence[dict[int, int]], own: npt.NDArray[np.int64], documents: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     column = {int(position): index for index, position in enumerate(documents)}
-    grades = np.zeros((len(relevant), len(documents)), np.float32)
+    grades = np.where(own[:, None] == documents, np.float32(-1), np.float32(0))
     for row, known in enumerate(relevant):
         for position, grade in known.items():
             if position in column:

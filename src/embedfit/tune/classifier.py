@@ -12,7 +12,8 @@ import numpy as np
 from embedfit.data import Dataset
 from embedfit.encode import Encoder
 from embedfit.errors import DataError
-from embedfit.retrieve import Run, best_of, sorted_corpus
+from embedfit.retrieve import Run, best_of, run_of, sorted_corpus
+from embedfit.words import search_words
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -52,7 +53,7 @@ class WordsClassifier:
         texts, labels = _pairs(train)
         self._model = make_pipeline(
             make_union(
-                TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"),  # noqa: S106 - not a password
+                TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, tokenizer=search_words, token_pattern=None, lowercase=False),
                 TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True),
             ),
             LinearSVC(),
@@ -111,4 +112,4 @@ def _ranked(dataset: Dataset, k: int, decisions: npt.NDArray[Any], classes: Any)
     position = {id: index for index, id in enumerate(document_ids)}
     scores = np.full((len(decisions), len(document_ids)), float(decisions.min()) - 1, np.float32)
     scores[:, [position[label] for label in classes]] = decisions
-    return Run(tuple(dataset.queries), document_ids, *best_of(scores, k))
+    return run_of(dataset, document_ids, lambda depth: best_of(scores, depth), k)

@@ -22,7 +22,7 @@ from torch import Tensor
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset
 from embedfit.encode import Encoder, Vectors
 from embedfit.errors import DataError
-from embedfit.retrieve import Run, best_of, sorted_corpus, top_k
+from embedfit.retrieve import Ranked, Run, best_of, run_of, sorted_corpus, top_k
 from embedfit.tune.adapter import AdapterConfig, judged, minimise, vectors_of
 from embedfit.tune.candidates import relevant_positions
 from embedfit.tune.result import Fitted
@@ -64,7 +64,7 @@ class MovedIndex:
         """
         _same_corpus(self.document_ids, dataset)
         queries = self.encoder.encode(dataset.query_texts(), "query")
-        return Run(tuple(dataset.queries), self.document_ids, *top_k(queries, self.vectors, k))
+        return run_of(dataset, self.document_ids, lambda depth: top_k(queries, self.vectors, depth), k)
 
 
 class NearestExamples:
@@ -101,13 +101,17 @@ class NearestExamples:
         """
         _same_corpus(self.document_ids, dataset)
         queries = self.encoder.encode(dataset.query_texts(), "query")
-        k = min(k, len(self.vectors))
-        ranked, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
         height = max(1, _BLOCK_BYTES // (4 * (len(self.vectors) + len(self.examples))))
-        for top in range(0, len(queries), height):
-            rows = slice(top, top + height)
-            ranked[rows], scores[rows] = best_of(self._scores(queries[rows]), k)
-        return Run(tuple(dataset.queries), self.document_ids, ranked, scores)
+
+        def best(depth: int) -> Ranked:
+            ranked = np.empty((len(queries), min(depth, len(self.vectors))), np.int64)
+            scores = np.empty(ranked.shape, np.float32)
+            for top in range(0, len(queries), height):
+                rows = slice(top, top + height)
+                ranked[rows], scores[rows] = best_of(self._scores(queries[rows]), depth)
+            return ranked, scores
+
+        return run_of(dataset, self.document_ids, best, k)
 
     def _scores(self, queries: Vectors) -> npt.NDArray[np.float32]:
         own, votes = _shares(queries @ self.vectors.T), _shares(queries @ self.examples.T) @ self.judgements

@@ -33,21 +33,22 @@ def multi_positive_softmax(logits: Tensor, grades: Tensor) -> Tensor:
 
     Args:
         logits: Shape (queries, candidates).
-        grades: The same shape; above 0 for a relevant document. Each query must have one.
+        grades: The same shape; above 0 for a relevant document, of which each query must have one; below 0 where a query and
+            a document are not compared.
 
     Returns:
         The mean over queries, a scalar.
     """
     positive = grades > 0
-    weights = grades / grades.sum(dim=1, keepdim=True)
-    both = _against_negatives(logits, positive, 1) + _BACKWARD * _against_negatives(logits, positive, 0)
+    weights = grades.clamp(min=0) / grades.clamp(min=0).sum(dim=1, keepdim=True)
+    both = _against_negatives(logits, grades, 1) + _BACKWARD * _against_negatives(logits, grades, 0)
     return (both.masked_fill(~positive, 0.0) * weights).sum() / len(logits)
 
 
-def _against_negatives(logits: Tensor, positive: Tensor, dim: int) -> Tensor:
+def _against_negatives(logits: Tensor, grades: Tensor, dim: int) -> Tensor:
     """Return, for each entry, the cross-entropy of choosing it among itself and the negatives along a dimension."""
     # A finite floor: where nothing is negative, -inf would turn the gradient into NaN.
-    negatives = logits.masked_fill(positive, -1e9).logsumexp(dim=dim, keepdim=True)
+    negatives = logits.masked_fill(grades != 0, -1e9).logsumexp(dim=dim, keepdim=True)
     return torch.logaddexp(logits, negatives) - logits
 
 

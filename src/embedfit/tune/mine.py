@@ -19,7 +19,7 @@ from embedfit.data import Dataset, writing
 from embedfit.duplicates import nearly_same
 from embedfit.encode import Encoder
 from embedfit.engine import Engine, LocalEngine
-from embedfit.retrieve import best_of
+from embedfit.retrieve import best_of, own_positions
 from embedfit.tune.candidates import BatchAndOthers, Candidates, relevant_positions
 
 _JUDGED = 256
@@ -57,7 +57,8 @@ def mine(
 ) -> npt.NDArray[np.int64]:
     """Return each training query's hardest negatives.
 
-    Known positives are never among them, nor near duplicates of one, nor what the guards reject.
+    Known positives are never among them, nor near duplicates of one, nor the document that a query itself is, nor what the
+    guards reject.
 
     Args:
         encoder: The model as it is now.
@@ -74,12 +75,13 @@ def mine(
     texts, asked = train.document_texts(template), train.query_texts()
     relevant = relevant_positions(train)
     queries = encoder.encode(asked, "query")
-    depth = seen * count + max(map(len, relevant))
+    own = own_positions(train, list(train.corpus))
+    depth = seen * count + max(map(len, relevant)) + int((own >= 0).any())
     ranked, scores, least = _nearest(encoder, queries, texts, relevant, depth, engine or LocalEngine())
     found = np.full((len(asked), count), -1, np.int64)
     allowed = scores <= (least - (1 - guards.margin) * np.abs(least))[:, None]
     for row, known in enumerate(relevant):
-        allowed[row] &= ~np.isin(ranked[row], list(known))
+        allowed[row] &= ~np.isin(ranked[row], [*known, own[row]])
     if guards.judge:
         allowed = _judged(guards.judge, asked, texts, relevant, ranked, allowed)
     for row, known in enumerate(relevant):

@@ -1,0 +1,165 @@
+"""The words of a text, in every script: one tokenizer for search by words, for near duplicates and for generation's checks.
+
+A word is a run of letters, combining marks and digits (Unicode Standard Annex #29, with the rules that follow). Case, white
+space, compatible forms (full width, ligatures), invisible characters and lookalike letters of other scripts make no difference.
+
+Punctuation between words is dropped, unless it carries meaning. These signs do:
+
+- an apostrophe inside a word (``he'll`` is not ``hell``), and ``. , : ; / ' -`` between two digits (``2.5``, ``1-2``, ``12:30``);
+- ``-``, ``.`` and ``!`` that touch a word on one side alone (``-5``, ``.NET``, ``!x``, ``A-``), but not the end of a sentence;
+- symbols, wherever they stand (``+``, ``$``, ``%``, ``#``, ``&``, ``/``, ``@``, emoji). Each run of one symbol is a word of its own,
+  so ``C++`` is ``c`` and ``++``, and ``5 %`` is ``5%``.
+
+All other punctuation parts words and never joins them: ``A/B`` is not ``AB``, and neither is ``A.B``.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import unicodedata
+from typing import Any
+
+_APOSTROPHES = dict.fromkeys("’‘‛ʼʹ´`", "'")
+_HYPHENS = dict.fromkeys("‐‑‒–−", "-")
+_RAISED = {raised: f"^{digit}" for digit, raised in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
+# NFKC makes 2½ "21/2" and 10² "102".
+_PARTS = {
+    chr(code): f" {unicodedata.normalize('NFKC', chr(code)).replace(chr(0x2044), '/')}"
+    for code in (*range(0xBC, 0xBF), *range(0x2150, 0x2160), 0x2189)
+}
+_BEFORE = str.maketrans(_APOSTROPHES | _HYPHENS | _RAISED | _PARTS)
+
+# Letters that look like a Latin one. Greek β, μ, γ and the like are left out: "β cells" are not "B cells", "5 μg" is not "5 mg".
+_CYRILLIC = str.maketrans("АВЕКМНОРСТУХІЈЅаеорсухіјѕһԁԛԝ", "ABEKMHOPCTYXIJSaeopcyxijshdqw")
+_GREEK = str.maketrans("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧαικνορυχ", "ABEZHIKMNOPTYXaikvopux")
+_ALONE = frozenset("АВЕКМНОРСТУХІЈЅаеорсухіјѕһԁԛԝΑΒΕΖΗΙΚΜΝΟΡΤΥΧο")
+"""Those that are read as Latin even in a word without a Latin letter, where the text has no other letter of such a script."""
+_LOOKALIKES = _CYRILLIC | _GREEK
+
+_PLAIN = str.maketrans("øłđıħŧŀ", "oldihtl")
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """Return a text's words in order, folded. In a script without spaces each character, with its marks, is a word.
+
+    A text of punctuation alone keeps it, so that two of them can be told apart.
+    """
+    folded = _folded(text)
+    if folded.isascii():
+        return tuple(_patterns().ascii_token.findall(folded) or folded.split())
+    pieces: list[str] = []
+    for match in _patterns().token.finditer(folded):
+        pieces.extend(_patterns().character.findall(match[0]) if match.lastgroup == "spaceless" else (match[0],))
+    return tuple(pieces or folded.split())
+
+
+def search_words(text: str) -> list[str]:
+    """Return what a text is found by, in a search for words.
+
+    As `words_of`, without the English 's. Words that spaces do not tell apart (Chinese, Japanese, Thai, Lao, Khmer, Burmese), or not
+    by themselves (Korean writes its particles onto the words), are found by each two characters that stand beside each other.
+    """
+    folded = _folded(text)
+    if folded.isascii():
+        return [piece.removesuffix("'s") for piece in _patterns().ascii_token.findall(folded)]
+    pieces: list[str] = []
+    for match in _patterns().token.finditer(folded):
+        if not match.lastgroup:
+            pieces.append(match[0].removesuffix("'s"))
+            continue
+        characters = _patterns().character.findall(match[0])
+        pieces.extend(map("".join, itertools.pairwise(characters)) if len(characters) > 1 else characters)
+    return pieces
+
+
+def plain(word: str) -> str:
+    """Return a word without the accents and vowel points that many people leave out (Latin, Greek, Cyrillic, Hebrew, Arabic).
+
+    The marks of other scripts, such as the vowel signs of Devanagari, are letters in all but name and stay.
+    """
+    if word.isascii():
+        return word
+    bare = _patterns().accent.sub("", unicodedata.normalize("NFD", word).translate(_PLAIN))
+    return unicodedata.normalize("NFC", bare)
+
+
+def _folded(text: str) -> str:
+    """Return a text without what makes no difference to its words."""
+    if text.count("*") > 1:
+        text = _patterns().emphasis.sub(r"\2", text)
+    if text.isascii():
+        return text.replace("`", "'").lower()
+    text = unicodedata.normalize("NFKC", text.translate(_BEFORE))
+    text = _patterns().invisible.sub("", text)
+    if _patterns().other_script.search(text):
+        text = _latin_lookalikes(text)
+    return unicodedata.normalize("NFKC", text.casefold())
+
+
+def _latin_lookalikes(text: str) -> str:
+    """Return a text with Cyrillic and Greek letters that stand for Latin ones made Latin: in words of both, and in a Latin text."""
+    patterns = _patterns()
+    if not patterns.latin.search(text):
+        return text
+    latin_text = all(ord(letter) in _LOOKALIKES for letter in patterns.other_script.findall(text))
+
+    def replaced(match: re.Match[str]) -> str:
+        word = match[0]
+        if patterns.latin.search(word) or (latin_text and all(letter in _ALONE for letter in word)):
+            return word.translate(_LOOKALIKES)
+        return word
+
+    return str(patterns.letters.sub(replaced, text))
+
+
+class _Patterns:
+    """Compiled when first needed: the package is imported for more than words."""
+
+    def __init__(self) -> None:
+        import regex
+
+        spaceless = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\p{Line_Break=Complex_Context}ー〱-〵"
+        letter = r"\p{L}\p{M}\p{N}"
+        # The character classes are sets of the V1 syntax, where -- is "without".
+        word = rf"[[{letter}]--[{spaceless}\p{{Hangul}}]]"
+        symbol = r"[[\p{S}#%‰&*/\\@§†]--['`´¨¸]]"
+        self.token: Any = regex.compile(
+            rf"""(?V1)
+            (?P<spaceless>[{spaceless}][{spaceless}\p{{M}}]*)
+            | (?P<hangul>\p{{Hangul}}+)
+            | {word}+ (?: (?: (?<=\p{{N}})[.,:;/'٫٬-](?=\p{{N}}) | (?<=[{letter}])['_·](?=[{letter}]) ) {word}+ )*
+            | ({symbol})\3*
+            | (?<![{letter}\-])-+(?=[{letter}\p{{S}}.])
+            | (?<=[{letter}<])-+(?![{letter}\-])
+            | (?<![{letter}.!?…,;:)\]}}])\.(?=[{letter}])
+            | (?<![{letter}.!?…,;:)\]}}])!(?=[{letter}])
+            | !(?==)
+            """,
+            regex.VERBOSE,
+        )
+        # The same for ASCII, four times as fast.
+        symbols = "|".join(rf"{re.escape(sign)}+" for sign in "$+<=>^|~#%&*/\\@")
+        self.ascii_token: Any = re.compile(
+            r"[a-z0-9]+(?:(?:(?<=[0-9])[.,:;/'-](?=[0-9])|['_](?=[a-z0-9]))[a-z0-9]+)*"
+            rf"|{symbols}"
+            r"|(?<![a-z0-9\-])-+(?=[a-z0-9$+<=>^|~.])"
+            r"|(?<=[a-z0-9<])-+(?![a-z0-9\-])"
+            r"|(?<![a-z0-9.!?,;:)\]}])[.!](?=[a-z0-9])"
+            r"|!(?==)"
+        )
+        # Markdown's, as in "**very** good".
+        self.emphasis: Any = regex.compile(rf"(?<![{letter}*])(\*{{1,3}})(?![\s*])([^*\n]*[^\s*])\1(?![{letter}*])")
+        self.character: Any = regex.compile(r"\X")
+        points = r"\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06dc"
+        self.accent: Any = regex.compile(rf"[\u0300-\u036f{points}]")
+        self.invisible: Any = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
+        self.other_script: Any = regex.compile(r"[\p{Cyrillic}\p{Greek}]")
+        self.latin: Any = regex.compile(r"\p{Latin}")
+        self.letters: Any = regex.compile(r"[\p{Latin}\p{Cyrillic}\p{Greek}]+")
+
+
+@functools.cache
+def _patterns() -> _Patterns:
+    return _Patterns()
