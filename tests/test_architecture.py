@@ -8,7 +8,7 @@ import pytest
 import embedfit
 
 ROOT = Path(embedfit.__file__).parent
-FOUNDATIONS = ("errors", "words", "console", "locks", "ranks", "config", "records", "hub", "samples")
+FOUNDATIONS = ("errors", "words", "console", "files", "locks", "ranks", "config", "records", "hub", "samples")
 STAGES = (
     "data",
     "duplicates",

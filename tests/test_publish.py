@@ -1,10 +1,12 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 
+import pandas as pd
 import pytest
 import yaml
 from servers import running_hub
@@ -12,11 +14,13 @@ from servers import running_hub
 from embedfit import pipeline
 from embedfit.cli import main
 from embedfit.config import make_config
-from embedfit.data import load
+from embedfit.data import Dataset, Query, load
 from embedfit.encode import LocalEncoder
-from embedfit.errors import ConfigError, EmbedfitError, ModelError, StorageError
+from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError, StorageError
 from embedfit.publish import Target, check_parity, public_name
+from embedfit.retrieve import DenseRetriever
 from embedfit.samples import write_start
+from embedfit.score import score_run
 
 TOKEN = "hf_very_secret_0123456789"
 
@@ -31,20 +35,19 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(project, tiny_model):
-    """A finished run of the one-layer model."""
+    """A finished run of the one-layer model, whose configuration had relative paths; tests stand elsewhere."""
+    shutil.copytree(tiny_model, project / "models" / "tiny")
     said = {
         "name": "support",
-        "output": str(project / "runs"),
-        "data": {
-            "queries": str(project / "queries.jsonl"),
-            "documents": str(project / "documents.jsonl"),
-            "document_template": "{title}. {text}",
-        },
-        "model": {"name": str(tiny_model), "query_prompt": "query: "},
+        "data": {"queries": "queries.jsonl", "documents": "documents.jsonl", "document_template": "{title}. {text}"},
+        "model": {"name": "models/tiny", "query_prompt": "query: "},
         "split": {"folds": 0},
         "tune": {"epochs": 1},
     }
-    return pipeline.run(make_config(said))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        folder = project / pipeline.run(make_config(said)).folder
+    return pipeline.read_result(folder)
 
 
 @pytest.fixture
@@ -242,6 +245,84 @@ def test_a_folder_and_an_archive_hold_the_same_files_and_are_checked(finished, s
     assert "is there already" in err
 
 
+def test_a_hidden_folder_of_the_targets_name_stays(finished, said, tmp_path):
+    for name in (".git", ".git.tar"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "HEAD").write_text("mine")
+    for target in ("git", "git.tar"):
+        code, _, _ = said("publish", finished.folder, tmp_path / target, "--yes")
+        assert code == 0
+    assert (tmp_path / ".git" / "HEAD").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".git", ".git.tar", "git", "git.tar"]
+
+
+def test_an_empty_folder_is_filled_and_keeps_its_rights(finished, tmp_path):
+    (tmp_path / "empty").mkdir(mode=0o750)
+    (tmp_path / "link").symlink_to("empty")
+    [publication] = pipeline.prepare_publications(finished.folder, f"{tmp_path}/link/")
+    publication.send()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "empty" / "modules.json").exists()
+    assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.parametrize(
+    "target", ["", ".", "./", "..", "../", "./x/..", "sub", "file", "link", "file.tar", "sub.tar", "file/below", "fifo"]
+)
+def test_a_target_where_something_is_is_one_line_and_nothing_there_changes(finished, said, tmp_path, monkeypatch, target):
+    here = tmp_path / "here"
+    (here / "sub").mkdir(parents=True)
+    for name in ("sub/notes", "file", "file.tar"):
+        (here / name).write_text("mine")
+    (here / "sub.tar").mkdir()
+    (here / "link").symlink_to("sub")
+    os.mkfifo(here / "fifo")
+    monkeypatch.chdir(here)
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = said("publish", finished.folder, target if target.startswith(".") else f"./{target}", "--yes")
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"embedfit: .* (is there already; fix: .*|cannot be written: .*)", err.splitlines()[-1])
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (here / "sub" / "notes").read_text() == "mine"
+
+
+def test_the_folder_one_stands_in_is_one_line_even_if_it_is_empty(finished, said, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for target in (".", "./", tmp_path / "here"):
+        code, _, err = said("publish", finished.folder, target, "--yes")
+        assert code == 2
+        assert err.endswith("is the folder you stand in, which cannot be exchanged; fix: a new folder, like ./here\n")
+    assert os.path.samefile(".", tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    "target", ["/", "//", "/..", ".tar", "./.tar", "..tar", "...tar", "~nobody-of-this-name/model", "./a\nb", "./\x1b[31m"]
+)
+def test_what_has_no_name_is_no_target(target):
+    with pytest.raises(ConfigError, match="is no place to publish to") as caught:
+        Target.of(target)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_home_is_expanded_and_a_relative_folder_is_still_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Target.of("~/model.tar").where == f"{tmp_path}/model.tar"
+    assert Target.of("~/model/").where == f"{tmp_path}/model"
+    assert Target.of("./model").where == "./model"  # what a card's snippets say: without the dot it were a name on the Hub
+    assert Target.of("../model/").where == "./../model"
+    assert Target.of(f"{tmp_path}/./x/../model").title == "model"
+
+
+def test_a_target_in_the_run_directory_is_refused(finished, said):
+    before = sorted(finished.folder.rglob("*"))
+    for target in (finished.folder / "model" / "more", finished.folder / "more.tar", finished.folder):
+        code, _, err = said("publish", finished.folder, target, "--yes")
+        assert code == 2
+        assert "lies in the run directory, which is embedfit's own" in err
+    assert sorted(finished.folder.rglob("*")) == before
+
+
 def test_the_same_run_makes_the_same_archive(finished, tmp_path, said):
     said("publish", finished.folder, tmp_path / "one" / "support.tar", "--yes")
     said("publish", finished.folder, tmp_path / "two" / "support.tar", "--yes")
@@ -329,7 +410,130 @@ def test_the_name_of_a_folder_is_all_that_is_told_of_it(tmp_path):
     assert public_name("BAAI/bge-base-en-v1.5") == "BAAI/bge-base-en-v1.5"
 
 
+# The data, changed since
+
+
+@pytest.fixture
+def copied(finished, project, tmp_path):
+    """A copy of the run whose data may be changed."""
+    folder = tmp_path / "project"
+    shutil.copytree(project, folder, ignore=shutil.ignore_patterns("folds", "kept"))
+    run = folder / "runs" / finished.folder.name
+    manifest = json.loads((run / "manifest.json").read_text())
+    for name in ("queries", "documents"):
+        manifest["config"]["data"][name] = str(folder / f"{name}.jsonl")
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    return run
+
+
+def rotate_labels(run):
+    """Give every query another label, and add some rows."""
+    path = run.parents[1] / "queries.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    labels = [row["expected"] for row in rows]
+    rows = [{**row, "expected": label} for row, label in zip(rows, labels[5:] + labels[:5], strict=True)]
+    rows += [{"query": f"new and secret {number}", "expected": labels[0]} for number in range(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_data_that_changed_since_the_run_is_not_published_and_lends_the_card_no_counts(copied, said, tmp_path):
+    rotate_labels(copied)
+    for option in (["--dataset", tmp_path / "data"], ["--include-examples"]):
+        code, out, err = said("publish", copied, tmp_path / "model", *option, "--yes")
+        assert (code, out) == (2, "")
+        assert "queries.jsonl: has changed since the run" in err
+        assert "expected 20 labelled queries and 4 documents as they were" in err
+    assert not (tmp_path / "model").exists()
+    code, out, _ = said("publish", copied, tmp_path / "model", "--yes")
+    assert code == 0
+    assert "the vectors of 4 texts are the same" in out
+    assert "mrr@10" not in out
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "20 labelled queries, 4 documents" in card
+    assert "new and secret" not in card
+
+
+@pytest.mark.parametrize("change", ["documents", "label", "metadata", "order"])
+def test_any_change_of_the_data_counts(copied, change):
+    path = copied.parents[1] / ("documents.jsonl" if change == "documents" else "queries.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if change == "order":
+        rows = rows[::-1]
+    else:
+        rows[0] |= {"documents": {"text": "something else"}, "label": {"expected": "export"}, "metadata": {"customer": 7}}[change]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="has changed since the run"):
+        pipeline.prepare_publications(copied, "./x", examples=True)
+
+
+def test_a_run_of_before_digests_publishes_its_model_alone(copied, said, tmp_path):
+    manifest = json.loads((copied / "manifest.json").read_text())
+    del manifest["data"], manifest["identity"]
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    code, _, err = said("publish", copied, tmp_path / "model", "--include-examples", "--yes")
+    assert code == 2
+    assert "was made before runs kept a digest of their data; fix: run again" in err
+    code, out, _ = said("publish", copied, tmp_path / "model", "--yes")
+    assert code == 0
+    assert "the vectors of 4 texts are the same" in out
+    assert "labelled queries, " not in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_run_is_published_from_any_folder(finished, project, tmp_path, monkeypatch, said):
+    assert finished.manifest["config"]["data"]["queries"] == str(project / "queries.jsonl")
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = said("publish", finished.folder, "./m", "--dataset", "./d", "--yes")
+    assert code == 0
+    assert "the vectors of 8 texts are the same" in out
+    assert "base_model" not in (tmp_path / "m" / "README.md").read_text()  # models/tiny is a folder, not a name on the Hub
+    assert "models/tiny" not in (tmp_path / "m" / "README.md").read_text() + (tmp_path / "m" / "embedfit.json").read_text()
+
+
+def test_another_model_than_was_measured_is_not_published(copied, said, tmp_path):
+    path = copied / "model" / "1_Pooling" / "config.json"
+    path.write_text(path.read_text().replace("mean", "max"))
+    code, _, err = said("publish", copied, tmp_path / "model", "--yes")
+    assert code == 2
+    assert "is not the model that was measured: a file in it has changed" in err
+    assert not (tmp_path / "model").exists()
+
+
 # Parity
+
+
+def test_the_scores_of_the_fetched_model_are_held_against_those_that_the_run_kept(copied, said, tmp_path):
+    kept = pd.read_parquet(copied / "queries.parquet")
+    code, out, _ = said("publish", copied, tmp_path / "same", "--yes")
+    assert code == 0
+    assert f"and so is mrr@10 ({kept['tuned_mrr@10'].mean():.3f})" in out
+    kept["tuned_mrr@10"] = (kept["tuned_mrr@10"] + 0.5) % 1  # off by a half, which is more than few queries are allowed
+    kept.to_parquet(copied / "queries.parquet", index=False)
+    code, out, err = said("publish", copied, tmp_path / "other", "--yes")
+    assert (code, out) == (2, "")
+    assert "is not the one that was measured: lowest cosine 1.0000" in err
+
+
+def test_vectors_alone_are_enough_to_tell_another_model(finished, tiny_model):
+    # No labels and no documents: only the cosine can tell.
+    queries = Dataset({"a": Query("a", "where is my receipt")}, {}, {})
+    with pytest.raises(ModelError, match=r"lowest cosine 0\.[0-9]+, mrr@10 differs by 0\.0000"):
+        check_parity(LocalEncoder(finished.model), LocalEncoder(tiny_model, query_prompt="other: "), queries, "{text}", "mrr@10")
+
+
+@pytest.mark.parametrize(("differs", "refused"), [(0.04, False), (0.06, True), (-0.06, True)])
+def test_scores_alone_are_enough_to_tell_another_model(finished, project, differs, refused):
+    # The very same vectors: only the scores that the run kept can tell. In fp32, 20 queries may be off by 1 / 20 on average.
+    dataset = load(project / "queries.jsonl", project / "documents.jsonl")
+    model = LocalEncoder(finished.model, precision="fp32")
+    run = DenseRetriever(model, "{text}").search(dataset, 4)
+    values = score_run(run, dataset.qrels, ks=(10,)).values["mrr@10"]
+    # Half of the queries better and half of them worse: the mean hides it.
+    scores = {id: value + differs * (-1) ** row for row, (id, value) in enumerate(zip(run.query_ids, values, strict=True))}
+    if refused:
+        with pytest.raises(ModelError, match=r"lowest cosine (1|0\.9999)"):
+            check_parity(model, model, dataset, "{text}", "mrr@10", scores)
+    else:
+        assert check_parity(model, model, dataset, "{text}", "mrr@10", scores).fetched == pytest.approx(values.mean())
 
 
 def test_parity_of_another_model_is_refused(finished, tiny_model, project):

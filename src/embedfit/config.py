@@ -319,6 +319,11 @@ def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = P
         check_metric(config.evaluate.metric, config.evaluate.k)
     except ConfigError as error:
         raise ConfigError(f"{where}: key 'evaluate.metric': {error}") from None
+    return placed_in(config, folder)
+
+
+def placed_in(config: Config, folder: Path) -> Config:
+    """Return a configuration whose paths are relative to a folder, as one that can be used from here; absolute paths stay."""
 
     def beside(path: str | None) -> str | None:
         return path if path is None or path.startswith("hub:") else str(folder / path)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from embedfit import console
 from embedfit.errors import DataError, OfflineError, StorageError, did_you_mean, shown
+from embedfit.files import writing as writing  # the stages write with it
 from embedfit.records import RecordType, Template, record_type
 
 if TYPE_CHECKING:
@@ -533,24 +533,24 @@ def write_beir(dataset: Dataset, folder: str | Path) -> Path:
 
     Raises:
         DataError: An id holds a tab or the end of a line, which a qrels file cannot.
-        StorageError: The folder cannot be written.
+        StorageError: The folder cannot be written, or holds judgements of another data set.
     """
     folder = Path(folder)
     for id in (*dataset.queries, *dataset.corpus):
         if any(sign in id for sign in "\t\r\n"):
             raise DataError(f"id {shown(id)}", "holds a tab or the end of a line", fix="use write_jsonl, or another id")
+    in_parts = {id for ids in dataset.parts.values() for id in ids}
+    rest = tuple(id for id in dataset.qrels if id not in in_parts)
+    parts = {**dataset.parts, **({"rest" if dataset.parts else "all": rest} if rest else {})}
+    for path in sorted((folder / "qrels").glob("*.tsv")):
+        if path.stem not in parts:
+            raise StorageError(f"{path}: would be read as a part of this data set; fix: give another folder, or move it away")
     with writing(folder / "corpus.jsonl") as file:
         for document in dataset.corpus.values():
             file.write(_json(_beir_row(document.id, document.text, document.metadata, title=document.title)) + b"\n")
     with writing(folder / "queries.jsonl") as file:
         for query in dataset.queries.values():
             file.write(_json(_beir_row(query.id, query.text, query.metadata)) + b"\n")
-    in_parts = {id for ids in dataset.parts.values() for id in ids}
-    rest = tuple(id for id in dataset.qrels if id not in in_parts)
-    parts = {**dataset.parts, **({"rest" if dataset.parts else "all": rest} if rest else {})}
-    for path in (folder / "qrels").glob("*.tsv"):
-        if path.stem not in parts:
-            path.unlink()  # of another data set that was written here, and would be read as a part of this one
     for part, ids in parts.items():
         with writing(folder / "qrels" / f"{part}.tsv") as file:
             file.write(b"query-id\tcorpus-id\tscore\n")
@@ -591,34 +591,6 @@ def _beir_row(id: str, text: str, metadata: Mapping[str, Any], *, title: str = "
     if metadata:
         row["metadata"] = dict(metadata)
     return row
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[Any]:
-    """Open a binary file beside its final name, and move it into place when all went well.
-
-    Raises:
-        StorageError: The directory cannot be written, or the disk is full; nothing is left behind.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _json(value: Any) -> bytes:

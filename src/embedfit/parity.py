@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import numpy.typing as npt
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset
 from embedfit.encode import CachedEncoder, Kind, LocalEncoder, Vectors, load_model, quiet_libraries
 from embedfit.errors import ConfigError, ModelError
+from embedfit.files import temporary_folder
 from embedfit.hub import model_folder
 from embedfit.retrieve import Run, own_positions, top_k, without_own
 from embedfit.score import KS, PerQuery, check_metric, score_run
@@ -315,8 +315,8 @@ def _fresh_process(folder: Path, texts: Texts) -> Iterator[Callable[[], dict[Kin
     Raises:
         ModelError: By that function: the process failed.
     """
-    with tempfile.TemporaryDirectory() as place:
-        target, errors = Path(place) / "vectors.npz", Path(place) / "errors"
+    with temporary_folder() as place:
+        target, errors = place / "vectors.npz", place / "errors"
         # -P: a file in the working directory that has a library's name must not be imported in its stead.
         with errors.open("wb") as file:
             process = subprocess.Popen(

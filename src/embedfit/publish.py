@@ -12,9 +12,9 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 import tarfile
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,12 +28,13 @@ from embedfit import console
 from embedfit.compare import Comparison, Difference
 from embedfit.config import TuneConfig
 from embedfit.data import Dataset, load, write_jsonl, writing
-from embedfit.encode import CachedEncoder, Kind, LocalEncoder
+from embedfit.encode import CachedEncoder, Kind, LocalEncoder, Vectors
 from embedfit.errors import ConfigError, EmbedfitError, ModelError, OfflineError, StorageError
+from embedfit.files import clear_leftovers, temporary_folder, temporary_path
 from embedfit.hub import MINILM, check_reachable
 from embedfit.parity import COSINE_TOLERANCE, QUERIES_TOLERANCE
 from embedfit.retrieve import run_of, top_k
-from embedfit.score import score_run
+from embedfit.score import PerQuery, score_run
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -45,6 +46,8 @@ EXAMPLES = 5
 """Training queries that a card quotes, if it is to quote any."""
 _QUERIES, _DOCUMENTS = 64, 2000
 """What is encoded again by the model that was fetched."""
+_MOST = 0.25
+"""How much of the metric may differ, where a few queries' worth (`QUERIES_TOLERANCE`) would be more."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,13 @@ class Target:
         Raises:
             ConfigError: It is none of them.
         """
-        if said.endswith(".tar"):
-            return cls("archive", said)
-        if said.startswith((".", "/", "~")):
-            return cls("folder", str(Path(said).expanduser()))
-        if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", said, re.ASCII) and len(said) <= 96:
+        if said.endswith(".tar") or said.startswith((".", "/", "~")):
+            path = os.path.normpath(os.path.expanduser(said))
+            target = cls("archive" if said.endswith(".tar") else "folder", path if os.path.isabs(path) else os.path.join(".", path))
+            # A home that nobody has is left as it is.
+            if said.isprintable() and not path.startswith("~") and target.title.strip("."):
+                return target
+        elif re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", said, re.ASCII) and len(said) <= 96:
             return cls("hub", said)
         raise ConfigError(
             f"{said!r} is no place to publish to; expected owner/name on the Hub, a folder like ./name, or an archive like name.tar"
@@ -79,7 +84,34 @@ class Target:
     @property
     def title(self) -> str:
         """What the thing is called there."""
-        return Path(self.where).name.removesuffix(".tar")
+        return os.path.basename(os.path.abspath(self.where)).removesuffix(".tar")
+
+    @property
+    def path(self) -> Path:
+        """Where a folder or an archive will lie, symbolic links followed."""
+        return Path(os.path.realpath(self.where))
+
+    def check_free(self) -> None:
+        """Make sure that nothing is in the way of a folder or an archive; an empty folder is not.
+
+        Raises:
+            StorageError: Something is, or the place cannot be read.
+        """
+        if self.kind == "hub":
+            return
+        path = self.path
+        try:
+            clear_leftovers(path.parent)  # a killed publication's, which would be in its way
+            is_there = path.exists()
+            is_free = self.kind == "folder" and is_there and path.is_dir() and not any(path.iterdir())
+        except OSError as error:
+            raise StorageError(f"{self.where}: cannot be read: {error.strerror}") from None
+        if is_there and not is_free:
+            raise StorageError(f"{self.where} is there already; fix: give another name, or remove it")
+        if is_there and Path.cwd().is_relative_to(path):
+            raise StorageError(
+                f"{self.where} is the folder you stand in, which cannot be exchanged; fix: a new folder, like ./{self.title}"
+            )
 
 
 @dataclass(frozen=True)
@@ -123,17 +155,15 @@ class Publication:
         """
         if self.target.kind == "hub":
             return self._push()
-        path = Path(self.target.where)
-        if path.exists() and (path.is_file() or any(path.iterdir())):
-            raise StorageError(f"{path} is there already; fix: give another name, or remove it")
+        self.target.check_free()
         try:
             if self.target.kind == "archive":
-                self._pack(path)
+                self._pack(self.target.path)
             else:
-                self._lay_out(path)
+                self._lay_out(self.target.path)
         except OSError as error:
-            raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from None
-        return str(path)
+            raise StorageError(f"{self.target.where}: cannot be written: {error.strerror or error}") from None
+        return self.target.where
 
     @contextlib.contextmanager
     def fetched(self, revision: str) -> Iterator[Path]:
@@ -142,13 +172,14 @@ class Publication:
         Raises:
             EmbedfitError: It cannot be had.
         """
-        with tempfile.TemporaryDirectory(prefix="embedfit-") as temporary:
-            if self.target.kind == "folder":
-                yield Path(self.target.where)
-            elif self.target.kind == "archive":
-                with tarfile.open(self.target.where) as archive:
+        if self.target.kind == "folder":
+            yield self.target.path
+            return
+        with temporary_folder() as temporary:
+            if self.target.kind == "archive":
+                with tarfile.open(self.target.path) as archive:
                     archive.extractall(temporary, filter="data")
-                yield Path(temporary) / self.target.title
+                yield temporary / self.target.title
             else:
                 with _hub_errors(self.target.where):
                     folder = _api().snapshot_download(
@@ -183,18 +214,17 @@ class Publication:
             return str(api.create_commit(repo, operations, commit_message=said, repo_type=self.kind).oid)
 
     def _lay_out(self, folder: Path) -> None:
-        temporary = folder.with_name(f".{folder.name}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        for name, content in self.files.items():
-            path = temporary / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, Path):
-                shutil.copyfile(content, path)
-            else:
-                path.write_bytes(content)
-        if folder.exists():
-            folder.rmdir()  # it is empty
-        temporary.rename(folder)
+        with temporary_path(folder) as temporary:
+            for name, content in self.files.items():
+                path = temporary / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(content, Path):
+                    shutil.copyfile(content, path)
+                else:
+                    path.write_bytes(content)
+            if folder.exists():  # it is empty, and this takes its place only as long as it is
+                temporary.chmod(stat.S_IMODE(folder.stat().st_mode))
+            temporary.rename(folder)
 
     def _pack(self, path: Path) -> None:
         # The same files make the same archive: no times, no names of users.
@@ -214,7 +244,7 @@ class Parity:
         texts: Encoded by both.
         cosine: The lowest of a vector with its counterpart.
         metric: Like ``mrr@10``.
-        measured: Its mean, by the model that was measured; None without queries.
+        measured: Its mean over the queries, as the run kept it; None where that, or the data of the run, is not at hand.
         fetched: By the one that was fetched.
     """
 
@@ -228,30 +258,42 @@ class Parity:
     def sentence(self) -> str:
         """It in words."""
         said = f"Fetched again: the vectors of {self.texts:,} texts are the same (lowest cosine {self.cosine:.6f})"
-        scores = (
-            f", and so is {self.metric} ({self.fetched:.3f})" if self.fetched is not None else "; no labelled data was at hand to score"
-        )
+        unknown = "; no labelled data was at hand to score, as it was in the run"
+        scores = unknown if self.fetched is None else f", and so is {self.metric} ({self.fetched:.3f})"
         return f"{said}{scores}."
 
 
-def check_parity(measured: LocalEncoder, fetched: LocalEncoder, dataset: Dataset, template: str, metric: str) -> Parity:
-    """Compare a fetched model with the measured one, on up to 64 judged queries and 2,000 documents.
+def check_parity(
+    measured: LocalEncoder,
+    fetched: LocalEncoder,
+    dataset: Dataset,
+    template: str,
+    metric: str,
+    scores: Mapping[str, float] | None = None,
+) -> Parity:
+    """Compare a fetched model with the measured one, on up to 64 queries and 2,000 documents.
+
+    The score of these queries is that of a search through all documents; the vectors of further documents are the measured ones.
 
     Args:
-        measured: The model of the run.
+        measured: The model of the run. Its vectors come from the cache if they are there.
         fetched: The same, as published.
-        dataset: What to encode. With no judged query, vectors alone are compared.
+        dataset: What to encode; without documents the queries' vectors alone are compared.
         template: What a document says.
         metric: To score by, like ``mrr@10``.
+        scores: Query id -> the metric as the run kept it; empty to compare vectors alone. By default what the measured model
+            reaches now.
 
     Raises:
         ModelError: Vectors or scores differ by more than the arithmetic explains.
     """
-    dataset = dataset.select(list(dataset.judged)[:_QUERIES] or list(dataset.queries)[:_QUERIES])
+    dataset = dataset.select((list(dataset.judged) or list(dataset.queries))[:_QUERIES])
     asked = dict.fromkeys(id for query in dataset.queries for id in dataset.relevant(query))
-    ids = sorted([*asked, *(id for id in dataset.corpus if id not in asked)][: max(_DOCUMENTS, len(asked))])
+    again = set([*asked, *(id for id in dataset.corpus if id not in asked)][: max(_DOCUMENTS, len(asked))])
     said = dict(zip(dataset.corpus, dataset.document_texts(template), strict=True)) if dataset.corpus else {}
-    texts: dict[Kind, list[str]] = {"query": dataset.query_texts(), "document": [said[id] for id in ids]}
+    ids = sorted(said)
+    rows = [row for row, id in enumerate(ids) if id in again]
+    texts: dict[Kind, list[str]] = {"query": dataset.query_texts(), "document": [said[ids[row]] for row in rows]}
     before = {kind: CachedEncoder(measured).encode(texts[kind], kind) for kind in texts if texts[kind]}
     after = {kind: fetched.encode(texts[kind], kind) for kind in before}
     if any(before[kind].shape != after[kind].shape for kind in before):
@@ -260,29 +302,42 @@ def check_parity(measured: LocalEncoder, fetched: LocalEncoder, dataset: Dataset
         )
     cosine = float(min((before[kind] * after[kind]).sum(axis=1).min() for kind in before))
     precision = "bf16" if fetched.loaded.bf16 else "fp32"
-    k = int(metric.partition("@")[2])
-    scores: list[float | None] = [None, None]
-    if dataset.judged and ids:
-        qrels = {query: grades for query, grades in dataset.qrels.items() if query in dataset.queries}
-        runs = [run_of(dataset, tuple(ids), partial(top_k, found["query"], found["document"]), k) for found in (before, after)]
-        scores = [score_run(run, qrels, ks=(k,)).mean(metric) for run in runs]
-    lost = 0.0 if scores[0] is None or scores[1] is None else abs(scores[0] - scores[1])
-    allowed = QUERIES_TOLERANCE[precision] / max(1, len(dataset.queries))
-    if not (np.isfinite(cosine) and cosine >= 1 - COSINE_TOLERANCE[precision]) or lost > allowed:
+    means: list[float | None] = [None, None]
+    differs = 0.0
+    if dataset.judged and ids and scores != {}:
+        documents = CachedEncoder(measured).encode([said[id] for id in ids], "document")
+        mixed = documents.copy()
+        mixed[rows] = after["document"]
+
+        def values(queries: Vectors, documents: Vectors) -> PerQuery:
+            k = int(metric.partition("@")[2])
+            run = run_of(dataset, tuple(ids), partial(top_k, queries, documents), k)
+            return score_run(run, dataset.qrels, ks=(k,)).values[metric]
+
+        kept = values(before["query"], documents) if scores is None else np.array([scores[id] for id in dataset.queries])
+        found = values(after["query"], mixed)
+        means = [float(kept.mean()), float(found.mean())]
+        differs = float(np.abs(found - kept).mean())
+    near = np.isfinite(cosine) and cosine >= 1 - COSINE_TOLERANCE[precision]
+    if not near or not differs <= min(QUERIES_TOLERANCE[precision] / len(dataset.queries), _MOST):
         raise ModelError(
-            f"the model that was fetched is not the one that was measured: lowest cosine {cosine:.6f}, {metric} differs by {lost:.4f}; "
+            f"the model that was fetched is not the one that was measured: lowest cosine {cosine:.6f}, {metric} differs by {differs:.4f}; "
             "fix: publish again, and do not use what is there"
         )
-    return Parity(sum(map(len, texts.values())), cosine, metric, scores[0], scores[1])
+    return Parity(sum(map(len, texts.values())), cosine, metric, *means)
 
 
-def check_dataset_parity(folder: Path, dataset: Dataset) -> None:
+def check_dataset_parity(folder: Path, digest: str) -> None:
     """Make sure that a published data set is the one that was sent.
+
+    Args:
+        folder: With the published files.
+        digest: Of the data set, as `Dataset.digest` returns it.
 
     Raises:
         StorageError: It is another.
     """
-    if load(folder / "queries.jsonl", folder / "documents.jsonl").digest() != dataset.digest():
+    if load(folder / "queries.jsonl", folder / "documents.jsonl").digest() != digest:
         raise StorageError("the data set that was fetched is not the one that was published; fix: publish again")
 
 
@@ -291,7 +346,6 @@ def model_publication(
     folder: Path,
     manifest: Mapping[str, Any],
     comparison: Comparison,
-    dataset: Dataset | None,
     *,
     public: bool = False,
     examples: Sequence[tuple[str, Sequence[str]]] = (),
@@ -303,15 +357,14 @@ def model_publication(
         folder: Of the model.
         manifest: Of the run.
         comparison: Of the run.
-        dataset: The run's, to be counted; None if it is not at hand.
         public: Whether anybody may see it.
         examples: Training queries and their answers to quote in the card; only these of all text.
     """
     files: dict[str, Content] = {
         str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "README.md"
     }
-    files["README.md"] = model_card(target, folder, manifest, comparison, dataset, examples).encode()
-    said = comparison.to_dict() | {"base": public_name(comparison.base.name), "tuned": target.title}
+    files["README.md"] = model_card(target, folder, manifest, comparison, examples).encode()
+    said = comparison.to_dict() | {"base": public_name(manifest["base"]["name"]), "tuned": target.title}
     config = manifest["config"]
     evidence = {
         "embedfit": manifest["embedfit"],
@@ -337,9 +390,9 @@ def dataset_publication(target: Target, dataset: Dataset, name: str, *, public: 
     """
     from huggingface_hub import DatasetCardData
 
-    with tempfile.TemporaryDirectory(prefix="embedfit-") as temporary:
+    with temporary_folder() as temporary:
         write_jsonl(dataset, temporary)
-        files: dict[str, Content] = {path.name: path.read_bytes() for path in sorted(Path(temporary).iterdir())}
+        files: dict[str, Content] = {path.name: path.read_bytes() for path in sorted(temporary.iterdir())}
     configs = [{"config_name": part, "data_files": f"{part}.jsonl"} for part in ("queries", "documents")]
     data = DatasetCardData(pretty_name=name, task_categories=["text-retrieval"], tags=["embedfit"], configs=configs)
     card = _rendered(
@@ -357,7 +410,6 @@ def model_card(
     folder: Path,
     manifest: Mapping[str, Any],
     comparison: Comparison,
-    dataset: Dataset | None,
     examples: Sequence[tuple[str, Sequence[str]]] = (),
 ) -> str:
     """Return the model's page: what it does, on what evidence, made how and of what, and how to use it.
@@ -367,7 +419,6 @@ def model_card(
         folder: Of the model.
         manifest: Of the run.
         comparison: Of the run.
-        dataset: To be counted; None if it is not at hand.
         examples: Training queries and their answers to quote.
     """
     config, base = manifest["config"], manifest["base"]["name"]
@@ -378,9 +429,10 @@ def model_card(
     prompts = {name: text for name, text in (settings.get("prompts") or {}).items() if text}
     parts = [{part: f"{count:,}" for part, count in split.items()} for split in manifest["split"]]
     first = f"{parts[0]['train']} for training, {parts[0]['dev']} for choosing, {parts[0]['test']} held out"
+    counts = manifest.get("data")  # of the run: the data may have changed since
     data = [
         f"Data set: `{_line(Path(config['data']['queries']).name)}`",
-        *([f"{len(dataset.judged):,} labelled queries, {len(dataset.corpus):,} documents"] if dataset else []),
+        *([f"{counts['queries']:,} labelled queries, {counts['documents']:,} documents"] if counts else []),
         f"{len(parts)} folds, each {first}; this model was trained on all" if len(parts) > 1 else f"Queries: {first}",
         *(f"Put before each {name}: `{re.sub('`', '', json.dumps(text))}`" for name, text in prompts.items()),
     ]

@@ -16,10 +16,10 @@ import numpy as np
 from embedfit import console, ranks
 from embedfit.check import Finding, warnings
 from embedfit.compare import Comparison, compare_scores, metric_label
-from embedfit.config import Config, GeneralConfig
+from embedfit.config import Config, GeneralConfig, placed_in
 from embedfit.curve import Curve, learning_curve
 from embedfit.data import Dataset, load, writing
-from embedfit.encode import CachedEncoder, LocalEncoder
+from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
 from embedfit.errors import ConfigError, DataError, require
 from embedfit.general import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
 from embedfit.ladder import Ladder, Setting, climb, richer_template
@@ -143,12 +143,15 @@ def run(config: Config) -> Result:
                 lora=lora if lora.is_dir() and weight == 1 else None,
             )
         tuned = [*trainings[0], final] if len(trainings[0]) > 1 else [final]
+        placed, is_local = placed_in(config, Path.cwd()), isinstance(job.base, LocalEncoder)  # whoever reads it may stand elsewhere
         manifest = {
             "embedfit": version("embedfit"),
-            "config": config.model_dump(),
-            "base": {"name": job.base.name, "fingerprint": job.base.fingerprint},
+            "config": placed.model_dump(),
+            "data": {"digest": job.dataset.digest(), "queries": len(job.dataset.judged), "documents": len(job.dataset.corpus)},
+            "base": {"name": placed.model.name if is_local else job.base.name, "fingerprint": job.base.fingerprint},
             "model": str((model.folder if isinstance(model, LocalEncoder) else final.folder).relative_to(folder)),
             "fingerprint": model.fingerprint,
+            "identity": model.identity if isinstance(model, LocalEncoder) else None,
             "split": [{part: len(getattr(split, part)) for part in ("train", "dev", "test")} for split in job.splits],
             "tuning": [{"epoch": one.epoch, "tokens": one.tokens, "seconds": one.seconds, "candidates": one.candidates} for one in tuned],
             "seconds": round(time.monotonic() - started, 3),
@@ -159,6 +162,7 @@ def run(config: Config) -> Result:
             "bought": vars(job.base.spent) if isinstance(job.base, RemoteEncoder) else None,
         }
         queries = per_query(job.dataset, comparison, base_run, runs[0])
+        published = _own_scores(job, model) if len(tuned) > 1 or len(runs) > 1 else None
         report = Report(
             config.name,
             comparison,
@@ -174,7 +178,7 @@ def run(config: Config) -> Result:
             forms=forms,
             forgetting=_chart(forgetting),
         )
-        _write(folder, comparison, tuple(others), queries, suspects, manifest, report)
+        _write(folder, comparison, tuple(others), queries, suspects, manifest, report, published)
         with tracking(config.name, folder, wanted=config.track.langwatch) as tracker:
             if tracker:
                 measured = [(comparison.base, base_run), (comparison.tuned, runs[0])]
@@ -311,6 +315,14 @@ def _forgetting(job: Job, training: Sequence[Tuned], final: Tuned, general: Data
     )
 
 
+def _own_scores(job: Job, model: Encoder) -> Scores | None:
+    """Return the scores of the run directory's model itself, for the check after publishing; None where it cannot be published.
+
+    With folds it was trained on these queries, and with several seeds it is one of several: its scores are no evidence.
+    """
+    return job.scored(job.dense(model).search(job.test, job.depth), "published") if isinstance(model, LocalEncoder) else None
+
+
 def _merged(base: LocalEncoder, tuned: LocalEncoder, weight: float, folder: Path) -> LocalEncoder:
     from embedfit.tune.merge import merge_models
 
@@ -438,11 +450,13 @@ def _write(
     suspects: pd.DataFrame,
     manifest: dict[str, Any],
     report: Report,
+    published: Scores | None,
 ) -> None:
     """Write the run directory's files, the manifest last."""
     whole = queries.assign(
         **{f"{other.name.lower()}_{name}": values for other in others for name, values in other.values.items()},
         **{f"{other.name.lower()}_rank": other.ranks for other in others},
+        **({f"published_{comparison.metric}": published.values[comparison.metric]} if published else {}),
     )
     with writing(folder / "queries.parquet") as file:
         whole.to_parquet(file, index=False)

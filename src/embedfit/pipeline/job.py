@@ -19,6 +19,7 @@ from embedfit.data import Dataset, load
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
 from embedfit.engine import Engine, LocalEngine, RayEngine
 from embedfit.errors import ConfigError, DataError, ModelError
+from embedfit.files import clear_leftovers
 from embedfit.pipeline.generating import write_queries
 from embedfit.records import record_type
 from embedfit.remote import RemoteEncoder, is_remote
@@ -315,4 +316,5 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     with locks.locked(folder / ".lock", f"{folder}: another embedfit is at work in it; fix: wait for it, or change 'name'"):
+        clear_leftovers(folder, deep=True)
         yield

@@ -171,13 +171,19 @@ def save_adapted(encoder: LocalEncoder, adapter: Adapter, folder: str | Path) ->
 
     Raises:
         ModelError: The adapter was fitted on another encoder.
-        StorageError: The folder cannot be written.
+        StorageError: The folder cannot be written, or holds something already.
     """
-    AdaptedEncoder(encoder, adapter)  # refuses another encoder's
     folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StorageError(f"{folder}: is there already; fix: give another folder, or move it away")
+    return _save_adapted(encoder, adapter, folder)
+
+
+def _save_adapted(encoder: LocalEncoder, adapter: Adapter, folder: Path) -> Path:
+    """Write what `save_adapted` writes; a model that is there is replaced."""
+    AdaptedEncoder(encoder, adapter)  # refuses another encoder's
     model = _routed(load_model(encoder.folder, encoder.prompts), adapter)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         save_in_place(partial(model.save_pretrained, create_model_card=False), folder)
     except Exception as error:
         reason = why_not_written(error)
@@ -418,7 +424,7 @@ def tune_adapter(
         found.adapter.save(weights)
         local = _local(encoder)
         if local:
-            save_adapted(local, found.adapter, folder / "model")
+            _save_adapted(local, found.adapter, folder / "model")
         with writing(done) as file:
             said = {"strength": found.strength, "history": found.history, "seconds": found.seconds}
             file.write(json.dumps(said, indent=1).encode())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,11 @@ from typing import Any
 from embedfit.data import Dataset, text_key, writing
 from embedfit.encode import Encoder, LocalEncoder, Precision
 from embedfit.errors import StorageError
+from embedfit.files import replace_folder, temporary_path
 from embedfit.retrieve import Retriever
+
+_REPLACED = ("model", "lora", "adapter.safetensors", "tuned.json", "checkpoints", "mined")
+"""What a tuning writes into its folder, replaces, and removes in the end."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,18 @@ def seen_by(model: Path) -> list[str]:
 def claim(folder: Path, described: list[Any], seen: list[str]) -> None:
     """Make sure that what a folder holds came of the same model, data and settings, or begin with it.
 
-    What is written also tells, later, which queries the model must not be measured on.
+    What is written also tells, later, which queries the model must not be measured on, and that the other files are embedfit's
+    own: they may be replaced.
+
+    Raises:
+        StorageError: The folder holds another tuning, or something of somebody else's that this one would replace.
     """
     identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     path = folder / "tuning.json"
     if not path.exists():
+        taken = next((name for name in _REPLACED if (folder / name).exists()), None)
+        if taken:
+            raise StorageError(f"{folder}: holds {taken!r}, which no tuning wrote there; fix: give another folder, or move it away")
         with writing(path) as file:
             file.write(json.dumps({"identity": identity, "seen": seen}).encode())
     elif json.loads(path.read_text(encoding="utf-8"))["identity"] != identity:
@@ -96,15 +106,18 @@ def claim(folder: Path, described: list[Any], seen: list[str]) -> None:
 
 
 def save_in_place(save: Callable[[str], Any], target: Path) -> None:
-    """Save a model beside its final place, then move it there."""
-    temporary = target.with_name(f".{target.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    save(str(temporary))
-    settings = next(temporary.glob("*.json"))
-    for weights in temporary.rglob("*.safetensors"):
-        weights.chmod(settings.stat().st_mode)  # the library lets nobody else read them
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
+    """Save a model beside its final place, then move it there.
+
+    Args:
+        save: Writes the model to the folder that it is given.
+        target: Where the model goes, in a folder that was claimed: a model that is there is replaced.
+    """
+    with temporary_path(target) as temporary:
+        save(str(temporary))
+        settings = next(temporary.glob("*.json"))
+        for weights in temporary.rglob("*.safetensors"):
+            weights.chmod(settings.stat().st_mode)  # the library lets nobody else read them
+        replace_folder(temporary, target)
 
 
 def write_tuned(tuned: Tuned, path: Path) -> None:

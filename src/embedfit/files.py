@@ -1,0 +1,148 @@
+"""Files and folders that appear whole or not at all, and what killed processes left of them.
+
+Each is made inside a temporary folder beside its place, and then moved there. The temporary folder is called ``.embedfit-XXXXXXXX``
+and holds
+
+    embedfit.lock   locked for as long as the process that made it is alive
+    content         what is being written
+    replaced        the folder that stood in its place, for the moment of the exchange
+
+Nothing else is ever removed: a folder of that name that holds anything else is not ours, and one whose lock is held is somebody
+else's work. The system frees the lock when a process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedfit.errors import StorageError
+
+if TYPE_CHECKING:
+    import filelock
+
+_PREFIX = ".embedfit-"
+_NAME = re.compile(r"\.embedfit-[a-z0-9_]{8}")
+"""What `tempfile.mkdtemp` makes of the prefix."""
+_LOCK, _CONTENT, _REPLACED = "embedfit.lock", "content", "replaced"
+_TRIES = 20
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Any]:
+    """Open a binary file beside its final name, and move it into place when all went well.
+
+    A symbolic link stays, and the file that it names is replaced.
+
+    Raises:
+        StorageError: The directory cannot be written, something other than a file is there, or the disk is full; nothing is
+            left behind.
+    """
+    try:
+        target = Path(os.path.realpath(path))
+        if target.exists() and not target.is_file():
+            raise StorageError(f"{path}: is there already, and is no file; fix: give another name")
+        with temporary_path(target) as temporary:
+            with temporary.open("wb") as file:
+                yield file
+            os.replace(temporary, target)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def temporary_path(target: Path) -> Iterator[Path]:
+    """Give a path on the same disk as another, for a file or folder to be made there and moved to its place.
+
+    What dead processes left beside the target is cleared first; what is left at the path is removed at the end.
+
+    Args:
+        target: Where it will be moved. Its folder is made.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(target.parent)
+    folder, lock = _locked_folder(target.parent)
+    try:
+        yield folder / _CONTENT
+    finally:
+        _remove(folder)
+        lock.release()
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give an empty folder on the system's temporary disk, which is gone at the end; what dead processes left there goes too."""
+    with temporary_path(Path(tempfile.gettempdir()) / "folder") as path:
+        path.mkdir()
+        yield path
+
+
+def replace_folder(made: Path, target: Path) -> None:
+    """Move a folder from its temporary path to its place, and the one that is there out of the way.
+
+    Args:
+        made: From `temporary_path`.
+        target: Where it goes. The caller knows that what is there is embedfit's own.
+    """
+    if target.exists():
+        target.rename(made.with_name(_REPLACED))
+    made.rename(target)
+
+
+def clear_leftovers(folder: Path, *, deep: bool = False) -> None:
+    """Remove the temporary folders of processes that are dead; those of others are left alone.
+
+    Args:
+        folder: Where they may lie.
+        deep: Whether to look in all folders below too.
+    """
+    import filelock
+
+    for path in list(folder.rglob(f"{_PREFIX}*") if deep else folder.glob(f"{_PREFIX}*")):
+        with contextlib.suppress(OSError, filelock.Timeout):
+            names = {entry.name for entry in os.scandir(path)} if _is_named_as_ours(path) else None
+            if names == set():
+                path.rmdir()  # killed before it had a lock
+            elif names is not None and _LOCK in names and names <= {_LOCK, _CONTENT, _REPLACED}:
+                with filelock.FileLock(path / _LOCK, timeout=0):
+                    _remove(path)
+
+
+def _is_named_as_ours(path: Path) -> bool:
+    return bool(_NAME.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
+
+
+def _locked_folder(parent: Path) -> tuple[Path, filelock.BaseFileLock]:
+    """Return a new temporary folder and the lock that is held on it."""
+    import filelock
+
+    for _ in range(_TRIES):
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        lock = filelock.FileLock(folder / _LOCK, timeout=0)
+        # Until the lock is held, another process may take the folder for one of the dead.
+        with contextlib.suppress(filelock.Timeout, FileNotFoundError):
+            lock.acquire()
+            return folder, lock
+    raise OSError(f"no temporary folder can be locked in {parent}")
+
+
+def _remove(folder: Path) -> None:
+    """Remove a temporary folder, the lock last: without it, nobody would know whose the rest is."""
+    for name in (_CONTENT, _REPLACED):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (folder / _LOCK).unlink()
+        folder.rmdir()
