@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from embedfit.check import check_dataset, check_groups, check_leaks, check_truncation, warnings
-from embedfit.data import Dataset, Document, Query
+from embedfit.data import Dataset, Document, Query, load
 from embedfit.encode import Truncation
 from embedfit.split import split_dataset
 
@@ -52,6 +52,30 @@ def test_many_warnings_of_one_kind_are_cut_short_where_they_are_not_the_point():
     lines = warnings(check_dataset(data))
     assert len(lines) == 4
     assert lines[-1] == "... and 2 more of the kind 'conflict'; 'embedfit check' lists them"
+
+
+@pytest.mark.parametrize(("queries", "level"), [(20, "warning"), (5, "note")])
+def test_a_text_in_several_rows_with_different_labels_is_a_conflict_where_that_is_rare(tmp_path, queries, level):
+    rows = ["query,expected", "lunch,food", "lunch,taxi", *(f"text {n},{['food', 'taxi'][n % 2]}" for n in range(1, queries))]
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    (conflict,) = found(load(tmp_path / "pairs.csv"), "conflict")
+    assert (conflict.level, conflict.ids) == (level, ("q1",))
+    assert conflict.message.startswith(f"1 of {queries} queries stand in several rows with different labels")
+    assert "such as 'lunch' (food, taxi)" in conflict.message
+
+
+def test_labels_in_ever_new_combinations_look_like_lists(tmp_path):
+    cells = ["a; b", "b; c", "a; c", "c; d", "d; a"]
+    (tmp_path / "pairs.csv").write_text("\n".join(["query,expected", *(f"text {n},{cell}" for n, cell in enumerate(cells))]))
+    (joined,) = found(load(tmp_path / "pairs.csv"), "joined labels")
+    assert (joined.level, len(joined.ids)) == ("warning", 5)
+    assert joined.message.startswith("5 labels look like several with ';' between them, such as 'a; b'")
+    assert found(load(tmp_path / "pairs.csv", separator=";"), "joined labels") == []
+
+
+def test_names_with_a_word_in_common_do_not_look_like_lists():
+    names = ["Travel, air", "Travel, rail", "Food, lunch", "Food, dinner"]
+    assert found(data_of({f"q{n}": (f"text {n}", [name]) for n, name in enumerate(names)}), "joined labels") == []
 
 
 def test_documents_that_say_the_same_are_copies():

@@ -148,12 +148,40 @@ def test_check_lists_every_bad_row_and_goes_on(tmp_path, said):
     assert "bad.jsonl:7: is not JSON" in out
 
 
-def test_check_lists_the_rows_when_all_of_them_are_bad(tmp_path, said):
+@pytest.mark.parametrize("settings", ["", '[split]\ngroup_by = "team"\n'])
+def test_check_lists_the_bad_rows_of_a_beir_folder_with_a_test_part_alone(tmp_path, said, settings):
+    (tmp_path / "set" / "qrels").mkdir(parents=True)
+    rows = ["".join(json.dumps({"_id": f"{name}{n}", "text": f"{name} text {n}"}) + "\n" for n in range(4)) for name in "dq"]
+    (tmp_path / "set" / "corpus.jsonl").write_text(rows[0])
+    (tmp_path / "set" / "queries.jsonl").write_text(rows[1])
+    (tmp_path / "set" / "qrels" / "test.tsv").write_text("q0\td0\t1\nq1\td9\t1\nq2\td2\tyes\nq3\td3\t1\n")
+    (tmp_path / "embedfit.toml").write_text(f'[data]\nqueries = "set"\n[model]\nname = "all-MiniLM-L6-v2"\n{settings}')
+    code, out, _ = said("check", tmp_path / "embedfit.toml")
+    assert code == 2
+    assert "test.tsv:2: document 'd9' is not among the 4 documents" in out
+    assert "test.tsv:3: is 'q2\\td2\\tyes'; expected query id, document id, whole grade" in out
+    assert "problem " in out
+
+
+def test_a_document_template_that_no_document_has_does_not_hide_the_bad_rows(tmp_path, said):
+    bad_rows(tmp_path)
+    with (tmp_path / "embedfit.toml").open("a") as file:
+        file.write("[split]\nfolds = 0\n")
+    text = (tmp_path / "embedfit.toml").read_text()
+    (tmp_path / "embedfit.toml").write_text(text.replace("[data]\n", '[data]\ndocument_template = "{nothing}"\n'))
+    code, out, _ = said("check", tmp_path / "embedfit.toml")
+    assert code == 2
+    assert "bad.jsonl:7: is not JSON" in out
+    assert "problem template '{nothing}': no field 'nothing'" in out
+
+
+def test_check_names_a_wrong_column_once(tmp_path, said):
     (tmp_path / "rows.csv").write_text("query,answer\na,x\nb,y\n")
     (tmp_path / "embedfit.toml").write_text('[data]\nqueries = "rows.csv"\n[model]\nname = "all-MiniLM-L6-v2"\n')
     code, out, _ = said("check", tmp_path / "embedfit.toml")
     assert code == 2
-    assert out.count("key 'expected' is missing") == 2
+    assert out.count("bad row") == 1
+    assert "rows.csv:2: key 'expected' is missing in all 2 rows (keys: query, answer)" in out
 
 
 def test_debug_shows_where_an_error_comes_from(tmp_path):

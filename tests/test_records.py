@@ -115,6 +115,16 @@ def test_a_record_without_a_required_key_is_refused():
         record_type("transaction").text({key: value for key, value in ROW.items() if key != "department"})
 
 
+def test_records_with_one_wrong_key_are_one_line_with_the_keys_there_are(tmp_path):
+    rows = [{("merchant" if key == "merchant_name" else key): value for key, value in ROW.items()} | {"amount": n} for n in range(50)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    load(tmp_path / "pairs.jsonl", record="transaction", problems=(problems := []))
+    assert len(problems) == 1
+    assert "pairs.jsonl:1: key 'merchant_name': Field required (keys: merchant, merchant_category, department" in str(problems[0])
+    assert "; did you mean 'merchant" in str(problems[0])
+    assert "(and 49 more rows like it, the last at " in str(problems[0])
+
+
 def test_a_record_may_have_an_id_and_a_part_beside_its_fields(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({**ROW, "id": "t1", "part": "test"}))

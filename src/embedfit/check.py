@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from embedfit.data import PARTS, Dataset, normalised
+from embedfit.data import PARTS, SEPARATORS, Dataset, normalised
 from embedfit.duplicates import near_duplicates, queries_that_are_documents
 from embedfit.errors import shown
 from embedfit.words import words_of
@@ -19,6 +19,9 @@ Level: TypeAlias = Literal["problem", "warning", "note"]
 
 _NAME_WORDS = 10
 """A document of at most so many words is a name, and not a passage."""
+
+_MERGED_SHARE = 0.1
+"""Up to this share of queries with different labels in several rows, these are rather mistakes than pairs."""
 
 _CHAIN_SHARE, _CHAIN_QUERIES = 0.1, 10
 """A chain of near duplicates of more than this share of the queries, and of more than so many, makes uneven parts."""
@@ -52,6 +55,8 @@ def check_dataset(dataset: Dataset) -> list[Finding]:
         dataset: To look at.
     """
     looks = (
+        _merged,
+        _joined,
         _conflicts,
         _near_conflicts,
         _copies,
@@ -175,6 +180,32 @@ def warnings(findings: Iterable[Finding], each: int = 3) -> list[str]:
         more = len(said) - each
         lines += said[:each] + ([f"... and {more:,} more of the kind '{kind}'; 'embedfit check' lists them"] if more > 0 else [])
     return lines
+
+
+def _merged(dataset: Dataset) -> list[Finding]:
+    ids = dataset.merged
+    if not ids:
+        return []
+    labels = ", ".join(sorted(dataset.relevant(ids[0])))
+    message = (
+        f"{len(ids):,} of {len(dataset.queries):,} queries stand in several rows with different labels, and all of these count as right, "
+        f"such as {shown(dataset.queries[ids[0]].text)} ({labels}); if they contradict each other, remove the wrong rows"
+    )
+    # Where many queries have several rows, these are pairs, and several right answers are meant.
+    return [Finding("warning" if len(ids) <= _MERGED_SHARE * len(dataset.queries) else "note", "conflict", message, ids)]
+
+
+def _joined(dataset: Dataset) -> list[Finding]:
+    labels = [id for id, document in dataset.corpus.items() if document.text == id and not document.metadata]
+    for separator in SEPARATORS:
+        parts = {id: {part.strip() for part in id.split(separator)} for id in labels if separator in id.strip()}
+        times = Counter(part for own in parts.values() for part in own)
+        ids = tuple(id for id, own in parts.items() if all(times[part] > 1 for part in own))
+        # A few names may share their words. Where most do, in ever new combinations, these are lists.
+        if len(ids) > 2 and 2 * len(ids) > len(parts):
+            message = f"{len(ids):,} labels look like several with {separator!r} between them, such as {shown(ids[0])}"
+            return [Finding("warning", "joined labels", f"{message}; if they are, set data.separator = {separator!r}", ids)]
+    return []
 
 
 def _conflicts(dataset: Dataset) -> list[Finding]:

@@ -96,21 +96,28 @@ def check(config: ConfigPath, as_json: AsJson = False) -> None:
     from dataclasses import asdict
 
     from embedfit import pipeline
-    from embedfit.check import check_dataset, check_truncation
+    from embedfit.check import Finding, check_dataset, check_truncation
     from embedfit.config import read_config
-    from embedfit.errors import DataError, ModelError
+    from embedfit.errors import ConfigError, DataError, ModelError
 
     settings = read_config(config)
     bad: list[DataError] = []
     dataset = pipeline.read(settings.data, bad)
-    findings = [*check_dataset(dataset), *pipeline.leaks(settings, dataset)] if dataset.judged else []
+    findings = check_dataset(dataset) if dataset.judged else []
     skipped = ""
+    # What goes wrong from here on is one more finding: it must not hide the bad rows.
+    try:
+        findings += pipeline.leaks(settings, dataset) if dataset.judged else []
+    except (ConfigError, DataError) as error:
+        findings.append(Finding("problem", "parts", str(error)))
     try:
         if not dataset.corpus:
             raise ModelError("there are no documents")
         findings += check_truncation(dataset, pipeline.local(pipeline.encoder(settings.model)).loaded, settings.data.document_template)
     except ModelError as error:
         skipped = f"truncation was not looked at: {error}"
+    except (ConfigError, DataError) as error:
+        findings.append(Finding("problem", "texts", str(error)))
     if as_json:
         counts = {"queries": len(dataset.judged), "documents": len(dataset.corpus), "bad_rows": [str(row) for row in bad]}
         typer.echo(json.dumps({**counts, "findings": [asdict(finding) for finding in findings], "skipped": skipped}))

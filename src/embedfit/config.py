@@ -30,6 +30,13 @@ class DataConfig(_Section):
     documents: str | None = Field(None, description="A file of documents. By default each distinct label is one.")
     query: str = Field("query", description="Column of the query text.")
     label: str | None = Field(None, description="Column of the ids of the documents that are right. By default 'expected'.")
+    grade: str | None = Field(
+        None,
+        description="Column of the label's grade, 0 for not relevant; \"\" for none. By default 'grade', 'relevance', 'score' or alike.",
+    )
+    separator: str | None = Field(
+        None, min_length=1, description="What stands between several labels in one cell, such as ';'. By default a cell is one label."
+    )
     record: str | None = Field(None, description="'transaction', 'module:Class' of a Pydantic model, or a JSON Schema file.")
     query_template: str | None = Field(None, description="Query text of a record, with field names in braces.")
     document_template: str = Field(DOCUMENT_TEMPLATE, description="What a document says, with field names in braces.")

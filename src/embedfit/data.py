@@ -5,20 +5,26 @@ Every reader ends in one `Dataset`; `write_beir` and `write_jsonl` write it back
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import csv
 import hashlib
+import io
+import itertools
 import json
-import os
+import re
 import sys
+import tokenize
 import unicodedata
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from embedfit import console
-from embedfit.errors import DataError, OfflineError, StorageError, did_you_mean, shown
+from embedfit.errors import ConfigError, DataError, OfflineError, StorageError, did_you_mean, shown
 from embedfit.files import writing as writing  # the stages write with it
 from embedfit.records import RecordType, Template, record_type
 
@@ -66,12 +72,14 @@ class Dataset:
         corpus: By id.
         qrels: Query id -> {document id: grade}.
         parts: Official parts, if the data came with any: ``train``, ``dev``, ``test`` -> query ids.
+        merged: Ids of the queries that `load` made of several rows with the same text, no id, and different answers.
     """
 
     queries: dict[str, Query]
     corpus: dict[str, Document]
     qrels: Qrels
     parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    merged: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def judged(self) -> tuple[str, ...]:
@@ -140,16 +148,27 @@ def text_key(text: str) -> str:
 # Reading
 
 
+GRADE_COLUMNS = ("grade", "relevance", "relevance_grade", "relevance_score", "relevant", "rel", "judgement", "judgment", "score")
+"""Names of a column of grades. Where there are several, the first of these."""
+
+SEPARATORS = (";", "|", "\n", "\t", "\uff1b", "\uff5c", "\u3001", "\uff0c", ",")
+"""What may stand between the labels of one cell, also in Chinese and Japanese. A comma is part of many names, so it comes last."""
+
+
 def load(
     source: str | Path,
     documents: str | Path | None = None,
     *,
     query: str = "query",
     label: str | None = None,
+    grade: str | None = None,
+    separator: str | None = None,
     record: RecordType | str | None = None,
     problems: list[DataError] | None = None,
 ) -> Dataset:
     """Read a data set.
+
+    Rows with the same id are one query with several answers. Without ids, rows with the same text and metadata are.
 
     Args:
         source: A BEIR folder; or a file of labelled queries (JSONL, JSON, CSV, TSV, Parquet); or ``hub:owner/name``
@@ -160,20 +179,31 @@ def load(
         query: The column of the query text.
         label: The column of the document ids that are right: one, a list, or {id: grade}; ``{}`` says that the query
             is not judged. By default ``expected``, or the record type's own.
+        grade: The column of the label's grade. By default ``grade``, ``relevance``, ``score`` or the like (`GRADE_COLUMNS`), if
+            there is one; an empty text says that there is none.
+        separator: What stands between several labels in one cell, such as ``;``. By default a cell of text is one label.
         record: Rows are records of this type (or of the type of this name), whose template writes the query text.
         problems: Where to put every bad row and go on. By default the first is raised.
 
     Raises:
         DataError: A row cannot be used, or there is nothing to use.
+        ConfigError: The separator is empty, or an argument means nothing for a BEIR folder.
         OfflineError: A Hub data set without a network.
     """
     found: list[DataError] = []
+    if separator == "":
+        raise ConfigError("the separator is empty; expected what stands between two labels, such as ';'")
     if isinstance(record, str):
         record = record_type(record, label=label)
     if not str(source).startswith("hub:") and Path(source).is_dir():
+        given = {"documents": documents, "label": label, "grade": grade, "separator": separator, "record": record}
+        for name, value in given.items():
+            if value is not None:
+                raise ConfigError(f"{source} is a folder, which has documents and judgements of its own; fix: leave {name!r} out")
         dataset = _read_beir(Path(source), found)
     else:
-        dataset = _read_pairs(source, documents, query, label, record, found)
+        dataset = _read_pairs(source, documents, query, label, grade, separator, record, found)
+    found = _each_once(found)
     if problems is not None:
         problems.extend(found)
     elif found:
@@ -186,46 +216,208 @@ def load(
     return dataset
 
 
+_ALIKE = 3
+"""So many rows with the same problem are listed one by one. More are one line."""
+
+_OF_ONE_ROW = re.compile(r" \(keys: .*\)|, seen .*|; did you mean .*|(?<=^grade ).*")
+"""What is not the same in a problem that is the same in many rows."""
+
+
+def _each_once(problems: Sequence[DataError]) -> list[DataError]:
+    """Return the problems, with the same problem of many rows of a file as one."""
+    alike: dict[tuple[str, ...], list[DataError]] = {}
+    for problem in problems:
+        file = re.sub(r"(:\d+|\[\d+\])$", "", problem.where)
+        seen = _OF_ONE_ROW.sub("", problem.problem)
+        alike.setdefault((file, seen, problem.expected, problem.fix), []).append(problem)
+    lines: dict[int, DataError] = {}
+    for group in alike.values():
+        first, last = group[0], group[-1]
+        more = f"{first.problem} (and {len(group) - 1:,} more rows like it, the last at {last.where})"
+        several = [DataError(first.where, more, expected=first.expected, fix=first.fix)]
+        lines |= {id(problem): line for problem, line in zip(group, group if len(group) <= _ALIKE else several, strict=False)}
+    return [lines[id(problem)] for problem in problems if id(problem) in lines]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A row of a file of labelled queries.
+
+    Attributes:
+        where: File and line.
+        id: Of the query, by default from the number of the row.
+        has_id: Whether the row said the id itself.
+        text: Of the query.
+        part: ``train``, ``dev``, ``test``, or empty.
+        metadata: Of the query.
+        grades: Document id -> grade.
+        cell: The label, if it is a text that stands alone in its cell; else empty.
+    """
+
+    where: str
+    id: str
+    has_id: bool
+    text: str
+    part: str
+    metadata: dict[str, Any]
+    grades: dict[str, int]
+    cell: str
+
+
 def _read_pairs(
     source: str | Path,
     documents: str | Path | None,
     query: str,
     label: str | None,
+    grade: str | None,
+    separator: str | None,
     record: RecordType | None,
     found: list[DataError],
 ) -> Dataset:
     label = label or (record.label if record else "expected")
     corpus = _read_documents(documents, found) if documents else {}
-    queries: dict[str, Query] = {}
-    qrels: Qrels = {}
-    parts: dict[str, list[str]] = {}
+    lines = list(_to_the_end(_rows(source)))
+    rows = [(where, row) for where, row in lines if not isinstance(row, DataError)]
+    missing = _missing_columns(rows, [*([] if record else [query]), label, *([grade] if grade else [])])
+    if missing:
+        found += missing
+        return Dataset({}, corpus, {})
+    grade_column = _grade_column(rows, (query, label, *(record.fields if record else ()))) if grade is None else grade
+    pairs = []
     number = 0
-    for where, row in _collected(_rows(source), found):
-        number += 1
+    for where, row in lines:
         try:
-            id = _id(row, where) or f"q{number}"
-            if id in queries:
-                raise DataError(where, f"id {id!r} stands here a second time", expected="ids that differ")
-            text = record.text(_fields(row, record), where) if record else _text(row, query, where)
-            grades = _grades(row, label, where)
-            if documents:
+            if isinstance(row, DataError):
+                raise row
+            number += 1
+            id = _id(row, where)
+            text = record.text(_fields(row, record, grade_column), where) if record else _text(row, query, where)
+            labels, cell = _labels(row, label, separator, corpus, where)
+            grades = _grades(row, label, labels, grade_column, corpus, where, by_name=grade is None)
+            if documents and not (cell and _joined_by(cell, corpus)):
                 for document in grades:
-                    _known_document(document, corpus, where, "label")
-            else:
-                for document in grades:
-                    corpus.setdefault(document, Document(document, document))
+                    _known_document(document, corpus, where, "label", hint=len(found) < _HINTS)
             part = row.get("part")
             if part is not None and part not in PARTS:
                 raise DataError(where, f"part is {shown(part)}", expected="train, dev or test")
+            taken = ("id", "_id", query, label, "part", "" if isinstance(labels, dict) else grade_column)
+            pairs.append(_Pair(where, id or f"q{number}", bool(id), text, part or "", _metadata(row, taken, where), grades, cell))
         except DataError as error:
             found.append(error)
+    pairs = _one_label_a_cell(pairs, corpus if documents else None, found)
+    if grade is None and grade_column:
+        console.note(f"{source}: column {grade_column!r} is read as the grade of the label; 0 is not relevant")
+    dataset = _merged(pairs, corpus, str(source), found)
+    if not documents:
+        corpus |= {document: Document(document, document) for grades in dataset.qrels.values() for document in grades}
+    return dataset
+
+
+def _missing_columns(rows: Sequence[tuple[str, Row]], needed: Sequence[str]) -> list[DataError]:
+    """Return an error for each needed column that no row has, rather than one for each row."""
+    names = dict.fromkeys(name for _, row in rows for name in row)
+    every = f" in all {len(rows):,} rows" if len(rows) > 1 else ""
+    return [
+        DataError(rows[0][0], f"key {name!r} is missing{every} (keys: {', '.join(map(str, names))}){did_you_mean(name, names)}")
+        for name in needed
+        if rows and name not in names
+    ]
+
+
+def _grade_column(rows: Sequence[tuple[str, Row]], taken: Sequence[str]) -> str:
+    """Return the name of the column of grades, or an empty text if there is none."""
+    names = dict.fromkeys(name for _, row in rows for name in row if name not in taken)
+    spelt = {re.sub(r"[\s-]+", "_", str(name).strip()).casefold(): name for name in names}
+    column = next((spelt[name] for name in GRADE_COLUMNS if name in spelt), "")
+    if not column and "label" in spelt:
+        # Beside a column of documents, 0 and 1 say whether the document is right. Anything else is a label of another kind.
+        values = {str(_whole(row[spelt["label"]])).strip() for _, row in rows if spelt["label"] in row}
+        column = spelt["label"] if values <= {"0", "1"} else ""
+    return str(column)
+
+
+def _one_label_a_cell(pairs: list[_Pair], corpus: Mapping[str, Document] | None, found: list[DataError]) -> list[_Pair]:
+    """Return the pairs without those whose cell holds several labels, or a label that is another one written otherwise."""
+    places = {label: pair.where for pair in reversed(pairs) for label in pair.grades}
+    known: Mapping[str, Any] = places if corpus is None else corpus
+    joined: dict[str, list[_Pair]] = {}
+    for pair in pairs:
+        separator = _joined_by(pair.cell, known) if pair.cell and (corpus is None or pair.cell not in corpus) else ""
+        if separator:
+            joined.setdefault(separator, []).append(pair)
+    for separator, group in joined.items():
+        first = group[0]
+        more = f" ({len(group):,} rows have such cells)" if len(group) > 1 else ""
+        problem = f"label {shown(first.cell)} holds {len(_parts(first.cell, separator))} labels, most of which stand alone elsewhere{more}"
+        fix = f"set separator = {json.dumps(separator, ensure_ascii=False)} in [data]; or if it is one label, write it as a JSON list"
+        found.append(DataError(first.where, problem, fix=fix))
+    if corpus is None:
+        for label, where in places.items():
+            whole = _without_point(label)
+            if whole in places:
+                fix = "write them alike, or give a file of documents with both"
+                found.append(DataError(where, f"label {label!r} is also written {whole!r} at {places[whole]}", fix=fix))
+    left_out = {pair.where for group in joined.values() for pair in group}
+    return [pair for pair in pairs if pair.where not in left_out]
+
+
+def _merged(pairs: Sequence[_Pair], corpus: dict[str, Document], source: str, found: list[DataError]) -> Dataset:
+    """Return the data set of the rows, those of one query together."""
+    groups: dict[tuple[str, ...], list[_Pair]] = {}
+    for pair in pairs:
+        # The same text with other metadata was asked on another occasion, so it stays a query of its own.
+        said = ("id", pair.id) if pair.has_id else ("text", pair.text, pair.part, _json(sorted(pair.metadata.items())).decode())
+        groups.setdefault(said, []).append(pair)
+    dataset = Dataset({}, corpus, {})
+    parts: dict[str, list[str]] = {}
+    merged, rows, differing = [], 0, dict[str, None]()
+    for first, *others in groups.values():
+        id = first.id
+        if id in dataset.queries:
+            found.append(DataError(first.where, f"id {id!r} stands here a second time", expected="an id in each row, or in none"))
             continue
-        queries[id] = Query(id, text, _metadata(row, ("id", "_id", query, label, "part")))
+        grades, places, metadata = dict(first.grades), dict.fromkeys(first.grades, first.where), dict(first.metadata)
+        for pair in others:
+            try:
+                _add_answers(pair, first, grades, places)
+            except DataError as error:
+                found.append(error)
+                continue
+            unlike = {name for name in {**metadata, **pair.metadata} if metadata.get(name) != pair.metadata.get(name)}
+            differing |= dict.fromkeys(sorted(unlike))
+            metadata = {name: value for name, value in metadata.items() if name not in unlike}
+        rows += len(others)
+        if len(grades) > len(first.grades) and not first.has_id:
+            merged.append(id)
+        dataset.queries[id] = Query(id, first.text, metadata)
         if grades:
-            qrels[id] = grades
-        if part:
-            parts.setdefault(part, []).append(id)
-    return Dataset(queries, corpus, qrels, {part: tuple(ids) for part, ids in parts.items()})
+            dataset.qrels[id] = grades
+        if first.part:
+            parts.setdefault(first.part, []).append(id)
+    if rows:
+        left_out = f"; left out, as it differs between them: {', '.join(differing)}" if differing else ""
+        console.note(f"{source}: rows whose answers were added to an earlier row with the same query: {rows:,}{left_out}")
+    return replace(dataset, parts={part: tuple(ids) for part, ids in parts.items()}, merged=tuple(merged))
+
+
+def _add_answers(pair: _Pair, first: _Pair, grades: dict[str, int], places: dict[str, str]) -> None:
+    """Add a row's answers to those of its query.
+
+    Raises:
+        DataError: They contradict an earlier row, or the row is another query or only repeats one under its id.
+    """
+    if pair.text != first.text or pair.part != first.part:
+        other = f"another text, {shown(pair.text)}" if pair.text != first.text else f"another part, {shown(pair.part)}"
+        raise DataError(pair.where, f"id {pair.id!r} stands here a second time with {other}", expected="ids that differ")
+    for document, grade in pair.grades.items():
+        if grades.get(document, grade) != grade:
+            problem = f"grade of {shown(document)} is {grade} here and {grades[document]} at {places[document]}"
+            raise DataError(pair.where, problem, fix="leave one of the two rows")
+    if pair.has_id and pair.grades.keys() <= grades.keys():
+        raise DataError(pair.where, f"id {pair.id!r} stands here a second time with the same label", expected="ids that differ")
+    for document, grade in pair.grades.items():
+        grades.setdefault(document, grade)
+        places.setdefault(document, pair.where)
 
 
 def read_documents(path: str | Path) -> dict[str, Document]:
@@ -250,13 +442,13 @@ def _read_documents(path: str | Path, found: list[DataError]) -> dict[str, Docum
                 text = _text(row, "category", where)
                 document = Document(text, text, "", row)
             else:
-                title = str(row.get("title") or "")
+                title = _title(row, where)
                 # Public sets have documents that are a title and no more.
                 text = "" if title and row.get("text") == "" else _text(row, "text", where)
                 id = _id(row, where)
                 if not id:
                     raise DataError(where, "key 'id' is missing", expected="an id for each document")
-                document = Document(id, text, title, _metadata(row, _DOCUMENT_KEYS))
+                document = Document(id, text, title, _metadata(row, _DOCUMENT_KEYS, where))
             if document.id in corpus:
                 raise DataError(where, f"document id {document.id!r} stands here a second time", expected="ids that differ")
         except DataError as error:
@@ -282,43 +474,58 @@ def _read_beir(folder: Path, found: list[DataError]) -> Dataset:
                 raise DataError(where, "key '_id' is missing", expected="an id for each query")
             if id in queries:
                 raise DataError(where, f"query id {id!r} stands here a second time", expected="ids that differ")
-            queries[id] = Query(id, _text(row, "text", where), _metadata(row, ("id", "_id", "text")))
+            queries[id] = Query(id, _text(row, "text", where), _metadata(row, ("id", "_id", "text"), where))
         except DataError as error:
             found.append(error)
     qrels: Qrels = {}
-    parts: dict[str, tuple[str, ...]] = {}
+    parts: dict[str, dict[str, None]] = {}
+    places: dict[tuple[str, str], str] = {}
+    repeated = 0
     for path in sorted((folder / "qrels").glob("*.tsv")):
-        ids: dict[str, None] = {}
-        for where, (query_id, document_id, grade) in _collected(_judgements(path), found):
+        judged: dict[str, set[str]] = {}
+        for where, (query_id, document_id, grade) in _collected(_to_the_end(_judgements(path, queries)), found):
             try:
                 if query_id not in queries:
                     raise DataError(where, f"query {query_id!r} is not in queries.jsonl", fix="remove the line or add the query")
-                _known_document(document_id, corpus, where, "document")
+                _known_document(document_id, corpus, where, "document", hint=len(found) < _HINTS)
+                grades = qrels.setdefault(query_id, {})
+                if grades.get(document_id, grade) != grade:
+                    before = f"{grades[document_id]} at {places[query_id, document_id]}"
+                    problem = f"grade of document {document_id!r} for query {query_id!r} is {grade} here and {before}"
+                    raise DataError(where, problem, fix="leave one of the two lines")
             except DataError as error:
                 found.append(error)
                 continue
-            qrels.setdefault(query_id, {})[document_id] = grade
-            ids[query_id] = None
+            repeated += document_id in judged.setdefault(query_id, set())
+            judged[query_id].add(document_id)
+            grades[document_id] = grade
+            places.setdefault((query_id, document_id), where)
         part = {"validation": "dev", "valid": "dev"}.get(path.stem, path.stem)
         if part in PARTS:
-            parts[part] = tuple(ids)
-    return Dataset(queries, corpus, qrels, parts)
+            parts[part] = parts.get(part, {}) | dict.fromkeys(judged)
+    if repeated:
+        console.note(f"{folder}: lines of qrels that repeat another one: {repeated:,}")
+    return Dataset(queries, corpus, qrels, {part: tuple(ids) for part, ids in parts.items()})
 
 
-def _judgements(path: Path) -> Iterator[tuple[str, tuple[str, str, int]]]:
+def _judgements(path: Path, queries: Mapping[str, Query]) -> Iterator[tuple[str, tuple[str, str, int]]]:
     for number, line in _lines(path):
+        line = line.rstrip("\r\n")
         cells = line.split("\t") if "\t" in line else line.split()
         if len(cells) == 4:  # TREC's own form has an iteration column
             cells = [cells[0], cells[2], cells[3]]
-        if number == 1 and len(cells) == 3 and not cells[2].strip().lstrip("-").isdecimal():
+        # A header has a word where a line has its grade. A grade that cannot be used is no header.
+        if number == 1 and len(cells) == 3 and cells[0] not in queries and not re.search(r"\d", cells[2]):
             continue
-        if not line:
+        if not line.strip():
             continue
         where = f"{path}:{number}"
-        if len(cells) != 3 or not cells[2].strip().isdecimal():
+        try:
+            if len(cells) != 3:
+                raise ValueError
+            yield where, (cells[0], cells[1], _grade(cells[2]))
+        except ValueError:
             yield where, DataError(where, f"is {shown(line)}", expected="query id, document id, whole grade, by tabs")  # type: ignore[misc]
-        else:
-            yield where, (cells[0], cells[1], int(cells[2]))
 
 
 def _collected(rows: Iterator[tuple[str, Any]], found: list[DataError]) -> Iterator[tuple[str, Any]]:
@@ -330,40 +537,67 @@ def _collected(rows: Iterator[tuple[str, Any]], found: list[DataError]) -> Itera
             yield where, row
 
 
+def _to_the_end(rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Pass rows on, and as the last one an error that makes the rest of the file unreadable: it must not hide those before it."""
+    begun = False
+    try:
+        for row in rows:
+            begun = True
+            yield row
+    except DataError as error:
+        if not begun:
+            raise
+        yield error.where, error
+
+
 def _rows(source: str | Path) -> Iterator[tuple[str, Row | DataError]]:
     """Yield (where, row) for each row of a file, or (where, error) for a broken one."""
     if str(source).startswith("hub:"):
         yield from _hub_rows(str(source))
         return
     path = Path(source)
-    if path.is_dir():
-        raise DataError(str(path), "is a folder", expected="a file")
-    if not path.is_file():
-        hint = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
-        raise DataError(str(path), f"does not exist{hint}", fix="give a file, a BEIR folder, or hub:owner/name")
     readers: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
         ".jsonl": _jsonl_rows,
         ".ndjson": _jsonl_rows,
         ".json": _json_rows,
         ".csv": lambda path: _csv_rows(path, ","),
-        ".tsv": lambda path: _csv_rows(path, "\t"),
+        ".tsv": _tsv_rows,
         ".parquet": _parquet_rows,
     }
+    if path.is_dir():
+        raise DataError(str(path), "is a folder", expected="a file")
+    if not path.is_file():
+        near = (
+            [other for other in path.parent.iterdir() if other.is_dir() or other.suffix.lower() in readers] if path.parent.is_dir() else []
+        )
+        hint = did_you_mean(path.name, [other.name for other in near if other.is_file() or (other / "corpus.jsonl").exists()])
+        raise DataError(str(path), f"does not exist{hint}", fix="give a file, a BEIR folder, or hub:owner/name")
     if path.suffix.lower() not in readers:
         raise DataError(str(path), f"ends in {path.suffix!r}", expected=", ".join(readers))
     empty = True
-    for where, row in readers[path.suffix.lower()](path):
-        empty = False
-        if not isinstance(row, (dict, DataError)):
-            row = DataError(where, f"is {shown(row)}", expected="an object with named keys")
-        yield where, row
+    try:
+        for where, row in readers[path.suffix.lower()](path):
+            empty = False
+            if not isinstance(row, (dict, DataError)):
+                row = DataError(where, f"is {shown(row)}", expected="an object with named keys")
+            yield where, row
+    except OSError as error:
+        raise DataError(str(path), f"cannot be read: {error.strerror or error}") from None
     if empty:
         raise DataError(str(path), "is empty", expected="at least one row")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (number, line) without line ends and byte order mark."""
+    """Yield (number, line) with line ends and without a byte order mark."""
     with path.open("rb") as file:
+        head = file.read(1 << 16)
+        file.seek(0)
+        for mark, encoding in _MARKS.items():
+            if head.startswith(mark):
+                encoding = encoding[:6]  # with its mark, which iconv then takes away
+            elif not _has_zeros(head, encoding):
+                continue
+            raise DataError(str(path), f"is {encoding}", expected="UTF-8", fix=_conversion(path, encoding))
         for number, raw in enumerate(file, 1):
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -372,9 +606,44 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     f"{path}:{number}",
                     f"is not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1})",
                     expected="UTF-8",
-                    fix=f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > fixed{path.suffix}",
+                    fix=_conversion(path, _WESTERN) if _is_western(head) and _is_western(raw) else _UNKNOWN_ENCODING,
                 ) from None
-            yield number, line.rstrip("\r\n")
+            yield number, line
+
+
+_MARKS = {
+    b"\xff\xfe\x00\x00": "UTF-32LE",
+    b"\x00\x00\xfe\xff": "UTF-32BE",
+    b"\xff\xfe": "UTF-16LE",
+    b"\xfe\xff": "UTF-16BE",
+}
+"""Byte order mark -> encoding. The mark of UTF-16LE begins that of UTF-32LE, so the longer ones come first."""
+
+_WESTERN = "WINDOWS-1252"
+_UNKNOWN_ENCODING = "save it as UTF-8 where it was written ('CSV UTF-8' in Excel), or convert it from the encoding that it really has"
+
+
+def _conversion(path: Path, encoding: str) -> str:
+    return f"iconv -f {encoding} -t UTF-8 {path.name} > fixed{path.suffix}"
+
+
+def _has_zeros(head: bytes, encoding: str) -> bool:
+    """Return whether bytes have zeros where mostly Latin text in an encoding of two or four bytes has them."""
+    width, low = int(encoding[4:6]) // 8, 0 if encoding.endswith("LE") else int(encoding[4:6]) // 8 - 1
+    shares = [head[place::width].count(0) / max(1, len(head[place::width])) for place in range(width)]
+    return len(head) >= 2 * width and shares[low] < 0.1 and all(share > 0.5 for place, share in enumerate(shares) if place != low)
+
+
+def _is_western(raw: bytes) -> bool:
+    """Return whether all bytes beyond ASCII are single letters that read the same in all the Latin code pages of Windows.
+
+    Scripts with two bytes for each sign, and code pages of other alphabets, have such bytes side by side.
+    """
+    for match in re.finditer(rb"[\x80-\xff]+", raw):
+        readings = {match[0].decode(page, "replace") for page in ("cp1252", "cp1250", "cp1254", "cp1257")}
+        if len(match[0]) > 1 or len(readings) > 1 or not readings.pop().isalpha():
+            return False
+    return True
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -385,11 +654,12 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             yield where, _parsed(line)
         except (ValueError, RecursionError) as error:
-            yield where, DataError(where, f"is not JSON ({_json_problem(error)}): {shown(line)}", expected="one JSON object per line")
+            problem = f"is not JSON ({_json_problem(error)}): {shown(line.rstrip())}"
+            yield where, DataError(where, problem, expected="one JSON object per line")
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    text = "\n".join(line for _, line in _lines(path))
+    text = "".join(line for _, line in _lines(path))
     if not text.strip():
         return
     try:
@@ -402,10 +672,18 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _parsed(text: str) -> Any:
-    value = json.loads(text)
+    value = json.loads(text, object_pairs_hook=_with_distinct_keys)
     if "\\u" in text:  # may be half a character (a lone surrogate), which no tokenizer and no file takes: a ValueError
         _json(value)
     return value
+
+
+def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"key {name!r} stands twice in an object")
+    return row
 
 
 def _json_problem(error: ValueError | RecursionError) -> str:
@@ -415,19 +693,161 @@ def _json_problem(error: ValueError | RecursionError) -> str:
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader((line + "\n" for _, line in _lines(path)), delimiter=delimiter, strict=True)
+    lines: list[str] = []  # of the row that is being read
+
+    def each_line() -> Iterator[str]:
+        for _, line in _lines(path):
+            lines.append(line)
+            yield line
+
+    reader = csv.reader(each_line(), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    rows: list[tuple[int, list[str]]] = []
+    problem = None
     try:
-        header = next(reader, None)
         for cells in reader:
-            where = f"{path}:{reader.line_num}"
-            if not cells:
-                continue
-            if header is None or len(cells) != len(header):
-                yield where, DataError(where, f"has {len(cells)} cells", expected=f"{len(header or [])}, as in the header")
-            else:
-                yield where, {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
+            number = reader.line_num - len(lines) + 1
+            lines.clear()
+            if header is None:
+                header = _header(cells, f"{path}:{number}")
+            elif any(cells):
+                rows.append((number, cells))
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}", f"is not CSV ({error})", expected="quotes that close") from None
+        number = reader.line_num - len(lines) + 1 + _open_quote("".join(lines), delimiter)
+        fix = "close the quote; a quote within a quoted cell is written twice"
+        expected, seen = "quotes that close, in the cell that begins here", str(error)
+        if seen.startswith("new-line character"):
+            fix, expected, seen = (
+                "save it with Unix or Windows line ends",
+                "lines that end in a line feed",
+                "it has a carriage return alone",
+            )
+        problem = DataError(f"{path}:{number}", f"is not CSV ({seen})", expected=expected, fix=fix)
+    except DataError as error:  # such as text that is not UTF-8, after rows that may have problems of their own
+        if not rows:
+            raise
+        problem = error
+    swallowed = _swallowed([cells for _, cells in rows], len(header or ()), delimiter)
+    for place, (number, cells) in enumerate(rows):
+        if place in swallowed:
+            before, cell = swallowed[place]
+            seen = f"begins a cell of {cell.count(chr(10)) + 1:,} lines that read like rows of their own: {shown(cell)}"
+            fix = "close the quote that begins the cell, or double it; if it really is one cell, write the file as JSONL"
+            number += before
+            yield f"{path}:{number}", DataError(f"{path}:{number}", seen, expected="quotes that close", fix=fix)
+        else:
+            yield f"{path}:{number}", _cells_by_name(header or [], cells, f"{path}:{number}")
+    if problem is not None:
+        yield problem.where, problem
+
+
+def _open_quote(text: str, delimiter: str) -> int:
+    """Return in which line of a broken row, from 0, the quote stands that does not close where a cell ends."""
+    place = 0
+    while place < len(text):
+        if text[place] != '"':
+            end = re.compile(rf"[{re.escape(delimiter)}\r\n]").search(text, place)
+            place = end.end() if end else len(text)
+            continue
+        quoted = re.compile('"[^"]*(?:""[^"]*)*"').match(text, place)
+        if quoted is None or text[quoted.end() : quoted.end() + 1] not in ("", delimiter, "\r", "\n"):
+            break
+        place = quoted.end() + 1
+    return text.count("\n", 0, place)
+
+
+_MANY_ROWS = 30
+"""In so many rows, a column of labels has most of its values more than once."""
+
+
+def _swallowed(rows: Sequence[Sequence[str]], width: int, delimiter: str) -> dict[int, tuple[int, str]]:
+    """Return the cells that hold whole rows: place of the row -> (lines of the row before the cell, cell).
+
+    A quote that never closes runs on to the next quote at the end of a cell, which may be many rows further. Each line of such a
+    cell has as many cells as the header. Lines of prose may have as many by chance, so they must also repeat a value of a
+    column in which values repeat, such as the label's. In a file of few rows it is enough that no cell is empty or begins with a blank.
+    """
+    suspects = []
+    for place, cells in enumerate(rows):
+        for column, cell in enumerate(cells) if len(cells) == width > 1 else ():
+            # The cells before this one are those of its first line, and those behind it of its last.
+            first, *rest = ([*enumerate(line.rstrip("\r").split(delimiter))] for line in cell.split("\n"))
+            lines = [[(column + number, value) for number, value in first], *rest]
+            if rest and len(first) == width - column and len(lines[-1]) == column + 1 and all(len(line) == width for line in lines[1:-1]):
+                suspects.append((place, column, [pair for line in lines for pair in line]))
+    if not suspects:
+        return {}
+    values = [Counter(cells[column] for cells in rows if len(cells) == width and cells[column]) for column in range(width)]
+    repeating = [2 * sum(count for count in counts.values() if count > 1) >= sum(counts.values()) > 1 for counts in values]
+    few = len(rows) < _MANY_ROWS or not any(repeating)
+    found = {}
+    for place, column, pairs in suspects:
+        repeats = any(repeating[name] and value in values[name] for name, value in pairs)
+        if repeats or (few and all(value and not value[0].isspace() for _, value in pairs)):
+            cells = rows[place]
+            found[place] = (sum(cell.count("\n") for cell in cells[:column]), cells[column])
+    return found
+
+
+def _header(names: Sequence[str], where: str) -> list[str]:
+    """Return the names of the columns, without white space around them.
+
+    Raises:
+        DataError: One stands twice, so that a column would win over another.
+    """
+    header = [name.strip() for name in names]
+    _check_distinct(header, where)
+    return header
+
+
+def _check_distinct(names: Iterable[str], where: str) -> None:
+    first: dict[str, str] = {}
+    for name in names:
+        key = name.strip().casefold()
+        if key and key in first:
+            raise DataError(where, f"column {name!r} stands beside column {first[key]!r}", expected="names that differ", fix="rename one")
+        first[key] = name
+
+
+def _cells_by_name(header: Sequence[str], cells: Sequence[str], where: str) -> Row | DataError:
+    if len(cells) != len(header):
+        return DataError(where, f"has {len(cells)} cells", expected=f"{len(header)}, as in the header")
+    row = {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
+    if "" in row and header.count("") > 1:
+        return DataError(where, f"has {shown(row[''])} in a column without a name", expected="a name for each column")
+    return row
+
+
+_QUOTED = re.compile('"(?=[^"]*"")(?:[^"]|"")*"')
+"""A cell in quotes that holds a doubled quote, as it is written where cells are quoted."""
+
+
+def _tsv_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of a file of cells between tabs, in which a quote is a sign like others.
+
+    pandas and Excel quote such files all the same. Where all cells are quoted, the header too, the file is read as CSV with tabs.
+    Where each cell with a quote is written as they write it, the quotes are taken away.
+    """
+    lines = [(number, line.rstrip("\r\n").split("\t")) for number, line in _lines(path)]
+    lines = [(number, cells) for number, cells in lines if any(cells)]
+    if not lines:
+        return
+    (number, names), *rows = lines
+    if all(re.fullmatch('"[^"]+"', name) for name in names):
+        yield from _csv_rows(path, "\t")
+        return
+    header = _header(names, f"{path}:{number}")
+    with_quotes = [cell for _, cells in rows for cell in cells if '"' in cell]
+    quoted = bool(with_quotes) and all(_QUOTED.fullmatch(cell) and re.search(r"\w", cell) for cell in with_quotes)
+    if quoted:
+        console.note(f"{path}: cells that were quoted as in CSV, and have lost these quotes: {len(with_quotes):,}")
+    for number, cells in rows:
+        where = f"{path}:{number}"
+        row = _cells_by_name(header, [cell[1:-1].replace('""', '"') if quoted and '"' in cell else cell for cell in cells], where)
+        if isinstance(row, DataError) and any(cell.count('"') % 2 for cell in cells):
+            fix = "a tab or the end of a line cannot stand within a cell of TSV, quoted or not; write CSV or JSONL"
+            row = DataError(where, row.problem, expected=row.expected, fix=fix)
+        yield where, row
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -436,20 +856,67 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
+        schema = file.schema_arrow
+        _check_distinct(schema.names, str(path))
+        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        names_of = _class_names(described.get("info", {}).get("features", {}))
         number = 0
         for batch in file.iter_batches():
-            for row in batch.to_pylist(maps_as_pydicts="lossy"):
+            for offset in range(batch.num_rows):
                 number += 1
-                yield f"{path}:{number}", {key: value for key, value in row.items() if value is not None}
-    except pyarrow.ArrowException as error:
+                where = f"{path}:{number}"
+                try:
+                    [row] = batch.slice(offset, 1).to_pylist(maps_as_pydicts="strict")
+                    yield where, {key: value for key, value in _with_names(row, names_of, where).items() if value is not None}
+                except KeyError as error:
+                    yield where, DataError(where, f"has a map with a key twice ({error.args[0]})", expected="each key once")
+                except DataError as error:
+                    yield where, error
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, AttributeError) as error:
         raise DataError(str(path), f"is not Parquet ({error})") from None
+
+
+def _class_names(features: Any) -> dict[str, list[str]]:
+    """Return the names of classes by column, from what the datasets library writes about its features."""
+    found = {}
+    for column, feature in features.items() if isinstance(features, dict) else ():
+        while isinstance(feature, dict) and isinstance(feature.get("feature"), dict):  # a list of them
+            feature = feature["feature"]
+        if isinstance(feature, list) and len(feature) == 1:
+            [feature] = feature
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names"):
+            found[column] = list(feature["names"])
+    return found
+
+
+def _with_names(row: Row, names_of: Mapping[str, Sequence[str]], where: str) -> Row:
+    """Return a row with the names of classes in place of their numbers, and without what fills up columns of structs.
+
+    Raises:
+        DataError: A number has no name.
+    """
+
+    def named(value: Any, names: Sequence[str]) -> Any:
+        if isinstance(value, list):
+            return [named(item, names) for item in value]
+        if not isinstance(value, int) or value == -1:  # the library's sign for a label that is not known
+            return None if value == -1 else value
+        if not 0 <= value < len(names):
+            raise DataError(where, f"class {value} has no name", expected=f"0 to {len(names) - 1}")
+        return names[value]
+
+    row = {key: named(value, names_of[key]) if key in names_of else value for key, value in row.items()}
+    for key, value in row.items():
+        if isinstance(value, dict):  # a column of structs has every key in every row
+            row[key] = {name: grade for name, grade in value.items() if grade is not None} or value
+    return row
 
 
 def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:
     from embedfit.hub import check_reachable
 
     name, _, split = source.removeprefix("hub:").partition(":")
-    check_reachable(f"data set {name!r}")
+    check_reachable(f"data set {name!r}", instead="give a local file or folder")
     import datasets
 
     if console.quiet or not sys.stderr.isatty():
@@ -460,16 +927,35 @@ def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:
         raise DataError(source, f"cannot be loaded from the Hub: {str(error.__cause__ or error).splitlines()[0]}") from None
     except OSError as error:
         raise OfflineError(f"data set {name!r} cannot be loaded from the Hub: {str(error).splitlines()[0]}") from None
-    yield from ((f"{source}[{index}]", dict(row)) for index, row in enumerate(rows))
+    _check_distinct(rows.column_names, source)
+    names_of = _class_names(rows.features.to_dict())
+    for index, row in enumerate(rows):
+        where = f"{source}[{index}]"
+        try:
+            yield where, _with_names(dict(row), names_of, where)
+        except DataError as error:
+            yield where, error
 
 
 def _id(row: Row, where: str) -> str:
     value = row.get("id", row.get("_id"))
     if value is None:
         return ""
-    if isinstance(value, (dict, list)) or not str(value).strip():
-        raise DataError(where, f"id is {shown(value)}", expected="a text or a number")
-    return str(value)
+    id = _id_of(value)
+    if id is None:
+        raise DataError(where, f"id is {shown(value)}", expected="a text or a whole number")
+    return id
+
+
+def _id_of(value: Any) -> str | None:
+    """Return an id as text, or None if the value is none. 1.0 is the id 1, since pandas makes floats of whole numbers."""
+    value = _whole(value)
+    return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) and str(value).strip() else None
+
+
+def _whole(value: Any) -> Any:
+    """Return a float that is a whole number as that. Beyond 2^53 a float may stand for several."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53 else value
 
 
 def _text(row: Row, key: str, where: str) -> str:
@@ -481,48 +967,190 @@ def _text(row: Row, key: str, where: str) -> str:
     return str(row[key])
 
 
-def _grades(row: Row, label: str, where: str) -> dict[str, int]:
-    value = row.get(label)
+def _title(row: Row, where: str) -> str:
+    title = row.get("title")
+    if title is None or title == "":
+        return ""
+    if _id_of(title) is None and not isinstance(title, str):
+        raise DataError(where, f"key 'title' is {shown(title)}", expected="a text")
+    return str(_whole(title))
+
+
+def _labels(
+    row: Row, label: str, separator: str | None, corpus: Mapping[str, Document], where: str
+) -> tuple[list[Any] | dict[Any, Any], str]:
+    """Return the labels of a row as a list, or with grades; and the label itself where it stands alone as a text."""
     if label not in row:
         raise DataError(where, f"key {label!r} is missing (keys: {', '.join(map(str, row))}){did_you_mean(label, row)}")
-    if isinstance(value, str) and value[:1] in "[{":  # a CSV cell may hold a JSON list or object
-        with contextlib.suppress(ValueError):
-            value = json.loads(value)
-    if isinstance(value, (str, int)) and not isinstance(value, bool):
-        value = [value]
-    if isinstance(value, list):
-        value = dict.fromkeys(map(str, value), 1)
-    if isinstance(value, dict):  # a Parquet column of structs has every key in every row
-        value = {id: grade for id, grade in value.items() if grade is not None}
-    if not isinstance(value, dict) or not (value or row[label] == {}) or not all(str(id).strip() for id in value):
+    value = row[label]
+    if isinstance(value, str) and value not in corpus:
+        try:
+            value = _listed(value)
+        except ValueError:
+            fix = 'write a JSON list, like ["a", "b"]'
+            raise DataError(where, f"key {label!r} is {shown(value)}, which looks like a list but is none", fix=fix) from None
+    if isinstance(value, (list, dict)):
+        return value, ""
+    if not isinstance(value, str):
+        return [value], ""
+    if separator is None or (value in corpus and not all(part in corpus for part in _parts(value, separator))):
+        return [value], value.strip()
+    return list(_parts(value, separator)), ""
+
+
+def _grades(
+    row: Row, label: str, labels: list[Any] | dict[Any, Any], column: str, corpus: Mapping[str, Document], where: str, *, by_name: bool
+) -> dict[str, int]:
+    """Return the grade of each document that a row names.
+
+    Args:
+        row: Of a file.
+        label: Its column of labels.
+        labels: Those, with grades of their own or without.
+        column: Of the grade; empty if there is none.
+        corpus: The documents; empty if they are made of the labels.
+        where: File and line.
+        by_name: Whether the column of the grade was found by its name.
+    """
+    grade: Any = 1
+    if column and not isinstance(labels, dict):
+        if column not in row:
+            raise DataError(where, f"key {column!r} is missing (keys: {', '.join(map(str, row))})", expected="a grade in each row")
+        grade = row[column]
+    elif column in row and not by_name:
+        raise DataError(where, f"has grades in both {label!r} and {column!r}", fix="leave one of them out")
+    grades: dict[str, int] = {}
+    for document, own in labels.items() if isinstance(labels, dict) else ((document, grade) for document in labels):
+        id = _id_of(document)
+        if id is None:
+            raise DataError(where, f"key {label!r} is {shown(row[label])}", expected="a document id, a list of them, or {id: grade}")
+        id = id if id in corpus else id.strip()
+        try:
+            if isinstance(labels, dict) and isinstance(own, str):
+                raise ValueError
+            value = _grade(own)
+        except ValueError:
+            fix = f'set grade = "" in [data] if {column!r} holds no grades' if column and by_name and not isinstance(labels, dict) else ""
+            raise DataError(where, f"grade {shown(own)}", expected="a whole number, 0 or more", fix=fix) from None
+        if grades.setdefault(id, value) != value:
+            raise DataError(where, f"grade of {shown(id)} is {grades[id]} and {value}", expected="one grade for each document")
+    if not grades and not isinstance(labels, dict):
         raise DataError(where, f"key {label!r} is {shown(row[label])}", expected="a document id, a list of them, or {id: grade}")
-    for grade in value.values():
-        if not isinstance(grade, int) or isinstance(grade, bool) or grade < 0:
-            raise DataError(where, f"grade {shown(grade)}", expected="a whole number, 0 or more")
-    return {str(id): grade for id, grade in value.items()}
+    return grades
 
 
-def _known_document(id: str, corpus: Mapping[str, Document], where: str, kind: str) -> None:
+def _grade(value: Any) -> int:
+    """Return a grade as a number, also from the text of one.
+
+    Raises:
+        ValueError: It is not a whole number of 0 or more.
+    """
+    if isinstance(value, str) and re.fullmatch(r"\s*\d+(\.0*)?\s*", value):
+        value = int(value.partition(".")[0])
+    value = _whole(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+        raise ValueError
+    return value
+
+
+def _listed(text: str) -> Any:
+    """Return the list, or the object of grades, that a text is in JSON or in Python, as pandas writes it; else the text.
+
+    Raises:
+        ValueError: It looks like a list, but cannot be read as one.
+    """
+    cell = text.strip()
+    if cell[:1] not in ("[", "{", "("):
+        return text
+    for parse in (_parsed, _python_list):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError):
+            value = parse(cell)
+            if isinstance(value, (list, dict)):
+                return value
+    items = re.split(r"[\s,;]+", cell[1:-1].strip())
+    numbers = all(re.fullmatch(r"[-+]?\d[\d.eE+-]*|nan|none|null|nat|<na>|true|false", item.casefold()) for item in items)
+    if re.search(r"""^[\[{]\s*["']|["']\s*[\]}]$""", cell) or (numbers and cell[-1] in "]}"):
+        raise ValueError(cell)
+    return text
+
+
+def _python_list(text: str) -> Any:
+    """Return a literal of Python, with sets and tuples as lists.
+
+    Raises:
+        ValueError: Two strings stand side by side, as in ``['a' 'b']``, which numpy writes and Python joins; or a key stands twice.
+        SyntaxError: It is no literal.
+    """
+    with warnings.catch_warnings(action="ignore"):
+        tree = ast.parse(text, mode="eval").body
+    value = ast.literal_eval(tree)
+    kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type != tokenize.NL]
+    if (tokenize.STRING, tokenize.STRING) in itertools.pairwise(kinds) or (isinstance(tree, ast.Dict) and len(tree.keys) != len(value)):
+        raise ValueError(text)
+    if isinstance(value, set):
+        return sorted(value, key=str)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _parts(cell: str, separator: str) -> list[str]:
+    """Return what stands between the separators of a cell, and not the brackets of a list without quotes."""
+    inside = cell.strip()
+    if inside[:1] == "[" and inside[-1:] == "]":
+        inside = inside[1:-1]
+    return [part.strip() for part in inside.split(separator) if part.strip()]
+
+
+def _joined_by(cell: str, known: Mapping[str, Any]) -> str:
+    """Return what stands between the labels of a cell, if more than half of its parts are known; else an empty text."""
+    for separator in SEPARATORS:
+        parts = _parts(cell, separator) if separator in cell else []
+        if len(parts) > 1 and 2 * sum(part in known for part in parts) > len(parts):
+            return separator
+    return ""
+
+
+def _without_point(id: str) -> str:
+    """Return what a whole number is that was written as a float, like ``1.0``; an empty text for anything else."""
+    match = re.fullmatch(r"(-?\d+)\.0+", id)
+    return match[1] if match else ""
+
+
+_HINTS = 20
+"""So many unknown documents get the nearest known one. It is searched for among all documents, which takes its time."""
+
+
+def _known_document(id: str, corpus: Mapping[str, Document], where: str, kind: str, *, hint: bool = True) -> None:
     if id not in corpus:
+        whole = _without_point(id)
+        near = (f"; did you mean {whole!r}?" if whole in corpus else did_you_mean(id, corpus)) if hint else ""
         raise DataError(
             where,
-            f"{kind} {shown(id)} is not among the {len(corpus):,} documents{did_you_mean(id, corpus)}",
+            f"{kind} {shown(id)} is not among the {len(corpus):,} documents{near}",
             fix="correct it, or add the document",
         )
 
 
-def _fields(row: Row, record: RecordType) -> Row:
-    """Return a record's own fields: a row's id, part and origin are ours, unless the record type has such fields too."""
-    return {key: value for key, value in row.items() if key in record.fields or key not in ("id", "_id", "part", "generated")}
+def _fields(row: Row, record: RecordType, grade: str) -> Row:
+    """Return a record's own fields: a row's id, part, origin and grade are ours, unless the record type has such fields too."""
+    ours = ("id", "_id", "part", "generated", grade)
+    return {key: value for key, value in row.items() if key in record.fields or key not in ours}
 
 
-def _metadata(row: Row, taken: Sequence[str]) -> dict[str, Any]:
-    """Return the other keys of a row; a ``metadata`` object is opened."""
+def _metadata(row: Row, taken: Sequence[str], where: str) -> dict[str, Any]:
+    """Return the other keys of a row; a ``metadata`` object is opened.
+
+    Raises:
+        DataError: It has a key that the row has too, with another value.
+    """
     rest = {key: value for key, value in row.items() if key not in taken and key != "metadata"}
     nested = row.get("metadata")
-    if isinstance(nested, dict):
-        return {**rest, **nested}
-    return rest if nested is None else {**rest, "metadata": nested}
+    if not isinstance(nested, dict):
+        return rest if nested is None else {**rest, "metadata": nested}
+    for key in rest.keys() & nested.keys():
+        if rest[key] != nested[key]:
+            problem = f"key {key!r} is {shown(rest[key])}, and {shown(nested[key])} in 'metadata'"
+            raise DataError(where, problem, expected="one value", fix="leave one of them out")
+    return {**rest, **nested}
 
 
 # Writing

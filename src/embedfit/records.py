@@ -184,6 +184,8 @@ def _by_pydantic(model: type[BaseModel]) -> _Described:
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "missing" and len(first["loc"]) == 1:
+                raise ValueError(f"key {key!r}: {first['msg']} (keys: {', '.join(map(str, row))}){did_you_mean(key, row)}") from None
             raise ValueError(f"key {key!r}: {first['msg']}, seen {shown(first.get('input'))}") from None
 
     return tuple(model.model_fields), validate, model.model_json_schema

@@ -45,8 +45,20 @@ def read(config: DataConfig, problems: list[DataError] | None = None) -> Dataset
         raise ConfigError(
             f"data.queries is the folder {config.queries}, which has its own documents; fix: drop data.documents and data.record"
         )
+    for key in ("grade", "separator"):
+        if Path(config.queries).is_dir() and getattr(config, key) is not None:
+            raise ConfigError(f"data.queries is the folder {config.queries}, which has its own judgements; fix: drop data.{key}")
     record = record_type(config.record, template=config.query_template, label=config.label) if config.record else None
-    return load(config.queries, config.documents, query=config.query, label=config.label, record=record, problems=problems)
+    return load(
+        config.queries,
+        config.documents,
+        query=config.query,
+        label=config.label,
+        grade=config.grade,
+        separator=config.separator,
+        record=record,
+        problems=problems,
+    )
 
 
 def encoder(config: ModelConfig, name: str | None = None) -> Encoder:
