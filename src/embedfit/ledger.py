@@ -5,6 +5,7 @@ Each line is a JSON object, and says what happened:
     start     what all requests have in common; the first line
     sent      a request goes out, and this is what it may cost at most
     failed    no answer came; ``charged`` where it may have to be paid for all the same
+    refused   the endpoint will not answer this request, for what it says: nothing is charged, and it is not asked again
     reply     the answer, with tokens, price, seconds, tries and the whole message; on disk before anything is done with it
     verdict   what became of a reply: accepted or why not, and the record
 
@@ -92,6 +93,7 @@ class Ledger:
         self._open: dict[str, Cost] = {}
         self._replies: dict[str, int] = {}
         self._verdicts: dict[str, int] = {}
+        self._refusals: dict[str, tuple[str, str]] = {}
         self._end = self._synced = 0
         self._syncing = asyncio.Lock()
         try:
@@ -143,6 +145,16 @@ class Ledger:
         most = self._open.pop(id)
         if charged:
             self.lost, self.lost_requests = self.lost + most, self.lost_requests + 1
+
+    def refuse(self, id: str, reason: str, why: str) -> None:
+        """Write that a request is refused for what it says, so that it is not asked again."""
+        self._append({"event": "refused", "id": id, "reason": reason, "why": why})
+        self._open.pop(id, None)
+        self._refusals[id] = (reason, why)
+
+    def refusal(self, id: str) -> tuple[str, str] | None:
+        """Return why a request was refused, as a word for the statistics and in the endpoint's words; None if it was not."""
+        return self._refusals.get(id)
 
     async def keep(self, id: str, cost: Cost, line: Mapping[str, Any]) -> None:
         """Write a reply, and return when it is on disk.
@@ -229,6 +241,9 @@ class Ledger:
             most = self._open.pop(line["id"], Cost())
             if line["charged"]:
                 self.lost, self.lost_requests = self.lost + most, self.lost_requests + 1
+        elif event == "refused":
+            self._open.pop(line["id"], None)
+            self._refusals[line["id"]] = (line["reason"], line["why"])
         elif event == "reply":
             self._open.pop(line["id"], None)
             self._replies[line["id"]] = self._end
