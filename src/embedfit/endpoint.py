@@ -54,6 +54,8 @@ PRICES = {
 
 _TRIES = 8
 """Of a request that meets errors that may pass; 429 does not count, as long as anybody is answered."""
+_ALONE = 5
+"""Requests in a row, without an answer to any other, that may be given up one by one; more of them, and the endpoint is to blame."""
 _TRIES_UNREACHABLE = 3
 """... where nothing has ever come from the endpoint."""
 _LONGEST_WAIT = 30.0
@@ -622,6 +624,7 @@ class Asker:
         self._pace = _Pace(limits.concurrency, self._sleep)
         self._seen: dict[str, float] = {}
         self._answered: float | None = None
+        self._given_up = 0
         self._began = time.monotonic()
         self._room = asyncio.Condition()
 
@@ -694,7 +697,7 @@ class Asker:
                     await self._failed(request, str(error), charged=False)
                     raise
                 else:
-                    self._answered = time.monotonic()
+                    self._answered, self._given_up = time.monotonic(), 0
                     self._pace.faster()
                     return await self._keep(request, completion, tries, time.monotonic() - started)
             # Full jitter (M. Brooker, Exponential backoff and jitter, 2015): clients that failed together come back apart.
@@ -752,18 +755,19 @@ class Asker:
         return wait
 
     def _give_up(self, request: Request, broken: _Broken, failures: int, began: float) -> None:
-        """Give up after too many failures in a row: this request alone where others were answered meanwhile, or else everything.
+        """Give up after too many failures in a row: this request alone, or everything where nobody is answered.
 
         Raises:
-            Refused: The endpoint is there, and this request breaks it.
-            EndpointError: Nobody is answered.
+            Refused: The endpoint has answered others, and this request breaks it.
+            EndpointError: It cannot be reached, has never answered, or breaks at many in a row.
         """
         most = _TRIES_UNREACHABLE if broken.unreachable and self._answered is None else _TRIES
         if failures < most:
             return
-        if self._answered is not None and self._answered > began and not broken.unreachable:
+        self._given_up += 1
+        if not broken.unreachable and self.ledger.requests and self._given_up <= _ALONE:
             why = f"failed {failures} times in a row ({broken})"
-            if broken.charged:  # the next run would pay for as many again
+            if broken.charged and (self._answered or 0.0) > began:  # the next run would pay for as many tries again
                 self.ledger.refuse(request.id, "failed", why)
             raise Refused("failed", why)
         seen = f"cannot be reached ({broken})" if broken.unreachable else f"failed {failures} times in a row ({broken})"

@@ -783,7 +783,7 @@ def answer_of(message: Mapping[str, Any]) -> dict[str, Any]:
         except ValueError as error:
             problem = Rejected("invalid", f"Invalid JSON: {error}")
     for text in texts:
-        objects = _objects(_without_thoughts(str(text)))
+        objects = _objects(str(text))
         if len(objects) > 1:
             raise Rejected("invalid", "Invalid JSON: there are two different objects; answer with one")
         if objects:
@@ -830,21 +830,13 @@ def _refusal(message: Mapping[str, Any]) -> str:
 _REFUSALS = ("content_filter", "content_filtered", "safety", "prohibited_content", "blocklist", "recitation", "spii", "refusal")
 _CUT_OFF = ("length", "max_tokens", "model_length", "max_output_tokens")
 """Why a reply ended, in the words of OpenAI and those of others behind the same API."""
-_THOUGHT = r"(?:ant)?(?:think|thinking|thoughts?|reasoning|analysis|reflection|scratchpad)"
-_THOUGHTS = re.compile(rf"<({_THOUGHT})>.*?</\1>|◁think▷.*?◁/think▷", re.DOTALL | re.IGNORECASE)
-_END_OF_THOUGHTS = re.compile(
-    rf"</{_THOUGHT}>|◁/think▷|\[/THINK\]|<\|end_of_thought\|>|<\|channel\|>\s*final\b.*?<\|message\|>", re.IGNORECASE | re.DOTALL
+_TAG = r"(?:ant)?(?:think|thinking|thoughts?|reasoning|analysis|reflection|scratchpad)"
+_LANDMARK = re.compile(
+    rf"(?P<end></{_TAG}>|◁/think▷|\[/THINK\]|<\|end_of_thought\|>|<\|channel\|>\s*final\b.*?<\|message\|>)"
+    rf"|(?P<start><{_TAG}>|◁think▷|\[THINK\]|<\|begin_of_thought\|>|<\|channel\|>)|\{{",
+    re.IGNORECASE | re.DOTALL,
 )
-_START_OF_THOUGHTS = re.compile(rf"<{_THOUGHT}>|◁think▷|\[THINK\]|<\|begin_of_thought\|>|<\|channel\|>(?!\s*final)", re.IGNORECASE)
-
-
-def _without_thoughts(text: str) -> str:
-    """Return a text from the end of the model's thoughts on, the start of which some templates swallow."""
-    text = _THOUGHTS.sub(" ", text)
-    ends = list(_END_OF_THOUGHTS.finditer(text))
-    text = text[ends[-1].end() :] if ends else text
-    start = _START_OF_THOUGHTS.search(text)
-    return text[: start.start()] if start else text
+"""Where a model's thoughts start and end, in the marks of several, and where an object may start."""
 
 
 def _strict(text: str) -> dict[str, Any]:
@@ -865,22 +857,28 @@ def _strict(text: str) -> dict[str, Any]:
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
-    """Return the different objects that stand in a text; none if what looks like an object is broken."""
+    """Return the different objects that stand in a text outside of the model's thoughts; none if what looks like one is broken."""
     decoder = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_object, strict=False)
-    found: list[dict[str, Any]] = []
-    start = text.find("{")
-    while start >= 0:
-        try:
-            value, end = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            if re.match(r"\{\s*[\"'{}]", text[start : start + 200]):  # what stands in it is a part of an answer at best
-                return []
-            end = start + 1
+    found: list[Any] = []
+    before: list[Any] | None = None  # the thoughts, while in them
+    place = 0
+    while landmark := _LANDMARK.search(text, place):
+        place = landmark.end()
+        if landmark["end"]:  # some templates swallow the start
+            found, before = before or [], None
+        elif landmark["start"]:
+            before = list(found) if before is None else before
         else:
-            if value not in found:
-                found.append(value)
-        start = text.find("{", end)
-    return found
+            try:
+                value, place = decoder.raw_decode(text, landmark.start())
+            except (ValueError, RecursionError):
+                if re.match(r"\s*[\"'{}]", text[place : place + 200]):  # what stands in it is a part of an answer at best
+                    found.append(None)
+            else:
+                if value not in found:
+                    found.append(value)
+    found = found if before is None else before
+    return [] if None in found else found
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
