@@ -281,7 +281,25 @@ def test_a_key_that_the_endpoint_says_back_is_written_nowhere(tmp_path):
     assert KEY not in repr(asker._endpoint)
 
 
-@pytest.mark.parametrize("address", ["ftp://host/v1", "localhost:8000", "https://me:secret@host/v1", "https://host/v1?key=secret"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "ftp://host/v1",
+        "localhost:8000",
+        "https://me:secret@host/v1",
+        "https://host/v1?key=secret",
+        "https://host/v1?api-version=a secret",
+        "https://host/v1?api-version=1&api-version=secret",
+        "https://host/v1#secret",
+        "http://[secret/v1",
+        "https://host:99999/secret",
+        "https://host:secret/v1",
+        "secret",
+        "secret.me:hunter@host:8000/v1",
+        "https://ho\nst/secret",
+        "",
+    ],
+)
 def test_an_address_with_a_password_or_of_another_kind_is_refused_without_saying_it(address):
     with pytest.raises(ConfigError, match="expected http") as caught:
         Endpoint(address)

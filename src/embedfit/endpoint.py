@@ -80,7 +80,7 @@ def openai_headers() -> list[str]:
 
 def openais(url: str) -> bool:
     """Return whether this is the host that ``OPENAI_API_KEY`` is for: that of ``OPENAI_BASE_URL``, or else OpenAI's."""
-    return urllib.parse.urlsplit(url).netloc == urllib.parse.urlsplit(os.environ.get("OPENAI_BASE_URL") or OPENAI).netloc
+    return host_of(url) == host_of(os.environ.get("OPENAI_BASE_URL") or OPENAI)
 
 
 def key_variable(url: str) -> str:
@@ -91,8 +91,7 @@ def key_variable(url: str) -> str:
     """
     if openais(url):
         return "OPENAI_API_KEY"
-    host = urllib.parse.urlsplit(url).netloc.rpartition("@")[2]
-    return "EMBEDFIT_KEY_" + re.sub(r"[^A-Z0-9]+", "_", host.upper()).strip("_")
+    return "EMBEDFIT_KEY_" + re.sub(r"[^A-Z0-9]+", "_", host_of(url).upper()).strip("_")
 
 
 def header_value(value: str, source: str) -> str:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from embedfit import console
-from embedfit.config import GenerateConfig
+from embedfit.config import GenerateConfig, checked_address
 from embedfit.data import Row, writing
 from embedfit.duplicates import Said, words_of
 from embedfit.endpoint import OPENAI, PRICES, Asker, BudgetError, Endpoint, Limits, Refused, Request, Stopped, header_value, key_variable
@@ -228,7 +228,7 @@ def endpoint_of(config: GenerateConfig, ask: Callable[[str], str] | None = None)
     variable = config.key or key_variable(base_url)
     key = header_value(os.environ.get(variable, ""), variable)
     if not key:
-        host = urllib.parse.urlsplit(base_url).hostname or ""
+        host = checked_address(base_url).hostname or ""
         if host in ("localhost", "::1") or host.startswith("127."):
             key = "none"
         elif ask:
@@ -708,7 +708,7 @@ def _prices(config: GenerateConfig) -> dict[str, tuple[float, float]]:
     Raises:
         ConfigError: There is a budget, and a price is not known.
     """
-    host = urllib.parse.urlsplit(_base_url(config)).hostname or ""
+    host = checked_address(_base_url(config)).hostname or ""
     known = dict(PRICES) if host == urllib.parse.urlsplit(OPENAI).hostname or host.endswith(".openai.azure.com") else {}
     if config.price:
         known[config.model] = config.price
