@@ -154,9 +154,11 @@ def connected(make: Callable[[], _Client]) -> _Client:
         variables = ("SSL_CERT_FILE", "SSL_CERT_DIR") if isinstance(error, OSError) else ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
         names = [name for name in variables if os.environ.get(name) or os.environ.get(name.lower())]
         if isinstance(error, ImportError) and "socks" in str(error).lower():
-            raise ConfigError(f"{' or '.join(names)} is a SOCKS proxy; fix: pip install socksio, or unset it") from None
-        seen = f"{' or '.join(names)} cannot be used" if names else "no HTTP client can be made"
-        raise ConfigError(f"{seen} ({type(error).__name__}); fix: set it right, or unset it") from None
+            raise ConfigError(
+                f"{' or '.join(names) or 'the system proxy'} is a SOCKS proxy; fix: pip install socksio, or unset it"
+            ) from None
+        seen = " or ".join(names) or "the address, or a proxy of the system,"
+        raise ConfigError(f"{seen} cannot be used ({type(error).__name__}); fix: set it right, or unset it") from None
 
 
 def one_line(text: str, limit: int = 200) -> str:
@@ -269,7 +271,8 @@ def _complaint(body: Any) -> Complaint:
     inner = error if isinstance(error, dict) else body
     problems = _problems(error) or _problems(inner.get("detail")) or _problems(inner.get("message"))
     told = (error, inner.get("message"), inner.get("msg"), inner.get("detail"), inner.get("error"))
-    message = next((text for text in told if isinstance(text, str) and text), "") or "; ".join(told for _, told in problems)
+    texts = dict.fromkeys(text for text in told if isinstance(text, str) and text)
+    message = ": ".join(texts) or "; ".join(text for _, text in problems)
     innermost = inner.get("innererror")
     codes = [inner.get("code"), innermost.get("code") if isinstance(innermost, dict) else "", inner.get("type"), inner.get("status")]
     words = [str(code) for code in (*codes, body.get("error_type"), body.get("code")) if isinstance(code, (str, int)) and code]
