@@ -73,6 +73,12 @@ def write_in_a_process_of_its_own(url, output, count):
     generate(transactions_task(count), output, settings(url, tries=20))
 
 
+def write_and_die_before_the_output_is_in_place(url, output, count):
+    replace = os.replace
+    os.replace = lambda source, target: os.kill(os.getpid(), signal.SIGKILL) if str(target) == str(output) else replace(source, target)
+    write_in_a_process_of_its_own(url, output, count)
+
+
 def test_records_are_balanced_differ_and_say_where_they_come_from(tmp_path):
     with Server(twins=0.1) as server:
         found = generate(transactions_task(81), tmp_path / "r.jsonl", settings(server.url))
@@ -158,7 +164,7 @@ def test_a_thousand_records_in_spite_of_every_fault(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_ten_moments_the_records_are_the_same_and_only_what_was_under_way_is_paid_twice(tmp_path, monkeypatch):
+def test_killed_at_ten_moments_nothing_is_lost_or_paid_twice_but_what_was_under_way_and_no_file_is_left_over(tmp_path, monkeypatch):
     count, chance = 400, random.Random(7)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # or nothing would be loaded ahead
     context = multiprocessing.get_context("forkserver")
@@ -169,8 +175,8 @@ def test_killed_at_ten_moments_the_records_are_the_same_and_only_what_was_under_
         process = subprocess.Popen([sys.executable, SERVER, *options], stdout=subprocess.PIPE, text=True)
         return process, process.stdout.readline().strip()
 
-    def started(url, output):
-        process = context.Process(target=write_in_a_process_of_its_own, args=(url, output, count))
+    def started(url, output, work=write_in_a_process_of_its_own):
+        process = context.Process(target=work, args=(url, output, count))
         process.start()
         return process
 
@@ -188,11 +194,19 @@ def test_killed_at_ten_moments_the_records_are_the_same_and_only_what_was_under_
             assert process.exitcode == -signal.SIGKILL
             assert not output.exists()
             under_way += sent_and_not_answered(output)
+        process = started(url, output, write_and_die_before_the_output_is_in_place)
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+        assert not output.exists()
         process = started(url, output)
         process.join(120)
         assert process.exitcode == 0
     finally:
         server.kill()
+    answered = set()
+    for line in lines_of(output):
+        assert line["event"] != "sent" or line["id"] not in answered  # what is known is not asked again
+        answered |= {line["id"]} if line["event"] == "reply" else set()
     paid = (tmp_path / "paid.txt").read_text().split()
 
     undisturbed = tmp_path / "undisturbed.jsonl"
@@ -208,6 +222,11 @@ def test_killed_at_ten_moments_the_records_are_the_same_and_only_what_was_under_
     assert rejected == replies_in(undisturbed) - count > 30
     assert 0 < under_way <= 320
     assert len(paid) - rejected <= count + under_way
+    assert sum(times - 1 for times in Counter(paid).values()) <= under_way
+    left = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.suffix != ".txt"}
+    expected = {path.with_name(path.name.replace("undisturbed", "killed")) for path in left if str(path).startswith("undisturbed")}
+    expected |= {Path("killed.ledger") / path.name for path in left if path.parent.name == "undisturbed.ledger"}
+    assert {path for path in left if "undisturbed" not in str(path)} == {path for path in expected if "undisturbed" not in str(path)}
 
 
 def lines_of(output):
@@ -249,6 +268,29 @@ def test_interrupted_it_waits_for_what_is_paid_for_and_goes_on_later(tmp_path):
         server.delay = 0
         generate(transactions_task(400), output, settings(server.url, tries=20))
         assert len(server.paid) == 400
+
+
+def test_nothing_is_done_with_a_reply_before_it_is_on_disk(tmp_path, monkeypatch):
+    synced, replies, write = {}, {}, os.write
+
+    def sync(handle):
+        synced[os.fstat(handle).st_ino] = os.fstat(handle).st_size
+
+    def watched(handle, data):
+        written = write(handle, data)
+        line = json.loads(data) if bytes(data).startswith(b'{"event"') else {}
+        if line.get("event") == "reply":
+            replies[line["id"]] = os.fstat(handle).st_size
+        if line.get("event") == "verdict":
+            assert synced[os.fstat(handle).st_ino] >= replies[line["id"]]
+        return written
+
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, sync)
+    monkeypatch.setattr(os, "write", watched)
+    with Server(faults=0.2, kinds=("invalid",)) as server:
+        found = generate(transactions_task(30), tmp_path / "r.jsonl", settings(server.url))
+    assert (found.accepted, len(replies)) == (30, found.requests)
 
 
 def test_a_budget_stops_it_and_a_larger_one_goes_on(tmp_path):

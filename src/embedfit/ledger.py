@@ -56,13 +56,15 @@ def open_ledger(folder: Path, start: Mapping[str, Any]) -> Ledger:
         StorageError: Another process is at work in the folder, or it cannot be written.
     """
     path = folder / f"ledger-{digest(start)[:12]}.jsonl"
-    stack = contextlib.ExitStack()
+    stack, is_new = contextlib.ExitStack(), not folder.exists()
     stack.enter_context(
         locked(folder / ".lock", f"{folder}: another embedfit is writing to this ledger; fix: wait for it, or give another output")
     )
     try:
         if not path.exists():
             _say_what_changed(folder, path, start)
+        if is_new:
+            _sync_entries(folder.parent)
         return Ledger(path, start, stack)
     except BaseException:
         stack.close()
@@ -104,6 +106,7 @@ class Ledger:
         self._read()
         if self._end == 0:
             self._append({"event": "start", **start})
+            _sync_entries(path.parent)
         for cost in self._open.values():
             self.lost, self.lost_requests = self.lost + cost, self.lost_requests + 1
         self._open.clear()
@@ -253,6 +256,16 @@ class Ledger:
             self._verdicts[line["id"]] = self._end
         elif event != "start":
             raise ValueError(event)
+
+
+def _sync_entries(folder: Path) -> None:
+    """Put on disk which files a folder holds; a synced file that stands in no folder would be lost."""
+    with contextlib.suppress(OSError):  # Windows opens no folders, and needs no such thing
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _say_what_changed(folder: Path, path: Path, start: Mapping[str, Any]) -> None:
