@@ -68,6 +68,8 @@ _OTHER_NAME = {"max_tokens": "max_completion_tokens"}
 _NOT_NEEDED = ("seed", "temperature")
 _LONGEST_RETRY_AFTER = 86_400.0
 """A host that asks for more seconds than these is taken to ask for a day."""
+_CONNECT = 1.0
+"""Seconds for a connection, if the time for a request is less."""
 _SECRET = 8
 """Characters from which a key or a header's value is one; local servers are given any word."""
 
@@ -411,6 +413,10 @@ class Endpoint:
     async def once(self, body: Mapping[str, Any], timeout: float) -> Line:
         """Send a request once, and return the completion.
 
+        Args:
+            body: Of POST /chat/completions.
+            timeout: Seconds from the last byte sent to the last byte that came; and for a connection.
+
         Raises:
             EndpointError: It will never be answered.
             ConfigError: No connection can be made with the settings of this machine.
@@ -419,10 +425,17 @@ class Endpoint:
         client, sent = self._connected(timeout), self._wanted(body)
         import openai
 
-        sent_whole: list[bool] = []
-        _SENT_WHOLE.set(sent_whole)
+        sent_whole = False
+        connecting = max(timeout, _CONNECT)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(None) as clock:
+
+                def start() -> None:
+                    nonlocal sent_whole
+                    sent_whole = True
+                    clock.reschedule(asyncio.get_running_loop().time() + timeout)
+
+                _WHEN_SENT.set(start)
                 # What is in extra_body goes out as it is; the SDK would take half a millisecond to walk through a schema.
                 named = {key: sent.pop(key) for key in ("model", "messages")}
                 keys = authorization(self._key, self._query, openai.Omit())
@@ -431,14 +444,14 @@ class Endpoint:
         except openai.APIStatusError as error:
             status, headers, content = error.status_code, error.response.headers, error.response.content
         except (TimeoutError, openai.APITimeoutError):
-            why = f"no {'answer' if sent_whole else 'connection'} within {timeout:g} s"
-            raise _Broken(why, charged=bool(sent_whole), unreachable=not sent_whole) from None
+            why = f"no answer within {timeout:g} s" if sent_whole else f"no connection within {connecting:g} s"
+            raise _Broken(why, charged=sent_whole, unreachable=not sent_whole) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             why = one_line(self.hidden(f"{type(cause).__name__}: {cause}"))
-            raise _Broken(why, charged=bool(sent_whole), unreachable=not sent_whole) from None
+            raise _Broken(why, charged=sent_whole, unreachable=not sent_whole) from None
         except (openai.APIError, ValueError, AttributeError, TypeError) as error:
-            raise _Broken(one_line(self.hidden(f"not a chat completion: {error}")), charged=bool(sent_whole)) from None
+            raise _Broken(one_line(self.hidden(f"not a chat completion: {error}")), charged=sent_whole) from None
         completion = read_json(content)
         if status < 300 and _is_completion(completion):
             text = json.dumps(completion)
@@ -472,7 +485,7 @@ class Endpoint:
                     default_headers={**others, **self._headers},
                     default_query=self._query,
                     max_retries=0,
-                    timeout=timeout,
+                    timeout=openai.Timeout(timeout, connect=max(timeout, _CONNECT)),
                     http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, event_hooks={"request": [_watch]}),
                 )
             )
@@ -525,17 +538,17 @@ class Endpoint:
         return EndpointError(f"{self.base_url} refuses the request ({status} {code}): {message or 'it does not say why'}{mode}")
 
 
-_SENT_WHOLE: contextvars.ContextVar[list[bool]] = contextvars.ContextVar("_SENT_WHOLE")
-"""Of the request under way in this task: gets an entry when the last byte of its body is out."""
+_WHEN_SENT: contextvars.ContextVar[Callable[[], None]] = contextvars.ContextVar("_WHEN_SENT")
+"""To be called when the last byte of the request is out that this task has under way."""
 
 
 async def _watch(request: Any) -> None:
     """Have the HTTP client tell when a request is out; until then no host can charge for it."""
-    sent_whole = _SENT_WHOLE.get([])
+    when_sent = _WHEN_SENT.get()
 
     async def trace(event: str, info: Mapping[str, Any]) -> None:
         if event.endswith("send_request_body.complete") and getattr(info.get("request"), "method", b"POST") != b"CONNECT":
-            sent_whole.append(True)
+            when_sent()
 
     request.extensions = {**request.extensions, "trace": trace}
 
