@@ -466,6 +466,33 @@ def test_a_request_that_breaks_the_server_is_given_up_alone_where_others_are_ans
     assert asker.ledger.refusal("id1") is None  # the server may be mended
 
 
+def test_an_endpoint_that_breaks_at_one_request_after_the_other_is_to_blame_itself(tmp_path):
+    def dying(number, asked):
+        return (500, {}, b"{}") if number > 3 else plain(number, asked)
+
+    with Server(respond=dying) as server:
+        found, asker, _ = asked(tmp_path, server.url, 20, limits=Limits(concurrency=1, first_wait=0.001))
+        assert len(server.bodies) < 3 + 17 * 8
+    assert [type(one).__name__ for one in found].count("Refused") == 5
+    stopped(asker, "failed 8 times in a row (HTTP 500)")
+
+
+def test_a_request_that_was_paid_for_eight_times_in_vain_is_not_sent_again_by_the_next_run(tmp_path):
+    class Cutting(Server):
+        async def serve(self, body, writer):
+            if "number 1" in body["messages"][0]["content"]:
+                self.bodies.append(body)
+                return False
+            return await super().serve(body, writer)
+
+    with Cutting(respond=plain) as server:
+        for _ in range(2):
+            found, asker, _ = asked(tmp_path, server.url, 5, limits=Limits(first_wait=0.03))
+            assert [type(one) for one in found] == [dict, Refused, dict, dict, dict]
+            assert asker.ledger.lost_requests == 8
+        assert len(server.bodies) == 4 + 8
+
+
 def test_a_quota_and_a_flagged_account_concern_everybody(tmp_path):
     for status, message in [(429, "insufficient_quota"), (403, "Your account has been flagged")]:
         with Server(respond=lambda number, body, status=status, message=message: (status, {}, error(message, message))) as server:
