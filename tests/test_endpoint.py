@@ -543,6 +543,16 @@ def test_an_unknown_parameter_is_recognised_however_it_is_said(tmp_path, capsys,
     assert capsys.readouterr().err.count("m takes no ") == 1
 
 
+def test_of_two_parameters_in_a_refusal_the_first_is_to_blame(tmp_path):
+    def choosy(number, asked):
+        refusal = error(None, "Unsupported: seed is not supported with temperature.")
+        return (400, {}, refusal) if "seed" in asked else plain(number, asked)
+
+    with Server(respond=choosy) as server:
+        asked(tmp_path, server.url, body={"temperature": 1.0})
+    assert [set(body) & {"seed", "temperature"} for body in server.bodies] == [{"seed", "temperature"}, {"temperature"}]
+
+
 @pytest.mark.parametrize(
     "message",
     [
