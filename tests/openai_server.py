@@ -211,8 +211,8 @@ async def send(writer, status, headers, body, slow=False):
     if not slow:
         writer.write(whole)
     for start in range(0, len(whole) if slow else 0, len(whole) // 8):
+        await asyncio.sleep(0.005)  # before, so that nothing is counted as paid later than the client has it
         writer.write(whole[start : start + len(whole) // 8])
-        await asyncio.sleep(0.005)
     await writer.drain()
 
 

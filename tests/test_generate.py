@@ -13,6 +13,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from openai_server import Server, completion, error
 from pydantic import BaseModel
 
@@ -23,8 +26,8 @@ from embedfit.data import Document, load, read_documents
 from embedfit.duplicates import near_duplicates
 from embedfit.endpoint import Limits
 from embedfit.errors import ConfigError, DataError, EndpointError
-from embedfit.generate import endpoint_of, estimate, generate
-from embedfit.plan import Questions, Records, prompt_template
+from embedfit.generate import answer_of, endpoint_of, estimate, generate
+from embedfit.plan import Questions, Records, Rejected, prompt_template
 from embedfit.records import record_type
 from embedfit.samples import TRANSACTIONS
 
@@ -68,6 +71,12 @@ def text_of(row):
 def write_in_a_process_of_its_own(url, output, count):
     generate_module.Limits = functools.partial(Limits, first_wait=0.01)
     generate(transactions_task(count), output, settings(url, tries=20))
+
+
+def write_and_die_before_the_output_is_in_place(url, output, count):
+    replace = os.replace
+    os.replace = lambda source, target: os.kill(os.getpid(), signal.SIGKILL) if str(target) == str(output) else replace(source, target)
+    write_in_a_process_of_its_own(url, output, count)
 
 
 def test_records_are_balanced_differ_and_say_where_they_come_from(tmp_path):
@@ -155,7 +164,7 @@ def test_a_thousand_records_in_spite_of_every_fault(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_ten_moments_the_records_are_the_same_and_only_what_was_under_way_is_paid_twice(tmp_path, monkeypatch):
+def test_killed_at_ten_moments_nothing_is_lost_or_paid_twice_but_what_was_under_way_and_no_file_is_left_over(tmp_path, monkeypatch):
     count, chance = 400, random.Random(7)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # or nothing would be loaded ahead
     context = multiprocessing.get_context("forkserver")
@@ -166,8 +175,8 @@ def test_killed_at_ten_moments_the_records_are_the_same_and_only_what_was_under_
         process = subprocess.Popen([sys.executable, SERVER, *options], stdout=subprocess.PIPE, text=True)
         return process, process.stdout.readline().strip()
 
-    def started(url, output):
-        process = context.Process(target=write_in_a_process_of_its_own, args=(url, output, count))
+    def started(url, output, work=write_in_a_process_of_its_own):
+        process = context.Process(target=work, args=(url, output, count))
         process.start()
         return process
 
@@ -185,11 +194,19 @@ def test_killed_at_ten_moments_the_records_are_the_same_and_only_what_was_under_
             assert process.exitcode == -signal.SIGKILL
             assert not output.exists()
             under_way += sent_and_not_answered(output)
+        process = started(url, output, write_and_die_before_the_output_is_in_place)
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+        assert not output.exists()
         process = started(url, output)
         process.join(120)
         assert process.exitcode == 0
     finally:
         server.kill()
+    answered = set()
+    for line in lines_of(output):
+        assert line["event"] != "sent" or line["id"] not in answered  # what is known is not asked again
+        answered |= {line["id"]} if line["event"] == "reply" else set()
     paid = (tmp_path / "paid.txt").read_text().split()
 
     undisturbed = tmp_path / "undisturbed.jsonl"
@@ -205,6 +222,11 @@ def test_killed_at_ten_moments_the_records_are_the_same_and_only_what_was_under_
     assert rejected == replies_in(undisturbed) - count > 30
     assert 0 < under_way <= 320
     assert len(paid) - rejected <= count + under_way
+    assert sum(times - 1 for times in Counter(paid).values()) <= under_way
+    left = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.suffix != ".txt"}
+    expected = {path.with_name(path.name.replace("undisturbed", "killed")) for path in left if str(path).startswith("undisturbed")}
+    expected |= {Path("killed.ledger") / path.name for path in left if path.parent.name == "undisturbed.ledger"}
+    assert {path for path in left if "undisturbed" not in str(path)} == {path for path in expected if "undisturbed" not in str(path)}
 
 
 def lines_of(output):
@@ -248,6 +270,29 @@ def test_interrupted_it_waits_for_what_is_paid_for_and_goes_on_later(tmp_path):
         assert len(server.paid) == 400
 
 
+def test_nothing_is_done_with_a_reply_before_it_is_on_disk(tmp_path, monkeypatch):
+    synced, replies, write = {}, {}, os.write
+
+    def sync(handle):
+        synced[os.fstat(handle).st_ino] = os.fstat(handle).st_size
+
+    def watched(handle, data):
+        written = write(handle, data)
+        line = json.loads(data) if bytes(data).startswith(b'{"event"') else {}
+        if line.get("event") == "reply":
+            replies[line["id"]] = os.fstat(handle).st_size
+        if line.get("event") == "verdict":
+            assert synced[os.fstat(handle).st_ino] >= replies[line["id"]]
+        return written
+
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, sync)
+    monkeypatch.setattr(os, "write", watched)
+    with Server(faults=0.2, kinds=("invalid",)) as server:
+        found = generate(transactions_task(30), tmp_path / "r.jsonl", settings(server.url))
+    assert (found.accepted, len(replies)) == (30, found.requests)
+
+
 def test_a_budget_stops_it_and_a_larger_one_goes_on(tmp_path):
     with Server(faults=0.2) as server:
         found = generate(transactions_task(200), tmp_path / "r.jsonl", settings(server.url, budget=0.05))
@@ -288,6 +333,228 @@ def test_a_model_that_never_does_it_right_is_not_paid_for_long(tmp_path):
         with pytest.raises(EndpointError, match=r"not one of the first 50 replies could be used, 50 for this reason: invalid"):
             generate(transactions_task(500), tmp_path / "r.jsonl", settings(server.url, concurrency=8))
         assert len(server.paid) < 60
+
+
+# What replies look like
+
+
+def called(arguments, name="Ticket"):
+    return {"content": None, "tool_calls": [{"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}}]}
+
+
+OBJECT = {"query": "a } and a { and </think>", "evidence": 'b "```" c'}
+JSON = json.dumps(OBJECT)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": JSON},
+        {"content": f"\ufeff {JSON}\n"},
+        {"content": f"```json\n{JSON}\n```"},
+        {"content": f"~~~\n{JSON}\n~~~"},
+        {"content": f"Sure, {{here}} you are:\n\n```\n{JSON}\n```\nAnything else {{}}?".replace("{}", "{you}")},
+        {"content": f'<think>First {{"query": "a draft"}}, then more.</think>\n{JSON}'},
+        {"content": f'<thinking>{{"query": "a draft"}}</thinking>{JSON}'},
+        {"content": f'{{"query": "a draft"}} was too short.</think>{JSON}'},
+        {"content": f"[THINK]so ...[/THINK]{JSON}"},
+        {"content": f"<|channel|>analysis<|message|>{{1}} of<|end|><|start|>assistant<|channel|>final<|message|>{JSON}<|return|>"},
+        {"content": f"{JSON}<|im_end|>"},
+        {"content": f"{JSON}</s></s>"},
+        {"content": f"{JSON}\n<end_of_turn>"},
+        {"content": f"{JSON}\n{JSON}"},
+        {"content": json.dumps(JSON)},
+        {"content": JSON.replace(" and a {", " and\na {")} | {"role": "assistant"},
+        {"content": [{"type": "text", "text": JSON[:20]}, {"type": "text", "text": JSON[20:]}]},
+        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "{}"}]}, {"type": "output_text", "text": JSON}]},
+        {"content": OBJECT},
+        {"content": None, "reasoning_content": '{"query": "a draft"}', "tool_calls": called(JSON)["tool_calls"]},
+        called(OBJECT),
+        called(JSON + "<|im_end|>"),
+        {"content": JSON, "tool_calls": None},
+        {"content": JSON, "tool_calls": []},
+        {"content": JSON, "reasoning_content": "hm", "refusal": None},
+        {"content": None, "function_call": {"name": "Ticket", "arguments": JSON}},
+    ],
+)
+def test_an_answer_is_found_whatever_stands_around_it(message):
+    found = answer_of(message)
+    assert {**found, "query": found["query"].replace("\n", " ")} == {**OBJECT, "query": OBJECT["query"].replace("\n", " ")}
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        ({"content": None}, "empty"),
+        ({"content": None, "reasoning_content": JSON}, "empty"),
+        ({"content": ""}, "empty"),
+        ({"content": '{"query": "a"} or rather {"query": "b"}'}, "two different objects"),
+        ({"content": f'Like {{"query": "a draft"}}.\n```json\n{JSON}\n```'}, "two different objects"),
+        ({"content": f'[{JSON}, {{"query": "b"}}]'}, "two different objects"),
+        ({"content": '{"query": "a", "query": "b"}'}, "stands there twice"),
+        ({"content": '{"inner": {"query": "a"}, "evidence": '}, "Invalid JSON"),
+        ({"content": f'{{"inner": {JSON}, "rest": }}'}, "Invalid JSON"),
+        ({"content": f"<think>{JSON}"}, "Invalid JSON"),
+        ({"content": f"<think>{JSON}</think>"}, "Invalid JSON"),
+        ({"content": '{"amount": NaN}'}, "NaN is no JSON"),
+        ({"content": "[" * 100_000}, "Invalid JSON"),
+        ({"content": '{"a":' * 100_000}, "Invalid JSON"),
+        ({"content": None, "tool_calls": called(JSON)["tool_calls"] + called('{"query": "b"}')["tool_calls"]}, "two different tool calls"),
+    ],
+)
+def test_nothing_is_guessed(message, why):
+    with pytest.raises(Rejected, match=re.escape(why)) as caught:
+        answer_of(message)
+    assert caught.value.reason == "invalid"
+
+
+def anything(*words):
+    leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(words)
+    keys = st.sampled_from(words) | st.text(max_size=4)
+    return st.recursive(leaves, lambda some: st.lists(some, max_size=3) | st.dictionaries(keys, some, max_size=4), max_leaves=12)
+
+
+PIECES = ("content", "tool_calls", "function", "arguments", "type", "text", "refusal", JSON, "```json", "<think>", "</think>", "{", "}")
+
+
+@given(st.dictionaries(st.sampled_from(PIECES), anything(*PIECES)))
+@hypothesis_settings(max_examples=300, deadline=None, derandomize=True)
+def test_any_message_is_an_answer_or_rejected(message):
+    try:
+        found = answer_of(message)
+    except Rejected:
+        return
+    assert isinstance(found, dict)
+
+
+@given(st.text(alphabet="ab {}\n`<>|", max_size=30), st.text(alphabet="ab }\n`<>|", max_size=30))
+@hypothesis_settings(max_examples=200, deadline=None, derandomize=True)
+def test_prose_around_an_object_changes_nothing(before, after):
+    if "{" in before and re.search(r"\{\s*[{}]", before + "{"):
+        before = before.replace("{", "(")
+    assert answer_of({"content": f"{before}{JSON}{after}"}) == OBJECT
+
+
+@given(anything(*PIECES), st.sampled_from(["tools", "json", "json_schema"]), st.sampled_from(["stop", "length", None, 7, "tool_calls"]))
+@example(called({"words": "x"}), "tools", "stop")
+@example({"content": [{"type": "text"}], "tool_calls": "x"}, "tools", None)
+@hypothesis_settings(max_examples=25, deadline=None, derandomize=True)
+def test_whatever_a_reply_holds_it_is_asked_for_again_or_used(tmp_path_factory, message, mode, finish):
+    message = message if isinstance(message, dict) else {"content": message}
+    answered = {"choices": [{"index": 0, "finish_reason": finish, "message": message}], "usage": {"prompt_tokens": "?"}}
+    labels = {id: Document(id, id) for id in ("red", "blue")}
+    task = Records(labels, 2, record_type("test_generate:Ticket"), "Write one for {{ label }}, {{ number }}")
+    rote = Server(respond=lambda number, body: (200, {}, json.dumps(answered).encode()))
+    with (
+        rote as server,
+        pytest.raises(EndpointError, match=r"none of 2 records could be written, of 4 requests: 4 (invalid|cut off|refused)"),
+    ):
+        generate(task, tmp_path_factory.mktemp("any") / "r.jsonl", settings(server.url, mode=mode, tries=2, price=None))
+
+
+@pytest.mark.parametrize(("mode", "odd"), [("tools", "content"), ("tools", "object"), ("json", "fence"), ("json_schema", "parts")])
+def test_odd_replies_are_paid_for_once(tmp_path, mode, odd):
+    def answer(body, draw, **more):
+        label = re.search(r"for (red|blue),", body["messages"][-1]["content"])[1]
+        row = {"words": f"thing number {draw}", "expected": label}
+        text = json.dumps(row)
+        odd_ones = {
+            "content": {"content": text},
+            "object": called(row),
+            "fence": {"content": f"<think>{{}}</think>```json\n{text}\n```<|im_end|>"},
+            "parts": {"content": [{"type": "text", "text": text}]},
+        }
+        return odd_ones[odd]
+
+    labels = {id: Document(id, id) for id in ("red", "blue")}
+    task = Records(labels, 6, record_type("test_generate:Ticket"), "Write one for {{ label }}, {{ number }}")
+    with Server(answer=answer) as server:
+        found = generate(task, tmp_path / "r.jsonl", settings(server.url, mode=mode))
+        assert (found.accepted, len(server.paid)) == (6, 6)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("kind", ["filtered", "too long", "failed"])
+def test_one_passage_that_is_refused_is_left_out_alone_and_never_asked_again(tmp_path, kind):
+    documents = {f"d{n}": Document(f"d{n}", f"The {n}th passage tells of something else than all the others do.") for n in range(8)}
+    refusals = {
+        "filtered": (400, {}, error("content_filter", "blocked by the content filter")),
+        "too long": (400, {}, error("context_length_exceeded", "too long")),
+        "failed": (500, {}, b"{}"),
+    }
+    asked_for = Counter()
+
+    def choosy(number, body):
+        if "The 3th passage" not in body["messages"][0]["content"]:
+            return None
+        asked_for["d3"] += 1
+        return refusals[kind]
+
+    task = Questions(documents, 2, prompt_template(None, "question"))
+    with Server(respond=choosy) as server:
+        config = settings(server.url, concurrency=4)
+        found = generate(task, tmp_path / "q.jsonl", config)
+        assert (found.accepted, found.given_up, found.outcomes[kind]) == (14, 2, 2)
+        assert asked_for["d3"] == (16 if kind == "failed" else 2)  # not ten tries for each place
+        assert found.lost_requests == 0
+        assert "2 given up" in found.sentence
+        again = generate(task, tmp_path / "q.jsonl", config)
+        assert again.new_requests == 0
+        assert (again.accepted, again.outcomes) == (found.accepted, found.outcomes)
+        assert asked_for["d3"] == (32 if kind == "failed" else 2)
+        assert len(server.paid) == 14
+
+
+def test_what_the_judge_may_not_read_has_no_difficulty_and_stays(tmp_path):
+    def choosy(number, body):
+        judging = body["messages"][0]["content"].startswith("Which of these")
+        return (400, {}, error("content_filter")) if judging and "Insurance" in str(server.labels[name_in(body)]) else None
+
+    def name_in(body):
+        return re.search(r"Name: (.+)", body["messages"][0]["content"])[1]
+
+    with Server(respond=choosy) as server:
+        found = generate(transactions_task(27), tmp_path / "r.jsonl", settings(server.url, judge="rote", suspects="drop"))
+    rows = {row["expense_category"]: row for row in rows_of(found.output)}
+    assert "difficulty" not in rows["Insurance"]["generated"]
+    assert all("difficulty" in row["generated"] for label, row in rows.items() if label != "Insurance")
+
+
+def test_an_endpoint_that_refuses_every_passage_is_not_asked_a_thousand_times(tmp_path):
+    with Server(respond=lambda number, body: (400, {}, error("context_length_exceeded", "too long"))) as server:
+        with pytest.raises(EndpointError, match="not one of the first 50 replies could be used, 50 for this reason: too long"):
+            generate(transactions_task(500), tmp_path / "r.jsonl", settings(server.url, concurrency=8))
+        assert len(server.bodies) < 60
+
+
+def test_a_run_that_wrote_nothing_says_why_and_leaves_what_was_there(tmp_path, capsys):
+    output = tmp_path / "r.jsonl"
+    with Server() as server:
+        generate(transactions_task(3), output, settings(server.url))
+        before = output.read_bytes()
+        turns = Counter()
+
+        def useless(body, draw, **more):
+            turns["all"] += 1
+            return {"content": "no"} if turns["all"] % 3 else Server.usual(server, body, draw, wrong=True)
+
+        server.answer = useless
+        config = settings(server.url, model="other", tries=2, concurrency=1)
+        with pytest.raises(
+            EndpointError, match=r"none of 15 records could be written, of 30 requests for 0\.\d+: 20 invalid, 10 wrong label; fix: see"
+        ):
+            generate(transactions_task(15), output, config)
+        assert output.read_bytes() == before
+        assert len(server.paid) == 33
+        common = ["--labels", str(CATEGORIES), "--count", "15", "--base-url", server.url, "--price", "1", "2", "--concurrency", "1"]
+        with pytest.raises(SystemExit) as caught:
+            main(["generate", "records", "--output", str(output), "--model", "third", *common])
+        assert caught.value.code == 2
+        assert re.search(r"50 replies could be used|none of 15 records", capsys.readouterr().err)
+        with pytest.raises(EndpointError, match="stopped before the budget of 1e-06 would be passed"):
+            generate(transactions_task(3), tmp_path / "b.jsonl", settings(server.url, budget=1e-6))
 
 
 def test_a_place_for_which_every_try_fails_is_given_up_and_counted(tmp_path):
@@ -416,6 +683,65 @@ def test_the_key_comes_from_the_environment_or_is_asked_for(monkeypatch):
         endpoint_of(GenerateConfig(key="MINE", headers={"X-Gateway": "GATEWAY"}))
     monkeypatch.setenv("GATEWAY", "value-of-header")
     assert endpoint_of(GenerateConfig(key="MINE", headers={"X-Gateway": "GATEWAY"}))._headers == {"X-Gateway": "value-of-header"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ('key = "sk-SECRET-0123456789"', "generate.key"),
+        ('key = "hf_SECRETaBcDeFgHiJkLmNoPqRsTuVwXyZ"', "generate.key"),
+        ("key = 1234567890", "generate.key"),
+        ('key = ["sk-SECRET"]', "generate.key"),
+        ('headers = {X-Gateway = "gw-SECRET-0123456789"}', "generate.headers"),
+        ('headers = {"Authorization: Bearer SECRET" = "A"}', "generate.headers"),
+        ('headers = "Authorization: Bearer SECRET"', "generate.headers"),
+        ("headers = {X-Gateway = 1234567890}", "generate.headers"),
+        ('base_url = "https://me:SECRET@host/v1"', "generate.base_url"),
+        ('base_url = "https://host/v1?key=SECRET"', "generate.base_url"),
+        ('base_url = "https://host/v1?api-version=1&key=SECRET"', "generate.base_url"),
+        ('base_url = "https://host/v1#SECRET"', "generate.base_url"),
+        ('base_url = "http://[SECRET/v1"', "generate.base_url"),
+        ('base_url = "SECRET"', "generate.base_url"),
+    ],
+)
+def test_a_secret_in_the_configuration_is_refused_and_shown_nowhere(tmp_path, capsys, setting, named):
+    toml = tmp_path / "embedfit.toml"
+    toml.write_text(
+        f'[data]\nqueries = "r.jsonl"\ndocuments = "{CATEGORIES}"\nrecord = "transaction"\n[generate]\nrecords = 3\n{setting}\n'
+    )
+    before = set(tmp_path.rglob("*"))
+    for arguments in (["generate", "records", "--config", str(toml)], ["run", str(toml)], ["check", str(toml)]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+        out, err = capsys.readouterr()
+        assert f"key '{named}'" in err
+        assert len(err.splitlines()) == 1
+        assert "SECRET" not in out + err
+        assert "1234567890" not in out + err
+    with pytest.raises(ConfigError) as caught:
+        read_config(toml)
+    assert "SECRET" not in repr(caught.value)
+    assert set(tmp_path.rglob("*")) == before
+    with pytest.raises(ConfigError, match=r"generate\.records.*seen 'many'"):  # what is no secret is shown
+        make_config({"data": {"queries": "a"}, "generate": {"records": "many"}})
+
+
+def test_pydantics_own_error_does_not_show_a_key():
+    with pytest.raises(ValueError, match="environment variable") as caught:
+        GenerateConfig(key=KEY)
+    assert KEY not in str(caught.value) + repr(caught.value)
+
+
+def test_a_variable_of_any_name_is_taken_where_it_is_set(monkeypatch):
+    monkeypatch.setenv("my_key", KEY + "\n")
+    assert endpoint_of(GenerateConfig(key="my_key"))._key == KEY
+    monkeypatch.setenv("MY_KEY", "\n")
+    with pytest.raises(ConfigError, match="MY_KEY is not set"):
+        endpoint_of(GenerateConfig(key="MY_KEY"))
+    with pytest.raises(ConfigError, match="the key holds a character that cannot be sent") as caught:
+        endpoint_of(GenerateConfig(), lambda question: "sk-SE\nCRET")
+    assert "CRET" not in str(caught.value)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+import stat
 import subprocess
 import sys
 
@@ -52,6 +53,61 @@ def test_a_reply_is_synced_before_keep_returns_and_replies_that_wait_are_synced_
 
         asyncio.run(all_at_once())
         assert 1 <= len(synced) <= 3
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """What of each file would outlast a power cut: inode -> its size when it was synced last. Folders are there with size -1."""
+    synced = {}
+
+    def sync(handle):
+        state = os.fstat(handle)
+        synced[state.st_ino] = -1 if stat.S_ISDIR(state.st_mode) else state.st_size
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "fdatasync", sync)
+    return synced
+
+
+def test_a_reply_is_on_disk_when_keep_returns_and_so_is_the_ledgers_place(tmp_path, disk):
+    folder = tmp_path / "new" / "r.ledger"
+    with open_ledger(folder, START) as ledger:
+        inode = ledger.path.stat().st_ino
+        for number in range(3):
+            kept(ledger, f"id{number}")
+            assert disk[inode] >= ledger._replies[f"id{number}"] + len(f'{{"event": "reply", "id": "id{number}"')
+            assert disk[inode] == ledger.path.stat().st_size
+        assert disk[folder.stat().st_ino] == disk[folder.parent.stat().st_ino] == -1
+        ledger.decide("id0", "accepted")
+        ledger.refuse("id9", "filtered", "no")
+    assert disk[inode] == ledger.path.stat().st_size
+
+
+def test_two_replies_at_once_are_both_on_disk_when_their_keep_returns(tmp_path, disk):
+    with open_ledger(tmp_path, START) as ledger:
+        inode = ledger.path.stat().st_ino
+
+        async def keep(id):
+            await ledger.keep(id, Cost(), reply())
+            assert disk[inode] > ledger._replies[id]
+
+        async def staggered():
+            first = asyncio.ensure_future(keep("a"))
+            await asyncio.sleep(0)  # "a" is being synced when "b" and "c" are written
+            await asyncio.gather(first, keep("b"), keep("c"))
+
+        asyncio.run(staggered())
+
+
+def test_a_request_that_was_refused_stays_so_and_costs_nothing(tmp_path):
+    with open_ledger(tmp_path, START) as ledger:
+        ledger.sent("a", Cost(100, 1.0))
+        ledger.refuse("a", "too long", "the words of the endpoint")
+        assert (ledger.under_way, ledger.spent) == (0, Cost())
+    with open_ledger(tmp_path, START) as ledger:
+        assert ledger.refusal("a") == ("too long", "the words of the endpoint")
+        assert ledger.refusal("b") is None
+        assert (ledger.lost_requests, ledger.spent) == (0, Cost())
 
 
 def test_a_line_that_was_cut_off_is_dropped_and_the_next_one_stands_by_itself(tmp_path):

@@ -7,6 +7,8 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from servers import Embeddings, running, word_vectors
 
 from embedfit import pipeline, remote
@@ -60,6 +62,10 @@ def unit(vectors):
             Address("openai", "nomic-embed-text:latest", "http://localhost:11434/v1"),
         ),
         ("openai:m?dimensions=8@https://a.example/v1", Address("openai", "m", "https://a.example/v1", 8)),
+        (
+            "openai:ada?dimensions=8@https://me.openai.azure.com/openai/deployments/ada?api-version=2024-06-01",
+            Address("openai", "ada", "https://me.openai.azure.com/openai/deployments/ada?api-version=2024-06-01", 8),
+        ),
         ("hf-inference:BAAI/bge-base-en-v1.5", Address("hf-inference", "BAAI/bge-base-en-v1.5", None)),
         ("hf-inference:https://x.endpoints.huggingface.cloud", Address("hf-inference", *2 * ["https://x.endpoints.huggingface.cloud"])),
     ],
@@ -77,6 +83,13 @@ def test_a_name_says_provider_model_server_and_dimensions(name, expected):
         ("openai:m?dimensions=0", "option 'dimensions=0' is unknown"),
         ("openai:m@https://me:hunter2@a.example/v1", "has a password in its URL"),
         ("hf-inference:https://me:hunter2@a.example", "has a password in its URL"),
+        ("openai:m@https://a.example/v1?key=hunter2", "does not belong there"),
+        ("openai:m@https://a.example/v1?api-version=1&key=hunter2", "does not belong there"),
+        ("openai:m@https://a.example/v1#hunter2", "does not belong there"),
+        ("openai:m@https://[hunter2/v1", "does not belong there"),
+        ("openai:m@ftp://me:hunter2@a.example/v1", "not http"),
+        ("openai:m?key=hunter2@https://a.example/v1", "option 'key' is unknown"),
+        ("hf-inference:https://a.example?token=hunter2", "does not belong there"),
     ],
 )
 def test_a_name_that_is_none_is_refused_in_one_line_without_its_password(name, message):
@@ -296,6 +309,220 @@ def test_a_server_that_is_not_there_is_one_line_and_quick():
     with pytest.raises(OfflineError, match=r"127\.0\.0\.1:9 cannot be reached"):
         RemoteEncoder("openai:m@http://127.0.0.1:9/v1").encode(["a"], "query")
     assert time.monotonic() - started < 5
+
+
+# Keys
+
+
+@pytest.mark.parametrize("name", ["openai:m@{}/v1", "hf-inference:{}/embed"])
+def test_a_key_with_white_space_around_it_is_sent_without_and_one_that_cannot_be_sent_is_not_shown(server, monkeypatch, name):
+    variable = key_variable(server.address)
+    monkeypatch.setenv(variable, KEY + "\r\n")
+    RemoteEncoder(name.format(server.address)).encode(["a"], "query")
+    assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
+    for secret in ("sk-SEC\nRET", "sk-SEC\rRET", "sk-SECRETé", "\u200bsk-SECRET"):
+        monkeypatch.setenv(variable, secret)
+        with pytest.raises(ConfigError, match=f"{variable} holds a character that cannot be sent in a header") as caught:
+            RemoteEncoder(name.format(server.address))
+        assert "SEC" not in repr(caught.value)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("name", ["openai:m@http://model.example/v1", "hf-inference:http://model.example"])
+def test_a_socks_proxy_without_its_package_is_one_line_without_its_password(name, monkeypatch):
+    from huggingface_hub import close_session
+
+    monkeypatch.setenv("ALL_PROXY", "socks5h://me:hunter2@127.0.0.1:9")
+    close_session()  # the Hub's client is kept once it is made
+    with pytest.raises(ConfigError) as caught:
+        RemoteEncoder(name).encode(["a"], "query")
+    assert str(caught.value) == "ALL_PROXY is a SOCKS proxy; fix: pip install socksio, or unset it"
+
+
+def test_a_redirect_takes_no_key_to_another_host(server, encoder):
+    with running(Embeddings()) as other:
+        server.fault = lambda request: (307, {"Location": f"{other.address}/v1/embeddings?token=hunter2"}, b"")
+        with pytest.raises(ModelError, match="answered 307") as caught:
+            encoder.encode(["a"], "query")
+        assert other.requests == []
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_azure_address_keeps_its_version_and_takes_the_key_as_azure_does(server, monkeypatch):
+    monkeypatch.setenv(key_variable(server.address), KEY)
+    encoder = RemoteEncoder(f"openai:ada@{server.address}/openai/deployments/ada/?api-version=2024-06-01")
+    np.testing.assert_allclose(encoder.encode(texts(3), "query"), unit(word_vectors(texts(3))), atol=1e-6)
+    [request] = server.requests
+    assert request.path == "/openai/deployments/ada/embeddings?api-version=2024-06-01"
+    assert request.headers["api-key"] == KEY
+    assert "authorization" not in request.headers
+
+
+# What is none
+
+
+def body_of(*rows, **more):
+    return {"object": "list", "model": "m", "data": list(rows), **more}
+
+
+def row_of(index, embedding=(1.0, 0.0)):
+    return {"index": index, "embedding": list(embedding) if isinstance(embedding, tuple) else embedding}
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        (b"<!doctype html><title>Log in</title>", "an HTML page"),
+        (b"", "an empty body"),
+        (b"OK", "no JSON"),
+        (b"null", "JSON that is no object"),
+        (b"[[1.0, 0.0], [0.0, 1.0]]", "JSON that is no object"),
+        ({"embeddings": [[1.0]]}, "JSON with 'embeddings'"),
+        ({"data": "text"}, "JSON with 'data'"),
+        (body_of(), "0 vectors; expected one vector for each of 2 texts"),
+        (body_of(row_of(0), {"embedding": [1.0, 0.0]}), "index is none"),
+        (body_of(row_of(0), row_of(None)), "index is None"),
+        (body_of(row_of(0), row_of(0)), "index is 0; expected each of 0 to 1 once"),
+        (body_of(row_of(0), row_of(2)), "index is 2"),
+        (body_of(row_of(0), row_of(-1)), "index is -1"),
+        (body_of(row_of(0), row_of("1")), "index is '1'"),
+        (body_of(row_of(0), row_of(True)), "index is True"),
+        (body_of(row_of(0), row_of(1.0)), "index is 1.0"),
+        (body_of(row_of(0), [1.0, 0.0]), "index is none"),
+        (body_of(row_of(0), row_of(1, (1.0,))), "different lengths"),
+        (body_of(row_of(0), row_of(1, "not base64!")), "'not base64!' as embedding"),
+        (body_of(row_of(0), row_of(1, "AAAA")), "'AAAA' as embedding"),
+        (body_of(row_of(0), row_of(1, None)), "None as embedding"),
+        (body_of(row_of(0), row_of(1, ("1.0", "0.0"))), "as embedding; expected numbers"),
+        (body_of(row_of(0), row_of(1, (None, 0.0))), "as embedding; expected numbers"),
+        (body_of(row_of(0), row_of(1, (True, False))), "as embedding; expected numbers"),
+        (body_of(row_of(0), row_of(1, ([1.0], [2.0]))), "as embedding; expected numbers"),
+        (body_of(row_of(0), row_of(1, (10**400, 1))), "as embedding; expected numbers"),
+        (body_of(row_of(0), row_of(1, (float("nan"), 1.0))), "not finite"),
+    ],
+)
+def test_a_body_that_holds_no_vectors_is_one_line_that_says_what_it_is(server, encoder, body, what):
+    server.fault = lambda request: (200, {}, body if isinstance(body, bytes) else json.dumps(body).encode())
+    with pytest.raises(ModelError) as caught:
+        encoder.encode(["a", "b"], "query")
+    assert what in str(caught.value)
+    assert "not finite" in what or f"{encoder.address.host} answered 200 with " in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>", b"", b"{}", b'"text"', b"[1, 2]", b'[["1.0"], ["2.0"]]', b"[[1.0], [1.0, 2.0]]", b"[[null], [1]]"]
+)
+def test_what_a_hugging_face_endpoint_gives_instead_of_vectors_is_one_line(server, body):
+    server.fault = lambda request: (200, {}, body)
+    with pytest.raises(ModelError) as caught:
+        RemoteEncoder(f"hf-inference:{server.address}/embed").encode(["a", "b"], "query")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "usage", ["many", None, [], {"total_tokens": None}, {"total_tokens": "12"}, {"total_tokens": -1}, {"total_tokens": True}]
+)
+def test_a_usage_that_is_no_number_is_not_told(server, encoder, usage):
+    server.faults = [(200, {}, json.dumps(body_of(row_of(0), usage=usage)).encode())]
+    assert encoder.encode(["a"], "query").shape == (1, 2)
+    assert encoder.spent.tokens is None
+    assert "tokens not told" in str(encoder.spent)
+
+
+@pytest.mark.parametrize("name", ["openai:m@{}/v1", "hf-inference:{}/embed"])
+@pytest.mark.parametrize(
+    "body", [{"error": "no room left"}, {"error": {"message": "no room left", "code": 503}}, {"detail": "no room left"}]
+)
+def test_an_error_under_status_200_keeps_its_reason(server, monkeypatch, name, body):
+    monkeypatch.setattr(remote, "_TRIES", 2)
+    server.fault = lambda request: (200, {}, json.dumps(body).encode())
+    with pytest.raises(ModelError, match="no room left"):
+        RemoteEncoder(name.format(server.address)).encode(["a"], "query")
+    assert len(server.requests) == (2 if "503" in str(body) else 1)
+
+
+def anything(*words):
+    leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.sampled_from(words)
+    keys = st.sampled_from(words) | st.text(max_size=4)
+    return st.recursive(leaves, lambda some: st.lists(some, max_size=3) | st.dictionaries(keys, some, max_size=4), max_leaves=12)
+
+
+WORDS = ("data", "index", "embedding", "usage", "total_tokens", "error", "message", "detail")
+
+
+@pytest.fixture(scope="module")
+def one_server():
+    with running(Embeddings()) as one:
+        yield one
+
+
+@given(
+    body=anything(*WORDS), status=st.sampled_from([200, 200, 400, 404]), name=st.sampled_from(["openai:m@{}/v1", "hf-inference:{}/embed"])
+)
+@example(body=body_of(row_of(0), row_of(1), usage={"total_tokens": "x"}), status=200, name="openai:m@{}/v1")
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_any_json_is_vectors_or_one_line(one_server, body, status, name):
+    one_server.fault = lambda request: (status, {}, json.dumps(body).encode())
+    try:
+        found = RemoteEncoder(name.format(one_server.address)).encode(["a", "b"], "query")
+    except ModelError as error:
+        line = str(error)
+    else:
+        line = "fine"
+        assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert len(line.splitlines()) == 1
+    assert line.isprintable()
+
+
+# What one text causes
+
+
+@pytest.mark.parametrize("status", [400, 413, 422, 200])
+@pytest.mark.parametrize("message", ["the batch is not to my taste", ["no"], {"reason": 7}])
+def test_any_refusal_of_many_texts_is_tried_with_fewer(server, encoder, status, message):
+    def picky(request):
+        return (status, {}, json.dumps({"error": message}).encode()) if len(request.json["input"]) > 5 else None
+
+    server.fault = picky
+    np.testing.assert_allclose(encoder.encode(texts(64), "query"), unit(word_vectors(texts(64))), atol=1e-6)
+    assert set(server.bought.values()) == {1}
+
+
+@pytest.mark.parametrize("fault", [400, 422, 500, 503, "drop", (200, {}, b'{"error": "no"}')])
+def test_the_text_that_a_server_breaks_at_is_found_and_named(server, fault):
+    encoder = RemoteEncoder(f"openai:m@{server.address}/v1", concurrent=1)
+    many = [*texts(40), "poison\x1b[31m \u202e text", *texts(20)]
+    server.fault = lambda request: fault if any("poison" in text for text in request.json["input"]) else None
+    with pytest.raises(ModelError) as caught:
+        encoder.encode(many, "query")
+    assert len(server.requests) <= 20
+    if fault != "drop":
+        assert r"text 41 of 61, 'poison\x1b[31m \u202e text'" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_a_server_that_is_down_is_asked_no_more_often_for_many_texts_than_for_one(server, encoder):
+    server.fault = lambda request: 500
+    with pytest.raises(ModelError, match="answered 500 7 times"):
+        RemoteEncoder(f"openai:m@{server.address}/v1", concurrent=1).encode(texts(32), "query")
+    assert len(server.requests) == 7
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "-3", "soon", "Fri, 99 Foo 99999 99:99:99 GMT", ""])
+def test_a_retry_after_that_is_no_time_is_not_waited_for(server, encoder, value):
+    server.faults = [(429, {"Retry-After": value}, b"{}"), (503, {"Retry-After": value, "retry-after-ms": value}, b"{}")]
+    assert encoder.encode(["a"], "query").shape == (1, 64)
+
+
+def test_a_host_that_asks_for_hours_is_not_waited_for(server, encoder):
+    server.faults = [(429, {"Retry-After": "1e300"}, b"{}")]
+    with pytest.raises(ModelError, match="answered 429 and asks to wait for 86,400 s; fix: run the same command then"):
+        encoder.encode(["a"], "query")
+
+
+def test_half_a_surrogate_pair_can_be_encoded(server, encoder):
+    assert encoder.encode(["a \ud800 b"], "query").shape == (1, 64)
 
 
 # Nothing is bought twice

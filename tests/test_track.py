@@ -321,6 +321,108 @@ def resend_again_says_nothing_is_left(folder):
     return resend(folder).delivered == 0
 
 
+def larger_than(limit, status=413, body=b"<html>413 Request Entity Too Large</html>"):
+    """Refuse requests of more bytes than so many."""
+    return lambda request: (status, {}, body) if len(request.body) > limit else None
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (413, b"<html>413 Request Entity Too Large</html>"),
+        (413, b""),
+        (400, b'{"message": "request entity too large", "error": "PayloadTooLargeError"}'),
+        (400, b'{"error": "Payload too large"}'),
+    ],
+)
+def test_what_is_too_large_for_one_request_is_sent_in_smaller_ones(langwatch, dataset, word_encoder, status, body):
+    with tracking("whole") as tracker:
+        pipeline.measure(word_encoder, dataset, tracker=tracker)
+    largest = max(len(request.body) for request in langwatch.requests)
+    langwatch.requests.clear()
+    langwatch.fault = larger_than(largest // 3, status, body)
+    with tracking("support") as tracker:
+        pipeline.measure(word_encoder, dataset, tracker=tracker)
+    assert undelivered() == []
+    accepted = [request for request in langwatch.requests if len(request.body) <= largest // 3]
+    served = LangWatch(requests=accepted)
+    assert len(served.results(accepted[0].json.get("run_id") or accepted[1].json["run_id"])["dataset"]) == 20
+    assert len({trace for _, trace, _ in served.spans()}) == 20
+    bodies = [request.json for request in served.sent_to(RESULTS)]
+    assert [("finished_at" in one["timestamps"]) for one in bodies] == [False] * (len(bodies) - 1) + [True]
+
+
+def test_a_result_that_is_too_large_alone_is_named_and_kept_and_all_others_are_delivered(langwatch, dataset, word_encoder, capsys):
+    with tracking("support") as tracker:
+        pipeline.measure(word_encoder, dataset, tracker=tracker)
+        large = tracker._rows[7]
+        large["query"] = "a very long query " + large["query"]
+        large["retrieved"] = [{**chunk, "content": "long " * 100_000} for chunk in large["retrieved"]]
+    langwatch.requests.clear()
+    langwatch.fault = larger_than(200_000)
+    tracker.deliver()
+    err = capsys.readouterr().err
+    assert "1 results were not delivered" in err
+    assert f"answered 413, even alone: the result of query '{large['query'][:20]}" in err
+    folder = tracker.folder
+    kept = [json.loads(line) for line in (folder / "langwatch.jsonl").read_text().splitlines()[1:]]
+    assert [row["index"] for row in kept] == [7]
+    with pytest.raises(EmbedfitError, match=r"1 results were not delivered .*even alone"):
+        resend(folder)
+    langwatch.requests = [request for request in langwatch.requests if len(request.body) <= 200_000]
+    assert sorted(row["index"] for row in langwatch.results(folder.name)["dataset"]) == [index for index in range(20) if index != 7]
+    langwatch.fault = lambda request: None
+    assert resend(folder).delivered == 1
+    assert sorted(row["index"] for row in langwatch.results(folder.name)["dataset"]) == list(range(20))
+
+
+@pytest.mark.parametrize("path", [EXPERIMENT, RESULTS, TRACES])
+@pytest.mark.parametrize(
+    ("answer", "seen"),
+    [
+        ((200, {"Content-Type": "text/html"}, b"<!doctype html><title>Log in</title>"), "answered 200 with an HTML page"),
+        ((200, {}, b"<html>Log in</html>"), "answered 200 with an HTML page"),
+        ((200, {}, b"please log in"), "answered 200 with no JSON"),
+        ((200, {}, b'{"error": "please log in"}'), "answered 200: please log in"),
+        ((302, {"Location": "https://login.example/?token=hunter2"}, b""), "answered 302 and sends to login.example"),
+        ((307, {"Location": "/login"}, b""), "answered 307 and sends to another page of its own"),
+    ],
+)
+def test_a_login_page_takes_no_results(langwatch, dataset, word_encoder, capsys, path, answer, seen):
+    langwatch.fault = lambda request: answer if request.path.startswith(path) else None
+    with tracking("support") as tracker:
+        pipeline.measure(word_encoder, dataset, tracker=tracker)
+    err = capsys.readouterr().err
+    assert "20 results were not delivered" in err
+    assert seen in err
+    assert "hunter2" not in err
+    [folder] = undelivered()
+    langwatch.fault = lambda request: None
+    assert resend(folder).delivered == 20
+
+
+def test_a_key_that_cannot_be_sent_and_an_address_with_a_password_are_not_shown(dataset, word_encoder, capsys, monkeypatch, langwatch):
+    monkeypatch.setenv("LANGWATCH_API_KEY", "sk-lw-\nSECRET")
+    with tracking("support") as tracker:
+        pipeline.measure(word_encoder, dataset, tracker=tracker)
+    assert langwatch.requests == []
+    err = capsys.readouterr().err
+    assert "LANGWATCH_API_KEY holds a character that cannot be sent in a header" in err
+    monkeypatch.setenv("LANGWATCH_API_KEY", KEY + "\n")
+    monkeypatch.setenv("LANGWATCH_ENDPOINT", "http://me:SECRET@127.0.0.1:9/?token=SECRET")
+    tracker.deliver()
+    err += capsys.readouterr().err
+    assert "http://127.0.0.1:9" in err
+    monkeypatch.setenv("LANGWATCH_ENDPOINT", langwatch.address)
+    monkeypatch.setenv("ALL_PROXY", "socks5://me:SECRET@127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    tracker.deliver()
+    err += capsys.readouterr().err
+    assert "ALL_PROXY is a SOCKS proxy; fix: pip install socksio" in err
+    assert "SECRET" not in err
+    assert all(b"SECRET" not in (folder / "langwatch.jsonl").read_bytes() for folder in undelivered())
+
+
 def test_resend_needs_a_folder_and_a_key(tmp_path, unreachable, dataset, word_encoder, capsys, monkeypatch):
     with pytest.raises(ConfigError, match="is no run directory"):
         resend(tmp_path / "nothing")

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -20,7 +21,7 @@ from embedfit.score import KS, check_metric
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class DataConfig(_Section):
@@ -257,6 +258,30 @@ class GenerateConfig(_Section):
     judge_price: _Price | None = Field(None, description="As price, where the judge is another model.")
     suspects: Literal["keep", "drop"] = Field("keep", description="Whether suspect records stand in the output.")
 
+    @field_validator("key", mode="before")
+    @classmethod
+    def _key_is_a_variable(cls, value: Any) -> Any:
+        if value is not None and not is_variable(value):
+            raise _no_variable('key = "NAME"')
+        return value
+
+    @field_validator("headers", mode="before")
+    @classmethod
+    def _headers_are_variables(cls, value: Any) -> Any:
+        if not (isinstance(value, dict) and all(map(is_header_name, value)) and all(map(is_variable, value.values()))):
+            raise _no_variable('headers = {X-Gateway = "NAME"}')
+        return value
+
+    @field_validator("base_url", mode="after")
+    @classmethod
+    def _address_has_no_secret(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                checked_address(value)
+            except ConfigError as error:
+                raise PydanticCustomError("address", "{problem}", {"problem": str(error)}) from None
+        return value
+
 
 class Config(_Section):
     """A whole experiment."""
@@ -357,7 +382,65 @@ def placed_in(config: Config, folder: Path) -> Config:
     return config.model_copy(update={**found, "output": str(folder / config.output)})
 
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PLAIN_VARIABLE = re.compile(r"_?[A-Z][A-Z0-9]{0,15}(_[A-Z0-9]{1,15})*")
+"""What people call a variable. A key looks otherwise: hf_..., gsk_..., AKIA... are longer, or have small letters."""
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,60}")
+
+
+def is_variable(value: Any) -> bool:
+    """Return whether a setting can only be the name of an environment variable, and not a secret itself.
+
+    Many keys are valid names. So a name must be one that is set here, or look like what variables are usually called.
+
+    >>> is_variable("MY_KEY"), is_variable("sk-0123456789"), is_variable("hf_" + 30 * "aB")
+    (True, False, False)
+    """
+    if not isinstance(value, str) or not _VARIABLE.fullmatch(value):
+        return False
+    return value in os.environ or bool(_PLAIN_VARIABLE.fullmatch(value))
+
+
+def is_header_name(value: Any) -> bool:
+    """Return whether this is the name of an HTTP header (RFC 9110, 5.6.2)."""
+    return isinstance(value, str) and bool(_HEADER_NAME.fullmatch(value))
+
+
+def _no_variable(example: str) -> PydanticCustomError:
+    problem = (
+        "expected the name of an environment variable, which is set or in capitals like MY_KEY; "
+        f"what stands there is not shown, as it may be a secret; fix: {example}, and set that variable"
+    )
+    return PydanticCustomError("variable", "{problem}", {"problem": problem})
+
+
+def checked_address(url: str) -> SplitResult:
+    """Return the parts of a service's address, which holds no secret. Azure's ``?api-version=`` is the one query that it may have.
+
+    Raises:
+        ConfigError: It is not http or https, or has a password, a fragment or another query in it, which is not shown.
+    """
+    host = ""
+    try:
+        parts = urlsplit(url.strip())
+        if parts.scheme in ("http", "https") and parts.hostname:
+            host = f" {parts.scheme}://{parts.hostname}"
+        query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        right = bool(host) and (parts.port is None or parts.port > 0) and "@" not in parts.netloc and not parts.fragment
+        right = right and url.strip().isprintable() and " " not in url.strip()
+    except ValueError:  # of a port, an IPv6 address or a query
+        query, right = [], False
+    if not right or [name for name, _ in query] not in ([], ["api-version"]) or not all(map(_API_VERSION.fullmatch, dict(query).values())):
+        without = re.match(r"[A-Za-z0-9.-]+:\d{1,5}(?=/|$)", url)  # the usual slip
+        seen = host or (f" {without[0]}" if without else "")
+        raise ConfigError(f"base URL{seen}: expected http(s)://host/v1, without a password and without a query but Azure's api-version")
+    return parts
+
+
+_API_VERSION = re.compile(r"[A-Za-z0-9.-]{1,40}")
 _FROM_ENVIRONMENT = "env:"
+_SECRET_KEYS = ("generate.key", "generate.headers", "store.location", "store.api_key", "generate.base_url")
+"""Settings whose value is never shown, as it may be a secret that stands in the wrong place."""
 
 
 def from_environment(setting: str, key: str) -> str:
@@ -370,7 +453,8 @@ def from_environment(setting: str, key: str) -> str:
         return setting
     name = setting.removeprefix(_FROM_ENVIRONMENT)
     if not os.environ.get(name):
-        raise ConfigError(f"key {key!r}: the environment variable {name} is not set")
+        shown_name = name if is_variable(name) else "that it names"
+        raise ConfigError(f"key {key!r}: the environment variable {shown_name} is not set")
     return os.environ[name]
 
 
@@ -378,10 +462,16 @@ def _refuse_secrets(store: Any, where: str) -> None:
     """Refuse a secret that stands in the file itself, without showing it: the file is copied into every run directory."""
     said = store if isinstance(store, dict) else {}
     location, key = str(said.get("location", "")), said.get("api_key")
-    if re.search(r"://[^/@]*:[^/@]*@|password\s*=", location):
+    if not location.startswith(_FROM_ENVIRONMENT) and _PASSWORD.search(location):
         raise ConfigError(f"{where}: key 'store.location' holds a password; fix: location = \"env:NAME\", and set that variable")
-    if key is not None and not str(key).startswith(_FROM_ENVIRONMENT):
-        raise ConfigError(f"{where}: key 'store.api_key' is not env:NAME; fix: api_key = \"env:NAME\", and set that variable")
+    for name, value in (("location", location), ("api_key", key)):
+        told = value is None or (name == "location" and not location.startswith(_FROM_ENVIRONMENT))
+        if not told and not (str(value).startswith(_FROM_ENVIRONMENT) and is_variable(str(value).removeprefix(_FROM_ENVIRONMENT))):
+            raise ConfigError(f"{where}: key 'store.{name}' is not env:NAME; fix: {name} = \"env:NAME\", and set that variable")
+
+
+_PASSWORD = re.compile(r"://[^/@]*:[^@]*@|^https?://[^/]*@|(?:password|passwd|pwd|api[_-]?key|token|secret|signature|[?&]key)\s*=", re.I)
+"""What a password looks like in a URL or a connection string of PostgreSQL."""
 
 
 def json_schema() -> str:
@@ -402,4 +492,6 @@ def _first_problem(error: ValidationError) -> str:
         return f"key {key!r} is unknown" + (did_you_mean(str(first["loc"][-1]), known) or f"; known: {', '.join(known)}")
     if first["type"] == "missing":
         return f"key {key!r} is missing"
+    if key.startswith(_SECRET_KEYS) or first["loc"] in (("generate",), ("store",)):
+        return f"key {key!r}: {first['msg']}"
     return f"key {key!r}: {first['msg']}, seen {shown(first.get('input'))}"

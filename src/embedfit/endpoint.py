@@ -1,31 +1,41 @@
 """Asking an LLM over HTTP: any OpenAI-compatible endpoint, many requests at a time, each paid for once.
 
 An `Asker` looks into the ledger first. What is not there is sent: at most so many at a time, fewer while the endpoint says
-429, again after errors that pass, and never where it could cost more than there is to spend. Errors that do not pass stop
-everything at once. What is under way then is waited for, as it has to be paid for.
+429, again after errors that pass, and never where it could cost more than there is to spend. A request that is refused for what it
+says (too long, or caught by a content filter) is refused alone, and the ledger knows. Other errors that do not pass stop everything
+at once. What is under way then is waited for, as it has to be paid for.
+
+A request counts as charged when it was sent and no answer came: a timeout while reading, a dropped connection, an answer that is no
+completion. What never left (no connection, no host of that name, a refused certificate or proxy, a header that cannot be sent) and
+what came back as an error, also under status 200, does not.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import email.utils
 import json
+import math
 import os
 import random
 import re
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedfit import console
-from embedfit.errors import ConfigError, EmbedfitError, EndpointError, require, shown
+from embedfit.config import checked_address, is_header_name
+from embedfit.errors import ConfigError, EmbedfitError, EndpointError, require
 from embedfit.ledger import Cost, Ledger, Line, digest
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
+    from openai import AsyncOpenAI
+
+_Client = TypeVar("_Client")
 
 OPENAI = "https://api.openai.com/v1"
 
@@ -44,6 +54,8 @@ PRICES = {
 
 _TRIES = 8
 """Of a request that meets errors that may pass; 429 does not count, as long as anybody is answered."""
+_ALONE = 5
+"""Requests in a row, without an answer to any other, that may be given up one by one; more of them, and the endpoint is to blame."""
 _TRIES_UNREACHABLE = 3
 """... where nothing has ever come from the endpoint."""
 _LONGEST_WAIT = 30.0
@@ -54,6 +66,10 @@ _MARGIN = 1.25
 _OTHER_NAME = {"max_tokens": "max_completion_tokens"}
 """What newer models call a parameter that they refuse by its usual name."""
 _NOT_NEEDED = ("seed", "temperature")
+_LONGEST_RETRY_AFTER = 86_400.0
+"""A host that asks for more seconds than these is taken to ask for a day."""
+_CONNECT = 1.0
+"""Seconds for a connection, if the time for a request is less."""
 _SECRET = 8
 """Characters from which a key or a header's value is one; local servers are given any word."""
 
@@ -66,7 +82,7 @@ def openai_headers() -> list[str]:
 
 def openais(url: str) -> bool:
     """Return whether this is the host that ``OPENAI_API_KEY`` is for: that of ``OPENAI_BASE_URL``, or else OpenAI's."""
-    return urllib.parse.urlsplit(url).netloc == urllib.parse.urlsplit(os.environ.get("OPENAI_BASE_URL") or OPENAI).netloc
+    return host_of(url) == host_of(os.environ.get("OPENAI_BASE_URL") or OPENAI)
 
 
 def key_variable(url: str) -> str:
@@ -77,8 +93,216 @@ def key_variable(url: str) -> str:
     """
     if openais(url):
         return "OPENAI_API_KEY"
-    host = urllib.parse.urlsplit(url).netloc.rpartition("@")[2]
-    return "EMBEDFIT_KEY_" + re.sub(r"[^A-Z0-9]+", "_", host.upper()).strip("_")
+    return "EMBEDFIT_KEY_" + re.sub(r"[^A-Z0-9]+", "_", host_of(url).upper()).strip("_")
+
+
+def header_value(value: str, source: str) -> str:
+    """Return a key, or another secret, as it goes into a header: without white space around it, such as a file's last line break.
+
+    Args:
+        value: Of an environment variable, or typed.
+        source: Name of the variable, for the error.
+
+    Raises:
+        ConfigError: It cannot stand in a header (RFC 9110, 5.5). The error names the source, never the value.
+    """
+    value = value.strip()
+    if not (value.isascii() and value.isprintable()):
+        raise ConfigError(
+            f"{source} holds a character that cannot be sent in a header, such as a line break or a letter outside ASCII; fix: set it anew"
+        )
+    return value
+
+
+def host_of(url: str) -> str:
+    """Return the host and port of an address, without a password or a query."""
+    with contextlib.suppress(ValueError):
+        return urllib.parse.urlsplit(url).netloc.rpartition("@")[2]
+    return "the host"
+
+
+def split_query(url: str) -> tuple[str, dict[str, str]]:
+    """Return an address without its query, to which paths can be added, and the query."""
+    parts = checked_address(url)
+    return urllib.parse.urlunsplit(parts._replace(query="")).rstrip("/"), dict(urllib.parse.parse_qsl(parts.query))
+
+
+def authorization(key: str, query: Mapping[str, str], omitted: Any) -> dict[str, Any]:
+    """Return the headers in which a host looks for its key, beside OpenAI's ``Authorization: Bearer``.
+
+    Azure's older addresses, those with ``?api-version=``, take a key as ``api-key`` alone; tokens of Entra ID go as Bearer there too.
+
+    Args:
+        key: The key or token.
+        query: Of the address.
+        omitted: What makes the SDK leave a header out.
+    """
+    if "api-version" not in query or (key.startswith("eyJ") and key.count(".") == 2):
+        return {}
+    return {"Authorization": omitted, "api-key": key}
+
+
+def connected(make: Callable[[], _Client]) -> _Client:
+    """Return an HTTP client, which reads proxies and certificates from the environment when it is made.
+
+    Raises:
+        ConfigError: They cannot be used; what they are is not shown, as a proxy's address may hold a password.
+    """
+    try:
+        return make()
+    except EmbedfitError:
+        raise
+    except Exception as error:
+        variables = ("SSL_CERT_FILE", "SSL_CERT_DIR") if isinstance(error, OSError) else ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
+        names = [name for name in variables if os.environ.get(name) or os.environ.get(name.lower())]
+        if isinstance(error, ImportError) and "socks" in str(error).lower():
+            raise ConfigError(
+                f"{' or '.join(names) or 'the system proxy'} is a SOCKS proxy; fix: pip install socksio, or unset it"
+            ) from None
+        seen = " or ".join(names) or "the address, or a proxy of the system,"
+        raise ConfigError(f"{seen} cannot be used ({type(error).__name__}); fix: set it right, or unset it") from None
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    """Return what a host said as one line that a terminal takes for text."""
+    line = " ".join(text.split())
+    line = "".join(letter if letter.isprintable() else "?" for letter in line)
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def read_json(content: bytes) -> Any:
+    """Return what a body says in JSON, None if it says nothing in JSON."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def described(content: bytes) -> str:
+    """Return in a few words what a body is that is not what it should be."""
+    text = content.lstrip().lstrip(b"\xef\xbb\xbf").lower()
+    if not text:
+        return "an empty body"
+    body = read_json(content)
+    if isinstance(body, dict):
+        return f"JSON with {one_line(', '.join(map(repr, body)), 80) or 'no key'}"
+    if body is not None or text == b"null":
+        return f"JSON that is no object ({type(body).__name__})"
+    return "an HTML page" if text.startswith((b"<!doctype html", b"<html")) or b"</html>" in text else "no JSON"
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """What a host says is wrong, wherever in the body it says so.
+
+    Attributes:
+        message: In its words.
+        code: Its word for it; may be empty.
+        status: Of HTTP, if the body says one.
+        parameters: What it blames.
+    """
+
+    message: str = ""
+    code: str = ""
+    status: int | None = None
+    parameters: tuple[str, ...] = ()
+
+    @property
+    def quota(self) -> bool:
+        """Whether the account can buy no more, which waiting does not mend."""
+        return "insufficient_quota" in f"{self.code} {self.message}"
+
+    @property
+    def filtered(self) -> bool:
+        """Whether a filter did not like what was said."""
+        return bool(_FILTERED.search(f"{self.code} {self.message}"))
+
+    @property
+    def too_long(self) -> bool:
+        """Whether what was said is longer than the model reads."""
+        return bool(_TOO_LONG.search(f"{self.code} {self.message}"))
+
+    def unknown(self, names: Iterable[str]) -> str | None:
+        """Return the one of some parameters that the host says it does not know, None if it is none of them."""
+        text = f"{self.code} {self.message}"
+        places = {}
+        for name in names:
+            if name in self.parameters and re.search(_UNKNOWN, text, re.IGNORECASE):
+                return name
+            found = re.search(rf"{_UNKNOWN}[^.,;]{{0,60}}?\b{name}\b|\b{name}\b[^.;]{{0,60}}?{_UNKNOWN}", text, re.IGNORECASE)
+            if found:
+                places[found.start() + found[0].find(name)] = name
+        return places[min(places)] if places else None
+
+
+_FILTERED = re.compile(
+    r"content[ _-]?(filter|polic|management|moderation)|responsible ?ai|safety[ _](system|filter|polic|setting)|data_inspection_failed"
+    r"|(prompt|input|content)\b[^.]{0,40}\bflagged|invalid_prompt|prohibited[ _]content|inappropriate content|moderation_blocked",
+    re.IGNORECASE,
+)
+"""OpenAI, Azure (ResponsibleAIPolicyViolation), Anthropic, Gemini, OpenRouter, DashScope."""
+_TOO_LONG = re.compile(
+    r"context[ _](length|window|size|limit)|exceed_context|string_above_max_length|maximum (context|sequence|prompt|input)"
+    r"|max_(model|seq|sequence|input)_len"
+    r"|\b(prompt|inputs?|messages?|request|text|documents?|sequence)\b[^.;]{0,60}(too (long|large|many tokens)|longer than)"
+    r"|tokens?`?s? ?\+ ?`?max_(new_)?tokens|less than \d+ tokens|too many (input |prompt )?tokens|too large for model|reduce the length"
+    r"|tokens?\b[^.;]{0,40}exceed|exceed\w*\b[^.;]{0,40}\b(tokens?|context|length)\b|is too large: \d+|request_too_large|payload too large",
+    re.IGNORECASE,
+)
+"""OpenAI, Azure, Anthropic, Gemini, Mistral, Groq, vLLM, text-generation-inference, text-embeddings-inference, llama.cpp, Ollama."""
+_UNKNOWN = (
+    r"(?:\b(?:unknown|unrecogni[sz]ed|unsupported|unexpected|extra|additional|deprecated)|extra_forbidden|unsupported_|unknown_|no longer"
+    r"|n(?:o|')t (?:be )?(?:support|allow|permit|recogni[sz]|accept|known?|expect)\w*)"
+)
+"""How hosts say that they do not know a parameter; not that its value is out of range."""
+
+
+def complaint_of(content: bytes) -> Complaint:
+    """Return what an error's body complains of, in the form of OpenAI, Azure, FastAPI, vLLM, Gemini, Mistral, TGI, Ollama or Anthropic."""
+    return _complaint(read_json(content))
+
+
+def _complaint(body: Any) -> Complaint:
+    if isinstance(body, list):
+        body = body[0] if body else None
+    if isinstance(body, str):
+        return Complaint(body)
+    if not isinstance(body, dict):
+        return Complaint()
+    error = next((body[key] for key in ("error", "errors", "detail", "message", "msg") if body.get(key)), "")
+    inner = error if isinstance(error, dict) else body
+    problems = _problems(error) or _problems(inner.get("detail")) or _problems(inner.get("message"))
+    told = (error, inner.get("message"), inner.get("msg"), inner.get("detail"), inner.get("error"))
+    texts = dict.fromkeys(text for text in told if isinstance(text, str) and text)
+    message = ": ".join(texts) or "; ".join(text for _, text in problems)
+    innermost = inner.get("innererror")
+    codes = [inner.get("code"), innermost.get("code") if isinstance(innermost, dict) else "", inner.get("type"), inner.get("status")]
+    words = [str(code) for code in (*codes, body.get("error_type"), body.get("code")) if isinstance(code, (str, int)) and code]
+    status = next((int(word) for word in words if re.fullmatch(r"[45][0-9][0-9]", word)), None)
+    parameters = [name for name in (*(name for name, _ in problems), inner.get("param")) if name and isinstance(name, str)]
+    return Complaint(message, " ".join(dict.fromkeys(word for word in words if not word.isdigit())), status, tuple(parameters))
+
+
+def _problems(value: Any) -> list[tuple[str, str]]:
+    """Return what FastAPI finds wrong, (parameter, message): a list of {loc, msg}, which others put into an object."""
+    if isinstance(value, dict):
+        value = next((some for some in value.values() if isinstance(some, list)), [])
+    problems = []
+    for problem in value if isinstance(value, list) else []:
+        if isinstance(problem, dict):
+            place = [str(part) for part in problem["loc"]] if isinstance(problem.get("loc"), list) else []
+            text = str(problem.get("msg") or problem.get("message") or "")
+            problems.append((place[-1] if place else "", f"{'.'.join(place)}: {text}" if place else text))
+        elif isinstance(problem, str):
+            problems.append(("", problem))
+    return problems
+
+
+def complains(body: Any) -> bool:
+    """Return whether a body is an error, whatever the status: some gateways and servers give 200 with it."""
+    if isinstance(body, list):
+        return bool(body) and isinstance(body[0], dict) and complains(body[0])
+    return isinstance(body, dict) and (bool(body.get("error") or body.get("errors") or body.get("detail")) or body.get("object") == "error")
 
 
 class BudgetError(EndpointError):
@@ -87,6 +311,14 @@ class BudgetError(EndpointError):
 
 class Stopped(Exception):
     """Nothing more is sent; `Asker.stopping` says why."""
+
+
+class Refused(Exception):
+    """A request was refused for what it says, and no other is concerned: a word for the statistics, and why."""
+
+    def __init__(self, reason: str, why: str, *, lasting: bool = True) -> None:
+        super().__init__(why)
+        self.reason, self.why, self.lasting = reason, why, lasting
 
 
 @dataclass(frozen=True)
@@ -145,25 +377,26 @@ class Endpoint:
     """An OpenAI-compatible endpoint.
 
     Args:
-        base_url: As the OpenAI SDK takes it, with ``/v1``. By default OpenAI's.
-        key: Sent as ``Authorization: Bearer``.
+        base_url: As the OpenAI SDK takes it, with ``/v1``; or Azure's, with ``?api-version=``. By default OpenAI's.
+        key: Sent as ``Authorization: Bearer``, to Azure's older addresses as ``api-key``.
         headers: More headers, for gateways.
         key_name: Where the key came from, to be named in errors.
 
     Raises:
-        ConfigError: The address is not http or https, or has a password in it.
+        ConfigError: The address is not http or https, or has a password in it; the key or a header cannot be sent.
     """
 
     def __init__(
         self, base_url: str = OPENAI, key: str = "none", headers: Mapping[str, str] | None = None, *, key_name: str = "the key"
     ) -> None:
-        parsed = urllib.parse.urlsplit(base_url)
-        if parsed.scheme not in ("http", "https") or not parsed.hostname or "@" in parsed.netloc or parsed.query:
-            seen = f"{parsed.scheme}://{parsed.hostname}" if parsed.hostname else shown(base_url)
-            raise ConfigError(f"base URL {seen}: expected http(s)://host/v1, without a password or a query in it")
-        self.base_url, self.key_name = base_url, key_name
-        self._key, self._headers = key, dict(headers or {})
-        secrets = {value for value in (key, *self._headers.values()) if len(value) >= _SECRET}
+        self._url, self._query = split_query(base_url)
+        self.base_url, self.key_name = self._url, key_name
+        self._key = header_value(key, key_name)
+        for name in headers or {}:
+            if not is_header_name(name):
+                raise ConfigError("headers: a name cannot be that of a header; fix: letters, digits and hyphens, without a colon")
+        self._headers = {name: header_value(value, f"the variable of header {name}") for name, value in (headers or {}).items()}
+        secrets = {value for value in (self._key, *self._headers.values()) if len(value) >= _SECRET}
         self._secrets = sorted({*secrets, *(json.dumps(secret)[1:-1] for secret in secrets)}, key=len, reverse=True)
         self._client: AsyncOpenAI | None = None
         self._unwanted: set[str] = set()
@@ -180,38 +413,58 @@ class Endpoint:
     async def once(self, body: Mapping[str, Any], timeout: float) -> Line:
         """Send a request once, and return the completion.
 
+        Args:
+            body: Of POST /chat/completions.
+            timeout: Seconds from the last byte sent to the last byte that came; and for a connection.
+
         Raises:
             EndpointError: It will never be answered.
+            ConfigError: No connection can be made with the settings of this machine.
+            Refused: It will not, for what it says.
         """
         client, sent = self._connected(timeout), self._wanted(body)
         import openai
 
+        sent_whole = False
+        connecting = max(timeout, _CONNECT)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(None) as clock:
+
+                def start() -> None:
+                    nonlocal sent_whole
+                    sent_whole = True
+                    clock.reschedule(asyncio.get_running_loop().time() + timeout)
+
+                _WHEN_SENT.set(start)
                 # What is in extra_body goes out as it is; the SDK would take half a millisecond to walk through a schema.
                 named = {key: sent.pop(key) for key in ("model", "messages")}
-                completion = await client.chat.completions.create(**named, extra_body=sent)
-            found: Line = completion.model_dump(mode="json", exclude_none=True, warnings=False)
+                keys = authorization(self._key, self._query, openai.Omit())
+                answer = await client.chat.completions.with_raw_response.create(**named, extra_body=sent, extra_headers=keys)
+            status, headers, content = answer.status_code, answer.headers, answer.content
         except openai.APIStatusError as error:
-            if self._adapts(error, body["model"], sent):
-                return await self.once(body, timeout)
-            raise self._meaning(error) from None
+            status, headers, content = error.status_code, error.response.headers, error.response.content
         except (TimeoutError, openai.APITimeoutError):
-            raise _Broken(f"no answer within {timeout:g} s", charged=True) from None
+            why = f"no answer within {timeout:g} s" if sent_whole else f"no connection within {connecting:g} s"
+            raise _Broken(why, charged=sent_whole, unreachable=not sent_whole) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            refused = type(cause).__name__ in ("ConnectError", "ConnectTimeout")
-            raise _Broken(self.hidden(f"{type(cause).__name__}: {cause}"), charged=not refused, unreachable=refused) from None
+            why = one_line(self.hidden(f"{type(cause).__name__}: {cause}"))
+            raise _Broken(why, charged=sent_whole, unreachable=not sent_whole) from None
         except (openai.APIError, ValueError, AttributeError, TypeError) as error:
-            raise _Broken(self.hidden(f"not a chat completion: {shown(str(error))}"), charged=True) from None
-        choices = found.get("choices")
-        if not (isinstance(choices, list) and choices and isinstance(choices[0], dict) and isinstance(choices[0].get("message"), dict)):
-            raise _Broken("not a chat completion: it has no choices with a message", charged=True)
-        text = json.dumps(found)
-        hidden = self.hidden(text)
-        if hidden != text:
-            found = json.loads(hidden)
-        return found
+            raise _Broken(one_line(self.hidden(f"not a chat completion: {error}")), charged=sent_whole) from None
+        completion = read_json(content)
+        if status < 300 and _is_completion(completion):
+            text = json.dumps(completion)
+            hidden = self.hidden(text)
+            return completion if hidden == text else json.loads(hidden)  # type: ignore[no-any-return]
+        if status < 300 and not complains(completion):
+            if not (choice := _complaining_choice(completion)):
+                raise _Broken(one_line(self.hidden(f"not a chat completion: {described(content)}")), charged=True)
+            completion = choice
+        complaint = _complaint(completion)
+        if self._adapts(status, complaint, body["model"], sent):
+            return await self.once(body, timeout)
+        raise self._meaning(status, headers, complaint)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -223,9 +476,18 @@ class Endpoint:
         if self._client is None:
             openai = require("openai", extra="generate")
             others: dict[str, Any] = {} if openais(self.base_url) else {name: openai.Omit() for name in openai_headers()}
-            # Trying again is the Asker's part: the SDK would do it for a spent quota too, and say nothing of it.
-            self._client = openai.AsyncOpenAI(
-                base_url=self.base_url, api_key=self._key, default_headers={**others, **self._headers}, max_retries=0, timeout=timeout
+            # Trying again is the Asker's part: the SDK would do it for a spent quota too, and say nothing of it. A redirect would
+            # take the headers to another host.
+            self._client = connected(
+                lambda: openai.AsyncOpenAI(
+                    base_url=self._url,
+                    api_key=self._key or "none",
+                    default_headers={**others, **self._headers},
+                    default_query=self._query,
+                    max_retries=0,
+                    timeout=openai.Timeout(timeout, connect=max(timeout, _CONNECT)),
+                    http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, event_hooks={"request": [_watch]}),
+                )
             )
         return self._client  # type: ignore[return-value]
 
@@ -236,10 +498,12 @@ class Endpoint:
     def _sends(self, key: str) -> bool:
         return key not in self._unwanted or key in _OTHER_NAME
 
-    def _adapts(self, error: APIStatusError, model: str, sent: Mapping[str, Any]) -> bool:
+    def _adapts(self, status: int, complaint: Complaint, model: str, sent: Mapping[str, Any]) -> bool:
         """Return whether a parameter is to blame that can be left out or has another name, and do so from now on."""
-        parameter = _said(error).get("param")
-        if error.status_code != 400 or parameter not in (*_OTHER_NAME, *_NOT_NEEDED) or parameter not in sent:
+        if status not in (200, 400, 422, 500, 501) or complaint.too_long or complaint.filtered:
+            return False
+        parameter = complaint.unknown((*_OTHER_NAME, *_NOT_NEEDED))
+        if parameter is None or parameter not in sent:
             return False
         if parameter not in self._unwanted:
             self._unwanted.add(parameter)
@@ -247,44 +511,73 @@ class Endpoint:
             console.note(f"{model} takes no {parameter!r}: {instead}")
         return True
 
-    def _meaning(self, error: APIStatusError) -> Exception:
-        """Return what an HTTP error means: wait, try again, or stop."""
-        status, said = error.status_code, _said(error)
-        code = str(said.get("code") or said.get("type") or "")
-        message = self.hidden(" ".join(str(said.get("message") or "").split()))[:200]
-        if "insufficient_quota" in (said.get("code"), said.get("type")) or status == 402:
+    def _meaning(self, status: int, headers: Mapping[str, str], complaint: Complaint) -> Exception:
+        """Return what an error means: wait, try again, leave this one out, or stop."""
+        if status < 300:
+            status = complaint.status or status
+        message, code = one_line(self.hidden(complaint.message)), one_line(self.hidden(complaint.code.partition(" ")[0]), 60)
+        if complaint.quota or status == 402:
             return EndpointError(
                 f"{self.base_url} says that the quota is spent ({code or status}); fix: top it up, and run the same command"
             )
+        if status not in (401, 429):
+            if complaint.filtered:
+                return Refused("filtered", message or code)
+            if status == 413 or (complaint.too_long and status != 403):
+                return Refused("too long", message or code or f"HTTP {status}")
         if status in (401, 403):
             return EndpointError(f"{self.base_url} does not accept {self.key_name} ({status}); fix: set it right, and run the same command")
         if status == 429:
-            return _Busy(retry_after(error.response.headers))
-        if status in (408, 409, 425) or status >= 500:
-            return _Broken(f"HTTP {status}", charged=False)
-        return EndpointError(f"{self.base_url} refuses the request ({status} {code}): {message or 'it does not say why'}")
+            return _Busy(retry_after(headers))
+        if status in (200, 408, 409, 425) or status >= 500:
+            return _Broken(f"HTTP {status}" + (f": {message}" if message else ""), charged=False)
+        if 300 <= status < 400:
+            there = one_line(host_of(headers.get("location", ""))) or "another address"
+            return EndpointError(f"{self.base_url} sends requests on to {there} ({status}); fix: give the address that answers itself")
+        mode = "; fix: another 'mode' in [generate]" if _MODE.search(complaint.message) else ""
+        return EndpointError(f"{self.base_url} refuses the request ({status} {code}): {message or 'it does not say why'}{mode}")
 
 
-def _said(error: APIStatusError) -> dict[str, Any]:
-    """Return the error object of a body, which some servers wrap and some do not."""
-    body = error.body
-    if isinstance(body, dict):
-        inner = body.get("error")
-        return inner if isinstance(inner, dict) else body
-    return {}
+_WHEN_SENT: contextvars.ContextVar[Callable[[], None]] = contextvars.ContextVar("_WHEN_SENT")
+"""To be called when the last byte of the request is out that this task has under way."""
+
+
+async def _watch(request: Any) -> None:
+    """Have the HTTP client tell when a request is out; until then no host can charge for it."""
+    when_sent = _WHEN_SENT.get()
+
+    async def trace(event: str, info: Mapping[str, Any]) -> None:
+        if event.endswith("send_request_body.complete") and getattr(info.get("request"), "method", b"POST") != b"CONNECT":
+            when_sent()
+
+    request.extensions = {**request.extensions, "trace": trace}
+
+
+_MODE = re.compile(r"response_format|json_schema|json_object|tool_choice|\btools?\b", re.IGNORECASE)
+
+
+def _is_completion(body: Any) -> bool:
+    choices = body.get("choices") if isinstance(body, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return isinstance(first, dict) and isinstance(first.get("message"), dict) and not first.get("error")
+
+
+def _complaining_choice(body: Any) -> Line | None:
+    """Return a choice that is an error, as some gateways give what their provider said."""
+    choices = body.get("choices") if isinstance(body, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first if isinstance(first, dict) and first.get("error") else None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a host asks to be left alone: a number, a date (RFC 9110, 10.2.3), or OpenAI's finer header."""
-    with contextlib.suppress(KeyError, ValueError):
-        return max(0.0, float(headers["retry-after-ms"]) / 1000)
-    said = headers.get("retry-after")
-    if said is None:
-        return None
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(said))
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
+    """Return the seconds that a host asks to be left alone, a day at most: a number, a date (RFC 9110, 10.2.3), OpenAI's header."""
+    date = headers.get("retry-after") or ""
+    for text, unit in ((headers.get("retry-after-ms"), 1000.0), (date, 1.0)):
+        with contextlib.suppress(TypeError, ValueError):
+            seconds = float(text or "") / unit
+            return min(max(0.0, seconds), _LONGEST_RETRY_AFTER) if math.isfinite(seconds) else None
+    with contextlib.suppress(ValueError, TypeError, OverflowError, IndexError):
+        return min(max(0.0, email.utils.parsedate_to_datetime(date).timestamp() - time.time()), _LONGEST_RETRY_AFTER)
     return None
 
 
@@ -346,6 +639,7 @@ class Asker:
         self._pace = _Pace(limits.concurrency, self._sleep)
         self._seen: dict[str, float] = {}
         self._answered: float | None = None
+        self._given_up = 0
         self._began = time.monotonic()
         self._room = asyncio.Condition()
 
@@ -369,10 +663,13 @@ class Asker:
 
         Raises:
             Stopped: Nothing more may be sent.
+            Refused: This one is refused for what it says, now or in an earlier run.
         """
         known = self.ledger.reply(request.id)
         if known:
             return known
+        if refusal := self.ledger.refusal(request.id):
+            raise Refused(*refusal)
         try:
             return await self._send(request)
         except EmbedfitError as error:
@@ -390,26 +687,32 @@ class Asker:
 
     async def _send(self, request: Request) -> Line:
         failures = tries = 0
+        began = time.monotonic()
         while True:
             wait = None
             async with self._pace.turn() as since:
+                endpoint = self._connected()
                 await self._reserve(request)
                 tries += 1
                 started = time.monotonic()
                 try:
-                    completion = await self._connected().once(request.body, self.limits.timeout)
+                    completion = await endpoint.once(request.body, self.limits.timeout)
                 except _Busy as busy:
                     await self._failed(request, "HTTP 429", charged=False)
                     wait = self._slower(since, busy.wait)
                 except _Broken as broken:
                     await self._failed(request, str(broken), charged=broken.charged)
                     failures += 1
-                    self._give_up(broken, failures)
-                except EndpointError as error:
+                    self._give_up(request, broken, failures, began)
+                except Refused as refused:
+                    self.ledger.refuse(request.id, refused.reason, refused.why)
+                    await self._settled()
+                    raise
+                except EmbedfitError as error:
                     await self._failed(request, str(error), charged=False)
                     raise
                 else:
-                    self._answered = time.monotonic()
+                    self._answered, self._given_up = time.monotonic(), 0
                     self._pace.faster()
                     return await self._keep(request, completion, tries, time.monotonic() - started)
             # Full jitter (M. Brooker, Exponential backoff and jitter, 2015): clients that failed together come back apart.
@@ -466,11 +769,24 @@ class Asker:
             )
         return wait
 
-    def _give_up(self, broken: _Broken, failures: int) -> None:
+    def _give_up(self, request: Request, broken: _Broken, failures: int, began: float) -> None:
+        """Give up after too many failures in a row: this request alone, or everything where nobody is answered.
+
+        Raises:
+            Refused: The endpoint has answered others, and this request breaks it.
+            EndpointError: It cannot be reached, has never answered, or breaks at many in a row.
+        """
         most = _TRIES_UNREACHABLE if broken.unreachable and self._answered is None else _TRIES
-        if failures >= most:
-            seen = f"cannot be reached ({broken})" if broken.unreachable else f"failed {failures} times in a row ({broken})"
-            raise EndpointError(f"{self._connected().base_url} {seen}; fix: run the same command when it is back, it goes on from here")
+        if failures < most:
+            return
+        self._given_up += 1
+        if not broken.unreachable and self.ledger.requests and self._given_up <= _ALONE:
+            why = f"failed {failures} times in a row ({broken})"
+            if broken.charged and (self._answered or 0.0) > began:  # the next run would pay for as many tries again
+                self.ledger.refuse(request.id, "failed", why)
+            raise Refused("failed", why)
+        seen = f"cannot be reached ({broken})" if broken.unreachable else f"failed {failures} times in a row ({broken})"
+        raise EndpointError(f"{self._connected().base_url} {seen}; fix: run the same command when it is back, it goes on from here")
 
     def _connected(self) -> Endpoint:
         if self._endpoint is None:
@@ -478,12 +794,13 @@ class Asker:
         return self._endpoint
 
     async def _keep(self, request: Request, completion: Line, tries: int, seconds: float) -> Line:
-        model, usage = request.body["model"], completion.get("usage") or {}
-        said = "completion_tokens" in usage and "prompt_tokens" in usage
-        text = json.dumps(completion["choices"][0].get("message") or {})
+        model, usage = request.body["model"], completion.get("usage")
+        counted = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+        said = None not in counted
+        text = json.dumps(completion["choices"][0]["message"])
         # An endpoint that does not count is taken at its most for the prompt, and by bytes for the answer.
-        prompt = int(usage["prompt_tokens"]) if said else self.most(request.body).tokens - int(request.body["max_tokens"])
-        answer = int(usage["completion_tokens"]) if said else min(int(request.body["max_tokens"]), len(text))
+        prompt = self.most(request.body).tokens - int(request.body["max_tokens"]) if counted[0] is None else counted[0]
+        answer = min(int(request.body["max_tokens"]), len(text)) if counted[1] is None else counted[1]
         if said:
             self._seen[model] = max(self._seen.get(model, 0.0), prompt / _size(request.body))
         cost = self._cost(model, prompt, answer)
@@ -504,6 +821,12 @@ class Asker:
         await self.ledger.keep(request.id, cost, line)
         await self._settled()
         return {"event": "reply", "id": request.id, **line}
+
+
+def _count(usage: Any, name: str) -> int | None:
+    """Return the tokens that an endpoint says it counted, None if it says no number."""
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return int(count) if isinstance(count, (int, float)) and not isinstance(count, bool) and 0 <= count < 2**53 else None
 
 
 def _size(body: Mapping[str, Any]) -> int:

@@ -30,10 +30,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from embedfit import console
-from embedfit.config import GenerateConfig
+from embedfit.config import GenerateConfig, checked_address
 from embedfit.data import Row, writing
 from embedfit.duplicates import Said
-from embedfit.endpoint import OPENAI, PRICES, Asker, BudgetError, Endpoint, Limits, Request, Stopped, key_variable
+from embedfit.endpoint import OPENAI, PRICES, Asker, BudgetError, Endpoint, Limits, Refused, Request, Stopped, header_value, key_variable
 from embedfit.errors import ConfigError, DataError, EmbedfitError, EndpointError, require, shown
 from embedfit.ledger import Ledger, Line, digest, open_ledger
 from embedfit.plan import Records, Rejected, Slot, Task, drawn, filled, prompt_template
@@ -83,8 +83,8 @@ class Generated:
         ledger: Where all requests stand.
         asked: How many were asked for.
         accepted: How many there are.
-        given_up: Places of the plan for which every try was rejected.
-        outcomes: Outcome -> replies, judging apart.
+        given_up: Places of the plan for which every try was rejected, or the endpoint refused to answer.
+        outcomes: Outcome -> replies and refusals, judging apart.
         labels: Label -> how many were accepted, most first.
         difficulty: Label -> {easy, hard, suspect} -> how many; empty without a judge.
         diversity: Of what was accepted; None if that is nothing.
@@ -136,6 +136,18 @@ class Generated:
             line += f"; {self.given_up:,} given up"
         return line + (f"; {self.stopped}" if self.stopped else "")
 
+    @property
+    def failure(self) -> str:
+        """Return in one line why nothing was written."""
+        reasons = ", ".join(f"{count:,} {outcome}" for outcome, count in self.outcomes.items() if outcome != "accepted")
+        suspect = sum(counts["suspect"] for counts in self.difficulty.values())
+        reasons += f"{', ' if reasons else ''}{suspect:,} suspect" if suspect else ""
+        line = f"none of {self.asked:,} {self.kind} could be written, of {self.requests:,} requests"
+        line += f" for {self.price:.4f}" if self.price else ""
+        line += f": {reasons}" if reasons else ""
+        line += f"; {self.stopped}" if self.stopped else ""
+        return f"{line}; fix: see the prompt and {self.ledger}, or take another model"
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON can say it."""
         diversity = vars(self.diversity) if self.diversity else None
@@ -177,7 +189,8 @@ def generate(task: Task, output: Path, config: GenerateConfig, endpoint: Callabl
         endpoint: Makes the endpoint when something has to be sent. By default from the configuration and the environment.
 
     Raises:
-        EndpointError: The endpoint refuses; what was written by then is in the output. A budget that is reached is no error.
+        EndpointError: The endpoint refuses; what was written by then is in the output. Or nothing at all could be written. A
+            budget that is reached is no error, if something is written.
         ConfigError: A setting or a template cannot be used.
         DataError: The output is a file of yours.
     """
@@ -191,6 +204,8 @@ def generate(task: Task, output: Path, config: GenerateConfig, endpoint: Callabl
             if found.accepted:
                 console.note(f"{found.accepted:,} of {found.asked:,} {found.kind} are in {output}")
             raise stopping
+        if not found.accepted:
+            raise stopping if isinstance(stopping, BudgetError) and not found.outcomes else EndpointError(found.failure)
     return found
 
 
@@ -212,13 +227,13 @@ def endpoint_of(config: GenerateConfig, ask: Callable[[str], str] | None = None)
     """
     base_url = _base_url(config)
     variable = config.key or key_variable(base_url)
-    key = os.environ.get(variable, "")
+    key = header_value(os.environ.get(variable, ""), variable)
     if not key:
-        host = urllib.parse.urlsplit(base_url).hostname or ""
+        host = checked_address(base_url).hostname or ""
         if host in ("localhost", "::1") or host.startswith("127."):
             key = "none"
         elif ask:
-            key = ask(f"Key for {host}: ").strip()
+            key = header_value(ask(f"Key for {host}: "), "the key")
     if not key:
         raise ConfigError(f"{variable} is not set; fix: export {variable}=..., or name another variable with 'key' in [generate]")
     missing = [variable for variable in config.headers.values() if variable not in os.environ]
@@ -386,6 +401,9 @@ class _Writer:
                 turn.reply = known or await self.asker.ask(self._request(slot, turn, id))
             except Stopped:
                 return None
+            except Refused as refused:
+                self._count(refused.reason, refused.why)
+                break  # the same words would be refused again
             except EmbedfitError as error:  # of the prompt
                 self.asker.stop(error)
                 return None
@@ -409,6 +427,9 @@ class _Writer:
 
     def _settle(self, id: str, outcome: str, why: str = "", record: Any = None) -> None:
         self.ledger.decide(id, outcome, why, record)
+        self._count(outcome, why)
+
+    def _count(self, outcome: str, why: str) -> None:
         self._outcomes[outcome] += 1
         answered = sum(self._outcomes.values())
         if answered >= _HOPELESS and not self._passing:
@@ -449,6 +470,7 @@ class _Writer:
 
     def _body(self, model: str, label: str | None, prompt: str, id: str, room: int, options: tuple[str, ...] = ()) -> dict[str, Any]:
         prepared = self._prepared(self._shape(label), options)[1]
+        prompt = prompt.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be sent
         messages = [{**message, "content": message["content"].replace(_PLACEHOLDER, prompt)} for message in prepared["messages"]]
         body = {**prepared, "model": model, "messages": messages, "max_tokens": self.config.max_tokens * room, "seed": drawn(id) % 2**31}
         if self.config.temperature is not None:
@@ -480,36 +502,28 @@ class _Writer:
         return _answer_model(re.sub(r"\W+", "_", str(schema.get("title") or "Record")), schema, self.task.validate)
 
     def _parsed(self, reply: Line, slot: Slot | None, options: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Return what a reply says, checked against the schema by instructor.
+        """Return what a reply says, checked against the schema.
 
         Raises:
             Rejected: It says nothing that could be used.
         """
-        from instructor.core.exceptions import IncompleteOutputException
-        from instructor.processing.response import process_response
-
-        completion = _completion(reply)
-        choice = completion.choices[0]
-        refusal = choice.message.refusal
-        if refusal or choice.finish_reason == "content_filter":
+        choice = reply["reply"]["choices"][0]
+        message, finish = choice["message"], str(choice.get("finish_reason") or "").lower()
+        refusal = _refusal(message)
+        if refusal or finish in _REFUSALS:
             raise Rejected("refused", shown(refusal or "content filter", 200))
+        if finish in _CUT_OFF:
+            raise Rejected("cut off", f"after {reply['completion_tokens']} tokens")
+        model = self._prepared(self._shape(slot.label if slot else None), options)[0]
         try:
-            found = process_response(
-                completion,
-                response_model=self._prepared(self._shape(slot.label if slot else None), options)[0],
-                stream=False,
-                mode=self._mode,
-            )
-        except IncompleteOutputException:
-            raise Rejected("cut off", f"after {reply['completion_tokens']} tokens") from None
+            row: dict[str, Any] = model.model_validate(answer_of(message)).model_dump()
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            message = first["msg"].removeprefix("Value error, ")
-            raise Rejected("invalid", f"{where}: {message}" if where else message) from None
+            text = first["msg"].removeprefix("Value error, ")
+            raise Rejected("invalid", f"{where}: {text}" if where else text) from None
         except (ValueError, AssertionError, TypeError, KeyError, AttributeError) as error:
             raise Rejected("invalid", shown(str(error), 200)) from None
-        row: dict[str, Any] = found.model_dump()
         return row
 
     # Judging
@@ -521,6 +535,8 @@ class _Writer:
             for position in places:
                 try:
                     self._difficulty[position] = await self._judged(position)
+                except Refused:
+                    pass  # the judge is not allowed to read it, which says nothing of how hard it is
                 except Stopped:
                     continue  # those that were judged before are in the ledger
                 except EmbedfitError as error:  # of the prompt
@@ -560,7 +576,7 @@ class _Writer:
     def result(self, output: Path) -> Generated:
         """Write the output, and return what came of it."""
         kept = {position: id for position, id in sorted(self._accepted.items()) if not self._dropped(position)}
-        if kept or output.exists():
+        if kept:
             with writing(output) as file:
                 for row in self._rows(kept):
                     file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
@@ -693,7 +709,7 @@ def _prices(config: GenerateConfig) -> dict[str, tuple[float, float]]:
     Raises:
         ConfigError: There is a budget, and a price is not known.
     """
-    host = urllib.parse.urlsplit(_base_url(config)).hostname or ""
+    host = checked_address(_base_url(config)).hostname or ""
     known = dict(PRICES) if host == urllib.parse.urlsplit(OPENAI).hostname or host.endswith(".openai.azure.com") else {}
     if config.price:
         known[config.model] = config.price
@@ -752,15 +768,153 @@ def _chosen(options: tuple[str, ...]) -> Callable[[Mapping[str, Any]], dict[str,
     return validate
 
 
+def answer_of(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON object that a message holds: in a tool call or in the text, with whatever models put around it.
+
+    Raises:
+        Rejected: It holds none, or two that differ, so that one would have to guess.
+    """
+    texts = [text for text in (*_arguments(message), _text(message.get("content"))) if text]
+    problem = Rejected("invalid", "Invalid JSON: the reply is empty")
+    for text in texts:
+        if isinstance(text, dict):
+            return text
+        try:
+            return _strict(text)
+        except ValueError as error:
+            problem = Rejected("invalid", f"Invalid JSON: {error}")
+    for text in texts:
+        objects = _objects(str(text))
+        if len(objects) > 1:
+            raise Rejected("invalid", "Invalid JSON: there are two different objects; answer with one")
+        if objects:
+            return objects[0]
+    raise problem
+
+
+def _arguments(message: Mapping[str, Any]) -> list[Any]:
+    """Return what a message calls tools with: JSON, or the object itself."""
+    calls = message.get("tool_calls")
+    functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    functions = functions or [message.get("function_call")]
+    found: list[Any] = []
+    for function in functions:
+        arguments = function.get("arguments") if isinstance(function, dict) else None
+        if isinstance(arguments, (str, dict)) and arguments not in found:
+            found.append(arguments)
+    if len(found) > 1:
+        raise Rejected("invalid", "Invalid JSON: there are two different tool calls; answer with one")
+    return found
+
+
+def _text(content: Any) -> Any:
+    """Return the text of a message: a string, or its parts but for the thoughts among them; or the object that stands in its place."""
+    if isinstance(content, dict) and "text" not in content:
+        return content
+    parts = content if isinstance(content, list) else [content]
+    texts = []
+    for part in parts:
+        if isinstance(part, dict) and str(part.get("type") or "text") in ("text", "output_text"):
+            part = part.get("text")
+        if isinstance(part, str):
+            texts.append(part)
+    return "".join(texts).strip().removeprefix("\ufeff")
+
+
+def _refusal(message: Mapping[str, Any]) -> str:
+    """Return in which words a model refuses to answer; empty if it does not."""
+    content = message.get("content")
+    parts = [message, *(part for part in content if isinstance(part, dict))] if isinstance(content, list) else [message]
+    return next((part["refusal"] for part in parts if isinstance(part.get("refusal"), str) and part["refusal"]), "")
+
+
+_REFUSALS = ("content_filter", "content_filtered", "safety", "prohibited_content", "blocklist", "recitation", "spii", "refusal")
+_CUT_OFF = ("length", "max_tokens", "model_length", "max_output_tokens")
+"""Why a reply ended, in the words of OpenAI and those of others behind the same API."""
+_TAG = r"(?:ant)?(?:think|thinking|thoughts?|reasoning|analysis|reflection|scratchpad)"
+_LANDMARK = re.compile(
+    rf"(?P<end></{_TAG}>|◁/think▷|\[/THINK\]|<\|end_of_thought\|>|<\|channel\|>\s*final\b.*?<\|message\|>)"
+    rf"|(?P<start><{_TAG}>|◁think▷|\[THINK\]|<\|begin_of_thought\|>|<\|channel\|>)|\{{",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Where a model's thoughts start and end, in the marks of several, and where an object may start."""
+
+
+def _strict(text: str) -> dict[str, Any]:
+    """Return the object that a text is, and nothing else.
+
+    Raises:
+        ValueError: It is not one.
+    """
+    try:
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_object)
+        if isinstance(value, str):  # some servers encode twice
+            value = json.loads(value, parse_constant=_no_constant, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, seen {shown(value)}")
+    return value
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    """Return the different objects that stand in a text outside of the model's thoughts; none if what looks like one is broken."""
+    decoder = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_object, strict=False)
+    found: list[Any] = []
+    before: list[Any] | None = None  # the thoughts, while in them
+    place = 0
+    while landmark := _LANDMARK.search(text, place):
+        place = landmark.end()
+        if landmark["end"]:  # some templates swallow the start
+            found, before = before or [], None
+        elif landmark["start"]:
+            before = list(found) if before is None else before
+        else:
+            try:
+                value, place = decoder.raw_decode(text, landmark.start())
+            except (ValueError, RecursionError):
+                if re.match(r"\s*[\"'{}]", text[place : place + 200]):  # what stands in it is a part of an answer at best
+                    found.append(None)
+            else:
+                if value not in found:
+                    found.append(value)
+    found = found if before is None else before
+    return [] if None in found else found
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in row and row[name] != value:
+            raise ValueError(f"the key {shown(name)} stands there twice")
+        row[name] = value
+    return row
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
 def _completion(reply: Line) -> Any:
+    """Return a reply as the SDK's object, for instructor to show it to the model again; of odd ones the text alone."""
     from openai.types.chat import ChatCompletion
 
-    said = reply["reply"]
-    # Servers leave out what the SDK's own type wants, so it is built without asking whether all is there.
-    choice = said["choices"][0]
-    message = {"role": "assistant", "content": None, "refusal": None, **choice["message"]}
-    whole = {"finish_reason": "stop", "index": 0, **choice, "message": message}
-    return ChatCompletion.construct(**{"id": "", "created": 0, "model": "", "object": "chat.completion", **said, "choices": [whole]})
+    message = reply["reply"]["choices"][0]["message"]
+    calls = message.get("tool_calls")
+    well_formed = isinstance(calls, list) and all(
+        isinstance(call, dict)
+        and isinstance(call.get("id"), str)
+        and isinstance(function := call.get("function"), dict)
+        and isinstance(function.get("name"), str)
+        and isinstance(function.get("arguments"), str)
+        for call in calls
+    )
+    text = _text(message.get("content"))
+    plain: dict[str, Any] = {"role": "assistant", "content": text if isinstance(text, str) else json.dumps(text), "refusal": None}
+    if well_formed:
+        plain |= {"content": plain["content"] or None, "tool_calls": [{**call, "type": "function"} for call in calls]}
+    choice = {"finish_reason": "stop", "index": 0, "message": plain}
+    return ChatCompletion.construct(id="", created=0, model="", object="chat.completion", choices=[choice])
 
 
 @contextlib.contextmanager

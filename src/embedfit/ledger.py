@@ -5,6 +5,7 @@ Each line is a JSON object, and says what happened:
     start     what all requests have in common; the first line
     sent      a request goes out, and this is what it may cost at most
     failed    no answer came; ``charged`` where it may have to be paid for all the same
+    refused   the endpoint will not answer this request, for what it says: nothing is charged, and it is not asked again
     reply     the answer, with tokens, price, seconds, tries and the whole message; on disk before anything is done with it
     verdict   what became of a reply: accepted or why not, and the record
 
@@ -55,13 +56,15 @@ def open_ledger(folder: Path, start: Mapping[str, Any]) -> Ledger:
         StorageError: Another process is at work in the folder, or it cannot be written.
     """
     path = folder / f"ledger-{digest(start)[:12]}.jsonl"
-    stack = contextlib.ExitStack()
+    stack, is_new = contextlib.ExitStack(), not folder.exists()
     stack.enter_context(
         locked(folder / ".lock", f"{folder}: another embedfit is writing to this ledger; fix: wait for it, or give another output")
     )
     try:
         if not path.exists():
             _say_what_changed(folder, path, start)
+        if is_new:
+            _sync_entries(folder.parent)
         return Ledger(path, start, stack)
     except BaseException:
         stack.close()
@@ -92,6 +95,7 @@ class Ledger:
         self._open: dict[str, Cost] = {}
         self._replies: dict[str, int] = {}
         self._verdicts: dict[str, int] = {}
+        self._refusals: dict[str, tuple[str, str]] = {}
         self._end = self._synced = 0
         self._syncing = asyncio.Lock()
         try:
@@ -102,6 +106,7 @@ class Ledger:
         self._read()
         if self._end == 0:
             self._append({"event": "start", **start})
+            _sync_entries(path.parent)
         for cost in self._open.values():
             self.lost, self.lost_requests = self.lost + cost, self.lost_requests + 1
         self._open.clear()
@@ -143,6 +148,16 @@ class Ledger:
         most = self._open.pop(id)
         if charged:
             self.lost, self.lost_requests = self.lost + most, self.lost_requests + 1
+
+    def refuse(self, id: str, reason: str, why: str) -> None:
+        """Write that a request is refused for what it says, so that it is not asked again."""
+        self._append({"event": "refused", "id": id, "reason": reason, "why": why})
+        self._open.pop(id, None)
+        self._refusals[id] = (reason, why)
+
+    def refusal(self, id: str) -> tuple[str, str] | None:
+        """Return why a request was refused, as a word for the statistics and in the endpoint's words; None if it was not."""
+        return self._refusals.get(id)
 
     async def keep(self, id: str, cost: Cost, line: Mapping[str, Any]) -> None:
         """Write a reply, and return when it is on disk.
@@ -229,6 +244,9 @@ class Ledger:
             most = self._open.pop(line["id"], Cost())
             if line["charged"]:
                 self.lost, self.lost_requests = self.lost + most, self.lost_requests + 1
+        elif event == "refused":
+            self._open.pop(line["id"], None)
+            self._refusals[line["id"]] = (line["reason"], line["why"])
         elif event == "reply":
             self._open.pop(line["id"], None)
             self._replies[line["id"]] = self._end
@@ -238,6 +256,16 @@ class Ledger:
             self._verdicts[line["id"]] = self._end
         elif event != "start":
             raise ValueError(event)
+
+
+def _sync_entries(folder: Path) -> None:
+    """Put on disk which files a folder holds; a synced file that stands in no folder would be lost."""
+    with contextlib.suppress(OSError):  # Windows opens no folders, and needs no such thing
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _say_what_changed(folder: Path, path: Path, start: Mapping[str, Any]) -> None:

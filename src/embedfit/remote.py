@@ -4,6 +4,7 @@ A remote encoder is named like a local one, and stands wherever a local one does
 
     openai:MODEL[?dimensions=N][@URL]    openai:text-embedding-3-large
                                          openai:BAAI/bge-m3@http://localhost:8080/v1    (TEI, vLLM, Ollama ...)
+                                         openai:ada@https://me.openai.azure.com/openai/deployments/ada?api-version=2024-06-01
     hf-inference:MODEL                   hf-inference:BAAI/bge-base-en-v1.5
     hf-inference:URL                     hf-inference:https://abc.endpoints.huggingface.cloud
 
@@ -15,6 +16,7 @@ to huggingface.co and huggingface.cloud; to any other host the key of its own va
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
@@ -33,9 +35,26 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from embedfit import console
+from embedfit.config import checked_address
 from embedfit.encode import Kind, Part, Vectors
-from embedfit.endpoint import OPENAI, key_variable, openai_headers, openais, retry_after
-from embedfit.errors import ConfigError, EmbedfitError, ModelError, OfflineError, require
+from embedfit.endpoint import (
+    OPENAI,
+    Complaint,
+    authorization,
+    complains,
+    complaint_of,
+    connected,
+    described,
+    header_value,
+    key_variable,
+    one_line,
+    openai_headers,
+    openais,
+    read_json,
+    retry_after,
+    split_query,
+)
+from embedfit.errors import ConfigError, EmbedfitError, ModelError, OfflineError, require, shown
 
 PRICES = {"text-embedding-3-small": 0.02, "text-embedding-3-large": 0.13, "text-embedding-ada-002": 0.10}
 """US dollars for a million tokens at api.openai.com, as listed in November 2026. Anything else is ``price`` or unknown."""
@@ -49,6 +68,10 @@ _TRIES, _TRIES_AT_FIRST = 7, 3
 """How often a request is sent before giving up; fewer where there is no connection and never was, as nobody may be there."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
 """Seconds before the second try, twice as long before each one after it. The host may ask for more, by Retry-After."""
+_TRIES_WHOLE, _TRIES_ALONE = 2, 3
+"""How often a request is sent that breaks the server, before it is cut in halves; and what is left of it as a single text."""
+_LONGEST_ASKED = 900.0
+"""A host that asks for more seconds than these is not waited for."""
 _TIMEOUT = 60.0
 
 Provider: TypeAlias = Literal["openai", "hf-inference"]
@@ -69,7 +92,8 @@ class Address:
     Attributes:
         provider: How to ask.
         model: Its name there; of a Hugging Face endpoint, its URL.
-        url: Up to ``/embeddings``, or of the endpoint; None for a model that Hugging Face serves by name.
+        url: Up to ``/embeddings``, with Azure's ``?api-version=`` if there is one, or of the endpoint; None for a model that Hugging Face
+            serves by name.
         dimensions: How many to ask for; None for all.
     """
 
@@ -83,7 +107,7 @@ class Address:
         """Read a name; see the module for what it looks like.
 
         Raises:
-            ConfigError: It is not one, or its URL holds a password.
+            ConfigError: It is not one, or its URL holds a password or an unknown query; neither is shown.
         """
         provider, _, rest = name.partition(":")
         if provider == "hf-inference":
@@ -95,23 +119,34 @@ class Address:
             url = url if at else os.environ.get("OPENAI_BASE_URL") or OPENAI
         else:
             raise ConfigError(f"model {name!r} is not remote; expected openai:MODEL or hf-inference:MODEL")
-        if url and (urlsplit(url).username or urlsplit(url).password):
+        if "://" in model and model != url:
+            raise ConfigError(f"model {provider}:... names an address that is not http(s)://host; it is not shown")
+        if not model:
             raise ConfigError(
-                f"model {provider}:... has a password in its URL, which would be written to reports; fix: {key_variable(url)} holds the key"
+                f"model '{provider}:' says no model; expected openai:MODEL, openai:MODEL@URL, hf-inference:MODEL or hf-inference:URL"
             )
-        if not model or (url and not urlsplit(url).hostname):
-            raise ConfigError(
-                f"model {name!r} says no model; expected openai:MODEL, openai:MODEL@URL, hf-inference:MODEL or hf-inference:URL"
-            )
+        if url:
+            try:
+                parts = checked_address(url)
+            except ConfigError as error:
+                secret = "has a password in its URL, or something else that" if "@" in url else "has something in its URL that"
+                raise ConfigError(
+                    f"model {provider}:... {secret} does not belong there and would be written to reports ({error}); "
+                    f"fix: the environment holds the key ({key_variable(url)})"
+                ) from None
+            if provider == "hf-inference" and parts.query:
+                raise ConfigError("model hf-inference:... has a query in its URL, which is not sent on; fix: leave it out")
         found = re.fullmatch(r"(?:dimensions=([1-9][0-9]*))?", options)
         if not found:
+            option = options if re.fullmatch(r"\w+=\d{0,6}", options) else options.partition("=")[0]
             raise ConfigError(
-                f"model {name!r}: option {options!r} is unknown; expected dimensions=N, like openai:text-embedding-3-large?dimensions=256"
+                f"model {provider}:{one_line(model, 60)}: option {shown(option)} is unknown; expected dimensions=N, "
+                "like openai:text-embedding-3-large?dimensions=256"
             )
         return cls(
             "openai" if provider == "openai" else "hf-inference",
             model,
-            url.rstrip("/") if url else None,
+            url.strip().rstrip("/") if url else None,
             int(found[1]) if found[1] else None,
         )
 
@@ -225,7 +260,8 @@ class RemoteEncoder:
             ModelError: As `encode`; what was answered until then has been yielded.
             OfflineError: Likewise.
         """
-        whole = [(self.prompts[kind] + text) or " " for text in texts]  # no API takes an empty text
+        # No API takes an empty text, and half a surrogate pair cannot be sent.
+        whole = [((self.prompts[kind] + text) or " ").encode("utf-8", "replace").decode() for text in texts]
         before, stop, ask = self.spent, threading.Event(), self._ask
         executor = ThreadPoolExecutor(self.concurrent)
         width, problem = None, None
@@ -269,34 +305,50 @@ class RemoteEncoder:
             yield batch
 
     def _answers(
-        self, ask: _Ask, positions: list[int], texts: Sequence[str], stop: threading.Event
+        self, ask: _Ask, positions: list[int], texts: Sequence[str], stop: threading.Event, failures: int | None = None
     ) -> tuple[_Answers, EmbedfitError | None]:
-        """Ask for some texts until there is an answer, in halves if they are too many for one request.
+        """Ask for some texts until there is an answer, in halves if they are too many for one request or one of them breaks the server.
+
+        Args:
+            ask: Sends one request.
+            positions: Of the texts to ask for.
+            texts: All of them.
+            stop: Set when nothing more is to be sent.
+            failures: How often the server has failed in a row on what these texts are a half of; None if they are a whole request.
 
         Returns:
             What was answered, and why that is not all.
         """
-        tries = 0
+        tries, halved, failures = 0, failures is not None, failures or 0
         while not stop.wait(max(0.0, self._free_at - time.monotonic())):
             try:
                 vectors, tokens = ask([texts[position] for position in positions])
                 vectors = self._checked(vectors, len(positions))
             except _Failure as failure:
-                if failure.too_much and len(positions) > 1:
-                    half = len(positions) // 2
-                    first, problem = self._answers(ask, positions[:half], texts, stop)
-                    second, also = self._answers(ask, positions[half:], texts, stop)
-                    return [*first, *second], problem or also
                 tries += 1
+                failures += 1
+                breaks = (failure.breaks and self._answered) or (failure.status or 0) >= 500
+                if len(positions) > 1 and (failure.too_much or (breaks and failures >= _TRIES_WHOLE)):
+                    if not failure.too_much:
+                        self._pause(failure, failures, stop)
+                    half = len(positions) // 2
+                    first, problem = self._answers(ask, positions[:half], texts, stop, None if failure.too_much else failures)
+                    second, also = self._answers(ask, positions[half:], texts, stop, None if failure.too_much else 0)
+                    return [*first, *second], problem or also
                 nobody_there = failure.status is None and not self._answered
-                if not failure.again or tries >= (_TRIES_AT_FIRST if nobody_there else _TRIES):
+                most = _TRIES_AT_FIRST if nobody_there else _TRIES
+                alone = halved and len(positions) == 1 and tries >= _TRIES_ALONE
+                if not failure.again or failures >= most or alone or (failure.wait or 0.0) > _LONGEST_ASKED:
                     stop.set()  # here, before this thread begins another request
-                    return [], self._refusal(failure, tries, texts[positions[0]])
-                self._pause(failure, tries, stop)
+                    return [], self._refusal(failure, failures, positions, texts)
+                self._pause(failure, failures, stop)
                 continue
             except EmbedfitError as error:
                 stop.set()
                 return [], error
+            except Exception as error:  # a library's own, or a server nobody thought of: one line, not a traceback from a thread
+                stop.set()
+                return [], ModelError(f"{self.name}: {self.address.host} gave no vectors ({type(error).__name__})")
             with self._lock:
                 self._answered = True
                 self.spent = self._with(len(positions), tokens)
@@ -327,7 +379,8 @@ class RemoteEncoder:
         if vectors.ndim != 2 or len(vectors) != count:
             kind = "a vector for each token" if vectors.ndim == 3 else f"an array of shape {vectors.shape}"
             raise ModelError(f"{self.name} gave {kind}; expected one vector for each of {count:,} texts")
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        with np.errstate(over="ignore", invalid="ignore"):
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not (np.isfinite(lengths).all() and lengths.all()):
             raise ModelError(f"{self.name} gave a vector that is not finite, or all zero")
         wanted = self.address.dimensions
@@ -336,45 +389,57 @@ class RemoteEncoder:
         unit: Vectors = (vectors / lengths).astype(np.float32)
         return unit
 
-    def _refusal(self, failure: _Failure, tries: int, text: str) -> ModelError:
-        """Return what to tell the user; never what was sent with the request."""
-        host, variable = self.address.host, self.address.variable
-        said = " ".join(failure.said.replace(self._key or "\0", "***").split())[:200]
-        if failure.status is None:
-            return OfflineError(f"{self.name}: {host} cannot be reached ({said or 'no connection'}); what was answered before is kept")
-        if failure.status in (401, 403):
+    def _refusal(self, failure: _Failure, tries: int, positions: list[int], texts: Sequence[str]) -> ModelError:
+        """Return what to tell the user; never a key, and of a single text its place and its first words."""
+        host, variable, status = self.address.host, self.address.variable, failure.status
+        told = one_line(failure.complaint.message.replace(self._key or "\0", "***")) or "it does not say why"
+        if status is None:
+            return OfflineError(f"{self.name}: {host} cannot be reached ({told}); what was answered before is kept")
+        if status in (401, 403) and not failure.complaint.filtered:
             what = f"the key in {variable}" if self._key else "to answer without a key"
-            return ModelError(f"{self.name}: {host} refuses {what} ({failure.status}); fix: set {variable}")
+            return ModelError(f"{self.name}: {host} refuses {what} ({status}); fix: set {variable}")
         if failure.quota:
             return ModelError(f"{self.name}: the account at {host} has no quota left; what was answered before is kept")
-        if failure.too_much:
-            return ModelError(f"{self.name}: {host} refuses a text of {len(text):,} characters as too long ({failure.status}: {said})")
+        if (failure.wait or 0.0) > _LONGEST_ASKED:
+            return ModelError(
+                f"{self.name}: {host} answered {status} and asks to wait for {failure.wait:,.0f} s; fix: run the same command then"
+            )
+        text = texts[positions[0]]
+        place = f"text {positions[0] + 1:,} of {len(texts):,}, {shown(text)}" if len(texts) > 1 else shown(text)
+        if len(positions) == 1 and (status == 413 or failure.complaint.too_long):
+            return ModelError(f"{self.name}: {host} refuses a text of {len(text):,} characters as too long ({status}: {told}): {place}")
         again = f" {tries} times" if failure.again else ""
-        return ModelError(f"{self.name}: {host} answered {failure.status}{again}: {said}")
+        alone = f" (to one text alone: {place})" if len(positions) == 1 and (failure.too_much or failure.again) else ""
+        return ModelError(f"{self.name}: {host} answered {status}{again}: {told}{alone}")
 
 
 class _Failure(Exception):
     """A request that was not answered with vectors.
 
     Attributes:
-        said: By the host, or about the connection.
-        status: Of HTTP; None if there was no answer.
+        complaint: What the host says, or what is known of the connection.
+        status: Of HTTP, or that in an error's body under 200; None if there was no answer.
         wait: Seconds that it asks for; None if it does not.
-        code: The host's own word for it.
+        breaks: Whether the request was sent, and the connection then broke or timed out.
     """
 
-    def __init__(self, said: str, status: int | None = None, headers: Mapping[str, str] | None = None, code: str = "") -> None:
-        self.said, self.status, self.wait, self.code = said, status, retry_after(headers or {}), code
+    def __init__(
+        self, complaint: Complaint, status: int | None = None, headers: Mapping[str, str] | None = None, *, breaks: bool = False
+    ) -> None:
+        super().__init__(complaint.message)
+        self.complaint, self.wait, self.breaks = complaint, retry_after(headers or {}), breaks
+        self.status = complaint.status or status if status == 200 else status
 
     @property
     def quota(self) -> bool:
         """Whether the account can buy no more, which waiting does not mend."""
-        return self.status == 402 or self.code == "insufficient_quota" or "insufficient_quota" in self.said
+        return self.status == 402 or self.complaint.quota
 
     @property
     def too_much(self) -> bool:
-        """Whether less might be taken."""
-        return self.status in (413, 422) or (self.status == 400 and "max_tokens_per_request" in f"{self.code} {self.said}")
+        """Whether less might be taken: fewer texts, or all but one of them. A wrong key, which some hosts call 400, stays wrong."""
+        wrong_key = self.status == 400 and re.search(r"\bkey\b", self.complaint.message, re.IGNORECASE)
+        return not self.quota and not wrong_key and self.status in (200, 400, 413, 422)
 
     @property
     def again(self) -> bool:
@@ -393,6 +458,7 @@ def _key_of(address: Address) -> str | None:
 
     Raises:
         ModelError: There is none, and it cannot do without.
+        ConfigError: It cannot be sent in a header.
     """
     variable = address.variable
     if variable == "HF_TOKEN":
@@ -401,7 +467,7 @@ def _key_of(address: Address) -> str | None:
         key = get_token()  # also from 'hf auth login'
     else:
         key = os.environ.get(variable)
-    key = (key or "").strip()
+    key = header_value(key or "", variable)
     if not key and variable == "OPENAI_API_KEY":
         raise ModelError(
             f"openai:{address.model} needs a key; fix: set {variable}, or name another server: openai:MODEL@http://localhost:8080/v1"
@@ -417,50 +483,135 @@ def _openai(address: Address, key: str | None) -> _Ask:
         headers["Authorization"] = openai.Omit()
     if address.variable != "OPENAI_API_KEY":
         headers |= {name: openai.Omit() for name in openai_headers()}
-    client = openai.OpenAI(api_key=key or "none", base_url=address.url, max_retries=0, timeout=_TIMEOUT)
+    url, query = split_query(address.url or OPENAI)
+    headers |= authorization(key, query, openai.Omit()) if key else {}
+    # A redirect would take the headers to another host.
+    client = connected(
+        lambda: openai.OpenAI(
+            api_key=key or "none",
+            base_url=url,
+            default_query=query,
+            max_retries=0,
+            timeout=_TIMEOUT,
+            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+        )
+    )
     dimensions = address.dimensions or openai.omit
 
     def ask(texts: list[str]) -> tuple[Vectors, int | None]:
+        create = client.embeddings.with_raw_response.create
         try:
-            found = client.embeddings.create(model=address.model, input=texts, dimensions=dimensions, extra_headers=headers)
+            answer = create(model=address.model, input=texts, dimensions=dimensions, extra_headers=headers)
         except openai.APIStatusError as error:
-            raise _Failure(error.message, error.status_code, error.response.headers, str(error.code or "")) from None
+            raise _Failure(complaint_of(error.response.content), error.status_code, error.response.headers) from None
         except openai.APIConnectionError as error:
-            raise _Failure(str(error.__cause__ or error)) from None
-        except (openai.OpenAIError, ValueError) as error:
-            raise ModelError(f"openai:{address.model}: {address.host} gave no vectors: {str(error).splitlines()[0]}") from None
-        rows = sorted(found.data, key=lambda row: row.index)
-        try:
-            vectors = np.array([row.embedding for row in rows], np.float32)
-        except (ValueError, TypeError):
-            raise ModelError(f"openai:{address.model}: {address.host} gave vectors of different lengths") from None
-        return vectors, found.usage.total_tokens if found.usage else None
+            cause = error.__cause__ or error
+            raise _Failure(Complaint(_told(cause)), breaks=type(cause).__name__ not in _NO_CONNECTION) from None
+        content = answer.content
+        body = read_json(content)
+        rows = body.get("data") if isinstance(body, dict) else None
+        if complains(body) and not rows:
+            raise _Failure(complaint_of(content), 200, answer.headers)
+        where = f"openai:{address.model}: {address.host} answered {answer.status_code}"
+        if not isinstance(rows, list):
+            raise ModelError(f"{where} with {described(content)}; expected JSON with 'data'")
+        return _in_order(rows, len(texts), where), _tokens(body.get("usage"))
 
     return ask
 
 
+_NO_CONNECTION = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "LocalProtocolError", "UnsupportedProtocol", "InvalidURL")
+
+
+def _told(error: BaseException) -> str:
+    """Return what a connection's error says, without an address that it may name."""
+    return re.sub(r"\S+://\S+", "...", str(error)) or type(error).__name__
+
+
+def _in_order(rows: list[Any], count: int, where: str) -> Vectors:
+    """Return the vectors of ``data`` in the order of the texts, by ``index``.
+
+    Raises:
+        ModelError: An index or a vector is not what it should be.
+    """
+    found: list[Any] = [None] * count
+    if len(rows) != count:
+        raise ModelError(f"{where} with {len(rows):,} vectors; expected one vector for each of {count:,} texts")
+    for row in rows:
+        index = row.get("index") if isinstance(row, dict) else None
+        if type(index) is not int or not 0 <= index < count or found[index] is not None:
+            seen = shown(row.get("index")) if isinstance(row, dict) and "index" in row else "none"
+            raise ModelError(f"{where} with a vector whose index is {seen}; expected each of 0 to {count - 1:,} once")
+        found[index] = _vector(row.get("embedding"))
+        if found[index] is None:
+            seen = shown(row.get("embedding"), 40)
+            raise ModelError(f"{where} with {seen} as embedding; expected numbers")
+        if len(found[index]) != len(found[rows[0]["index"]]):
+            raise ModelError(f"{where} with vectors of different lengths")
+    return np.stack(found) if found else np.zeros((0, 0), np.float32)
+
+
+def _vector(value: Any) -> Vectors | None:
+    """Return an embedding, as numbers or as base64 of little-endian float32; None if it is neither."""
+    try:
+        if isinstance(value, str):
+            return np.frombuffer(base64.b64decode(value, validate=True), "<f4")
+        numbers = np.array(value) if isinstance(value, list) else np.array(None)
+    except (ValueError, OverflowError):
+        return None
+    return numbers.astype(np.float64) if numbers.ndim == 1 and numbers.dtype.kind in "fiu" else None
+
+
+def _tokens(usage: Any) -> int | None:
+    """Return the tokens that a server counted, None if it says no number."""
+    for name in ("total_tokens", "prompt_tokens"):
+        count = usage.get(name) if isinstance(usage, dict) else None
+        if type(count) is int and 0 <= count < 2**53:
+            return count
+    return None
+
+
 def _hugging_face(address: Address, key: str | None) -> _Ask:
     """Return how to ask Hugging Face Inference, by its own client."""
-    from huggingface_hub import InferenceClient
+    from huggingface_hub import InferenceClient, get_session
     from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 
     lost: Any = HfHubHTTPError.__mro__[1]  # HTTPError of the HTTP library that the client uses; its versions differ
     # Without a key the client would look for the user's token itself, whatever the host.
     headers = {} if key else {"authorization": None}
-    client = InferenceClient(address.model, provider="hf-inference", token=key, timeout=_TIMEOUT, headers=headers)  # type: ignore[arg-type]
+    last = threading.local()
+
+    class Client(InferenceClient):
+        """Keeps the body of the last answer, since the client turns anything that numpy can read into vectors."""
+
+        def _inner_post(self, *arguments: Any, **named: Any) -> Any:
+            last.body = super()._inner_post(*arguments, **named)
+            return last.body
+
+    client = Client(address.model, provider="hf-inference", token=key, timeout=_TIMEOUT, headers=headers)  # type: ignore[arg-type]
+    connected(get_session)
 
     def ask(texts: list[str]) -> tuple[Vectors, int | None]:
+        last.body = b""
+        where = f"hf-inference:{address.host if address.url else address.model}: {address.host} answered 200"
         try:
             # A local model cuts long texts as well.
-            return client.feature_extraction(texts, truncate=True), None  # type: ignore[arg-type]
+            found = client.feature_extraction(texts, truncate=True)  # type: ignore[arg-type]
         except InferenceTimeoutError:
-            raise _Failure(f"no answer within {_TIMEOUT:.0f} s") from None
+            raise _Failure(Complaint(f"no answer within {_TIMEOUT:.0f} s"), breaks=True) from None
         except HfHubHTTPError as error:
-            said = error.response.text or str(error)
-            raise _Failure(said, error.response.status_code, error.response.headers) from None
+            complaint = complaint_of(error.response.content)
+            complaint = complaint if complaint.message else Complaint(_told(error))
+            raise _Failure(complaint, error.response.status_code, error.response.headers) from None
         except (lost, OSError) as error:
-            raise _Failure(str(error)) from None
-        except (ValueError, TypeError) as error:
-            raise ModelError(f"hf-inference:{address.model}: gave no vectors: {str(error).splitlines()[0]}") from None
+            raise _Failure(Complaint(_told(error)), breaks=type(error).__name__ not in _NO_CONNECTION) from None
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            if complains(read_json(last.body)):
+                raise _Failure(complaint_of(last.body), 200) from None
+            raise ModelError(f"{where} with {described(last.body)}; expected one vector for each text") from None
+        rows = read_json(last.body) if isinstance(last.body, bytes) else None
+        if isinstance(rows, list) and any(_vector(row) is None for row in rows) and found.ndim == 2:
+            raise ModelError(f"{where} with something other than numbers in a vector")
+        return found, None
 
     return ask

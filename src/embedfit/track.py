@@ -14,19 +14,19 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from embedfit import console
 from embedfit.data import Dataset, writing
 from embedfit.encode import cache_folder
-from embedfit.errors import ConfigError, EmbedfitError, require
+from embedfit.endpoint import complains, complaint_of, connected, described, header_value, host_of, one_line, read_json
+from embedfit.errors import ConfigError, EmbedfitError, require, shown
 from embedfit.retrieve import Run
 from embedfit.score import Scores
 
@@ -52,8 +52,12 @@ def endpoint() -> str:
 
 
 def _shown_endpoint() -> str:
-    """Return where LangWatch is without a password that may stand in the address."""
-    return re.sub(r"//[^/@]*@", "//", endpoint())
+    """Return where LangWatch is without a password or a query that may stand in the address."""
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(endpoint())
+        if parts.netloc:
+            return parts._replace(netloc=host_of(endpoint()), query="", fragment="").geturl()
+    return "LangWatch" if "@" in endpoint() or "?" in endpoint() else endpoint()
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Delivery:
 
     Attributes:
         delivered: Results that the server took.
-        left: Results that it did not.
+        left: Results that it did not take, which are kept.
         problem: Why not; empty if all were taken.
         address: Where they can be seen; empty if nowhere.
     """
@@ -264,9 +268,9 @@ def _deliver(folder: Path, patience: float) -> Delivery:
         shown = 0
         while thread.is_alive() and time.monotonic() - sender.moved < patience:
             thread.join(0.02)
-            done(sender.delivered - shown)
-            shown = sender.delivered
-    left = rows[sender.delivered :]
+            done(sender.reached - shown)
+            shown = sender.reached
+    left = [*sender.too_large, *rows[sender.reached :]]
     if left:
         _write(folder / _SPOOL, head, left)
         return Delivery(len(rows) - len(left), len(left), sender.problem or f"{_shown_endpoint()} does not answer")
@@ -277,11 +281,20 @@ def _deliver(folder: Path, patience: float) -> Delivery:
     return Delivery(len(rows), 0, "", sender.address)
 
 
+class _Refused(Exception):
+    """The server did not take some results. ``too_large`` where it might take fewer."""
+
+    def __init__(self, why: str, *, too_large: bool = False) -> None:
+        super().__init__(why)
+        self.too_large = too_large
+
+
 class _Sender:
-    """Sends results in order, batch by batch, until something goes wrong.
+    """Sends results in order, batch by batch, until something goes wrong; a batch that is too large in halves.
 
     Attributes:
-        delivered: How many were taken.
+        reached: How many were taken, or are too large to be.
+        too_large: Those that the server does not take even alone.
         moved: When something last went well; in the future while something is loaded.
         problem: What went wrong.
         address: Where results can be seen.
@@ -289,7 +302,8 @@ class _Sender:
 
     def __init__(self, head: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], patience: float) -> None:
         self._head, self._rows, self._patience = head, rows, patience
-        self.delivered, self.problem, self.address = 0, "", ""
+        self.reached, self.problem, self.address = 0, "", ""
+        self.too_large: list[Mapping[str, Any]] = []
         self.moved = time.monotonic()
 
     def run(self) -> None:
@@ -298,13 +312,11 @@ class _Sender:
 
         host = _shown_endpoint()
         try:
-            with httpx.Client(base_url=endpoint(), headers=_headers(), timeout=self._patience) as client:
+            with connected(lambda: httpx.Client(base_url=endpoint(), headers=_headers(), timeout=self._patience)) as client:
                 self._send(client)
-        except httpx.HTTPStatusError as error:
-            self.problem = f"{host} answered {error.response.status_code}"
         except httpx.HTTPError as error:
-            self.problem = f"{host} cannot be reached: {error or type(error).__name__}"
-        except EmbedfitError as error:
+            self.problem = f"{host} cannot be reached: {one_line(str(error)) or type(error).__name__}"
+        except (EmbedfitError, _Refused) as error:
             self.problem = str(error)
         except Exception as error:  # another server, another format: nothing of it may end the work, and a thread would print it
             self.problem = f"{host} does not answer as LangWatch does: {type(error).__name__}"
@@ -313,9 +325,11 @@ class _Sender:
         slug = name = self._head["experiment"]
         if name is not None:
             kind = {"experiment_name": name, "experiment_slug": name, "experiment_type": "BATCH_EVALUATION_V2"}
-            found = self._post(client, "/api/experiment/init", json=kind).json()
-            slug = found["slug"]
-            self.address = f"{_shown_endpoint()}{found['path']}?runId={quote(self._head['run_id'])}"
+            found = self._post(client, "/api/experiment/init", json=kind)
+            slug, path = (found.get(key) if isinstance(found, dict) else None for key in ("slug", "path"))
+            if not (isinstance(slug, str) and isinstance(path, str)):
+                raise _Refused(f"{_shown_endpoint()} does not answer as LangWatch does: its experiment has no slug and path")
+            self.address = f"{_shown_endpoint()}{quote(path)}?runId={quote(self._head['run_id'])}"
         else:
             # Nobody should wait for what is loaded below only to find that there is no server.
             client.head("/")
@@ -323,22 +337,54 @@ class _Sender:
         encode = _span_encoder()
         self.moved = time.monotonic()
         for start in range(0, len(self._rows), _BATCH):
-            some = self._rows[start : start + _BATCH]
-            if slug is not None:
-                self._post(client, "/api/evaluations/batch/log_results", json=self._results(slug, some))
-            spans = encode(self._head["run_id"], some)
-            self._post(client, "/api/otel/v1/traces", content=spans, headers={"Content-Type": "application/x-protobuf"})
-            self.delivered += len(some)
+            self._send_some(client, encode, slug, self._rows[start : start + _BATCH])
 
-    def _post(self, client: httpx.Client, path: str, **content: Any) -> httpx.Response:
+    def _send_some(self, client: httpx.Client, encode: Any, slug: str | None, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Send some results, in halves where they are too large together; one that is too large alone is set aside."""
+        try:
+            if slug is not None:
+                self._post(client, "/api/evaluations/batch/log_results", json=self._results(slug, rows))
+            spans = encode(self._head["run_id"], rows)
+            self._post(client, "/api/otel/v1/traces", content=spans, headers={"Content-Type": "application/x-protobuf"})
+        except _Refused as refused:
+            if not refused.too_large:
+                raise
+            if len(rows) > 1:
+                half = len(rows) // 2
+                self._send_some(client, encode, slug, rows[:half])
+                self._send_some(client, encode, slug, rows[half:])
+                return
+            self.too_large.append(rows[0])
+            more = f", and {len(self.too_large) - 1:,} more" if len(self.too_large) > 1 else ""
+            self.problem = f"{refused}, even alone: the result of query {shown(self.too_large[0]['query'])}{more}"
+        self.reached += len(rows)
+
+    def _post(self, client: httpx.Client, path: str, **content: Any) -> Any:
+        """Return what the server answers in JSON, None if it answers in another way that says it took it.
+
+        Raises:
+            _Refused: It did not take it, or something else answers in its place, such as a login page.
+        """
         response = client.post(path, **content)
-        response.raise_for_status()
         self.moved = time.monotonic()
-        return response
+        host, status, body = _shown_endpoint(), response.status_code, read_json(response.content)
+        complaint = complaint_of(response.content)
+        if response.is_success and not complains(body):
+            kind = response.headers.get("content-type", "").partition(";")[0].strip()
+            if isinstance(body, (dict, list)) or not response.content or kind == "application/x-protobuf":
+                return body
+            raise _Refused(f"{host} answered {status} with {described(response.content)}; fix: see whether LANGWATCH_ENDPOINT is right")
+        if response.is_redirect:
+            there = one_line(host_of(response.headers.get("location", ""))) or "another page of its own, as for a login"
+            raise _Refused(f"{host} answered {status} and sends to {there}; fix: see whether LANGWATCH_ENDPOINT is right")
+        why = one_line(complaint.message.replace(langwatch_key() or "\0", "***"))
+        raise _Refused(
+            f"{host} answered {status}" + (f": {why}" if why else ""), too_large=status == 413 or (status == 400 and complaint.too_long)
+        )
 
     def _results(self, slug: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the body that tells LangWatch of some results, and with the last ones that there are no more."""
-        done = self.delivered + len(rows)
+        done = self.reached + len(rows)
         finished = {"finished_at": int(time.time() * 1000)} if done == len(self._rows) else {}
         dataset = [
             {
@@ -422,7 +468,8 @@ def _span_encoder() -> Any:
 
 def _headers() -> dict[str, str]:
     """Return how LangWatch knows whose results these are, for each kind of its keys."""
-    key, project = langwatch_key() or "", os.environ.get("LANGWATCH_PROJECT_ID")
+    key = header_value(langwatch_key() or "", "LANGWATCH_API_KEY")
+    project = header_value(os.environ.get("LANGWATCH_PROJECT_ID", ""), "LANGWATCH_PROJECT_ID")
     if key.startswith("pat-lw-") and project:  # a person's key, which says no project
         return {"Authorization": f"Basic {base64.b64encode(f'{project}:{key}'.encode()).decode()}"}
     named = {"X-Project-Id": project} if project and not key.startswith("pat-lw-") else {}
