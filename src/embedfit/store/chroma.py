@@ -21,13 +21,33 @@ import numpy as np
 
 from embedfit.encode import Vectors
 from embedfit.errors import StorageError, require
-from embedfit.store import Entry, Filters, Found, Live, Stamp, belongs, check_url, is_url, one_line, one_writer, readings, writable_folder
+from embedfit.store import (
+    Entry,
+    Filters,
+    Found,
+    Live,
+    Stamp,
+    belongs,
+    check_url,
+    is_plain,
+    is_url,
+    one_line,
+    one_writer,
+    readings,
+    token,
+    tokens,
+    writable_folder,
+)
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
 _WHOLE = "embedfit"
 """Key of the metadata as JSON; the flat ones beside it are there to be filtered by."""
+_ODD = "embedfit:odd"
+"""Key of the tokens of what Chroma cannot hold flat, or would not find exactly."""
+_RESERVED = ("#", "$", "chroma:", _WHOLE)
+"""What a key may not begin with: Chroma refuses the first three, the last is ours."""
 _PAGE = 1000
 
 
@@ -42,6 +62,9 @@ class ChromaStore:
     Raises:
         ConfigError: The location is a URL that says more than the server.
     """
+
+    takes_nul = True
+    longest_id: int | None = None
 
     def __init__(self, location: str, index: str, api_key: str | None = None) -> None:
         require("chromadb", extra="chroma")
@@ -92,7 +115,7 @@ class ChromaStore:
             return Live()
         if "live" not in said:
             raise StorageError(f"{self.where}: the collection {self.index!r} is not embedfit's; fix: another store.index")
-        return Live(said["live"], said["previous"])
+        return Live(said["live"], said.get("previous", ""))
 
     @one_line
     def switch(self, live: Live) -> None:
@@ -136,7 +159,7 @@ class ChromaStore:
                 ids=[entry.id for entry in some],
                 embeddings=np.asarray(vectors[start : start + most], np.float32),
                 documents=[entry.text for entry in some],
-                metadatas=[{**_flat(entry.metadata), _WHOLE: json.dumps(entry.metadata)} for entry in some],
+                metadatas=[_kept(entry.metadata) for entry in some],
             )
 
     def finish(self, collection: str) -> None:
@@ -153,9 +176,11 @@ class ChromaStore:
     @one_line
     def entries(self, collection: str, ids: Sequence[str]) -> dict[str, Entry]:
         """Return documents by their ids."""
+        if not ids:  # Chroma takes no empty list
+            return {}
         found = self._collection(collection).get(ids=list(ids), include=["documents", "metadatas"])
         rows = zip(found["ids"], found["documents"], found["metadatas"], strict=True)
-        return {id: Entry(id, text, json.loads(metadata[_WHOLE])) for id, text, metadata in rows}
+        return {id: Entry(id, text, json.loads(metadata[_WHOLE])) for id, text, metadata in rows if metadata and _WHOLE in metadata}
 
     @one_line
     def drop(self, collection: str) -> None:
@@ -168,21 +193,31 @@ class ChromaStore:
             self.__dict__.pop("_client").close()
 
 
-def _flat(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of the metadata Chroma can filter by: plain values, and lists of one kind of them."""
+def _kept(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata as Chroma keeps it: flat to be filtered by, and whole."""
+    flat = {key: value for key, value in metadata.items() if _holds(key, value)}
+    odd = tokens(metadata, _holds)
+    return {**flat, **({_ODD: odd} if odd else {}), _WHOLE: json.dumps(metadata)}
+
+
+def _holds(key: str, value: Any) -> bool:
+    """Return whether Chroma can filter by a key and a value: plain values, and lists of one kind of them."""
 
     def plain(value: Any) -> bool:
-        return isinstance(value, (str, int, float)) and not (isinstance(value, int) and abs(value) >= 2**63)
+        if isinstance(value, float):
+            return is_plain(value)
+        return isinstance(value, str) or (isinstance(value, int) and abs(value) < 2**63)
 
-    def one_kind(values: Any) -> bool:
-        return isinstance(values, list) and all(map(plain, values)) and len(set(map(type, values))) == 1
-
-    return {key: value for key, value in metadata.items() if key and not key.startswith("chroma:") and (plain(value) or one_kind(value))}
+    one_kind = isinstance(value, list) and all(map(plain, value)) and len(set(map(type, value))) == 1
+    return bool(key) and not key.startswith(_RESERVED) and (plain(value) or one_kind)
 
 
 def _where(filters: Filters) -> dict[str, Any] | None:
-    conditions: list[dict[str, Any]] = [
-        {"$or": [{key: condition} for reading in readings(value) for condition in ({"$eq": reading}, {"$contains": reading})]}
-        for key, value in filters.items()
-    ]
+    conditions: list[dict[str, Any]] = []
+    for key, value in filters.items():
+        any_of: list[dict[str, Any]] = [{_ODD: {"$contains": token(key, reading)}} for reading in readings(value)]
+        for reading in readings(value):
+            if _holds(key, reading):
+                any_of += [{key: {"$eq": reading}}, {key: {"$contains": reading}}]
+        conditions.append({"$or": any_of} if len(any_of) > 1 else any_of[0])
     return {"$and": conditions} if len(conditions) > 1 else conditions[0] if conditions else None
