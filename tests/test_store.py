@@ -58,6 +58,8 @@ def postgres():
         return server.get_uri(database=name)
 
     yield database
+    # At once: an orderly end writes all databases through to the disk, only for them to be deleted.
+    pgserver.postgres_server.pg_ctl(["-m", "immediate", "-w", "stop"], pgdata=server.pgdata, user=server.system_user)
     server.cleanup()
 
 
