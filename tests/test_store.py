@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -721,6 +722,31 @@ def test_what_is_in_neither_the_live_nor_the_previous_version_is_removed(store):
     assert len(store.collections()) == 2
 
 
+def test_chromas_folders_of_dropped_collections_are_removed_even_after_a_kill_and_no_others(config_of, monkeypatch):
+    config = config_of("chroma")
+    folder = Path(config.location)
+    others = folder / "0b0e1f3c-6d3f-4c54-9b57-3a2f1c0d9e8f"
+    others.mkdir(parents=True)
+
+    def graphs():
+        return {path.name for path in folder.iterdir() if path.is_dir()} - {others.name}
+
+    for seed in range(4):
+        with open_store(config) as store:
+            index_documents(store, numbered(), Numbers(seed), TEMPLATE)
+        assert len(graphs()) == min(seed + 1, 2)
+    with open_store(config) as store:
+        monkeypatch.setattr(type(store), "_remove_dropped", lambda self: None)  # killed before it came to that
+        index_documents(store, numbered(), Numbers(4), TEMPLATE)
+        assert len(graphs()) == 3
+        (folder / ".embedfit.dropped").open("a").write("../elsewhere\n")
+        monkeypatch.undo()
+        index_documents(store, numbered(), Numbers(4), TEMPLATE)
+    assert len(graphs()) == 2
+    assert others.is_dir()
+    assert not (folder / ".embedfit.dropped").exists()
+
+
 def test_a_version_that_finds_too_little_does_not_go_live(store, monkeypatch):
     index_documents(store, numbered(), Numbers(), TEMPLATE)
     live = store.live()
@@ -927,6 +953,95 @@ def test_chromas_server_killed_goes_on_while_the_live_index_answers(config_of):
 @pytest.mark.slow
 def test_qdrants_local_mode_killed_goes_on(config_of):
     assert 0 < killed_and_resumed(config_of("qdrant"), 200, 16, 20_000, [("add", 1), ("add", 2)], reads=False) < 200
+
+
+KILLS = """
+import json, os, random, sys, time, traceback
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from embedfit import encode
+from embedfit.config import StoreConfig
+from embedfit.store import open_store, versions
+from test_store import TEMPLATE, Numbers, numbered
+import chromadb, pgvector.psycopg, psycopg, qdrant_client
+
+config, log, count, seed = StoreConfig.model_validate_json(sys.argv[1]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+encode._SLICE, versions.BATCH_BYTES = 20, 30_000
+
+class Paid(Numbers):
+    def encode(self, texts, kind):
+        with open(log, "a") as file:  # what was asked for is paid, whatever becomes of the answer
+            file.writelines(text + os.linesep for text in texts if kind == "document")
+        return super().encode(texts, kind)
+
+def index(turn):
+    encoder = Paid(size=count)
+    with open_store(config) as store:
+        data = numbered(count, colour=turn)
+        found = versions.index_documents(store, data, encoder, f"turn {turn} {{title}} {{text}}")
+        live = store.live()
+        assert live.current == found.collection
+        assert store.ids(live.current) == set(data.corpus)
+        assert sorted(store.collections()) == sorted(filter(None, {live.current, live.previous})), (store.collections(), live)
+        hit = versions.LiveIndex(store, encoder).find("query 7", 1)[0]
+        assert (hit.id, hit.metadata["colour"], hit.text) == ("d7", turn, f"turn {turn} doc 7")
+        return live
+
+def start(turn):
+    process = os.fork()  # with all imported, so that what is killed is the work
+    if process == 0:
+        try:
+            index(turn)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return process
+
+begun = time.monotonic()
+assert os.waitpid(start(-1), 0)[1] == 0
+seconds = time.monotonic() - begun
+random.seed(seed)
+for turn in range(10):
+    log.unlink()
+    process = start(turn)
+    moment = random.uniform(0, seconds)
+    time.sleep(moment)
+    os.kill(process, 9)
+    killed = os.waitpid(process, 0)[1] == 9
+    assert os.waitpid(start(turn), 0)[1] == 0
+    asked = log.read_text().splitlines()
+    assert count <= len(asked) <= count + killed * encode._SLICE, (len(asked), killed)
+    assert len(set(asked)) == count
+    print(f"{turn} {moment / seconds:.2f} killed {killed} asked {len(asked)}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "count"), [("chroma", 200), ("pgvector", 200), ("qdrant", 60)])
+def test_killed_at_ten_random_moments_nothing_is_lost_nothing_paid_twice_and_nothing_left_over(kind, count, config_of, tmp_path):
+    config = config_of(kind)
+    command = [sys.executable, "-c", KILLS, config.model_dump_json(), str(Path(__file__).parent), str(tmp_path / "log"), str(count), "14"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout)
+    assert done.stdout.count("killed True") >= 5
+    cache = Path(os.environ["EMBEDFIT_CACHE"])
+    [vectors] = cache.glob("*.sqlite")
+    assert {path.name for path in cache.iterdir()} <= {vectors.name, vectors.with_suffix(".lock").name, "locks"}
+    with open_store(config) as store:
+        collections = store.collections()
+        assert len(collections) == 2
+        if kind == "pgvector":
+            tables = {name for (name,) in store._query("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")}
+            assert tables == {"embedfit_live", "embedfit_collections", *collections}
+            assert {name for (name,) in store._query("SELECT collection FROM embedfit_collections")} == set(collections)
+        elif kind == "qdrant":
+            assert {path.name for path in (Path(config.location) / "collection").iterdir()} == set(collections)
+    if kind == "chroma":
+        with contextlib.closing(sqlite3.connect(Path(config.location) / "chroma.sqlite3")) as database:
+            segments = {id for (id,) in database.execute("SELECT id FROM segments WHERE scope = 'VECTOR'")}
+        assert {path.name for path in Path(config.location).iterdir() if path.is_dir()} <= segments
 
 
 # A switch under load

@@ -9,9 +9,12 @@ whole, nor written after. Two writers damage the folder for good, so one lock gu
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import shutil
+import sqlite3
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +52,8 @@ _ODD = "embedfit:odd"
 _RESERVED = ("#", "$", "chroma:", _WHOLE)
 """What a key may not begin with: Chroma refuses the first three, the last is ours."""
 _PAGE = 1000
+_DROPPED = ".embedfit.dropped"
+"""File beside the database: folders of collections that were dropped, one a line, until they are removed."""
 
 
 class ChromaStore:
@@ -79,7 +84,7 @@ class ChromaStore:
         import httpx
         from chromadb.errors import ChromaError
 
-        return (ChromaError, httpx.HTTPError, ValueError, OSError)
+        return (ChromaError, httpx.HTTPError, ValueError, OSError, sqlite3.Error)
 
     @cached_property
     def _client(self) -> ClientAPI:
@@ -98,9 +103,12 @@ class ChromaStore:
         # Without an embedding function, or Chroma would want to download a model.
         return self._client.get_collection(name, embedding_function=None)
 
-    def writing(self) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
         """Keep other writers out: of the folder, or on this machine."""
-        return one_writer(self.where, self.index, None if is_url(self.location) else writable_folder(self.location))
+        with one_writer(self.where, self.index, None if is_url(self.location) else writable_folder(self.location)):
+            self._remove_dropped()
+            yield
 
     @one_line
     def live(self) -> Live:
@@ -184,8 +192,32 @@ class ChromaStore:
 
     @one_line
     def drop(self, collection: str) -> None:
-        """Remove a collection."""
+        """Remove a collection, and the folder of its graph, which Chroma itself leaves behind."""
+        dropped = [] if is_url(self.location) else self._folders(self._collection(collection).id)
+        if dropped:
+            with open(Path(self.location) / _DROPPED, "a", encoding="utf-8") as file:
+                file.writelines(f"{name}\n" for name in dropped)
         self._client.delete_collection(collection)
+        self._remove_dropped()
+
+    def _folders(self, collection_id: Any = None) -> list[str]:
+        """Return the names of the folders that Chroma's database knows, of one collection or of all."""
+        with contextlib.closing(sqlite3.connect(Path(self.location) / "chroma.sqlite3", timeout=60)) as database:
+            rows = database.execute("SELECT id, collection FROM segments WHERE scope = 'VECTOR'").fetchall()
+        return [name for name, collection in rows if collection_id is None or collection == str(collection_id)]
+
+    @one_line
+    def _remove_dropped(self) -> None:
+        """Remove the folders of collections that this or an earlier process has dropped, and no others."""
+        path = Path(self.location) / _DROPPED
+        if is_url(self.location) or not path.exists():
+            return
+        known = set(self._folders())
+        for name in path.read_text(encoding="utf-8").split():
+            with contextlib.suppress(ValueError):
+                if str(uuid.UUID(name)) == name and name not in known:
+                    shutil.rmtree(path.with_name(name), ignore_errors=True)
+        path.unlink()
 
     def close(self) -> None:
         """Let go of files and connections."""
