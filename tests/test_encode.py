@@ -1,4 +1,6 @@
 import contextlib
+import inspect
+import json
 import os
 import shutil
 import signal
@@ -15,7 +17,17 @@ import numpy as np
 import pytest
 import torch
 
-from embedfit.encode import CachedEncoder, LocalEncoder, Truncation, use_bf16, without_cudnn_attention
+from embedfit.encode import (
+    CachedEncoder,
+    LocalEncoder,
+    Part,
+    Truncation,
+    cache_limit,
+    cached_models,
+    clear_cache,
+    use_bf16,
+    without_cudnn_attention,
+)
 from embedfit.errors import ConfigError, ModelError, OfflineError, StorageError
 from embedfit.hub import MINILM_SHA256, file_sha256, model_folder, weights_of
 
@@ -310,6 +322,358 @@ def test_a_cache_that_an_earlier_version_wrote_is_read(word_encoder, tmp_path):
         database.executemany("INSERT INTO vectors VALUES (?, ?)", rows)
     np.testing.assert_array_equal(cached.encode(["b", "a"], "query"), vectors[::-1])
     assert cached.misses == 0
+
+
+# The cache: what it trusts
+
+
+class Letters:
+    """Gives a text a vector of unit length that no other text has, and counts what it was asked."""
+
+    def __init__(self, width=8, fingerprint="letters"):
+        self.name, self.fingerprint, self.width, self.asked = "letters", fingerprint, width, []
+
+    def encode(self, texts, kind):
+        self.asked += texts
+        vectors = np.array([np.random.default_rng(list(text.encode())).normal(size=self.width) for text in texts], np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+TEN = [f"text {number}" for number in range(10)]
+
+
+def changed(cached, statement, *values):
+    """Change the file of a cache as a stranger would."""
+    with contextlib.closing(sqlite3.connect(cached.path)) as database, database:
+        database.execute(statement, values)
+
+
+def unit(width, seed=7):
+    vector = np.random.default_rng(seed).normal(size=width)
+    return (vector / np.linalg.norm(vector)).astype(np.float32).tobytes()
+
+
+DAMAGES = {
+    "noise of norm 20,000": np.full(8, 7071, np.float32).tobytes(),
+    "noise of unit length": unit(8),
+    "another width": unit(9),
+    "half of a vector": unit(8)[:16],
+    "a byte less": unit(8)[:-1],
+    "nothing": b"",
+    "null": None,
+    "text": "text",
+    "not finite": np.full(8, np.nan, np.float32).tobytes(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_damaged_vector_is_encoded_again_and_replaced(damage, earlier, tmp_path, capsys):
+    encoder = Letters()
+    vectors = CachedEncoder(encoder, tmp_path).encode(TEN, "query")
+    cached = CachedEncoder(encoder, tmp_path)
+    if earlier:
+        if damage == "noise of unit length":
+            pytest.skip("an earlier version kept no checksums")
+        changed(cached, "UPDATE vectors SET checksum = NULL")
+        changed(cached, "DROP TABLE about")
+    changed(cached, "UPDATE vectors SET vector = ? WHERE rowid = 3", DAMAGES[damage])
+    np.testing.assert_array_equal(cached.encode(TEN, "query"), vectors)
+    assert cached.misses == 1
+    assert capsys.readouterr().err == f"Warning: 1 of 10 vectors in {cached.path} are damaged; they are encoded again\n"
+    again = CachedEncoder(encoder, tmp_path)
+    np.testing.assert_array_equal(again.encode(TEN, "query"), vectors)
+    assert (again.misses, capsys.readouterr().err) == (0, "")
+
+
+def test_any_flipped_bit_is_seen_and_no_row_passes_for_another(tmp_path):
+    encoder = Letters()
+    vectors = CachedEncoder(encoder, tmp_path).encode(TEN, "query")
+    for bit in range(0, 8 * 32, 5):
+        cached = CachedEncoder(encoder, tmp_path)
+        raw = bytearray(vectors[0].tobytes())
+        raw[bit // 8] ^= 1 << bit % 8
+        changed(cached, "UPDATE vectors SET vector = ? WHERE vector = ?", bytes(raw), vectors[0].tobytes())
+        np.testing.assert_array_equal(cached.encode(TEN, "query"), vectors)
+        assert cached.misses == 1
+    cached = CachedEncoder(encoder, tmp_path)
+    changed(cached, "UPDATE vectors SET (vector, checksum) = (SELECT vector, checksum FROM vectors WHERE rowid = 4) WHERE rowid = 5")
+    np.testing.assert_array_equal(cached.encode(TEN, "query"), vectors)
+    assert cached.misses == 1
+
+
+def test_a_server_that_changes_its_width_is_told_in_one_line_and_nothing_of_it_is_kept(tmp_path):
+    vectors = CachedEncoder(Letters(8), tmp_path).encode(TEN[:6], "query")
+    changed_server = CachedEncoder(Letters(12), tmp_path)
+    for texts in (TEN, TEN[6:]):  # some of them known, and none
+        with pytest.raises(
+            ModelError, match=r"letters gave vectors of 12 dimensions, and before of 8: .*; fix: embedfit cache --clear letters"
+        ) as caught:
+            changed_server.encode(texts, "query")
+        assert "\n" not in str(caught.value)
+    with contextlib.closing(sqlite3.connect(changed_server.path)) as database:
+        assert database.execute("SELECT DISTINCT length(vector), count(*) FROM vectors").fetchall() == [(32, 6)]
+    same = CachedEncoder(Letters(8), tmp_path)
+    np.testing.assert_array_equal(same.encode(TEN[:6], "query"), vectors)
+    assert same.misses == 0
+
+
+def test_a_width_that_changes_between_two_parts_is_told_and_what_came_before_is_kept(tmp_path):
+    class Changing(Letters):
+        def encode_parts(self, texts, kind):
+            yield Part(np.arange(4), self.encode(texts[:4], kind))
+            self.width = 12
+            yield Part(np.arange(4, 10), self.encode(texts[4:], kind))
+
+    with pytest.raises(ModelError, match="12 dimensions, and before of 8"):
+        CachedEncoder(Changing(), tmp_path).encode(TEN, "query")
+    again = CachedEncoder(Letters(), tmp_path)
+    again.encode(TEN, "query")
+    assert again.misses == 6
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (np.ones((9, 4), np.float32), r"gave an array of shape \(9, 4\); expected one vector for each of 10 texts"),
+        (np.ones(10, np.float32), r"gave an array of shape \(10,\)"),
+        (np.full((10, 4), np.nan, np.float32), "gave a vector that is not finite"),
+    ],
+)
+def test_what_is_not_a_vector_for_each_text_is_refused_and_not_kept(answer, message, tmp_path):
+    encoder = Letters()
+    encoder.encode = lambda texts, kind: answer
+    with pytest.raises(ModelError, match=message):
+        CachedEncoder(encoder, tmp_path).encode(TEN, "query")
+    assert cached_models(tmp_path)[0].vectors == 0
+
+
+@pytest.mark.parametrize("form", ["", "WITHOUT ROWID"])
+def test_vectors_of_an_earlier_version_are_trusted_if_most_have_their_width_and_they_have_unit_length(form, tmp_path):
+    encoder = Letters()
+    vectors = CachedEncoder(encoder, tmp_path).encode(TEN, "query")
+    cached = CachedEncoder(encoder, tmp_path)
+    with contextlib.closing(sqlite3.connect(cached.path)) as database, database:
+        rows = database.execute("SELECT key, vector FROM vectors").fetchall()
+        database.execute("DROP TABLE vectors")
+        database.execute("DROP TABLE about")
+        database.execute(f"CREATE TABLE vectors (key BLOB PRIMARY KEY, vector BLOB) {form}")
+        database.executemany("INSERT INTO vectors VALUES (?, ?)", rows)
+        database.execute("UPDATE vectors SET vector = ? WHERE key IN (SELECT key FROM vectors ORDER BY key LIMIT 2)", [unit(12)])
+        database.execute("UPDATE vectors SET vector = ? WHERE key IN (SELECT key FROM vectors ORDER BY key LIMIT 1 OFFSET 2)", [bytes(32)])
+    np.testing.assert_array_equal(cached.encode(TEN, "query"), vectors)
+    assert cached.misses == 3
+    again = CachedEncoder(encoder, tmp_path)
+    again.encode(TEN, "query")
+    assert again.misses == 0
+
+
+def test_models_whose_fingerprints_begin_alike_have_files_of_their_own(tmp_path):
+    beginning = "the model of our company, version "
+    for fingerprint in (f"{beginning}1", f"{beginning}2", "../outside", "f" * 33, "f" * 31 + "/", "f" * 32):
+        cached = CachedEncoder(Letters(fingerprint=fingerprint), tmp_path)
+        cached.encode(["a"], "query")
+        assert (cached.misses, cached.path.parent) == (1, tmp_path)
+    assert len(cached_models(tmp_path)) == 6
+    # A hash is cut: its first half is as good as the whole.
+    assert CachedEncoder(Letters(fingerprint="0123456789abcdef" * 4)).path.stem == "0123456789abcdef" * 2
+
+
+# The cache: files that cannot be read
+
+
+OTHERS = "CREATE TABLE mine (value TEXT)", "CREATE TABLE vectors (mine TEXT)"
+
+
+@pytest.mark.parametrize("what", ["noise", "a half", "a quarter is zero", "zero bytes", "text", *OTHERS])
+def test_a_file_that_cannot_be_read_is_moved_aside_whole_and_a_new_one_begun(what, tmp_path, capsys):
+    encoder = Letters(384)
+    texts = [f"text {number}" for number in range(400)]
+    vectors = CachedEncoder(encoder, tmp_path).encode(texts, "query")
+    cached = CachedEncoder(encoder, tmp_path)
+    whole = cached.path.read_bytes()
+    if what in OTHERS:
+        cached.path.unlink()
+        changed(cached, what)
+        content = cached.path.read_bytes()
+    else:
+        half = len(whole) // 2
+        content = {
+            "noise": np.random.default_rng(0).bytes(50_000),
+            "a half": whole[:half],
+            "a quarter is zero": whole[:half] + bytes(half // 2) + whole[half + half // 2 :],
+            "zero bytes": b"",
+            "text": b"notes of mine\n" * 1000,
+        }[what]
+        cached.path.write_bytes(content)
+    for _ in range(2):
+        np.testing.assert_array_equal(cached.encode(texts, "query"), vectors)
+    warnings = capsys.readouterr().err.splitlines()
+    asides = list(tmp_path.glob("*.damaged"))
+    if what == "zero bytes":
+        assert (asides, warnings) == ([], [])
+    else:
+        assert [path.read_bytes() for path in asides if what not in ("a half", "a quarter is zero")] in ([content], [])
+        assert any("cannot be read" in line and "letters.sqlite.damaged" in line for line in warnings) == bool(asides)
+        assert asides or what == "a quarter is zero"  # then some rows alone are damaged
+    again = CachedEncoder(encoder, tmp_path)
+    np.testing.assert_array_equal(again.encode(texts, "query"), vectors)
+    assert (again.misses, capsys.readouterr().err) == (0, "")
+
+
+def test_a_second_damaged_file_does_not_take_the_place_of_the_first(tmp_path):
+    encoder = Letters()
+    for number in (1, 2):
+        cached = CachedEncoder(encoder, tmp_path)
+        cached.path.write_text(f"notes {number} of mine")
+        cached.encode(TEN, "query")
+    assert {path.name: path.read_text() for path in tmp_path.glob("*.damaged*")} == {
+        "letters.sqlite.damaged": "notes 1 of mine",
+        "letters.sqlite.damaged-2": "notes 2 of mine",
+    }
+
+
+FULL = f"""
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from embedfit.encode import CachedEncoder
+{inspect.getsource(Letters)}
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+for part in range(3):
+    texts = [f"text {{part}} {{number}}" for number in range(1000)]
+    vectors = CachedEncoder(Letters(384), Path(sys.argv[1])).encode(texts, "query")
+    assert (vectors == Letters(384).encode(texts, "query")).all()
+"""
+
+
+@pytest.mark.parametrize("room", [0, 100_000, 2_500_000])
+def test_a_run_goes_on_where_the_disk_is_full_and_says_so_once(room, tmp_path):
+    command = [sys.executable, "-c", FULL, str(tmp_path), str(room)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"Warning: {tmp_path}: vectors cannot be kept (")
+    again = CachedEncoder(Letters(384), tmp_path)
+    again.encode([f"text {part} {number}" for part in range(3) for number in range(1000)], "query")
+    assert again.misses == (3000 if room < 2_500_000 else 1000)  # what was kept before is good
+
+
+# The cache: its size
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ("", 20 * 2**30),
+        ("5 GiB", 5 * 2**30),
+        ("5gb", 5 * 10**9),
+        ("1.5M", 1_500_000),
+        ("0", 0),
+        ("4096", 4096),
+        ("2TiB", 2 * 2**40),
+        ("9 b", 9),
+    ],
+)
+def test_the_limit_is_read_with_its_unit(given, size, monkeypatch):
+    monkeypatch.setenv("EMBEDFIT_CACHE_LIMIT", given)
+    assert cache_limit() == size
+
+
+@pytest.mark.parametrize("given", ["much", "-1", "5 XiB", "1e3", "inf"])
+def test_a_limit_that_is_no_size_is_refused(given, monkeypatch):
+    monkeypatch.setenv("EMBEDFIT_CACHE_LIMIT", given)
+    with pytest.raises(ConfigError, match=f"EMBEDFIT_CACHE_LIMIT is '{given}'; expected a size such as 5 GiB"):
+        cache_limit()
+
+
+def used(folder):
+    return sum(path.stat().st_size for path in folder.glob("*.sqlite"))
+
+
+def test_models_used_least_recently_are_removed_first(tmp_path, monkeypatch):
+    texts = [f"text {number}" for number in range(200)]
+    for number in range(3):
+        cached = CachedEncoder(Letters(384, f"model-{number}"), tmp_path)
+        cached.encode(texts, "query")
+        os.utime(cached.path, (number, number))
+    CachedEncoder(Letters(384, "model-0"), tmp_path).encode(texts, "query")  # used again
+    one = cached.path.stat().st_size
+    monkeypatch.setenv("EMBEDFIT_CACHE_LIMIT", str(int(3.5 * one)))
+    CachedEncoder(Letters(384, "model-3"), tmp_path).encode(texts, "query")
+    assert {model.path.stem for model in cached_models(tmp_path)} == {"model-0", "model-2", "model-3"}
+    assert not (tmp_path / "model-1.lock").exists()
+    assert used(tmp_path) <= 3.5 * one
+
+
+def test_a_model_that_another_process_uses_and_a_file_of_another_program_are_left(tmp_path, monkeypatch):
+    texts = [f"text {number}" for number in range(200)]
+    busy = CachedEncoder(Letters(384, "busy"), tmp_path)
+    busy.encode(texts, "query")
+    with contextlib.closing(sqlite3.connect(tmp_path / "others.sqlite")) as database, database:
+        database.execute("CREATE TABLE mine (value TEXT)")
+    monkeypatch.setenv("EMBEDFIT_CACHE_LIMIT", "500 KB")
+    with contextlib.closing(sqlite3.connect(busy.path)) as database:
+        database.execute("SELECT * FROM vectors").fetchone()
+        CachedEncoder(Letters(384, "new"), tmp_path).encode(texts, "query")
+        assert clear_cache([model for model in cached_models(tmp_path) if model.path == busy.path]) != []
+    assert {path.name for path in tmp_path.glob("*.sqlite")} == {"busy.sqlite", "others.sqlite", "new.sqlite"}
+    again = CachedEncoder(Letters(384, "busy"), tmp_path)
+    again.encode(texts, "query")
+    assert again.misses == 0
+
+
+def test_a_model_alone_loses_its_oldest_vectors_and_stays_within_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setenv("EMBEDFIT_CACHE_LIMIT", "1 MB")
+    encoder = Letters(384)
+    for start in range(0, 3000, 100):
+        CachedEncoder(encoder, tmp_path).encode([f"text {number}" for number in range(start, start + 100)], "query")
+        assert used(tmp_path) <= 1_000_000
+    last = CachedEncoder(encoder, tmp_path)
+    last.encode([f"text {number}" for number in range(2600, 3000)], "query")
+    assert last.misses == 0
+    assert cached_models(tmp_path)[0].vectors > 400
+
+
+@pytest.mark.parametrize(("limit", "warns"), [("10 kB", True), ("0", False)])
+def test_what_is_larger_than_the_limit_is_not_kept(limit, warns, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("EMBEDFIT_CACHE_LIMIT", limit)
+    for _ in range(2):
+        cached = CachedEncoder(Letters(384), tmp_path)
+        np.testing.assert_array_equal(cached.encode(TEN, "query"), Letters(384).encode(TEN, "query"))
+        assert cached.misses == 10
+    assert capsys.readouterr().err.count("vectors cannot be kept (the limit of 9.77 KiB (EMBEDFIT_CACHE_LIMIT))") == warns
+
+
+def test_the_command_shows_the_cache_and_clears_it(tmp_path, monkeypatch, capsys):
+    from embedfit.cli import main
+
+    monkeypatch.setenv("EMBEDFIT_CACHE", str(tmp_path))
+
+    def said(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main(["cache", *arguments])
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    assert said()[1] == f"0 bytes of at most 20 GiB (EMBEDFIT_CACHE_LIMIT) in {tmp_path} (EMBEDFIT_CACHE)\n"
+    for name in ("first", "second"):
+        encoder = Letters(384, name)
+        encoder.name = f"{name} model"
+        CachedEncoder(encoder, tmp_path).encode(TEN, "query")
+    (tmp_path / "bf16.json").write_text("{}")
+    (tmp_path / "others.sqlite").write_text("notes of mine")
+    (tmp_path / "old.sqlite.damaged").write_text("notes of mine")
+    code, out, _ = said()
+    assert code == 0
+    assert [line.split()[:3] for line in out.splitlines()[1:3]] == [["second", "model", "10"], ["first", "model", "10"]]
+    assert out.splitlines()[-1] == f"Could not be read, and was moved aside: {tmp_path / 'old.sqlite.damaged'}"
+    assert said("third model")[::2] == (2, f"embedfit: {tmp_path}: nothing is kept of a model 'third model'; did you mean 'first model'?\n")
+    assert said("--clear", "first model")[1].startswith("Removed: 10 vectors of 1 models, ")
+    assert [row["model"] for row in json.loads(said("--json")[1])["models"]] == ["second model"]
+    assert said("--clear")[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"bf16.json", "others.sqlite", "old.sqlite.damaged"}
 
 
 def test_a_folder_named_checkpoint_is_a_model_too(tiny_model, tmp_path):

@@ -6,24 +6,28 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from embedfit.config import StoreConfig, read_config
 from embedfit.data import Dataset, Document, Query
 from embedfit.encode import CachedEncoder
-from embedfit.errors import ConfigError, ModelError, StorageError
+from embedfit.errors import ConfigError, DataError, ModelError, StorageError
 from embedfit.retrieve import DenseRetriever, Run
-from embedfit.store import Entry, Live, Stamp, open_store, readings
-from embedfit.store.versions import LiveIndex, identity, index_documents, overlap, roll_back
+from embedfit.store import Entry, Live, Stamp, check_entries, open_store, readings
+from embedfit.store.versions import LiveIndex, Version, entries_of, identity, index_documents, overlap, roll_back
 
 KINDS = ("chroma", "chroma server", "pgvector", "qdrant")
 TEMPLATE = "{title} {text}"
@@ -42,6 +46,10 @@ def postgres():
 
     # Not in pytest's own folder: under root the server is another user, whom the next pytest to start would lock out of it.
     server = pgserver.get_server(tempfile.mkdtemp(), cleanup_mode="delete")
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        # No test takes the power away: writing a hundred databases through to the disk took longer than all the rest.
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
     names = iter(range(10_000))
 
     def database():
@@ -51,6 +59,8 @@ def postgres():
         return server.get_uri(database=name)
 
     yield database
+    # At once: an orderly end writes all databases through to the disk, only for them to be deleted.
+    pgserver.postgres_server.pg_ctl(["-m", "immediate", "-w", "stop"], pgdata=server.pgdata, user=server.system_user)
     server.cleanup()
 
 
@@ -235,6 +245,198 @@ def filtered(request, tmp_path_factory):
         yield store, a
 
 
+BIG = 2**53
+VALUES = {
+    "big": BIG + 1,
+    "next to big": BIG,
+    "big float": float(BIG),
+    "in 64 bits": 2**63 - 1,
+    "beyond 64 bits": 2**64 + 1,
+    "far beyond": 2**70,
+    "large float": 1e23,
+    "infinity": "Infinity",
+    "nan": "nan",
+    "exponent": "1e5",
+    "number": 100_000,
+    "zeros": "007",
+    "seven": 7,
+    "true text": "true",
+    "true": True,
+    "one": 1,
+    "null text": "null",
+    "null": None,
+    "mixed": [1, "a", True, BIG + 1],
+    "list of one kind": [BIG + 1, 3],
+    "nested": {"a": "a"},
+    "tiny": 5e-324,
+    "quoted": '"red"',
+    "red": "red",
+}
+"""Of one field of a document each."""
+
+
+@pytest.fixture(scope="module")
+def valued(filtered):
+    store, _ = filtered
+    b = named(store, B)
+    store.create(b, STAMP)
+    entries = [Entry(id, "x", {"v": value}) for id, value in VALUES.items()]
+    store.add(b, entries, np.ones((len(entries), 4), np.float32))
+    store.finish(b)
+    assert store.entries(b, list(VALUES)) == {entry.id: entry for entry in entries}
+    return store, b
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("9007199254740993", {"big", "mixed", "list of one kind"}),
+        ("9007199254740992", {"next to big", "big float"}),
+        ("9007199254740994", set()),
+        ("9223372036854775807", {"in 64 bits"}),
+        ("9223372036854775808", set()),
+        ("18446744073709551617", {"beyond 64 bits"}),
+        ("18446744073709551616", set()),
+        ("1180591620717411303424", {"far beyond"}),
+        ("1e23", {"large float"}),
+        ("Infinity", {"infinity"}),
+        ("inf", set()),
+        ("nan", {"nan"}),
+        ("NaN", set()),
+        ("1e5", {"exponent", "number"}),
+        ("100000", {"number"}),
+        ("1e999", set()),
+        ("1" + "0" * 2000, set()),
+        ("007", {"zeros", "seven"}),
+        ("7.0", {"seven"}),
+        ("true", {"true text", "true", "mixed"}),
+        ("True", {"true", "mixed"}),
+        ("1", {"one", "mixed"}),
+        ("null", {"null text"}),
+        ("None", set()),
+        ("a", {"mixed"}),
+        ("5e-324", {"tiny"}),
+        ("1e-999", set()),
+        ("0", set()),
+        ('"red"', {"quoted", "red"}),
+        ("red", {"red"}),
+        ("", set()),
+        ("\udcff", set()),
+        ("x\0", set()),
+    ],
+)
+def test_a_filter_compares_with_the_type_that_the_field_has_and_exactly(valued, value, expected):
+    store, b = valued
+    encoder = Numbers(dimension=4)
+    version = Version(store, b, encoder)
+    version.stamp = dataclasses.replace(version.stamp, documents=len(VALUES))
+    assert {hit.id for hit in version.find("query 1", 30, {"v": value})} == expected
+
+
+NAMES = (
+    "#",
+    "$price",
+    "",
+    "#document",
+    "$and",
+    "chroma:document",
+    "chroma:x",
+    "embedfit",
+    "embedfit:odd",
+    "embedfit:whole",
+    "whole",
+    "odd",
+)
+NAMES += ("id", "text", "document", "embedding", "metadata", "a.b", "a[0]", "a[]", "it's", 'say "x"', "back\\slash", "select", "%s", "{x}")
+NAMES += ("x" * 300, "\u00fc \U0001f375", "\n", " ")
+
+
+def test_a_field_may_have_any_name(filtered):
+    store, _ = filtered
+    c = named(store, "documents_" + "c" * 12)
+    store.create(c, STAMP)
+    entries = [Entry(f"d{row}", "x", {name: "here", "other": "there"}) for row, name in enumerate(NAMES)]
+    entries.append(Entry("all", "x", dict.fromkeys(NAMES, "all of them")))
+    store.add(c, entries, np.ones((len(entries), 4), np.float32))
+    store.finish(c)
+    assert store.entries(c, [entry.id for entry in entries]) == {entry.id: entry for entry in entries}
+    for row, name in enumerate(NAMES):
+        [found] = store.nearest(c, np.ones((1, 4), np.float32), 50, {name: "here", "other": "there"})
+        assert [id for id, _ in found] == [f"d{row}"], name
+
+
+def has(metadata, key, text):
+    """Return whether a field is a value given as text, or a list that holds it: the same as the stores should, otherwise done."""
+
+    def same(value):
+        if isinstance(value, bool):
+            return text.lower() == json.dumps(value)
+        if isinstance(value, str):
+            return value == text or json.dumps(value, ensure_ascii=False) == text
+        try:
+            return isinstance(value, (int, float)) and Decimal(text) == Decimal(repr(value))
+        except ArithmeticError:
+            return False
+
+    value = metadata.get(key)
+    return any(map(same, value if isinstance(value, list) else [value]))
+
+
+scalars = (
+    st.text(max_size=6)
+    | st.sampled_from(["true", "1e5", "007", "Infinity", "null", "[1]"])
+    | st.integers()
+    | st.builds(lambda power, more: 2**power + more, st.sampled_from([53, 63, 64, 80]), st.integers(-1, 1))
+    | st.floats(allow_nan=False, allow_infinity=False).map(lambda value: value + 0.0)  # -0.0 may come back as 0.0
+    | st.booleans()
+    | st.none()
+)
+fields = st.dictionaries(
+    st.sampled_from(NAMES) | st.text(max_size=5), scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(max_size=3), scalars)
+)
+documents = st.lists(
+    st.tuples(st.text(min_size=1, max_size=20), st.text(max_size=20), fields),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda it: it[0],
+)
+
+
+@given(documents)
+@settings(
+    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+def test_any_document_is_refused_in_one_line_or_given_back_and_found_by_each_of_its_values(filtered, drawn):
+    store, _ = filtered
+    d = named(store, "documents_" + "d" * 12)
+    entries = [Entry(id, text, metadata) for id, text, metadata in drawn]
+    if not store.takes_nul and "\\u0000" in json.dumps([vars(entry) for entry in entries]):
+        with pytest.raises(DataError, match="NUL"):
+            check_entries(entries, store)
+        return
+    check_entries(entries, store)
+    store.create(d, dataclasses.replace(STAMP, dimension=2))
+    try:
+        store.add(d, entries, np.ones((len(entries), 2), np.float32))
+        back = store.entries(d, [entry.id for entry in entries])
+        # As JSON, which tells 1 from 1.0 and from true.
+        as_json = [json.dumps(vars(back[entry.id]), sort_keys=True) for entry in entries]
+        assert as_json == [json.dumps(vars(entry), sort_keys=True) for entry in entries]
+        assert store.ids(d) == {entry.id for entry in entries}
+        asked = [
+            (key, one)
+            for entry in entries
+            for key, value in entry.metadata.items()
+            for one in (value if isinstance(value, list) else [value])
+        ]
+        for key, value in asked[:6]:
+            text = value if isinstance(value, str) else json.dumps(value)
+            [found] = store.nearest(d, np.ones((1, 2), np.float32), 10, {key: text})
+            assert {id for id, _ in found} == {entry.id for entry in entries if has(entry.metadata, key, text)}, (key, text)
+    finally:
+        store.drop(d)
+
+
 def test_the_live_name_goes_to_one_collection_and_back(store):
     a, b = named(store, A), named(store, B)
     assert store.live() == Live()
@@ -345,11 +547,204 @@ def test_roll_back_goes_to_the_version_before_and_forward_again(store):
         LiveIndex(store, old).find("query 5", 1)
 
 
+def lose(store, collection, ids):
+    """Remove documents as a stranger would, by the store's own means."""
+    if hasattr(store, "_collection"):
+        store._collection(collection).delete(ids=list(ids))
+    elif hasattr(store, "_query"):
+        store._query("DELETE FROM {table} WHERE id = ANY (%s)", [list(ids)], table=collection)
+    else:
+        from embedfit.store.qdrant import _point
+
+        store._client.delete(collection, [_point(id) for id in ids])
+
+
+def remove(store, collection):
+    """Remove a collection as a stranger would."""
+    if hasattr(store, "_query"):
+        store._query("DROP TABLE {table}", table=collection)
+    else:
+        store._client.delete_collection(collection)
+
+
+def test_a_live_collection_that_lost_documents_is_made_whole_again(store, capsys):
+    encoder = Numbers()
+    index_documents(store, numbered(), Numbers(1), TEMPLATE)
+    first = index_documents(store, numbered(), encoder, TEMPLATE)
+    lose(store, first.collection, ["d3", "d7"])
+    assert store.ids(first.collection) == {f"d{i}" for i in range(60)} - {"d3", "d7"}
+    again = index_documents(store, numbered(), encoder, TEMPLATE)
+    assert (again.collection, again.previous, again.written) == (first.collection, first.previous, 2)
+    assert again.recall == pytest.approx(1, abs=0.05)
+    assert "had lost documents; they are written again" in capsys.readouterr().err
+    assert LiveIndex(store, encoder).find("query 7", 1)[0].id == "d7"
+    assert index_documents(store, numbered(), encoder, TEMPLATE).recall is None
+    assert store.live() == Live(first.collection, first.previous)
+
+
+def test_a_live_collection_that_is_gone_is_said_to_be_and_made_again(store):
+    encoder = Numbers()
+    first = index_documents(store, numbered(), encoder, TEMPLATE)
+    remove(store, first.collection)
+    with pytest.raises(StorageError, match="fix: run 'embedfit index'") as caught:
+        LiveIndex(store, encoder).find("query 7", 1)
+    assert "\n" not in str(caught.value)
+    again = index_documents(store, numbered(), encoder, TEMPLATE)
+    assert (again.collection, again.written) == (first.collection, 60)
+    assert LiveIndex(store, encoder).find("query 7", 1)[0].id == "d7"
+
+
+def test_documents_of_somebody_else_in_a_live_collection_are_told_and_taken_out(store):
+    encoder = Numbers()
+    first = index_documents(store, numbered(), encoder, TEMPLATE)
+    if hasattr(store, "_collection"):
+        store._collection(first.collection).add(ids=["new"], embeddings=encoder.encode(["doc 7"], "document"), documents=["x"])
+    elif hasattr(store, "_query"):
+        store._query("INSERT INTO {table} SELECT 'new', 'x', '{{}}', embedding FROM {table} WHERE id = 'd7'", table=first.collection)
+    else:
+        from qdrant_client import models
+
+        [vector] = encoder.encode(["doc 7"], "document").tolist()
+        store._client.upsert(first.collection, [models.PointStruct(id=1, vector=vector, payload={"mine": 1})])
+    with pytest.raises(StorageError, match="holds documents that embedfit did not write; fix: run 'embedfit index'"):
+        LiveIndex(store, encoder).search(numbered(), 10)
+    if not hasattr(store, "_query"):  # in a table, a row is a row
+        with pytest.raises(StorageError, match="holds documents that embedfit did not write; fix: run 'embedfit index'"):
+            LiveIndex(store, encoder).find("query 7", 10)
+    assert index_documents(store, numbered(), encoder, TEMPLATE).written == 60
+    assert store.ids(first.collection) == {f"d{i}" for i in range(60)}
+
+
+@pytest.mark.parametrize("how", ["gone", "lost"])
+def test_rolling_back_to_a_version_that_is_not_whole_is_refused(store, how):
+    old, new = Numbers(0), Numbers(1)
+    before = index_documents(store, numbered(), old, TEMPLATE)
+    index_documents(store, numbered(), new, TEMPLATE)
+    live = store.live()
+    if how == "gone":
+        remove(store, before.collection)
+        message = "is gone|no version to go back to"  # an alias of Qdrant goes with its collection
+    else:
+        lose(store, before.collection, ["d5"])
+        message = "has 59 of its 60 documents"
+    with pytest.raises(StorageError, match=message):
+        roll_back(store)
+    assert store.live().current == live.current
+    assert LiveIndex(store, new).find("query 5", 1)[0].id == "d5"
+
+
+def test_what_a_killed_process_had_begun_is_removed_by_the_next_start_even_if_nothing_changed(store):
+    encoder = Numbers()
+    first = index_documents(store, numbered(), encoder, TEMPLATE)
+    begun = named(store, B)
+    store.create(begun, STAMP)
+    store.add(begun, [Entry("1", "one", {})], np.eye(4, dtype=np.float32)[:1])
+    assert "nothing had changed" in index_documents(store, numbered(), encoder, TEMPLATE).sentence
+    assert store.collections() == [first.collection]
+
+
+def document(id="d1", text="text", **metadata):
+    return Document(id, text, "", metadata)
+
+
+def test_a_document_that_no_store_can_keep_is_named_before_anything_is_encoded(store):
+    half = "half \ud800"
+    for bad, message in [
+        (document(half), r"document 'half \\ud800': its id holds half of a character"),
+        (document(text=half), r"document 'd1': its text holds half of a character .*; fix:"),
+        (document(colour=half), r"document 'd1': its field 'colour' holds half of a character"),
+        (document(colours=["red", {"more": half}]), r"document 'd1': its field 'colours' holds half of a character"),
+        (document(**{half: "red"}), r"document 'd1': its field 'half \\ud800' holds half of a character"),
+        (document(""), r"document '': its id is empty"),
+    ]:
+        data, encoder = numbered(), Numbers()
+        data.corpus[bad.id] = bad
+        with pytest.raises(DataError, match=message) as caught:
+            index_documents(store, data, encoder, TEMPLATE)
+        assert "\n" not in str(caught.value)
+        assert encoder.asked == []
+    assert store.collections() == []
+
+
+def test_what_postgresql_cannot_keep_is_named_and_other_stores_keep_it(store):
+    odd = {
+        r"document 'nul \\x00': its id holds a NUL character, which PostgreSQL, .* cannot keep; fix: take it out": document("nul \0"),
+        "document 'd1': its text holds a NUL character": document(text="nul \0"),
+        "document 'd2': its field 'colour' holds a NUL character": document("d2", colour=["nul \0"]),
+        "document '0123456789.*: its id has 6,890 bytes, and PostgreSQL, .* takes 2,500; fix: ": document("".join(map(str, range(2000)))),
+    }
+    if store.takes_nul:
+        data, encoder = numbered(), Numbers()
+        data.corpus.update({document.id: document for document in odd.values()})
+        entries = {entry.id: entry for entry in entries_of(data, TEMPLATE)}
+        encoder.encode = lambda texts, kind: np.eye(16, dtype=np.float32)[[len(text) % 16 for text in texts]]
+        collection = index_documents(store, data, encoder, TEMPLATE, min_recall=0).collection
+        assert store.entries(collection, list(entries)) == entries
+        return
+    for message, bad in odd.items():
+        data, encoder = numbered(), Numbers()
+        data.corpus[bad.id] = bad
+        with pytest.raises(DataError, match=message):
+            index_documents(store, data, encoder, TEMPLATE)
+        assert encoder.asked == []
+    assert store.collections() == []
+
+
+def test_an_id_as_long_as_postgresql_takes_it_is_kept(config_of):
+    with open_store(config_of("pgvector")) as store:
+        store.create(A, STAMP)
+        random = np.random.default_rng(0)  # what repeats itself would be compressed
+        entry = Entry("".join(random.choice(list("abcdefghijklmnopqrstuvwxyz0123456789"), 2500)), "x", {})
+        check_entries([entry], store)
+        store.add(A, [entry], np.eye(4, dtype=np.float32)[:1])
+        assert store.entries(A, [entry.id]) == {entry.id: entry}
+
+
+def test_a_query_that_is_no_text_is_refused_in_one_line(store):
+    encoder = Numbers()
+    index_documents(store, numbered(), encoder, TEMPLATE)
+    with pytest.raises(DataError, match="the query: holds half of a character"):
+        LiveIndex(store, encoder).find("query \udcff 7")
+
+
+def test_dates_numbers_of_numpy_and_what_is_no_number_are_kept_as_json_has_them():
+    import datetime
+
+    metadata = {"day": datetime.date(2020, 1, 2), "count": np.int64(3), "share": np.float32(0.5), "none": float("nan"), "far": float("inf")}
+    [entry] = entries_of(Dataset({}, {"d": document("d", **metadata, all=np.arange(2))}, {}), "{text}")
+    assert entry.metadata == {"day": "2020-01-02", "count": 3, "share": 0.5, "none": None, "far": None, "all": [0, 1]}
+
+
 def test_what_is_in_neither_the_live_nor_the_previous_version_is_removed(store):
     for seed in range(3):
         index_documents(store, numbered(30, 5), Numbers(seed), TEMPLATE)
     assert sorted(store.collections()) == sorted({store.live().current, store.live().previous})
     assert len(store.collections()) == 2
+
+
+def test_chromas_folders_of_dropped_collections_are_removed_even_after_a_kill_and_no_others(config_of, monkeypatch):
+    config = config_of("chroma")
+    folder = Path(config.location)
+    others = folder / "0b0e1f3c-6d3f-4c54-9b57-3a2f1c0d9e8f"
+    others.mkdir(parents=True)
+
+    def graphs():
+        return {path.name for path in folder.iterdir() if path.is_dir()} - {others.name}
+
+    for seed in range(4):
+        with open_store(config) as store:
+            index_documents(store, numbered(), Numbers(seed), TEMPLATE)
+        assert len(graphs()) == min(seed + 1, 2)
+    with open_store(config) as store:
+        monkeypatch.setattr(type(store), "_remove_dropped", lambda self: None)  # killed before it came to that
+        index_documents(store, numbered(), Numbers(4), TEMPLATE)
+        assert len(graphs()) == 3
+        (folder / ".embedfit.dropped").open("a").write("../elsewhere\n")
+        monkeypatch.undo()
+        index_documents(store, numbered(), Numbers(4), TEMPLATE)
+    assert len(graphs()) == 2
+    assert others.is_dir()
+    assert not (folder / ".embedfit.dropped").exists()
 
 
 def test_a_version_that_finds_too_little_does_not_go_live(store, monkeypatch):
@@ -560,6 +955,95 @@ def test_qdrants_local_mode_killed_goes_on(config_of):
     assert 0 < killed_and_resumed(config_of("qdrant"), 200, 16, 20_000, [("add", 1), ("add", 2)], reads=False) < 200
 
 
+KILLS = """
+import json, os, random, sys, time, traceback
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from embedfit import encode
+from embedfit.config import StoreConfig
+from embedfit.store import open_store, versions
+from test_store import TEMPLATE, Numbers, numbered
+import chromadb, pgvector.psycopg, psycopg, qdrant_client
+
+config, log, count, seed = StoreConfig.model_validate_json(sys.argv[1]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+encode._SLICE, versions.BATCH_BYTES = 20, 30_000
+
+class Paid(Numbers):
+    def encode(self, texts, kind):
+        with open(log, "a") as file:  # what was asked for is paid, whatever becomes of the answer
+            file.writelines(text + os.linesep for text in texts if kind == "document")
+        return super().encode(texts, kind)
+
+def index(turn):
+    encoder = Paid(size=count)
+    with open_store(config) as store:
+        data = numbered(count, colour=turn)
+        found = versions.index_documents(store, data, encoder, f"turn {turn} {{title}} {{text}}")
+        live = store.live()
+        assert live.current == found.collection
+        assert store.ids(live.current) == set(data.corpus)
+        assert sorted(store.collections()) == sorted(filter(None, {live.current, live.previous})), (store.collections(), live)
+        hit = versions.LiveIndex(store, encoder).find("query 7", 1)[0]
+        assert (hit.id, hit.metadata["colour"], hit.text) == ("d7", turn, f"turn {turn} doc 7")
+        return live
+
+def start(turn):
+    process = os.fork()  # with all imported, so that what is killed is the work
+    if process == 0:
+        try:
+            index(turn)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return process
+
+begun = time.monotonic()
+assert os.waitpid(start(-1), 0)[1] == 0
+seconds = time.monotonic() - begun
+random.seed(seed)
+for turn in range(10):
+    log.unlink()
+    process = start(turn)
+    moment = random.uniform(0, seconds)
+    time.sleep(moment)
+    os.kill(process, 9)
+    killed = os.waitpid(process, 0)[1] == 9
+    assert os.waitpid(start(turn), 0)[1] == 0
+    asked = log.read_text().splitlines()
+    assert count <= len(asked) <= count + killed * encode._SLICE, (len(asked), killed)
+    assert len(set(asked)) == count
+    print(f"{turn} {moment / seconds:.2f} killed {killed} asked {len(asked)}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "count"), [("chroma", 200), ("pgvector", 200), ("qdrant", 60)])
+def test_killed_at_ten_random_moments_nothing_is_lost_nothing_paid_twice_and_nothing_left_over(kind, count, config_of, tmp_path):
+    config = config_of(kind)
+    command = [sys.executable, "-c", KILLS, config.model_dump_json(), str(Path(__file__).parent), str(tmp_path / "log"), str(count), "14"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout)
+    assert done.stdout.count("killed True") >= 5
+    cache = Path(os.environ["EMBEDFIT_CACHE"])
+    [vectors] = cache.glob("*.sqlite")
+    assert {path.name for path in cache.iterdir()} <= {vectors.name, vectors.with_suffix(".lock").name, "locks"}
+    with open_store(config) as store:
+        collections = store.collections()
+        assert len(collections) == 2
+        if kind == "pgvector":
+            tables = {name for (name,) in store._query("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")}
+            assert tables == {"embedfit_live", "embedfit_collections", *collections}
+            assert {name for (name,) in store._query("SELECT collection FROM embedfit_collections")} == set(collections)
+        elif kind == "qdrant":
+            assert {path.name for path in (Path(config.location) / "collection").iterdir()} == set(collections)
+    if kind == "chroma":
+        with contextlib.closing(sqlite3.connect(Path(config.location) / "chroma.sqlite3")) as database:
+            segments = {id for (id,) in database.execute("SELECT id FROM segments WHERE scope = 'VECTOR'")}
+        assert {path.name for path in Path(config.location).iterdir() if path.is_dir()} <= segments
+
+
 # A switch under load
 
 
@@ -639,11 +1123,22 @@ def test_places_that_a_store_leaves_empty_count_as_not_found(config_of, monkeypa
     ("text", "values"),
     [
         ("red", ["red"]),
-        ("2020", ["2020", 2020, 2020.0]),
+        ("2020", ["2020", 2020]),
+        ("2020.0", ["2020.0", 2020]),
         ("2.5", ["2.5", 2.5]),
         ("true", ["true", True]),
         ('"2020"', ['"2020"', "2020"]),
-        ("NaN", ["NaN", float("nan")]),
+        ("True", ["True", True]),
+        ("9007199254740993", ["9007199254740993", 9007199254740993]),
+        ("1e5", ["1e5", 100000]),
+        ("-.5", ["-.5", -0.5]),
+        ("007", ["007", 7]),
+        ("1_000", ["1_000"]),
+        ("\u0663", ["\u0663"]),
+        ("1e-400", ["1e-400"]),
+        ("NaN", ["NaN"]),
+        ("Infinity", ["Infinity"]),
+        ("9" * 1001, ["9" * 1001]),
         ("null", ["null"]),
         ("[1]", ["[1]"]),
     ],
@@ -699,6 +1194,43 @@ def test_pgvector_refuses_more_dimensions_than_its_graph_takes(config_of):
         pytest.raises(StorageError, match=r"takes 2,000 dimensions, and the vectors have 3,072"),
     ):
         store.create(A, dataclasses.replace(STAMP, dimension=3072))
+
+
+def test_pgvector_may_be_in_another_schema(postgres):
+    import psycopg
+
+    uri = postgres()
+    with psycopg.connect(uri, autocommit=True) as connection:
+        connection.execute('CREATE SCHEMA "Other extensions"')
+        connection.execute('CREATE EXTENSION vector SCHEMA "Other extensions"')
+    encoder = Numbers()
+    for _ in range(2):
+        with open_store(StoreConfig(kind="pgvector", location=uri)) as store:
+            index_documents(store, numbered(), encoder, TEMPLATE)
+            assert LiveIndex(store, encoder).find("query 7", 1, {"number": "7"})[0].id == "d7"
+            assert "hnsw" in str(store._query("SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'"))
+
+
+def test_a_user_who_may_not_create_pgvector_or_a_table_is_told_what_to_do(postgres):
+    import psycopg
+    from psycopg.conninfo import make_conninfo
+
+    uri = postgres()
+    role = f"reader_{os.urandom(4).hex()}"
+    with psycopg.connect(uri, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN")
+        with open_store(StoreConfig(kind="pgvector", location=make_conninfo(uri, user=role))) as store:
+            with pytest.raises(
+                StorageError, match=r"pgvector is not in this database, and this user may not.*; fix: .*CREATE EXTENSION"
+            ) as caught:
+                index_documents(store, numbered(), Numbers(), TEMPLATE)
+            assert "\n" not in str(caught.value)
+            connection.execute("CREATE EXTENSION vector")
+            with pytest.raises(StorageError, match=r"permission denied for schema public; fix: GRANT CREATE") as caught:
+                index_documents(store, numbered(), Numbers(), TEMPLATE)
+            assert "\n" not in str(caught.value)
+            connection.execute(f"GRANT CREATE ON SCHEMA public TO {role}")
+            assert index_documents(store, numbered(), Numbers(), TEMPLATE).written == 60
 
 
 def test_another_collection_of_the_name_in_chroma_is_not_taken_for_ours(config_of):
@@ -804,6 +1336,9 @@ def test_a_key_goes_to_the_server_and_into_no_error_and_no_log(kind, refusing, m
         f"postgresql//me:{SECRET}@127.0.0.1:1/db",
         f"host=127.0.0.1 port=1 password={SECRET}",
         f"host=127.0.0.1 port=1 password={SECRET} oops",
+        f"host=127.0.0.1 port=1 dbname='postgresql://me:{SECRET}@127.0.0.1:1/db'",
+        f"host=127.0.0.1 port=1 dbname='host=127.0.0.1 password={SECRET}'",
+        f"postgresql://me@127.0.0.1:1/db?sslpassword={SECRET}",
     ],
 )
 def test_a_password_of_a_connection_string_is_in_no_error(location, monkeypatch, caplog, capfd):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import platform
+import re
 import sqlite3
 import sys
 import time
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +27,7 @@ import numpy.typing as npt
 
 from embedfit import console
 from embedfit.data import writing
-from embedfit.errors import ConfigError, ModelError, StorageError
+from embedfit.errors import ConfigError, ModelError, StorageError, shown
 from embedfit.hub import file_sha256, model_folder, weights_of
 from embedfit.tokens import Tokens, length_batches, tokenizer_suffices
 
@@ -430,6 +434,9 @@ def _parts(encoder: Encoder, texts: Sequence[str], kind: Kind) -> Iterator[Part]
 class CachedEncoder:
     """An encoder that remembers every vector on disk, by fingerprint, kind and text.
 
+    What is read is checked first: a vector that is damaged, or of another width, is encoded again. Where the disk is full, it
+    goes on without remembering.
+
     Args:
         encoder: What to ask for texts not seen before.
         folder: Where the cache lives; one SQLite file for each fingerprint, safe to delete.
@@ -437,7 +444,7 @@ class CachedEncoder:
 
     def __init__(self, encoder: Encoder, folder: Path | None = None) -> None:
         self.encoder, self.name = encoder, encoder.name
-        self.path = (folder or cache_folder()) / f"{encoder.fingerprint[:32]}.sqlite"
+        self.path = (folder or cache_folder()) / f"{_file_name(encoder.fingerprint)}.sqlite"
         self.misses = 0
 
     @property
@@ -451,7 +458,8 @@ class CachedEncoder:
         Beside the vectors it needs 50 bytes for each text, and one slice.
 
         Raises:
-            StorageError: The cache cannot be written.
+            ModelError: The encoder gives something other than a vector for each text, or vectors of another width than before.
+            StorageError: The cache's folder cannot be used.
         """
         if not texts:
             return self.encoder.encode(texts, kind)
@@ -459,29 +467,26 @@ class CachedEncoder:
         same = _first_of_its_kind(keys)
         rows = np.flatnonzero(same == np.arange(len(texts)))
         vectors: Vectors | None = None
-        try:
-            with contextlib.closing(self._open()) as database:
-                known = np.zeros(len(texts), np.bool_)
-                for some, found in _read(database, keys, rows):
+        with contextlib.closing(_VectorFile(self.path, self.name)) as file:
+            known = np.zeros(len(texts), np.bool_)
+            for some, found in file.read(keys, rows):
+                vectors = np.empty((len(texts), found.shape[1]), np.float32) if vectors is None else vectors
+                vectors[some], known[some] = found, True
+            missing = rows[~known[rows]]
+            if file.damaged:
+                console.note(f"Warning: {file.damaged:,} of {len(rows):,} vectors in {self.path} are damaged; they are encoded again")
+            self.misses += len(missing)
+            with console.progress(f"encoding {kind} texts", len(missing)) as done:
+                for part in _parts(self.encoder, [texts[row] for row in missing], kind):
+                    some, found = missing[part.rows], np.asarray(part.vectors, np.float32)
+                    _check_vectors(found, len(some), self.name)
+                    width = file.width if vectors is None else vectors.shape[1]
+                    if width not in (None, found.shape[1]):
+                        raise _other_width(self.name, found.shape[1], width)
+                    file.write(keys[some], found)
                     vectors = np.empty((len(texts), found.shape[1]), np.float32) if vectors is None else vectors
-                    vectors[some], known[some] = found, True
-                missing = rows[~known[rows]]
-                self.misses += len(missing)
-                with console.progress(f"encoding {kind} texts", len(missing)) as done:
-                    for part in _parts(self.encoder, [texts[row] for row in missing], kind):
-                        some, found = missing[part.rows], part.vectors
-                        with database:
-                            database.executemany(
-                                "INSERT OR REPLACE INTO vectors VALUES (?, ?)",
-                                ((keys[row].tobytes(), vector.tobytes()) for row, vector in zip(some, found, strict=True)),
-                            )
-                        vectors = np.empty((len(texts), found.shape[1]), np.float32) if vectors is None else vectors
-                        vectors[some] = found
-                        done(len(some))
-        except (sqlite3.Error, OSError) as error:
-            raise StorageError(
-                f"{self.path}: the embedding cache cannot be used: {error}; fix: set EMBEDFIT_CACHE to another directory"
-            ) from None
+                    vectors[some] = found
+                    done(len(some))
         assert vectors is not None
         again = np.flatnonzero(same != np.arange(len(texts)))
         for start in range(0, len(again), _SLICE):
@@ -489,20 +494,379 @@ class CachedEncoder:
             vectors[some] = vectors[same[some]]
         return vectors
 
-    def _open(self) -> sqlite3.Connection:
+
+def _check_vectors(vectors: Vectors, count: int, name: str) -> None:
+    if vectors.ndim != 2 or len(vectors) != count:
+        raise ModelError(f"{name} gave an array of shape {vectors.shape}; expected one vector for each of {count:,} texts")
+    if not np.isfinite(vectors).all():
+        raise ModelError(f"{name} gave a vector that is not finite")
+
+
+def _other_width(name: str, width: int, before: int | None) -> ModelError:
+    return ModelError(
+        f"{name} gave vectors of {width:,} dimensions, and before of {before:,}: what is behind this name has changed; "
+        f"fix: embedfit cache --clear {name}"
+    )
+
+
+def _file_name(fingerprint: str) -> str:
+    """Return a file's name that no other fingerprint has."""
+    if re.fullmatch(r"[0-9a-f]{64}", fingerprint):
+        return fingerprint[:32]
+    if re.fullmatch(r"[A-Za-z0-9_-]{1,31}", fingerprint):
+        return fingerprint
+    return hashlib.sha256(fingerprint.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+_UNIT = 1e-3
+"""By so much the length of a vector may differ from 1."""
+_READ = 500
+"""Rows looked up in one query."""
+_ROW_BYTES = 64
+"""Of the file, for each vector beside its own bytes."""
+_SLACK = 65_536
+"""Bytes of pages that are not full."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class _VectorFile:
+    """The vectors of one model on disk: a table of keys, vectors and checksums, and one of what is known of them.
+
+    A file that SQLite cannot read, or that is another program's, is moved aside, and a new one begun.
+
+    Args:
+        path: Of the file.
+        name: Of the model, for people.
+
+    Attributes:
+        width: Of the vectors; None before there are any.
+        damaged: Vectors that were read and not given out.
+
+    Raises:
+        StorageError: The folder cannot be used.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+        self.width: int | None = None
+        self.damaged = 0
+        self._limit = cache_limit()
+        self._database: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        self._open()
+
+    def read(self, keys: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np.int64], Vectors]]:
+        """Yield rows whose keys are in the file, some at a time, and their vectors; those that are damaged are left out."""
+        for start in range(0, len(rows), _READ):
+            if self._database is None:
+                return
+            some = {keys[row].tobytes(): row for row in rows[start : start + _READ]}
+            marks = ",".join("?" * len(some))
+            try:
+                found = self._database.execute(f"SELECT key, vector, checksum FROM vectors WHERE key IN ({marks})", list(some)).fetchall()
+            except sqlite3.Error as error:
+                self._after(error)
+                return
+            good = [(key, vector) for key, vector, checksum in found if _is_sound(key, vector, checksum, self.width)]
+            self.damaged += len(found) - len(good)
+            if good:
+                vectors = np.frombuffer(b"".join(vector for _, vector in good), np.float32).reshape(len(good), -1)
+                yield np.array([some[key] for key, _ in good]), vectors
+
+    def write(self, keys: npt.NDArray[np.uint64], vectors: Vectors) -> None:
+        """Put vectors in; safe once it returns. Where there is no room, that is said once, and nothing is put in from then on.
+
+        Raises:
+            ModelError: Another process put in vectors of another width.
+        """
+        for _ in range(2):
+            if self._database is None:
+                return
+            try:
+                with self._database as database:
+                    if not self._make_room(database, vectors.nbytes + _ROW_BYTES * len(vectors) + _SLACK):
+                        self._go_without(f"the limit of {in_bytes(self._limit)} (EMBEDFIT_CACHE_LIMIT)")
+                        return
+                    self._settle_width(database, vectors.shape[1])
+                    rows = zip((key.tobytes() for key in keys), (vector.tobytes() for vector in vectors), strict=True)
+                    database.executemany(
+                        "INSERT OR REPLACE INTO vectors (key, vector, checksum) VALUES (?, ?, ?)",
+                        ((key, vector, _checksum(key, vector)) for key, vector in rows),
+                    )
+                return
+            except (sqlite3.Error, OSError) as error:
+                self._after(error)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def _open(self) -> None:
+        """Open the file, a new one if what is there cannot be used."""
         from filelock import FileLock
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Processes that train together come here at once, and SQLite does not wait for another that sets the journal up.
-        with FileLock(self.path.with_suffix(".lock")):
-            database = sqlite3.connect(self.path, timeout=60)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Processes that train together come here at once, and SQLite does not wait for another that sets the journal up.
+            with FileLock(self.path.with_suffix(".lock")):
+                try:
+                    self._database = self._connected()
+                except (sqlite3.DatabaseError, _Foreign) as error:
+                    if not _is_damage(error):
+                        raise
+                    self._move_aside(error)
+                    self._database = self._connected()
+                status = os.stat(self.path)
+                self._file = status.st_dev, status.st_ino
+                os.utime(self.path)  # what was used last is removed last
+        except (sqlite3.Error, OSError) as error:
+            if _is_full(error):
+                self._go_without(str(error))
+                return
+            raise StorageError(
+                f"{self.path}: the embedding cache cannot be used: {error}; fix: set EMBEDFIT_CACHE to another directory"
+            ) from None
+
+    def _connected(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self.path, timeout=60)
+        try:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            columns = {row[1] for row in database.execute("PRAGMA table_info(vectors)")}
+            if tables and not {"key", "vector"} <= columns:
+                raise _Foreign("it is another program's")
             # Rows in order of writing, an index of keys beside them, and pages that hold several vectors: in order of keys,
             # on pages of 4 KiB, vectors took three times the space, and nine times as long to write (docs/scale.md).
             database.execute("PRAGMA page_size = 16384")
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
-            database.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB)")
+            with database:
+                database.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB, checksum INTEGER)")
+                if columns and "checksum" not in columns:  # of an earlier version
+                    database.execute("ALTER TABLE vectors ADD COLUMN checksum INTEGER")
+                database.execute("CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT)")
+                about = dict(database.execute("SELECT name, value FROM about"))
+                if about.get("model") != self.name:
+                    database.execute("INSERT OR REPLACE INTO about VALUES ('model', ?)", [self.name])
+            width = str(about.get("width", ""))
+            self.width = int(width) if width.isdecimal() and int(width) else _usual_width(database)
+        except BaseException:
+            database.close()
+            raise
         return database
+
+    def _settle_width(self, database: sqlite3.Connection, width: int) -> None:
+        database.execute("INSERT OR IGNORE INTO about VALUES ('width', ?)", [str(self.width or width)])
+        [(settled,)] = database.execute("SELECT value FROM about WHERE name = 'width'")
+        if settled != str(width):
+            raise _other_width(self.name, width, int(settled))
+        self.width = width
+
+    def _make_room(self, database: sqlite3.Connection, needed: int) -> bool:
+        """Remove the models used least recently, then this one's oldest vectors, until there is room; returns whether there is."""
+        if needed > self._limit:
+            return False
+        room = self._limit - needed
+        others = {path: _size(path) for path in _files(self.path.parent) if path != self.path}
+        for path in list(others):  # the one used least recently comes first
+            if _used(database) + sum(others.values()) <= room:
+                break
+            if _remove(path):
+                del others[path]
+        while (over := _used(database) + sum(others.values()) - room) > 0:
+            [(count, mean)] = database.execute("SELECT count(*), avg(length(vector)) FROM (SELECT vector FROM vectors LIMIT 1000)")
+            if not count:
+                break
+            oldest = math.ceil(over / (mean + _ROW_BYTES))
+            database.execute("DELETE FROM vectors WHERE key IN (SELECT key FROM vectors NOT INDEXED LIMIT ?)", [oldest])
+        return True
+
+    def _after(self, error: Exception) -> None:
+        """Go on after an error of a file that was open: with a new one if it is damaged, else with none."""
+        self.close()
+        if not _is_damage(error):
+            self._go_without(str(error))
+            return
+        from filelock import FileLock
+
+        with FileLock(self.path.with_suffix(".lock")), contextlib.suppress(OSError):
+            status = os.stat(self.path)
+            if (status.st_dev, status.st_ino) == self._file:  # else another process has moved it already
+                self._move_aside(error)
+        self._open()
+
+    def _move_aside(self, error: Exception) -> None:
+        numbers = (f"-{number}" if number > 1 else "" for number in range(1, sys.maxsize))
+        aside = next(path for number in numbers if not (path := Path(f"{self.path}.damaged{number}")).exists())
+        for end in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(f"{self.path}{end}", f"{aside}{end}")
+        console.note(f"Warning: {self.path} cannot be read ({error}); it is now {aside.name}, and its vectors are encoded again")
+
+    def _go_without(self, why: str) -> None:
+        self.close()
+        folder = self.path.parent
+        if self._limit and folder not in _not_kept:
+            _not_kept.add(folder)
+            console.note(f"Warning: {folder}: vectors cannot be kept ({why}); the run goes on, and they are encoded again next time")
+
+
+_not_kept: set[Path] = set()
+"""Folders of which it was said that they take no more."""
+
+
+class _Foreign(Exception):
+    """A file of another program."""
+
+
+def _is_damage(error: Exception) -> bool:
+    return isinstance(error, _Foreign) or _sqlite_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _is_full(error: Exception) -> bool:
+    return _sqlite_code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) or getattr(error, "errno", None) in _NO_ROOM
+
+
+def _sqlite_code(error: Exception) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF  # the rest of it only says more
+
+
+def _checksum(key: bytes, vector: bytes) -> int:
+    """Return 32 bits of a row; with its key, so that no row passes for another."""
+    return zlib.crc32(vector, zlib.crc32(key))
+
+
+def _is_sound(key: bytes, vector: Any, checksum: Any, width: int | None) -> bool:
+    """Return whether a row is as it was written: by its checksum, or, of an earlier version, by its length."""
+    if not isinstance(vector, bytes) or not width or len(vector) != 4 * width:
+        return False
+    return _is_unit(vector) if checksum is None else checksum == _checksum(key, vector)
+
+
+def _is_unit(vector: bytes) -> bool:
+    return abs(float(np.linalg.norm(np.frombuffer(vector, np.float32).astype(np.float64))) - 1) < _UNIT
+
+
+def _usual_width(database: sqlite3.Connection) -> int | None:
+    """Return the width of most of the first vectors of a file that does not say; None if there are none."""
+    rows = database.execute("SELECT vector FROM vectors NOT INDEXED LIMIT 1000")
+    widths = Counter(
+        len(vector) // 4 for (vector,) in rows if isinstance(vector, bytes) and vector and len(vector) % 4 == 0 and _is_unit(vector)
+    )
+    return widths.most_common(1)[0][0] if widths else None
+
+
+def _used(database: sqlite3.Connection) -> int:
+    """Return the bytes of a file's pages that hold something."""
+    pages, free, size = (database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size"))
+    return int((pages - free) * size)
+
+
+# The cache as a whole
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """The vectors of one model in the cache.
+
+    Attributes:
+        model: Its name; the file's where an earlier version did not keep it.
+        path: The file.
+        vectors: How many.
+        bytes: On disk.
+        used: When last, in seconds since 1970.
+    """
+
+    model: str
+    path: Path
+    vectors: int
+    bytes: int
+    used: float
+
+
+def cached_models(folder: Path | None = None) -> list[CachedModel]:
+    """Return what is in the cache, the model used last first; files of others are left out."""
+    models = []
+    for path in reversed(_files(folder or cache_folder())):
+        with contextlib.suppress(sqlite3.Error, OSError), contextlib.closing(_read_only(path)) as database:
+            [(count,)] = database.execute("SELECT count(key) FROM vectors")
+            about = {}
+            with contextlib.suppress(sqlite3.OperationalError):
+                about = dict(database.execute("SELECT name, value FROM about"))
+            models.append(CachedModel(about.get("model", path.stem), path, count, _size(path), path.stat().st_mtime))
+    return models
+
+
+def clear_cache(models: Sequence[CachedModel]) -> list[CachedModel]:
+    """Remove models from the cache; returns those that are not removed, as another process uses them."""
+    return [model for model in models if not _remove(model.path)]
+
+
+def cache_limit() -> int:
+    """Return how many bytes of vectors are kept: ``$EMBEDFIT_CACHE_LIMIT``, such as ``5 GiB``, else 20 GiB.
+
+    Raises:
+        ConfigError: The variable holds something else.
+    """
+    given = os.environ.get("EMBEDFIT_CACHE_LIMIT", "").strip() or "20 GiB"
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?", given, re.IGNORECASE | re.ASCII)
+    if not match:
+        raise ConfigError(f"the environment variable EMBEDFIT_CACHE_LIMIT is {shown(given)}; expected a size such as 5 GiB, or 0")
+    number, power, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(power.lower() or " "))
+
+
+def in_bytes(size: float) -> str:
+    """Return a number of bytes as people read it."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:,.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:,.3g} TiB"
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files of vectors in a folder, the one used least recently first."""
+
+    def used(path: Path) -> float:
+        with contextlib.suppress(OSError):  # another process has just removed it
+            return path.stat().st_mtime
+        return 0.0
+
+    return sorted(folder.glob("*.sqlite"), key=used)
+
+
+def _size(path: Path) -> int:
+    sizes = 0
+    for end in ("", "-wal"):
+        with contextlib.suppress(OSError):
+            sizes += os.path.getsize(f"{path}{end}")
+    return sizes
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file of vectors, unless it is another program's or another process has it open; returns whether it is gone."""
+    from filelock import FileLock, Timeout
+
+    lock = path.with_suffix(".lock")
+    try:
+        with FileLock(lock, timeout=0), contextlib.closing(sqlite3.connect(path, timeout=0)) as database:
+            columns = {row[1] for row in database.execute("PRAGMA table_info(vectors)")}
+            if not {"key", "vector"} <= columns:
+                return False
+            # SQLite gives up the journal only if nobody else has the file open.
+            if database.execute("PRAGMA journal_mode = DELETE").fetchone() != ("delete",):
+                return False
+            for name in (path, lock):
+                name.unlink(missing_ok=True)
+    except (sqlite3.Error, OSError, Timeout):
+        return False
+    return True
 
 
 def cache_folder() -> Path:
@@ -530,16 +894,3 @@ def _first_of_its_kind(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     same = np.empty(len(keys), np.int64)
     same[order] = order[begins][np.cumsum(begins) - 1]
     return same
-
-
-def _read(
-    database: sqlite3.Connection, keys: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64]
-) -> Iterator[tuple[npt.NDArray[np.int64], Vectors]]:
-    """Yield rows whose keys are in the cache, some at a time, and their vectors."""
-    for start in range(0, len(rows), 500):
-        some = {keys[row].tobytes(): row for row in rows[start : start + 500]}
-        marks = ",".join("?" * len(some))
-        found = database.execute(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", list(some)).fetchall()
-        if found:
-            vectors = np.frombuffer(b"".join(vector for _, vector in found), np.float32).reshape(len(found), -1)
-            yield np.array([some[key] for key, _ in found]), vectors

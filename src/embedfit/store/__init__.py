@@ -15,16 +15,19 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from embedfit.config import StoreConfig, from_environment
 from embedfit.encode import Vectors, cache_folder
-from embedfit.errors import ConfigError, EmbedfitError, StorageError
+from embedfit.errors import ConfigError, DataError, EmbedfitError, StorageError, shown
 from embedfit.locks import locked
 
 if TYPE_CHECKING:
@@ -106,7 +109,10 @@ class Stamp:
         Raises:
             StorageError: It was not written by this version of embedfit.
         """
-        said = json.loads(text)
+        try:
+            said = json.loads(text)
+        except (TypeError, ValueError):
+            said = None
         if not isinstance(said, dict) or set(said) != {field.name for field in fields(cls)}:
             raise StorageError(f"{where}: the collection has the stamp of another version of embedfit; fix: run 'embedfit index' again")
         return cls(**said)
@@ -126,10 +132,14 @@ class Store(Protocol):
     Attributes:
         index: The live name; collections are called ``<index>_<version>``.
         where: For messages; holds no secret.
+        takes_nul: Whether a text may hold the character of code 0.
+        longest_id: Bytes of a document's id in UTF-8, at most; None for any number.
     """
 
     index: str
     where: str
+    takes_nul: bool
+    longest_id: int | None
 
     def writing(self) -> AbstractContextManager[None]:
         """Keep a second writer out. Raises StorageError if there is one."""
@@ -172,7 +182,7 @@ class Store(Protocol):
         ...
 
     def entries(self, collection: str, ids: Sequence[str]) -> dict[str, Entry]:
-        """Return documents by their ids."""
+        """Return documents by their ids; without those that embedfit did not write."""
         ...
 
     def drop(self, collection: str) -> None:
@@ -233,18 +243,115 @@ def belongs(collection: str, index: str) -> bool:
     return start == index and len(version) == 12 and set(version) <= set("0123456789abcdef")
 
 
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+_LONGEST_NUMBER = 1000
+"""Characters; what is longer is a text."""
+_EXACT = 2**53
+"""From here on a float confuses whole numbers that are neighbours."""
+_DIGITS = 17
+"""Characters of a float that any reader of JSON reads exactly: of longer ones, some servers take the next float."""
+
+
 def readings(value: str) -> list[str | int | float | bool]:
-    """Return what a value given as text may be in metadata: ``2020`` is a text in CSV and a number in JSON."""
+    """Return what a value given as text may be in metadata, each once: as a text, and as a number or truth value if it reads as one.
+
+    A store compares each with values of its own type alone, so ``1e5`` finds the text "1e5" and the number 100000. A text in
+    double quotes is a text also without them.
+    """
+    if value in ("true", "True", "false", "False"):
+        return [value, value in ("true", "True")]
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        with contextlib.suppress(ValueError):
+            return [value, json.loads(value)]
+    number = _number(value)
+    return [value] if number is None else [value, number]
+
+
+def _number(text: str) -> int | float | None:
+    """Return the number that a text stands for, whole ones exactly; None if it stands for none that metadata could hold."""
+    if len(text) > _LONGEST_NUMBER or not _NUMBER.fullmatch(text):
+        return None
+    exact = Decimal(text)
+    if exact == int(exact):
+        return int(exact)
+    nearest = float(text)
+    return nearest if 0 < abs(nearest) < math.inf else None  # one that is too small for a float is not 0
+
+
+def token(key: str, value: str | int | float | bool) -> str:
+    """Return a text that a key has in common with nothing but an equal value of the same type."""
+    return json.dumps([key, _number(repr(value)) if isinstance(value, float) else value])
+
+
+def tokens(metadata: Mapping[str, Any], holds: Callable[[str, Any], bool]) -> list[str]:
+    """Return a token for each value, also of lists, that a store cannot filter by as it is.
+
+    Args:
+        metadata: As JSON has it.
+        holds: Whether the store can filter by a key and a value; numbers that are not plain are tokens in any store.
+    """
+    odd = []
+    for key, value in metadata.items():
+        values = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, (str, int, float))]
+        if not holds(key, value) or not all(map(is_plain, values)):
+            odd += [token(key, one) for one in values]
+    return odd
+
+
+def is_exact(value: Any) -> bool:
+    """Return whether a JSON value comes back as it was from a store that keeps numbers as it likes."""
+    if isinstance(value, dict):
+        return all(map(is_exact, value.values()))
+    return all(map(is_exact, value)) if isinstance(value, list) else is_plain(value)
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a scalar is anything but a number that some store confuses with another."""
+    if not isinstance(value, (int, float)):
+        return True
+    return abs(value) < _EXACT and (isinstance(value, int) or ("e" not in repr(value) and len(repr(value)) <= _DIGITS))
+
+
+def check_entries(entries: Sequence[Entry], store: Store) -> None:
+    """Refuse documents that a store cannot keep, before anything is encoded or written.
+
+    Raises:
+        DataError: It names the document, what of it, and the fix.
+    """
+    for entry in entries:
+        where = f"document {shown(entry.id)}"
+        if not entry.id:
+            raise DataError(where, "its id is empty", fix="give it one")
+        for name, text in (("id", entry.id), ("text", entry.text), *_texts("metadata", entry.metadata)):
+            if not is_encodable(text):
+                raise DataError(where, f"its {name} holds half of a character (a lone surrogate)", fix="correct the text, or leave it out")
+            if "\0" in text and not store.takes_nul:
+                raise DataError(where, f"its {name} holds a NUL character, which {store.where} cannot keep", fix="take it out")
+        if store.longest_id and (size := len(entry.id.encode())) > store.longest_id:
+            raise DataError(where, f"its id has {size:,} bytes, and {store.where} takes {store.longest_id:,}", fix="give it a shorter one")
+
+
+def is_encodable(text: str) -> bool:
+    """Return whether a text can be written as UTF-8."""
     try:
-        said = json.loads(value)
-    except ValueError:
-        said = None
-    if isinstance(said, bool):
-        return [value, said]
-    if isinstance(said, (int, float)):
-        whole = [int(said)] if said == said and abs(said) < 2**53 and said == int(said) else []
-        return [value, *whole, float(said)]
-    return [value, said] if isinstance(said, str) else [value]
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield each text of a JSON value, keys too, with the name of the field that it stands in."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(name, item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            field = f"field {shown(key)}" if name == "metadata" else name
+            yield field, key
+            yield from _texts(field, item)
 
 
 @contextlib.contextmanager

@@ -9,9 +9,12 @@ whole, nor written after. Two writers damage the folder for good, so one lock gu
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import shutil
+import sqlite3
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +24,36 @@ import numpy as np
 
 from embedfit.encode import Vectors
 from embedfit.errors import StorageError, require
-from embedfit.store import Entry, Filters, Found, Live, Stamp, belongs, check_url, is_url, one_line, one_writer, readings, writable_folder
+from embedfit.store import (
+    Entry,
+    Filters,
+    Found,
+    Live,
+    Stamp,
+    belongs,
+    check_url,
+    is_plain,
+    is_url,
+    one_line,
+    one_writer,
+    readings,
+    token,
+    tokens,
+    writable_folder,
+)
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
 _WHOLE = "embedfit"
 """Key of the metadata as JSON; the flat ones beside it are there to be filtered by."""
+_ODD = "embedfit:odd"
+"""Key of the tokens of what Chroma cannot hold flat, or would not find exactly."""
+_RESERVED = ("#", "$", "chroma:", _WHOLE)
+"""What a key may not begin with: Chroma refuses the first three, the last is ours."""
 _PAGE = 1000
+_DROPPED = ".embedfit.dropped"
+"""File beside the database: folders of collections that were dropped, one a line, until they are removed."""
 
 
 class ChromaStore:
@@ -43,6 +68,9 @@ class ChromaStore:
         ConfigError: The location is a URL that says more than the server.
     """
 
+    takes_nul = True
+    longest_id: int | None = None
+
     def __init__(self, location: str, index: str, api_key: str | None = None) -> None:
         require("chromadb", extra="chroma")
         check_url(location)
@@ -56,7 +84,7 @@ class ChromaStore:
         import httpx
         from chromadb.errors import ChromaError
 
-        return (ChromaError, httpx.HTTPError, ValueError, OSError)
+        return (ChromaError, httpx.HTTPError, ValueError, OSError, sqlite3.Error)
 
     @cached_property
     def _client(self) -> ClientAPI:
@@ -75,9 +103,12 @@ class ChromaStore:
         # Without an embedding function, or Chroma would want to download a model.
         return self._client.get_collection(name, embedding_function=None)
 
-    def writing(self) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
         """Keep other writers out: of the folder, or on this machine."""
-        return one_writer(self.where, self.index, None if is_url(self.location) else writable_folder(self.location))
+        with one_writer(self.where, self.index, None if is_url(self.location) else writable_folder(self.location)):
+            self._remove_dropped()
+            yield
 
     @one_line
     def live(self) -> Live:
@@ -92,7 +123,7 @@ class ChromaStore:
             return Live()
         if "live" not in said:
             raise StorageError(f"{self.where}: the collection {self.index!r} is not embedfit's; fix: another store.index")
-        return Live(said["live"], said["previous"])
+        return Live(said["live"], said.get("previous", ""))
 
     @one_line
     def switch(self, live: Live) -> None:
@@ -136,7 +167,7 @@ class ChromaStore:
                 ids=[entry.id for entry in some],
                 embeddings=np.asarray(vectors[start : start + most], np.float32),
                 documents=[entry.text for entry in some],
-                metadatas=[{**_flat(entry.metadata), _WHOLE: json.dumps(entry.metadata)} for entry in some],
+                metadatas=[_kept(entry.metadata) for entry in some],
             )
 
     def finish(self, collection: str) -> None:
@@ -153,14 +184,40 @@ class ChromaStore:
     @one_line
     def entries(self, collection: str, ids: Sequence[str]) -> dict[str, Entry]:
         """Return documents by their ids."""
+        if not ids:  # Chroma takes no empty list
+            return {}
         found = self._collection(collection).get(ids=list(ids), include=["documents", "metadatas"])
         rows = zip(found["ids"], found["documents"], found["metadatas"], strict=True)
-        return {id: Entry(id, text, json.loads(metadata[_WHOLE])) for id, text, metadata in rows}
+        return {id: Entry(id, text, json.loads(metadata[_WHOLE])) for id, text, metadata in rows if metadata and _WHOLE in metadata}
 
     @one_line
     def drop(self, collection: str) -> None:
-        """Remove a collection."""
+        """Remove a collection, and the folder of its graph, which Chroma itself leaves behind."""
+        dropped = [] if is_url(self.location) else self._folders(self._collection(collection).id)
+        if dropped:
+            with open(Path(self.location) / _DROPPED, "a", encoding="utf-8") as file:
+                file.writelines(f"{name}\n" for name in dropped)
         self._client.delete_collection(collection)
+        self._remove_dropped()
+
+    def _folders(self, collection_id: Any = None) -> list[str]:
+        """Return the names of the folders that Chroma's database knows, of one collection or of all."""
+        with contextlib.closing(sqlite3.connect(Path(self.location) / "chroma.sqlite3", timeout=60)) as database:
+            rows = database.execute("SELECT id, collection FROM segments WHERE scope = 'VECTOR'").fetchall()
+        return [name for name, collection in rows if collection_id is None or collection == str(collection_id)]
+
+    @one_line
+    def _remove_dropped(self) -> None:
+        """Remove the folders of collections that this or an earlier process has dropped, and no others."""
+        path = Path(self.location) / _DROPPED
+        if is_url(self.location) or not path.exists():
+            return
+        known = set(self._folders())
+        for name in path.read_text(encoding="utf-8").split():
+            with contextlib.suppress(ValueError):
+                if str(uuid.UUID(name)) == name and name not in known:
+                    shutil.rmtree(path.with_name(name), ignore_errors=True)
+        path.unlink()
 
     def close(self) -> None:
         """Let go of files and connections."""
@@ -168,21 +225,31 @@ class ChromaStore:
             self.__dict__.pop("_client").close()
 
 
-def _flat(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of the metadata Chroma can filter by: plain values, and lists of one kind of them."""
+def _kept(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata as Chroma keeps it: flat to be filtered by, and whole."""
+    flat = {key: value for key, value in metadata.items() if _holds(key, value)}
+    odd = tokens(metadata, _holds)
+    return {**flat, **({_ODD: odd} if odd else {}), _WHOLE: json.dumps(metadata)}
+
+
+def _holds(key: str, value: Any) -> bool:
+    """Return whether Chroma can filter by a key and a value: plain values, and lists of one kind of them."""
 
     def plain(value: Any) -> bool:
-        return isinstance(value, (str, int, float)) and not (isinstance(value, int) and abs(value) >= 2**63)
+        if isinstance(value, float):
+            return is_plain(value)
+        return isinstance(value, str) or (isinstance(value, int) and abs(value) < 2**63)
 
-    def one_kind(values: Any) -> bool:
-        return isinstance(values, list) and all(map(plain, values)) and len(set(map(type, values))) == 1
-
-    return {key: value for key, value in metadata.items() if key and not key.startswith("chroma:") and (plain(value) or one_kind(value))}
+    one_kind = isinstance(value, list) and all(map(plain, value)) and len(set(map(type, value))) == 1
+    return bool(key) and not key.startswith(_RESERVED) and (plain(value) or one_kind)
 
 
 def _where(filters: Filters) -> dict[str, Any] | None:
-    conditions: list[dict[str, Any]] = [
-        {"$or": [{key: condition} for reading in readings(value) for condition in ({"$eq": reading}, {"$contains": reading})]}
-        for key, value in filters.items()
-    ]
+    conditions: list[dict[str, Any]] = []
+    for key, value in filters.items():
+        any_of: list[dict[str, Any]] = [{_ODD: {"$contains": token(key, reading)}} for reading in readings(value)]
+        for reading in readings(value):
+            if _holds(key, reading):
+                any_of += [{key: {"$eq": reading}}, {key: {"$contains": reading}}]
+        conditions.append({"$or": any_of} if len(any_of) > 1 else any_of[0])
     return {"$and": conditions} if len(conditions) > 1 else conditions[0] if conditions else None

@@ -7,12 +7,13 @@ were made from, and for each index which of them answers.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, LiteralString
 
 from embedfit.encode import Vectors
 from embedfit.errors import ConfigError, StorageError, require
-from embedfit.store import Entry, Filters, Found, Live, Stamp, belongs, one_line, readings
+from embedfit.store import Entry, Filters, Found, Live, Stamp, belongs, is_exact, one_line, readings
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -22,6 +23,12 @@ _EF_SEARCH, _MOST = 40, 1000
 """pgvector's own hnsw.ef_search, under which no more documents are found, and the highest it takes."""
 _WIDEST = 2000
 """Dimensions that pgvector's HNSW takes."""
+_LONGEST_ID = 2500
+"""Bytes; a little under what PostgreSQL's B-tree takes of a key that cannot be compressed."""
+_IS_THERE: LiteralString = "to_regclass(quote_ident(collection)) IS NOT NULL"
+"""A table that somebody dropped leaves its row behind."""
+_WHOLE = "embedfit:whole"
+"""Key, in the metadata, of all of it as JSON: there where jsonb would make a whole number of a large float."""
 
 
 class PgvectorStore:
@@ -34,6 +41,9 @@ class PgvectorStore:
     Raises:
         ConfigError: The location is no connection string.
     """
+
+    takes_nul = False
+    longest_id: int | None = _LONGEST_ID
 
     def __init__(self, location: str, index: str) -> None:
         psycopg = require("psycopg", extra="pgvector")
@@ -48,8 +58,11 @@ class PgvectorStore:
                 "store.location is not a connection string; expected one like postgresql://user@host/database, or env:NAME"
             ) from None
         self.location, self.index = location, index
-        self.where = f"PostgreSQL, {said.get('host', 'default host')}/{said.get('dbname', 'default database')}"
-        self.secrets: tuple[str, ...] = (location, *filter(None, [str(said.get("password") or "")])) if location else ()
+        database = str(said.get("dbname") or "default database")
+        if "=" in database or "://" in database:  # libpq takes a whole connection string here, password and all
+            database = "a database"
+        self.where = f"PostgreSQL, {said.get('host') or 'default host'}/{database}"
+        self.secrets = _secrets(location, said)
         self._connection: Connection[Any] | None = None
 
     @property
@@ -62,7 +75,6 @@ class PgvectorStore:
     @property
     def _database(self) -> Connection[Any]:
         import psycopg
-        from pgvector.psycopg import register_vector
 
         if self._connection is None or self._connection.closed:
             connection = psycopg.connect(self.location, autocommit=True)
@@ -71,10 +83,23 @@ class PgvectorStore:
             # The server notices a killed client while it builds an index, and gives up the lock; not every system's can.
             with contextlib.suppress(psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedObject):
                 connection.execute("SET client_connection_check_interval = '1s'")
-            with contextlib.suppress(psycopg.ProgrammingError):  # before the extension is there
-                register_vector(connection)
             self._connection = connection
+            self._use_extension()
         return self._connection
+
+    def _use_extension(self) -> bool:
+        """Make the type of pgvector known to this connection, from whatever schema it is in; returns whether it is there."""
+        from pgvector.psycopg import register_vector
+
+        schema = self._query("SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'")
+        if not schema:
+            return False
+        if not self._query("SELECT to_regtype('vector') IS NOT NULL")[0][0]:
+            self._query(
+                "SELECT set_config('search_path', concat_ws(', ', nullif(current_setting('search_path'), ''), %s::text), false)", schema[0]
+            )
+        register_vector(self._database)
+        return True
 
     def _query(self, text: LiteralString, values: Sequence[Any] = (), **tables: str) -> list[tuple[Any, ...]]:
         cursor = self._database.execute(_sql(text, **tables), values or None)
@@ -130,24 +155,24 @@ class PgvectorStore:
         """Return the names of the collections of this index."""
         if not self._is_there():
             return []
-        return [name for (name,) in self._query("SELECT collection FROM embedfit_collections") if belongs(name, self.index)]
+        found = self._query("SELECT collection FROM embedfit_collections WHERE " + _IS_THERE)
+        return [name for (name,) in found if belongs(name, self.index)]
 
     @one_line
     def create(self, collection: str, stamp: Stamp) -> None:
         """Make an empty table, and before it what all of them need.
 
         Raises:
-            StorageError: The vectors have more dimensions than pgvector's HNSW takes.
+            StorageError: The vectors have more dimensions than pgvector's HNSW takes, or pgvector is not there.
         """
-        from pgvector.psycopg import register_vector
-
         if stamp.dimension > _WIDEST:
             raise StorageError(
                 f"{self.where}: pgvector's HNSW takes {_WIDEST:,} dimensions, and the vectors have {stamp.dimension:,}; "
                 "fix: cut them (Matryoshka), or use another store"
             )
-        with self._database.transaction():
-            self._query("CREATE EXTENSION IF NOT EXISTS vector")
+        if not self._use_extension():
+            self._create_extension()
+        with self._allowed(), self._database.transaction():
             self._query("CREATE TABLE IF NOT EXISTS embedfit_collections (collection text PRIMARY KEY, stamp text NOT NULL)")
             self._query("CREATE TABLE IF NOT EXISTS embedfit_live (index text PRIMARY KEY, live text NOT NULL, previous text NOT NULL)")
             self._query("INSERT INTO embedfit_collections VALUES (%s, %s) ON CONFLICT DO NOTHING", [collection, stamp.to_json()])
@@ -156,12 +181,35 @@ class PgvectorStore:
                 f" embedding vector({int(stamp.dimension)}) NOT NULL)",
                 table=collection,
             )
-        register_vector(self._database)
+
+    @contextlib.contextmanager
+    def _allowed(self) -> Iterator[None]:
+        import psycopg
+
+        try:
+            yield
+        except psycopg.errors.InsufficientPrivilege as error:
+            schema = "its schema, public by default"
+            raise StorageError(f"{self.where}: {error.diag.message_primary}; fix: GRANT CREATE ON SCHEMA {schema}, to this user") from None
+
+    def _create_extension(self) -> None:
+        import psycopg
+
+        try:
+            self._query("CREATE EXTENSION IF NOT EXISTS vector")
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.FeatureNotSupported, psycopg.errors.UndefinedFile) as error:
+            refused = isinstance(error, psycopg.errors.InsufficientPrivilege)
+            why = "this user may not create it" if refused else "the server has not got it"
+            raise StorageError(
+                f"{self.where}: the extension pgvector is not in this database, and {why}; "
+                "fix: install pgvector on the server, and as its superuser, in this database: CREATE EXTENSION vector"
+            ) from None
+        self._use_extension()
 
     @one_line
     def stamp(self, collection: str) -> Stamp:
         """Return what a collection was made from."""
-        found = self._query("SELECT stamp FROM embedfit_collections WHERE collection = %s", [collection])
+        found = self._query("SELECT stamp FROM embedfit_collections WHERE collection = %s AND " + _IS_THERE, [collection])
         return Stamp.from_json(found[0][0] if found else "null", self.where)
 
     @one_line
@@ -178,7 +226,7 @@ class PgvectorStore:
         with self._database.cursor() as cursor, cursor.copy(statement) as copy:
             copy.set_types(["text", "text", "jsonb", "vector"])
             for entry, vector in zip(entries, vectors, strict=True):
-                copy.write_row((entry.id, entry.text, Jsonb(entry.metadata), vector))
+                copy.write_row((entry.id, entry.text, Jsonb(_kept(entry.metadata)), vector))
 
     @one_line
     def finish(self, collection: str) -> None:
@@ -221,7 +269,7 @@ class PgvectorStore:
     def entries(self, collection: str, ids: Sequence[str]) -> dict[str, Entry]:
         """Return documents by their ids."""
         found = self._query("SELECT id, text, metadata FROM {table} WHERE id = ANY (%s)", [list(ids)], table=collection)
-        return {row[0]: Entry(*row) for row in found}
+        return {id: Entry(id, text, _given_back(metadata)) for id, text, metadata in found}
 
     @one_line
     def drop(self, collection: str) -> None:
@@ -235,6 +283,29 @@ class PgvectorStore:
         if self._connection:
             self._connection.close()
             self._connection = None
+
+
+def _secrets(location: str, said: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what of a connection string may be in no message, the longest first."""
+    from urllib.parse import quote, quote_plus
+
+    words = [str(said[name]) for name in ("password", "sslpassword", "dbname") if said.get(name)]
+    words = [word for word in words if word != said.get("dbname") or "=" in word or "://" in word]
+    forms = {form for word in words for form in (word, quote(word, safe=""), quote(word), quote_plus(word))}
+    return tuple(sorted({location, *forms} - {""}, key=len, reverse=True))
+
+
+def _kept(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return metadata as jsonb keeps it, led by all of it as JSON where that alone is exact."""
+    if is_exact(metadata) and _WHOLE not in metadata:
+        return metadata
+    own = metadata.get(_WHOLE, [])  # a field of this name can be filtered by too
+    return {**metadata, _WHOLE: [json.dumps(metadata), *(own if isinstance(own, list) else [own])]}
+
+
+def _given_back(metadata: dict[str, Any]) -> dict[str, Any]:
+    whole: dict[str, Any] = json.loads(metadata[_WHOLE][0]) if _WHOLE in metadata else metadata
+    return whole
 
 
 def _sql(text: LiteralString, **tables: str) -> Composed:

@@ -8,10 +8,11 @@ Local mode compares with every vector, writes slowly, and lets one process in at
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,24 @@ from typing import TYPE_CHECKING, Any
 
 from embedfit.encode import Vectors
 from embedfit.errors import StorageError, require
-from embedfit.store import Entry, Filters, Found, Live, Stamp, belongs, check_url, is_url, one_line, one_writer, readings, writable_folder
+from embedfit.store import (
+    Entry,
+    Filters,
+    Found,
+    Live,
+    Stamp,
+    belongs,
+    check_url,
+    is_exact,
+    is_plain,
+    is_url,
+    one_line,
+    one_writer,
+    readings,
+    token,
+    tokens,
+    writable_folder,
+)
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -40,6 +58,9 @@ class QdrantStore:
     Raises:
         ConfigError: The location is a URL that says more than the server.
     """
+
+    takes_nul = True
+    longest_id: int | None = None
 
     def __init__(self, location: str, index: str, api_key: str | None = None) -> None:
         require("qdrant_client", extra="qdrant")
@@ -120,7 +141,7 @@ class QdrantStore:
         offset = None
         while True:
             page, offset = self._client.scroll(collection, limit=_PAGE, offset=offset, with_payload=["id"], with_vectors=False)
-            ids.update(str((point.payload or {})["id"]) for point in page)
+            ids.update(map(_id, page))
             if offset is None:
                 return ids
 
@@ -134,7 +155,7 @@ class QdrantStore:
             models.Batch(
                 ids=[_point(entry.id) for entry in entries],
                 vectors=vectors.tolist(),
-                payloads=[vars(entry) for entry in entries],
+                payloads=[_payload(entry) for entry in entries],
             ),
         )
 
@@ -160,14 +181,14 @@ class QdrantStore:
         found: list[Found] = []
         for start in range(0, len(requests), 100):
             answers = self._client.query_batch_points(collection, requests[start : start + 100])
-            found += [[(str((point.payload or {})["id"]), point.score) for point in answer.points] for answer in answers]
+            found += [[(_id(point), point.score) for point in answer.points] for answer in answers]
         return found
 
     @one_line
     def entries(self, collection: str, ids: Sequence[str]) -> dict[str, Entry]:
         """Return documents by their ids."""
         points = self._client.retrieve(collection, [_point(id) for id in ids], with_payload=True)
-        return {entry.id: entry for entry in (Entry(**(point.payload or {})) for point in points)}
+        return {entry.id: entry for point in points if (entry := _entry(point.payload or {}))}
 
     @one_line
     def drop(self, collection: str) -> None:
@@ -184,13 +205,47 @@ def _point(id: str) -> str:
     return str(uuid.uuid5(_IDS, id))
 
 
+def _id(point: Any) -> str:
+    """Return a document's id; the point's own where embedfit did not write it."""
+    return str((point.payload or {}).get("id", point.id))
+
+
+def _payload(entry: Entry) -> dict[str, Any]:
+    """Return an entry as Qdrant keeps it, with what it cannot hold or find exactly beside it as text."""
+    odd = tokens(entry.metadata, _holds)
+    whole = {} if is_exact(entry.metadata) else {"whole": json.dumps(entry.metadata)}
+    return {**vars(entry), **({"odd": odd} if odd else {}), **whole}
+
+
+def _entry(payload: Mapping[str, Any]) -> Entry | None:
+    if not {"id", "text", "metadata"} <= payload.keys():
+        return None
+    metadata = json.loads(payload["whole"]) if "whole" in payload else payload["metadata"]
+    return Entry(payload["id"], payload["text"], metadata)
+
+
+def _holds(key: str, value: Any) -> bool:
+    """Return whether Qdrant can filter by a key: a path in quotes has no way to say a quote. It looks into lists by itself."""
+    return bool(key) and not set(key) & {'"', "\\"}
+
+
 def _filter(filters: Filters) -> Any:
     from qdrant_client import models
 
-    def condition(key: str, reading: Any) -> Any:
-        # Match takes no floats. It looks into lists by itself.
-        exact: dict[str, Any] = {"range": models.Range(gte=reading, lte=reading)} if isinstance(reading, float) else {}
-        return models.FieldCondition(key=f'metadata."{key}"', **(exact or {"match": models.MatchValue(value=reading)}))
+    def native(key: str, reading: Any) -> list[Any]:
+        number = isinstance(reading, (int, float)) and not isinstance(reading, bool)
+        if not _holds(key, reading) or (isinstance(reading, float) and not is_plain(reading)) or (number and abs(reading) >= 2**63):
+            return []
+        # A range finds whole numbers and others, a match finds whole ones alone, but also those that no float tells apart.
+        ranged = number and is_plain(reading)
+        exact: dict[str, Any] = {"range": models.Range(gte=reading, lte=reading)} if ranged else {"match": models.MatchValue(value=reading)}
+        return [models.FieldCondition(key=f'metadata."{key}"', **exact)]
 
-    must = [models.Filter(should=[condition(key, reading) for reading in readings(value)]) for key, value in filters.items()]
+    def odd(key: str, reading: Any) -> Any:
+        return models.FieldCondition(key="odd", match=models.MatchValue(value=token(key, reading)))
+
+    must = [
+        models.Filter(should=[condition for reading in readings(value) for condition in (*native(key, reading), odd(key, reading))])
+        for key, value in filters.items()
+    ]
     return models.Filter(must=must) if must else None

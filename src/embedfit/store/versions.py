@@ -22,9 +22,9 @@ import numpy as np
 from embedfit import console
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset
 from embedfit.encode import CachedEncoder, Encoder, Vectors
-from embedfit.errors import ModelError, StorageError
+from embedfit.errors import DataError, ModelError, StorageError
 from embedfit.retrieve import DEPTH, DenseRetriever, Ranked, Run, run_of, sorted_corpus
-from embedfit.store import BATCH_BYTES, Entry, Filters, Hit, Live, Stamp, Store
+from embedfit.store import BATCH_BYTES, Entry, Filters, Hit, Live, Stamp, Store, check_entries, is_encodable
 
 _QUERIES = 1000
 """A version is checked with so many queries at the most, spread evenly over them all; this tells recall to about 0.01."""
@@ -86,16 +86,21 @@ def index_documents(
         min_recall: Under this, the new version does not go live.
 
     Raises:
+        DataError: The store cannot keep a document.
         StorageError: Another process is writing, the store cannot be reached, or it finds too little of what exact search finds.
     """
     entries = entries_of(dataset, template)
+    check_entries(entries, store)
     digest = _documents_digest(entries)
     collection = f"{store.index}_{_digest([identity(encoder), template, digest])[:12]}"
     with store.writing():
         live = store.live()
         judged = dataset.judged
         if live.current == collection:
-            return Indexed(collection, live.previous, len(entries), 0, None, k, 0, len(judged))
+            if _is_whole(store, collection, {entry.id for entry in entries}):
+                _clear(store, live)
+                return Indexed(collection, live.previous, len(entries), 0, None, k, 0, len(judged))
+            console.note(f"Warning: {store.where}: {collection}, which is live, had lost documents; they are written again")
         cached = encoder if isinstance(encoder, CachedEncoder) else CachedEncoder(encoder)
         vectors = cached.encode([entry.text for entry in entries], "document")
         prompts = _prompts(encoder)
@@ -111,18 +116,33 @@ def index_documents(
                 f"{store.where}: recall@{k} of {collection} against exact search is {recall:.4f} on {len(queries.queries):,} queries, "
                 f"under {min_recall:g}; it did not go live; fix: another store, or a lower store.min_recall"
             )
-        previous = live.current
-        store.switch(Live(collection, previous))
-        for other in store.collections():
-            if other not in (collection, previous):
-                store.drop(other)
+        previous = live.previous if live.current == collection else live.current
+        live = Live(collection, previous)
+        store.switch(live)
+        _clear(store, live)
     return Indexed(collection, previous, len(entries), written, recall, k, len(queries.queries), len(judged))
+
+
+def _is_whole(store: Store, collection: str, ids: set[str]) -> bool:
+    """Return whether a collection is there and holds these documents and no others."""
+    return collection in store.collections() and store.ids(collection) == ids
+
+
+def _clear(store: Store, live: Live) -> None:
+    """Remove the collections that neither answer nor could: older versions, and what a killed process had begun."""
+    for collection in store.collections():
+        if collection not in (live.current, live.previous):
+            store.drop(collection)
 
 
 def _fill(store: Store, collection: str, stamp: Stamp, entries: Sequence[Entry], vectors: Vectors) -> int:
     """Write what is missing of a collection; returns how many documents that was."""
     store.create(collection, stamp)
     there = store.ids(collection)
+    if not there <= {entry.id for entry in entries}:  # somebody else wrote here
+        store.drop(collection)
+        store.create(collection, stamp)
+        there = set()
     missing = [row for row, entry in enumerate(entries) if entry.id not in there]
     with console.progress(f"writing to {store.where}", len(missing)) as done:
         for batch in _batches(entries, missing, vectors.shape[1]):
@@ -157,7 +177,15 @@ def roll_back(store: Store) -> Stamp:
         live = store.live()
         if not live.previous:
             raise StorageError(f"{store.where}: the index {store.index!r} has no version to go back to")
+        if live.previous not in store.collections():
+            raise StorageError(f"{store.where}: the version to go back to, {live.previous}, is gone; fix: run 'embedfit index'")
         stamp = store.stamp(live.previous)
+        count = len(store.ids(live.previous))
+        if count != stamp.documents:
+            raise StorageError(
+                f"{store.where}: the version to go back to, {live.previous}, has {count:,} of its {stamp.documents:,} documents; "
+                "fix: run 'embedfit index' with what it was made from"
+            )
         store.switch(Live(live.previous, live.current))
     return stamp
 
@@ -195,6 +223,8 @@ class Version:
             ranked = np.full((len(dataset.queries), min(depth, len(ids))), len(ids), np.int64)
             scores = np.full(ranked.shape, -1, np.float32)
             for row, found in enumerate(self.store.nearest(self.collection, vectors, ranked.shape[1], {})):
+                if any(id not in position for id, _ in found):
+                    raise self._changed()
                 ranked[row, : len(found)] = [position[id] for id, _ in found]
                 scores[row, : len(found)] = [score for _, score in found]
             return ranked, scores
@@ -211,12 +241,23 @@ class Version:
             filters: Metadata that a document must have.
 
         Raises:
-            StorageError: The store cannot be reached.
+            DataError: The query is not a text that could be encoded.
+            StorageError: The store cannot be reached, or what it holds was changed by something else.
         """
+        if not is_encodable(text):
+            raise DataError("the query", "holds half of a character (a lone surrogate)", fix="correct the text")
         vectors = self.encoder.encode([text], "query")
-        [found] = self.store.nearest(self.collection, vectors, min(k, self.stamp.documents), filters or {})
+        filters = filters or {}
+        if not all(is_encodable(text) and (self.store.takes_nul or "\0" not in text) for pair in filters.items() for text in pair):
+            return []  # no document that the store keeps has such a text
+        [found] = self.store.nearest(self.collection, vectors, min(k, self.stamp.documents), filters)
         entries = self.store.entries(self.collection, [id for id, _ in found])
+        if any(id not in entries for id, _ in found):
+            raise self._changed()
         return [Hit(id, float(score), entries[id].text, entries[id].metadata) for id, score in found]
+
+    def _changed(self) -> StorageError:
+        return StorageError(f"{self.store.where}: {self.collection} holds documents that embedfit did not write; fix: run 'embedfit index'")
 
 
 class LiveIndex:
@@ -245,7 +286,12 @@ class LiveIndex:
         collection = store.live().current
         if not collection:
             raise StorageError(f"{store.where}: there is no index {store.index!r}; fix: run 'embedfit index'")
-        stamp = store.stamp(collection)
+        try:
+            stamp = store.stamp(collection)
+        except StorageError:
+            if collection in store.collections():
+                raise
+            raise StorageError(f"{store.where}: {collection}, which is live, is gone; fix: run 'embedfit index'") from None
         if stamp.fingerprint not in self.encoders:
             given = ", ".join(f"{encoder.name!r} ({fingerprint[:12]})" for fingerprint, encoder in self.encoders.items())
             raise ModelError(
@@ -305,8 +351,12 @@ def _prompts(encoder: Encoder) -> dict[str, str]:
 
 def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
     """Return metadata as JSON has it: dates as text, no NaN."""
-    plain: dict[str, Any] = json.loads(json.dumps(metadata, default=str), parse_constant=lambda _: None)
+    plain: dict[str, Any] = json.loads(json.dumps(metadata, default=_as_json), parse_constant=lambda _: None)
     return plain
+
+
+def _as_json(value: Any) -> Any:
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)
 
 
 def _documents_digest(entries: Sequence[Entry]) -> str:
