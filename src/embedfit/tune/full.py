@@ -149,7 +149,7 @@ def _train(
     report_to: Sequence[str],
     engine: Engine,
 ) -> Tuned:
-    model = load_model(encoder.folder, encoder.prompts)
+    model = load_model(encoder.folder, encoder.prompts, encoder.pooling)
     dimension = model.get_embedding_dimension()
     for size in config.matryoshka:
         if dimension and size >= dimension:
