@@ -129,7 +129,9 @@ def test_a_causal_language_model_without_modules_is_pooled_by_its_last_token(tin
 
     tokenizer = AutoTokenizer.from_pretrained(str(tiny_model))
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)).save_pretrained(tmp_path / "causal")
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)).save_pretrained(
+        tmp_path / "causal"
+    )
     tokenizer.save_pretrained(tmp_path / "causal")
     encoder = LocalEncoder(tmp_path / "causal", precision="fp32")
     assert "pooling 'lasttoken' is used" in capsys.readouterr().err

@@ -331,7 +331,8 @@ def read_config(path: str | Path, options: Mapping[str, Mapping[str, Any]] | Non
         # A byte order mark is what Windows editors add, and no part of TOML.
         said = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; fix: 'embedfit init' writes one") from None
+        beside = [other.name for other in path.parent.glob("*.toml")]
+        raise ConfigError(f"{path}: {error.strerror}{did_you_mean(path.name, beside)}; fix: 'embedfit init' writes one") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
     for section, changes in (options or {}).items():

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 OPENAI = "https://api.openai.com/v1"
 
+DOLLARS = "US dollars"
 PRICES = {
     "gpt-4.1": (2.0, 8.0),
     "gpt-4.1-mini": (0.4, 1.6),
@@ -100,6 +101,7 @@ class Limits:
         tokens: Tokens that may be used, likewise.
         patience: Seconds without any answer after which an endpoint that only says 429 is given up.
         first_wait: Seconds before a request is tried again, at most; each further time it is twice that.
+        currency: Of the budget, in words.
     """
 
     concurrency: int = 32
@@ -108,6 +110,7 @@ class Limits:
     tokens: int | None = None
     patience: float = 600.0
     first_wait: float = 1.0
+    currency: str = DOLLARS
 
 
 @dataclass(frozen=True)
@@ -441,7 +444,7 @@ class Asker:
         after = self.ledger.spent + most
         if self.limits.budget is not None and after.price > self.limits.budget:
             spent = f"{self.ledger.spent.price:.4f} is spent, and the next request could cost {most.price:.4f}"
-            return f"stopped before the budget of {self.limits.budget:g} would be passed: {spent}"
+            return f"stopped before the budget of {self.limits.budget:g} {self.limits.currency} would be passed: {spent}"
         if self.limits.tokens is not None and after.tokens > self.limits.tokens:
             used = f"{self.ledger.spent.tokens:,} are used, and the next request could take {most.tokens:,}"
             return f"stopped before {self.limits.tokens:,} tokens would be passed: {used}"

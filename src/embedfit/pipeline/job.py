@@ -65,15 +65,21 @@ def encoder(config: ModelConfig, name: str | None = None) -> Encoder:
     """
     name = name or config.name
     if is_remote(name):
+        if config.pooling != "auto":
+            raise ConfigError(f"model.pooling is for models that run here, and {name} pools its tokens itself; fix: leave it out")
+        if config.precision != "auto":
+            console.note(f"model.precision is not used: {name} computes elsewhere")
         return RemoteEncoder(name, query_prompt=config.query_prompt, document_prompt=config.document_prompt, price=config.price)
     if name.endswith(".safetensors") and Path(name).is_file():
         from embedfit.tune.adapter import AdaptedEncoder, load_adapter
 
         adapter = load_adapter(name)
         return AdaptedEncoder(CachedEncoder(encoder(config, adapter.base_name)), adapter)
+    if config.price is not None and name == config.name:
+        console.note(f"model.price is not used: {name} is no remote encoder")
     query, document = config.query_prompt, config.document_prompt
     pooling = config.pooling
-    if name != config.name and pooling != "auto" and (model_folder(name, proof="config.json") / "modules.json").exists():
+    if pooling != "auto" and name != config.name and (model_folder(name, proof="config.json") / "modules.json").exists():
         pooling = "auto"  # another model may say its own
     return LocalEncoder(name, query_prompt=query, document_prompt=document, precision=config.precision, pooling=pooling)
 
@@ -371,7 +377,7 @@ class Job:
             self.base.fingerprint,
             self.config.model_dump(include={"split", "tune", "evaluate", *sections}),
             folds_of(self.config, self.dataset),
-            [self.config.mix.temperature, [(other.digest(), template) for other, template in self.others]],
+            [self.config.mix.model_dump(include={"temperature"}), [(other.digest(), template) for other, template in self.others]],
             *more,
         ]
         identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
