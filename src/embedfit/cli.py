@@ -253,7 +253,7 @@ def evaluate(
 
     said = {"retrieval": retrieval or None, "rerankers": rerank or None, "rerank_top": rerank_top}
     if csv and csv.is_dir():
-        raise ConfigError(f"--csv {csv}: expected a file to write, such as grid.csv")
+        raise ConfigError(f"--csv {csv}: is a folder; expected a file to write, such as grid.csv")
     settings = _with_engine(_changed(config, None, False, {"evaluate": said, "model": {"price": price}}), engine)
     grid = settings.evaluate
     if rerank_top and not grid.rerankers:

@@ -203,9 +203,11 @@ def run_curve(config: Config, points: int) -> tuple[Path, Curve]:
     job = Job.of(config)
     check_method(job.base, config)
     findings = job.findings
+    most = min(len(split.train) for split in job.splits)
+    if not most >> (points - 1):
+        raise ConfigError(f"{points} points, each half of the next, are too many for {most:,} training queries; fix: fewer points")
     folder = job.folder("-curve", more=[str(points)])
     with locked(folder):
-        most = min(len(split.train) for split in job.splits)
         base = job.dense(job.base).search(job.test, job.depth)
 
         def train_and_search(train: Dataset, test: Dataset, where: Path) -> Run:
