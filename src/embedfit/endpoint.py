@@ -443,8 +443,8 @@ class Asker:
     def _short(self, most: Cost) -> str:
         after = self.ledger.spent + most
         if self.limits.budget is not None and after.price > self.limits.budget:
-            spent = f"{self.ledger.spent.price:.4f} is spent, and the next request could cost {most.price:.4f}"
-            return f"stopped before the budget of {self.limits.budget:g} {self.limits.currency} would be passed: {spent}"
+            spent = f"{self.ledger.spent.price:.4f} {self.limits.currency} is spent, and the next request could cost {most.price:.4f}"
+            return f"stopped before the budget of {self.limits.budget:g} would be passed: {spent}"
         if self.limits.tokens is not None and after.tokens > self.limits.tokens:
             used = f"{self.ledger.spent.tokens:,} are used, and the next request could take {most.tokens:,}"
             return f"stopped before {self.limits.tokens:,} tokens would be passed: {used}"

@@ -168,7 +168,7 @@ class Estimate:
             return "nothing is left to ask"
         price = "the price of the model is not known"
         if self.price is not None:
-            price = f"{self.price:.4f} {self.currency} (at most {self.most:.4f})"
+            price = f"{self.price:.4f} (at most {self.most:.4f}) {self.currency}"
         return f"about {self.requests:,} requests, {self.tokens:,} tokens, {price}"
 
 
