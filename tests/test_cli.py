@@ -325,3 +325,157 @@ def test_an_interrupted_run_says_that_it_can_go_on(project):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "embedfit: interrupted; the same command goes on from here\n"
+
+
+def test_version_is_the_packages(said):
+    from importlib.metadata import version
+
+    assert said("--version") == (0, f"embedfit {version('embedfit')}\n", "")
+
+
+def test_the_configuration_is_by_default_the_one_here(project, said, monkeypatch):
+    monkeypatch.chdir(project.parent)
+    assert said("check")[:2] == said("check", project)[:2]
+    code, out, _ = said("evaluate", "--k", 1, "--retrieval", "bm25", "--json")
+    assert (code, {row["model"] for row in json.loads(out)}) == (0, {"BM25"})
+    (project.parent / "data").mkdir()
+    monkeypatch.chdir(project.parent / "data")
+    for command in (["run"], ["check"], ["ladder"], ["curve"], ["evaluate"], ["tune", "--output", "x"], ["index"], ["search", "x"]):
+        code, out, err = said(*command)
+        assert (code, out) == (2, "")
+        assert err.startswith("embedfit: embedfit.toml: No such file or directory"), command
+    assert list((project.parent / "data").iterdir()) == []
+
+
+def test_a_misspelt_configuration_is_met_with_the_one_beside_it(project, said):
+    _, _, err = said("run", project.with_name("embedfti.toml"))
+    assert "did you mean 'embedfit.toml'?" in err
+
+
+def leaky(project):
+    """Have official parts of which the test part says what the train part says."""
+    lines = [json.loads(line) for line in (project.parent / "queries.jsonl").read_text().splitlines()]
+    rows = [{**row, "part": "test" if number % 5 == 0 else "train"} for number, row in enumerate(lines)]
+    rows.append({**rows[0], "part": "train"})
+    (project.parent / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "message"),
+    [
+        (["ladder", "--rung", "ful"], {}, "rung 'ful' is unknown; did you mean 'full'?"),
+        (["ladder", "--rung", "bm25"], {}, "a ladder needs two rungs or more, there are 1"),
+        (["run"], {"leaks": True}, "1 held-out queries say what is trained on"),
+        (["curve"], {"leaks": True}, "1 held-out queries say what is trained on"),
+        (["ladder"], {"leaks": True}, "1 held-out queries say what is trained on"),
+        (["tune", "--output", "runs/tuned"], {"leaks": True}, "1 held-out queries say what is trained on"),
+        (["tune", "--output", "tuned.json"], {}, "--output tuned.json: expected a folder; fix: such as tuned"),
+        (["run"], {"tune": 'method = "adapter"', "general": "keep = 0.9"}, "general.keep merges weights"),
+        (
+            ["run"],
+            {"tune": 'method = "adapter"', "track": 'report_to = ["tensorboard"]'},
+            "track.report_to follows the training",
+        ),
+        (["tune", "--output", "runs/x"], {"tune": 'method = "adapter"', "track": 'report_to = ["wandb"]'}, "track.report_to follows"),
+        (["curve", "--points", "9"], {}, "points"),
+        (["evaluate", "--rerank-top", "3"], {}, "--rerank-top 3 is for rerankers, and there is none"),
+        (["evaluate", "--retrieval", "bm25", "--model", "x"], {}, "--model is not used by bm25"),
+        (["evaluate", "--csv", "."], {}, "--csv .: is a folder; expected a file to write"),
+        (["index", "--rollback", "--model", "x"], {}, "--rollback writes nothing, and so has no use for --model"),
+        (["index"], {"store": 'api_key = "env:HOME"'}, "store.api_key is for a server of Chroma or Qdrant"),
+        (["init", "new.toml"], {}, "FOLDER new.toml: expected a folder; fix: such as new"),
+        (["demo", "--output", "runs.json"], {}, "--output runs.json: expected a folder"),
+    ],
+)
+def test_what_is_refused_is_refused_before_anything_is_made(project, said, monkeypatch, command, changes, message):
+    monkeypatch.chdir(project.parent)
+    if changes.pop("leaks", False):
+        leaky(project)
+        project.write_text(project.read_text().replace("folds = 0", ""))
+    for section, line in changes.items():
+        text = project.read_text()
+        header = f"[{section}]\n"
+        project.write_text(text.replace(header, f"{header}{line}\n") if header in text else f"{text}\n{header}{line}\n")
+    before = sorted(project.parent.rglob("*"))
+    code, out, err = said(*command)
+    assert (code, out) == (2, "")
+    assert message in err.splitlines()[-1]
+    assert sorted(project.parent.rglob("*")) == before
+
+
+def test_relabel_makes_no_folder_with_the_name_of_a_file(project, tmp_path, said):
+    csv = tmp_path / "suspects.csv"
+    csv.write_text("query_id,query,expected,suggested,kind,confidence,decision\n")
+    code, _, err = said("relabel", project, csv, "--output", tmp_path / "fixed.jsonl")
+    assert (code, err) == (2, f"embedfit: --output {tmp_path / 'fixed.jsonl'}: expected a folder; fix: such as fixed\n")
+    assert not (tmp_path / "fixed.jsonl").exists()
+    (tmp_path / "file").write_text("")
+    assert "expected a folder, and it is a file" in said("relabel", project, csv, "--output", tmp_path / "file")[2]
+    (tmp_path / "v1.2").mkdir()
+    assert said("relabel", project, csv, "--output", tmp_path / "v1.2")[0] == 0
+
+
+def test_a_missing_package_is_met_before_the_data_is_read(project, said, monkeypatch):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    gone = {"peft", "ray", "tensorboard", "chromadb", "openai", "opentelemetry"}
+
+    def find(name, *rest):
+        if name.partition(".")[0] in gone:
+            raise ModuleNotFoundError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr("importlib.util.find_spec", find)
+    monkeypatch.setattr("embedfit.pipeline.job.load", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr("embedfit.pipeline.experiment.load", lambda *_, **__: pytest.fail("read"))
+    text = project.read_text()
+    cases = [
+        (["run"], '[tune]\nmethod = "lora"', "peft is not installed; fix: pip install 'embedfit[lora]'"),
+        (["curve"], '[tune]\nmethod = "lora"', "embedfit[lora]"),
+        (["tune", "--output", "x"], '[tune]\nmethod = "lora"', "embedfit[lora]"),
+        (["ladder", "--rung", "base", "--rung", "lora"], "", "embedfit[lora]"),
+        (["run", "--engine", "ray"], "", "embedfit[ray]"),
+        (["evaluate", "--engine", "ray"], "", "embedfit[ray]"),
+        (["ladder"], '[track]\nreport_to = ["tensorboard"]', "embedfit[tensorboard]"),
+        (["index"], "", "embedfit[chroma]"),
+        (["search", "x"], "", "embedfit[chroma]"),
+        (["evaluate", "--store"], "", "embedfit[chroma]"),
+        (["evaluate", "--model", "openai:text-embedding-3-small"], "", "embedfit[openai]"),
+    ]
+    monkeypatch.chdir(project.parent)
+    for command, section, message in cases:
+        name = section.partition("\n")[0]
+        project.write_text(text.replace(f"{name}\n", f"{section}\n", 1) if name and f"{name}\n" in text else f"{text}\n{section}\n")
+        code, _, err = said(*command)
+        assert (code, message in err) == (2, True), (command, err)
+    project.write_text(text)
+    monkeypatch.setenv("LANGWATCH_API_KEY", "sk-test")
+    assert "embedfit[langwatch]" in said("run")[2]
+
+
+@pytest.mark.parametrize("name", ["publish", "track"])
+def test_a_misspelt_run_folder_is_met_with_the_one_beside_it(tmp_path, said, name):
+    (tmp_path / "run-0a1b2c3d4e").mkdir()
+    command = {"publish": ["publish", tmp_path / "run-0a1b2c3d5e", "./x"], "track": ["track", "resend", tmp_path / "run-0a1b2c3d5e"]}[name]
+    code, _, err = said(*command)
+    assert code == 2
+    assert "did you mean 'run-0a1b2c3d4e'?" in err
+
+
+@pytest.mark.slow
+def test_tune_trains_as_run_does_on_further_data_and_without_leaks(project, said, tmp_path):
+    leaky(project)
+    rows = [{"query": f"a further question {number}", "expected": f"label {number % 3}"} for number in range(30)]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mix = '\n[[mix.data]]\nqueries = "more.jsonl"\n'
+    text = project.read_text().replace("folds = 0", 'leaks = "drop"')
+    found = {}
+    for name, more in (("alone", ""), ("mixed", mix)):
+        project.write_text(text + more)
+        code, out, _ = said("tune", project, "--output", tmp_path / name, "--json")
+        assert code == 0
+        found[name] = json.loads(out)
+        seen = json.loads((tmp_path / name / "tuning.json").read_text())["seen"]
+        assert len(seen) == 16 + (30 if more else 0)  # of 17 for training, without the one that the test part says too
+    assert found["mixed"]["tokens"] > found["alone"]["tokens"]

@@ -25,6 +25,7 @@ from embedfit.encode import (
     cache_limit,
     cached_models,
     clear_cache,
+    pooling_of,
     use_bf16,
     without_cudnn_attention,
 )
@@ -71,6 +72,174 @@ def test_a_models_own_prompts_are_used_and_can_be_overruled(tiny_model, tmp_path
     model.save_pretrained(str(tmp_path / "prompted"), create_model_card=False)
     assert LocalEncoder(tmp_path / "prompted").prompts == {"query": "find: ", "document": "text: "}
     assert LocalEncoder(tmp_path / "prompted", query_prompt="").prompts["query"] == ""
+
+
+@pytest.fixture
+def plain_model(tiny_model, tmp_path):
+    """The folder of a transformer alone, as transformers saves it: nothing says how its tokens are pooled."""
+    folder = tmp_path / "plain"
+    shutil.copytree(tiny_model, folder)
+    for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("1_Pooling", "2_Normalize"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return folder
+
+
+def changed_settings(folder, copy, **changes):
+    """Copy a model's folder with other settings in config_sentence_transformers.json."""
+    shutil.copytree(folder, copy)
+    path = copy / "config_sentence_transformers.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return copy
+
+
+def without_normalize(folder):
+    path = folder / "modules.json"
+    path.write_text(json.dumps([module for module in json.loads(path.read_text()) if "Normalize" not in module["type"]]))
+    return folder
+
+
+def pooled(folder, texts, mode):
+    """Return unit vectors by transformers alone: of the first token, of the last, or the mean of all."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(str(folder)), AutoModel.from_pretrained(str(folder), dtype=torch.float32)
+    vectors = []
+    with torch.inference_mode():
+        for text in texts:
+            tokens = model.eval()(**tokenizer([text], return_tensors="pt")).last_hidden_state[0]
+            vector = {"cls": tokens[0], "lasttoken": tokens[-1], "mean": tokens.mean(dim=0), "max": tokens.max(dim=0).values}[mode]
+            vectors.append(torch.nn.functional.normalize(vector, dim=0).numpy())
+    return np.stack(vectors)
+
+
+@pytest.mark.parametrize("mode", ["cls", "lasttoken", "mean", "max"])
+def test_a_folder_that_does_not_say_its_pooling_takes_the_one_that_is_set(plain_model, mode, capsys):
+    encoder = LocalEncoder(plain_model, precision="fp32", pooling=mode)
+    np.testing.assert_allclose(encoder.encode(TEXTS, "query"), pooled(plain_model, TEXTS, mode), atol=1e-5)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_that_does_not_say_its_pooling_is_read_as_the_library_reads_it_and_says_so_once(plain_model, capsys):
+    encoder = LocalEncoder(plain_model, precision="fp32")
+    np.testing.assert_allclose(encoder.encode(TEXTS, "query"), pooled(plain_model, TEXTS, "mean"), atol=1e-5)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{plain_model}: the folder has no modules.json")
+    assert "pooling 'mean' is used" in line
+    assert 'pooling = "cls" in [model]' in line
+    again = LocalEncoder(plain_model, precision="fp32", pooling="mean")
+    assert (again.fingerprint, again.identity) == (encoder.fingerprint, encoder.identity)
+    other = LocalEncoder(plain_model, precision="fp32", pooling="cls")
+    assert other.fingerprint != encoder.fingerprint
+    assert other.identity != encoder.identity
+    assert capsys.readouterr().err == ""
+
+
+def test_a_causal_language_model_without_modules_is_pooled_by_its_last_token(tiny_model, tmp_path, capsys):
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(str(tiny_model))
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)).save_pretrained(
+        tmp_path / "causal"
+    )
+    tokenizer.save_pretrained(tmp_path / "causal")
+    encoder = LocalEncoder(tmp_path / "causal", precision="fp32")
+    assert "pooling 'lasttoken' is used" in capsys.readouterr().err
+    np.testing.assert_allclose(encoder.encode(TEXTS, "query"), pooled(tmp_path / "causal", TEXTS, "lasttoken"), atol=1e-5)
+
+
+def test_a_pooling_that_the_folder_contradicts_is_refused(tiny_model):
+    assert LocalEncoder(tiny_model, pooling="mean").fingerprint == LocalEncoder(tiny_model).fingerprint
+    with pytest.raises(ModelError, match=r"says pooling 'mean', and model\.pooling is 'cls'; fix: leave model\.pooling out"):
+        LocalEncoder(tiny_model, pooling="cls")
+    with pytest.raises(ConfigError, match="pooling 'average' is unknown; expected one of auto, mean, cls"):
+        LocalEncoder(tiny_model, pooling="average")
+
+
+def test_the_flags_of_older_folders_are_read_as_the_pooling_they_say(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "old")
+    path = tmp_path / "old" / "1_Pooling" / "config.json"
+    flags = {"word_embedding_dimension": 384, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    path.write_text(json.dumps(flags))
+    assert pooling_of(tmp_path / "old") == "cls"
+    LocalEncoder(tmp_path / "old", pooling="cls")
+    path.write_text(json.dumps({**flags, "pooling_mode_mean_tokens": True}))
+    with pytest.raises(ModelError, match=r"says pooling 'cls\+mean'"):
+        LocalEncoder(tmp_path / "old", pooling="cls")
+
+
+@pytest.mark.parametrize("similarity", ["dot", "euclidean", "manhattan"])
+def test_a_model_made_for_another_similarity_is_saved_for_the_one_that_was_measured(tiny_model, tmp_path, similarity, capsys):
+    from sentence_transformers import SentenceTransformer
+
+    folder = without_normalize(changed_settings(tiny_model, tmp_path / "other", similarity_fn_name=similarity))
+    encoder = LocalEncoder(folder, precision="fp32")
+    assert f"{folder}: made for {similarity} similarity, and measured with cosine similarity" in capsys.readouterr().err
+    vectors = encoder.encode(TEXTS, "query")
+    encoder.loaded.model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+    saved = SentenceTransformer(str(tmp_path / "saved"))
+    assert saved.similarity_fn_name == "cosine"
+    theirs = saved.encode(TEXTS)
+    np.testing.assert_allclose(theirs @ theirs.T, vectors @ vectors.T, atol=1e-5)  # whoever takes the dot product ranks alike
+
+
+def test_a_model_for_dot_products_of_unit_vectors_needs_no_word(tiny_model, tmp_path, capsys):
+    folder = changed_settings(tiny_model, tmp_path / "dot", similarity_fn_name="dot")
+    assert [type(module).__name__ for module in LocalEncoder(folder).loaded.model] == ["Transformer", "Pooling", "Normalize"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_model_that_cuts_its_vectors_is_measured_and_tuned_by_the_cut_ones(tiny_model, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    from embedfit.tune.adapter import Adapter, save_adapted
+
+    folder = changed_settings(tiny_model, tmp_path / "cut", truncate_dim=32)
+    encoder = LocalEncoder(folder, precision="fp32")
+    ours = encoder.encode(TEXTS, "query")
+    assert ours.shape == (4, 32)
+    assert encoder.encode([], "query").shape == (0, 32)
+    np.testing.assert_allclose(ours, SentenceTransformer(str(folder)).encode(TEXTS, normalize_embeddings=True), atol=1e-5)
+    weight = np.linalg.qr(np.random.default_rng(0).normal(size=(32, 32)))[0].astype(np.float32)
+    adapter = Adapter(weight, np.full(32, 0.1, np.float32), encoder.fingerprint, encoder.name)
+    saved = SentenceTransformer(str(save_adapted(encoder, adapter, tmp_path / "adapted" / "model")))
+    np.testing.assert_allclose(saved.encode_query(TEXTS), adapter.apply(ours), atol=1e-5)
+    np.testing.assert_allclose(saved.encode_document(TEXTS), ours, atol=1e-5)
+
+
+def test_a_default_prompt_that_is_used_for_nothing_is_said_and_not_saved(tiny_model, tmp_path, capsys):
+    prompts = {"retrieval": "Represent this: ", "query": "", "document": ""}
+    folder = changed_settings(tiny_model, tmp_path / "prompted", prompts=prompts, default_prompt_name="retrieval")
+    encoder = LocalEncoder(folder)
+    assert "its default prompt 'retrieval' stands before neither queries nor documents" in capsys.readouterr().err
+    assert encoder.loaded.model.default_prompt_name is None
+    LocalEncoder(folder, query_prompt="Represent this: ", document_prompt="")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["CrossEncoder", "SparseEncoder", "MultiVectorEncoder"])
+def test_a_model_of_another_type_is_refused_and_not_read_with_a_guessed_pooling(tiny_model, tmp_path, kind):
+    folder = changed_settings(tiny_model, tmp_path / "other", model_type=kind)
+    with pytest.raises(ModelError, match=f"is a {kind}; expected a model that gives one vector for each text"):
+        LocalEncoder(folder)
+
+
+def test_settings_of_a_model_that_are_not_json_are_one_line(tiny_model, tmp_path):
+    folder = changed_settings(tiny_model, tmp_path / "broken")
+    for content in ("{", "[]"):
+        (folder / "config_sentence_transformers.json").write_text(content)
+        with pytest.raises(ModelError, match=r"config_sentence_transformers\.json: is"):
+            LocalEncoder(folder)
+
+
+def test_long_texts_of_a_whole_corpus_are_counted_and_not_those_of_its_first_slice(tiny_model, tmp_path, capsys):
+    long, short = [f"{'word ' * 9}{row}" for row in range(1030)], [f"word {row}" for row in range(70)]
+    encoder = LocalEncoder(tiny_model, precision="fp32")
+    encoder.loaded.model.max_seq_length = 8
+    CachedEncoder(encoder, tmp_path).encode(long + short, "document")
+    assert capsys.readouterr().err.startswith("Warning: 1,030 of 1,100 document texts are longer than the 8 tokens the model reads")
 
 
 def test_truncation_is_counted_in_tokens(tiny_model):

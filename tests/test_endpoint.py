@@ -237,6 +237,7 @@ def test_a_budget_is_never_passed_and_nearly_used(tmp_path, concurrency):
         _, asker, _ = asked(tmp_path, server.url, 200, limits=limits, prices={"m": (1.0, 2.0)})
     assert isinstance(asker.stopping, BudgetError)
     assert "stopped before the budget of 0.01 would be passed" in str(asker.stopping)
+    assert " US dollars is spent" in str(asker.stopping)
     assert 0.9 * 10_000 < sum(spent) <= 10_000
     _, asker, _ = asked(tmp_path, server.url, 200, limits=limits, prices={"m": (1.0, 2.0)})  # again: all runs count together
     assert isinstance(asker.stopping, BudgetError)

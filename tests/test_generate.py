@@ -26,7 +26,7 @@ from embedfit.data import Document, load, read_documents
 from embedfit.duplicates import near_duplicates
 from embedfit.endpoint import Limits
 from embedfit.errors import ConfigError, DataError, EndpointError
-from embedfit.generate import answer_of, endpoint_of, estimate, generate
+from embedfit.generate import Estimate, _currency, answer_of, endpoint_of, estimate, generate
 from embedfit.plan import Questions, Records, Rejected, prompt_template
 from embedfit.records import record_type
 from embedfit.samples import TRANSACTIONS
@@ -917,3 +917,11 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def test_amounts_say_what_currency_they_are_in():
+    assert "0.5000 (at most 0.7000) US dollars" in Estimate(3, 10, 0.5, 0.7).sentence
+    given = settings("http://127.0.0.1:1/v1", price=(1.0, 2.0))
+    assert _currency(given) == "in the currency of generate.price"
+    assert _currency(given.model_copy(update={"price": None})) == "US dollars"
+    assert _currency(given.model_copy(update={"price": None, "judge_price": (1.0, 2.0)})) == "in the currency of generate.price"

@@ -10,7 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from embedfit.hub import file_sha256, weights_of
+from embedfit.errors import EmbedfitError, ModelError, check_package
+from embedfit.hub import file_sha256, model_folder, weights_of
 
 COMMIT = "a" * 40
 
@@ -92,3 +93,38 @@ def test_a_name_that_the_hub_does_not_know_is_one_line(loopback_hub, tmp_path):
     said = folder_of("someone/else", loopback_hub[0], tmp_path)
     assert said.startswith("error: model 'someone/else' cannot be downloaded:")
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("all-MiniLM-L6-v3", "all-MiniLM-L6-v2"),
+        ("all-minilm-l6-v2", "all-MiniLM-L6-v2"),
+        ("runs/run-12/modle", "model"),
+        ("./tund", "tuned"),
+    ],
+)
+def test_a_misspelt_model_is_met_with_the_nearest_there_is(tmp_path, monkeypatch, name, near):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "run-12" / "model").mkdir(parents=True)
+    (tmp_path / "tuned").mkdir()
+    with pytest.raises(ModelError, match=f"did you mean {near!r}") as caught:
+        model_folder(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_like_nothing_that_is_here_brings_no_guess(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        model_folder("someone/else-entirely")
+    assert "did you mean" not in str(caught.value)
+
+
+def test_an_installed_package_is_known_and_a_missing_one_names_its_extra():
+    check_package("json", extra="x")
+    check_package("json.decoder", extra="x")
+    for name in ("no_such_package", "no_such_package.inner", "json.no_such_module"):
+        with pytest.raises(EmbedfitError, match=rf"{name} is not installed; fix: pip install 'embedfit\[that\]'"):
+            check_package(name, extra="that")

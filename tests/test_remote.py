@@ -592,7 +592,7 @@ def test_the_cost_is_what_the_server_counted_at_the_price_given(server, capsys):
     encoder.encode(texts(40), "query")
     assert encoder.spent.tokens == 200
     assert encoder.spent.dollars == pytest.approx(200 * 2.5 / 1e6)
-    assert "40 texts in 2 requests, 200 tokens, $0.0005" in capsys.readouterr().err
+    assert "40 texts in 2 requests, 200 tokens, US$0.0005" in capsys.readouterr().err
 
 
 def test_openai_has_a_price_and_others_have_none(server, monkeypatch):
@@ -634,7 +634,7 @@ def test_evaluate_and_compare_take_a_remote_model_beside_a_local_one_and_buy_aga
     code, out, err = said("evaluate", project, "--model", name, "--model", tiny_model, "--price", "0.13", "--json")
     assert code == 0
     assert {row["model"] for row in json.loads(out)} == {name, str(tiny_model)}
-    assert "$0.00" in err
+    assert "US$0.00" in err
     code, out, _ = said("compare", project, tiny_model, name, "--part", "all")
     assert code == 0
     assert "on 20 queries" in out

@@ -18,6 +18,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from embedfit.check import Finding
     from embedfit.config import Config
     from embedfit.data import Dataset
     from embedfit.encode import Encoder
@@ -36,8 +37,9 @@ _INTERRUPTED = 130  # the exit code by which shells know Ctrl-C
 _FIRST_SPEAKS_SECONDS = 10
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml")]
+HERE = Path("embedfit.toml")
 OptionalConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml, by default the one here.")]
-Folds = Annotated[int | None, typer.Option(help="Hold out every query once, in this many folds; 0 for one split.")]
+Folds = Annotated[int | None, typer.Option(help="Hold out every query once, in this many folds, in place of split.test; 0 for one split.")]
 AllowLeaks = Annotated[bool, typer.Option("--allow-leaks", help="Go on where held-out queries were trained on; the report says so in red.")]
 Price = Annotated[float | None, typer.Option(min=0, help="US dollars for a million tokens of a remote encoder. Default: OpenAI's list.")]
 EngineName = Annotated[
@@ -46,11 +48,22 @@ EngineName = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
 
+def _print_version(wanted: bool) -> None:
+    from importlib.metadata import version
+
+    if wanted:
+        typer.echo(f"embedfit {version('embedfit')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     context: typer.Context,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no notes.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and nothing else.")
+    ] = False,
 ) -> None:
     """Set what holds for every command."""
     from embedfit import console, ranks
@@ -77,6 +90,7 @@ def demo(
     """Run the main job on the bundled card transactions, offline."""
     from embedfit.samples import demo_config
 
+    _check_folder("--output", output)
     _show(_run(demo_config(output, model)), as_json)
 
 
@@ -85,13 +99,14 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to put the files.")]
     """Write an embedfit.toml with comments, its JSON Schema, and a tiny data set to begin with."""
     from embedfit.samples import write_start
 
+    _check_folder("FOLDER", folder)
     for path in write_start(folder):
         typer.echo(path)
     typer.echo(f"Next: embedfit check {folder / 'embedfit.toml'}")
 
 
 @app.command()
-def check(config: ConfigPath, as_json: AsJson = False) -> None:
+def check(config: OptionalConfigPath = HERE, as_json: AsJson = False) -> None:
     """Look at the data: rows, labels, conflicts, bad rows, and texts that are too long for the model."""
     from dataclasses import asdict
 
@@ -129,7 +144,7 @@ def check(config: ConfigPath, as_json: AsJson = False) -> None:
 
 @app.command()
 def run(
-    config: ConfigPath,
+    config: OptionalConfigPath = HERE,
     folds: Folds = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Repeat the training with this many seeds, and show what they change.")] = None,
     keep: Annotated[float | None, typer.Option(help="Share of the base's score on general queries to keep, such as 0.98.")] = None,
@@ -140,16 +155,17 @@ def run(
 ) -> None:
     """Measure, tune, measure again on the same held-out queries, and say whether it got better."""
     settings = _changed(config, folds, allow_leaks, {"evaluate": {"seeds": seeds}, "general": {"keep": keep}, "model": {"price": price}})
-    _show(_run(settings.model_copy(update={"engine": engine or settings.engine})), as_json)
+    _show(_run(_with_engine(settings, engine)), as_json)
 
 
 @app.command()
 def ladder(
-    config: ConfigPath,
+    config: OptionalConfigPath = HERE,
     rung: Annotated[list[str] | None, typer.Option(help="A method to measure; may be given again. Default: all.")] = None,
     folds: Folds = None,
     allow_leaks: AllowLeaks = False,
     price: Price = None,
+    engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure every method on the same held-out queries, cheapest first, and recommend the simplest good one."""
@@ -157,7 +173,7 @@ def ladder(
     from embedfit.report import ladder_table
 
     settings = _changed(config, folds, allow_leaks, {"ladder": {"rungs": tuple(rung) if rung else None}, "model": {"price": price}})
-    folder, found = pipeline.run_ladder(settings)
+    folder, found = pipeline.run_ladder(_with_engine(settings, engine))
     if as_json:
         typer.echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
         return
@@ -171,17 +187,19 @@ def ladder(
 
 @app.command()
 def curve(
-    config: ConfigPath,
+    config: OptionalConfigPath = HERE,
     points: Annotated[int, typer.Option(min=2, help="How many sizes of the train part to try, each half of the next.")] = 4,
     folds: Folds = None,
     allow_leaks: AllowLeaks = False,
     price: Price = None,
+    engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure with less training data, and estimate what more would bring."""
     from embedfit import pipeline
 
-    folder, found = pipeline.run_curve(_changed(config, folds, allow_leaks, {"model": {"price": price}}), points)
+    settings = _changed(config, folds, allow_leaks, {"model": {"price": price}})
+    folder, found = pipeline.run_curve(_with_engine(settings, engine), points)
     if as_json:
         typer.echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
         return
@@ -196,7 +214,7 @@ def curve(
 def relabel(
     config: ConfigPath,
     suspects: Annotated[Path, typer.Argument(help="suspects.csv of a run directory, with its 'decision' column filled in.")],
-    output: Annotated[Path, typer.Option(help="Where the corrected data set goes.")],
+    output: Annotated[Path, typer.Option(help="The folder where the corrected data set goes.")],
 ) -> None:
     """Correct the labels as decided in a run's suspects.csv, and write the data set anew."""
     from embedfit import pipeline
@@ -204,6 +222,7 @@ def relabel(
     from embedfit.data import write_jsonl
     from embedfit.suspects import relabelled
 
+    _check_folder("--output", output)
     corrected, counts = relabelled(pipeline.read(read_config(config).data), suspects)
     write_jsonl(corrected, output)
     typer.echo(", ".join(f"{count:,} {name}" for name, count in counts.items()))
@@ -215,7 +234,7 @@ def relabel(
 
 @app.command()
 def evaluate(
-    config: ConfigPath,
+    config: OptionalConfigPath = HERE,
     model: Annotated[list[str] | None, typer.Option(help="A model to measure; may be given again. Default: the configuration's.")] = None,
     document: Annotated[list[str] | None, typer.Option(help="A document template to measure; may be given again.")] = None,
     k: Annotated[list[int] | None, typer.Option(help="Where to cut the rankings; may be given again.")] = None,
@@ -235,14 +254,26 @@ def evaluate(
     from embedfit import pipeline
     from embedfit.compare import metric_label
     from embedfit.data import writing
+    from embedfit.errors import ConfigError
     from embedfit.rerank import LocalReranker
     from embedfit.store import open_store
     from embedfit.track import tracking
 
     said = {"retrieval": retrieval or None, "rerankers": rerank or None, "rerank_top": rerank_top}
-    settings = _changed(config, None, False, {"evaluate": said, "model": {"price": price}})
+    if csv and csv.is_dir():
+        raise ConfigError(f"--csv {csv}: is a folder; expected a file to write, such as grid.csv")
+    settings = _with_engine(_changed(config, None, False, {"evaluate": said, "model": {"price": price}}), engine)
+    grid = settings.evaluate
+    if rerank_top and not grid.rerankers:
+        raise ConfigError(f"--rerank-top {rerank_top} is for rerankers, and there is none; fix: --rerank, a cross-encoder")
+    if model and set(grid.retrieval) == {"bm25"} and not store:
+        raise ConfigError("--model is not used by bm25, which reads words; fix: --retrieval dense or hybrid, or no --model")
+    names = list(dict.fromkeys(model or [settings.model.name]))
+    for name in names:
+        pipeline.check_installed(settings, stores=store, model=name)
+    pipeline.note_unused(settings, "evaluate")
     dataset = pipeline.read(settings.data)
-    encoders = [pipeline.encoder(settings.model, name) for name in dict.fromkeys(model or [settings.model.name])]
+    encoders = [pipeline.encoder(settings.model, name) for name in names]
     dataset = dataset.select(_part(settings, dataset, part))
     _warn_of_seen(encoders, dataset)
     with (
@@ -257,7 +288,7 @@ def evaluate(
             retrieval=settings.evaluate.retrieval,
             rerankers=[LocalReranker(name, precision=settings.model.precision) for name in settings.evaluate.rerankers],
             rerank_top=settings.evaluate.rerank_top,
-            engine=pipeline.engine_of(engine or settings.engine),
+            engine=pipeline.engine_of(settings.engine),
             store=opened,
             group_by=settings.split.group_by,
             seed=settings.split.seed,
@@ -294,33 +325,24 @@ def evaluate(
 
 @app.command()
 def tune(
-    config: ConfigPath,
-    output: Annotated[Path, typer.Option(help="Where the model goes.")],
+    config: OptionalConfigPath = HERE,
+    *,
+    output: Annotated[Path, typer.Option(help="The folder where the model goes.")],
+    allow_leaks: AllowLeaks = False,
     price: Price = None,
+    engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tune the model on the train part, choosing on dev, without measuring anything."""
+    """Tune the model on the train part of one split, choosing on dev, without measuring anything."""
     from embedfit import pipeline
 
-    settings = _changed(config, None, False, {"model": {"price": price}})
-    dataset = pipeline.read(settings.data)
-    train, dev, _ = pipeline.one_split(settings, dataset).datasets(dataset)
-    base = pipeline.encoder(settings.model)
-    pipeline.check_method(base, settings.tune)
-    with pipeline.locked(output):
-        tuned = pipeline.tune(
-            base,
-            train,
-            dev,
-            output,
-            settings.tune,
-            template=settings.data.document_template,
-            report_to=settings.track.report_to,
-            engine=settings.engine,
-        )
+    _check_folder("--output", output)
+    settings = _with_engine(_changed(config, None, allow_leaks, {"model": {"price": price}}), engine)
+    tuned, findings = pipeline.run_tune(settings, output)
     if as_json:
         typer.echo(json.dumps({**vars(tuned), "folder": str(tuned.folder), "over": tuned.over and tuned.over.name}))
         return
+    _print_findings(findings)
     _print_rows(
         ["epoch", "loss", "dev MRR@10"],
         [[f"{row['epoch']}", f"{row['loss']:.3f}", f"{row.get('mrr@10', float('nan')):.3f}"] for row in tuned.history],
@@ -335,6 +357,7 @@ def compare(
     second: Annotated[str, typer.Argument(help="Another.")],
     part: Annotated[str, typer.Option(help="Which queries: all, train, dev or test.")] = "test",
     price: Price = None,
+    engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare two models on the same queries."""
@@ -342,7 +365,10 @@ def compare(
     from embedfit.compare import compare_scores
     from embedfit.track import tracking
 
-    settings = _changed(config, None, False, {"model": {"price": price}})
+    settings = _with_engine(_changed(config, None, False, {"model": {"price": price}}), engine)
+    for model in (first, second):
+        pipeline.check_installed(settings, model=model)
+    using = pipeline.engine_of(settings.engine)
     dataset = pipeline.read(settings.data)
     dataset = dataset.select(_part(settings, dataset, part))
     ks, template = settings.evaluate.k, settings.data.document_template
@@ -350,7 +376,7 @@ def compare(
     _warn_of_seen(encoders, dataset)
     with tracking(f"{settings.name}-compare", wanted=settings.track.langwatch) as tracker:
         base, tuned = [
-            pipeline.measure(encoder, dataset, template=template, ks=ks, group_by=settings.split.group_by, tracker=tracker)
+            pipeline.measure(encoder, dataset, template=template, ks=ks, group_by=settings.split.group_by, engine=using, tracker=tracker)
             for encoder in encoders
         ]
     comparison = compare_scores(base, tuned, metric=settings.evaluate.metric, seed=settings.split.seed)
@@ -372,9 +398,11 @@ LlmModel = Annotated[str | None, typer.Option(help="The LLM, by the name that it
 LlmBaseUrl = Annotated[str | None, typer.Option(help="Any OpenAI-compatible endpoint, with /v1. Default: OpenAI's own.")]
 LlmPrompt = Annotated[Path | None, typer.Option(help="A Jinja template in place of the bundled prompt.")]
 LlmExamples = Annotated[Path | None, typer.Option(help="Real texts to imitate: JSONL with 'query', or one per line.")]
-LlmBudget = Annotated[float | None, typer.Option(help="Stop before more than this is spent.")]
+LlmBudget = Annotated[float | None, typer.Option(help="Stop before more than this is spent, in US dollars (or the currency of --price).")]
 LlmMaxTokensTotal = Annotated[int | None, typer.Option(help="Stop before more tokens than this are used.")]
-LlmPrice = Annotated[tuple[float, float] | None, typer.Option(help="Of a million prompt tokens and completion tokens.")]
+LlmPrice = Annotated[
+    tuple[float, float] | None, typer.Option(help="Of a million prompt tokens and completion tokens, in US dollars or your currency.")
+]
 LlmConcurrency = Annotated[int | None, typer.Option(min=1, help="Requests at a time, at most. Default: 32.")]
 LlmJudge = Annotated[str | None, typer.Option(help="An LLM that finds the label of every record without knowing it.")]
 LlmDryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and send nothing.")]
@@ -435,18 +463,22 @@ def generate_queries(
 
 @app.command()
 def index(
-    config: OptionalConfigPath = Path("embedfit.toml"),
+    config: OptionalConfigPath = HERE,
     model: Annotated[str | None, typer.Option(help="The model to index with. Default: the configuration's.")] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="Let the version before answer again; nothing is written.")] = False,
+    engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
     """Put documents and vectors into the vector store, check them against exact search, and go live."""
     from embedfit import pipeline
     from embedfit.config import read_config
+    from embedfit.errors import ConfigError
     from embedfit.store import open_store
     from embedfit.store.versions import roll_back
 
-    settings = read_config(config)
+    if rollback and model:
+        raise ConfigError("--rollback writes nothing, and so has no use for --model; fix: give one of them")
+    settings = _with_engine(read_config(config), engine)
     if not rollback:
         found = pipeline.index(settings, model)
         typer.echo(json.dumps(found.to_dict()) if as_json else found.sentence)
@@ -460,7 +492,7 @@ def index(
 @app.command()
 def search(
     text: Annotated[str, typer.Argument(metavar="QUERY", help="What to search for.")],
-    config: OptionalConfigPath = Path("embedfit.toml"),
+    config: OptionalConfigPath = HERE,
     k: Annotated[int, typer.Option(min=1, help="How many documents.")] = 10,
     where: Annotated[
         list[str] | None, typer.Option("--filter", metavar="KEY=VALUE", help="Metadata a document must have; may be given again.")
@@ -481,10 +513,12 @@ def search(
     from embedfit.track import trace_search
 
     settings = read_config(config)
+    filters = _filters(where or [])
+    pipeline.check_installed(settings.model_copy(update={"engine": "local"}), stores=True, model=model)
     encoder = pipeline.encoder(settings.model, model)
     with open_store(settings.store) as store:
         started = monotonic()
-        hits = LiveIndex(store, encoder).find(text, k, _filters(where or []))
+        hits = LiveIndex(store, encoder).find(text, k, filters)
         seconds = monotonic() - started
     if as_json:
         typer.echo(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False))
@@ -645,6 +679,26 @@ def _changed(path: Path, folds: int | None, allow_leaks: bool, options: dict[str
     return read_config(path, given)
 
 
+def _with_engine(settings: Config, engine: str | None) -> Config:
+    return settings.model_copy(update={"engine": engine}) if engine else settings
+
+
+def _check_folder(option: str, folder: Path) -> None:
+    """Refuse the name of a file where a folder will be made.
+
+    Raises:
+        ConfigError: It is a file, or ends like one.
+    """
+    from embedfit.errors import ConfigError
+
+    is_file = folder.exists() and not folder.is_dir()
+    if is_file or (folder.suffix.lower() in _FILES and not folder.exists()):
+        raise ConfigError(f"{option} {folder}: expected a folder{', and it is a file' if is_file else ''}; fix: such as {folder.stem}")
+
+
+_FILES = {".jsonl", ".json", ".csv", ".tsv", ".parquet", ".toml", ".safetensors", ".html", ".tar", ".zip", ".gz", ".txt", ".md", ".xlsx"}
+
+
 def _generate(path: Path | None, data: dict[str, Any], said: dict[str, Any], dry_run: bool, as_json: bool) -> None:
     from embedfit import pipeline
     from embedfit.config import make_config, read_config
@@ -719,15 +773,10 @@ def _show(result: Result, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({**result.comparison.to_dict(), "folder": str(result.folder), "reused": result.reused}))
         return
-    from embedfit.check import warnings
-    from embedfit.pipeline import alerts
     from embedfit.report import terminal_table
 
     console = _stdout()
-    for alert in alerts(result.findings):
-        console.print(f"[bold red]{_escaped(alert)}[/]", highlight=False, soft_wrap=True)
-    for warning in warnings(result.findings):
-        console.print(f"[yellow]Warning:[/] {_escaped(warning)}", highlight=False, soft_wrap=True)
+    _print_findings(result.findings)
     console.print()
     console.print(terminal_table(result.comparison, result.others))
     console.print()
@@ -735,6 +784,18 @@ def _show(result: Result, as_json: bool) -> None:
     console.print(f"Model:  {result.model}{again}", highlight=False, soft_wrap=True)
     console.print(f"Report: {result.report}", highlight=False, soft_wrap=True)
     console.print(_escaped(result.comparison.sentence), highlight=False, style="bold", soft_wrap=True)
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    """Print what must not be missed of the data: leaks that were allowed, and warnings."""
+    from embedfit.check import warnings
+    from embedfit.pipeline import alerts
+
+    console = _stdout()
+    for alert in alerts(findings):
+        console.print(f"[bold red]{_escaped(alert)}[/]", highlight=False, soft_wrap=True)
+    for warning in warnings(findings):
+        console.print(f"[yellow]Warning:[/] {_escaped(warning)}", highlight=False, soft_wrap=True)
 
 
 def _print_check(dataset: Any, bad: Sequence[Exception], findings: Sequence[Any], skipped: str) -> None:

@@ -46,7 +46,9 @@ class DataConfig(_Section):
 class SplitConfig(_Section):
     """Which queries are for training, for choosing, and for the comparison."""
 
-    test: float = Field(0.2, gt=0, lt=1, description="Share of the queries for the comparison.")
+    test: float = Field(
+        0.2, gt=0, lt=1, description="Share of the queries for the comparison, in one split. By default under 1,000 queries, see folds."
+    )
     dev: float | None = Field(
         None,
         ge=0,
@@ -56,7 +58,8 @@ class SplitConfig(_Section):
     folds: int | None = Field(
         None,
         ge=0,
-        description="Train this many models, so that every query is held out once; 0 for one split. By default 5 under 1,000 queries.",
+        description="Train this many models, so that every query is held out once; 0 for one split. "
+        "By default 5 under 1,000 queries, unless test is set.",
     )
     leaks: Literal["fail", "drop", "allow"] = Field(
         "fail", description="When a held-out query says what a training query says: stop, drop the training query, or go on and say so."
@@ -74,6 +77,11 @@ class ModelConfig(_Section):
     )
     query_prompt: str | None = Field(None, description="Put before each query. By default the model's own.")
     document_prompt: str | None = Field(None, description="Put before each document. By default the model's own.")
+    pooling: Literal["auto", "mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"] = Field(
+        "auto",
+        description="How token vectors become one, for a folder that does not say so (one without modules.json). "
+        "auto: the last token's for a causal language model, else the mean.",
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where that is faster.")
     price: float | None = Field(None, ge=0, description="US dollars for a million tokens of a remote encoder. By default OpenAI's list.")
 
@@ -247,9 +255,16 @@ class GenerateConfig(_Section):
     max_tokens: int = Field(800, ge=1, description="Room for a reply. One that is cut off is asked for again with twice as much.")
     tries: int = Field(10, ge=1, description="Replies for one record or question before it is given up.")
     seed: int = Field(0, ge=0, description="Another seed, other requests.")
-    budget: float | None = Field(None, gt=0, description="Stop before more than this is spent, all runs on a ledger together.")
+    budget: float | None = Field(
+        None,
+        gt=0,
+        description="Stop before more than this is spent, in US dollars (or the currency of price), all runs on a ledger together.",
+    )
     max_tokens_total: int | None = Field(None, gt=0, description="Stop before more tokens than this are used, likewise.")
-    price: _Price | None = Field(None, description="Of a million prompt tokens and completion tokens. Known for some of OpenAI's models.")
+    price: _Price | None = Field(
+        None,
+        description="Of a million prompt tokens and completion tokens, in US dollars or your currency. Known for some of OpenAI's models.",
+    )
     concurrency: int = Field(32, ge=1, description="Requests at a time, at most; fewer while the endpoint says 429.")
     timeout: float = Field(120.0, gt=0, description="Seconds for one request.")
     judge: str | None = Field(None, description="An LLM that categorises every record without knowing its label; may be the same.")
@@ -304,6 +319,27 @@ class Config(_Section):
     generate: GenerateConfig = GenerateConfig()
 
 
+_UNUSED = {
+    "tune": ("split.folds", "evaluate.seeds", "general.queries", "general.documents", "general.keep"),
+    "ladder": ("evaluate.bm25", "evaluate.seeds", "general.queries", "general.documents", "general.keep"),
+    "curve": ("tune.patience", "evaluate.bm25", "evaluate.seeds", "general.queries", "general.documents", "general.keep"),
+    "evaluate": ("evaluate.metric", "evaluate.bm25"),
+}
+"""Command -> settings that have no part in it though one could think so: a command says so where they are given. Of the others that it
+does not use (docs/config.md), nobody could: [store] has no part in a training."""
+
+
+def unused_settings(config: Config, command: str) -> list[str]:
+    """Return the settings that were given and of which a command says that it does not use them."""
+    given = []
+    for key in _UNUSED.get(command, ()):
+        section, name = key.split(".")
+        settings = getattr(config, section)
+        if getattr(settings, name) != type(settings).model_fields[name].default:
+            given.append(key)
+    return given
+
+
 def with_method(config: TuneConfig, method: str) -> TuneConfig:
     """Return the settings for another method: what was set, but for what only suits the other one."""
     if method == config.method:
@@ -327,12 +363,15 @@ def read_config(path: str | Path, options: Mapping[str, Mapping[str, Any]] | Non
         # A byte order mark is what Windows editors add, and no part of TOML.
         said = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; fix: 'embedfit init' writes one") from None
+        beside = [other.name for other in path.parent.glob("*.toml")]
+        raise ConfigError(f"{path}: {error.strerror}{did_you_mean(path.name, beside)}; fix: 'embedfit init' writes one") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
     for section, changes in (options or {}).items():
         if changes and isinstance(said.get(section, {}), dict):
             said[section] = {**said.get(section, {}), **changes}
+            if section == "split" and changes.get("folds"):
+                said[section].pop("test", None)  # folds in place of one split
     return make_config(said, where=str(path), folder=path.parent)
 
 
@@ -351,6 +390,13 @@ def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = P
         check_metric(config.evaluate.metric, config.evaluate.k)
     except ConfigError as error:
         raise ConfigError(f"{where}: key 'evaluate.metric': {error}") from None
+    if config.split.folds and "test" in config.split.model_fields_set:
+        raise ConfigError(
+            f"{where}: split.test = {config.split.test:g} and split.folds = {config.split.folds} contradict each other: "
+            "folds hold out every query once; fix: leave one of them out"
+        )
+    if config.general.documents and not config.general.queries:
+        raise ConfigError(f"{where}: general.documents needs general.queries; fix: set both, or leave both out")
     return placed_in(config, folder)
 
 

@@ -13,6 +13,7 @@ import re
 import sqlite3
 import sys
 import time
+import typing
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,8 @@ Vectors: TypeAlias = npt.NDArray[np.float32]
 """A matrix (texts, dimensions), each row of unit length."""
 Kind: TypeAlias = Literal["query", "document"]
 Precision: TypeAlias = Literal["auto", "bf16", "fp32"]
+Pooling: TypeAlias = Literal["auto", "mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"]
+"""How the vectors of a text's tokens become one, by sentence-transformers' names; ``auto``: by what the model's folder says."""
 
 _PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 _BATCH_TOKENS = {"cpu": 1024}
@@ -78,6 +81,27 @@ class ModelEncoder:
     def __init__(self, model: SentenceTransformer, prompts: dict[Kind, str], *, bf16: bool, warns: bool = True) -> None:
         self.model, self.prompts, self.bf16 = model, prompts, bf16
         self._to_warn_of: set[Kind] = {"query", "document"} if warns else set()
+        self._parts: dict[Kind, list[Truncation]] | None = None
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Warn of long texts once for all that is encoded within, and not of the first part alone."""
+        parts = self._parts = {}
+        try:
+            yield
+        finally:
+            self._parts = None
+        for kind, found in parts.items():
+            self._warn(Truncation(np.concatenate([part.counts for part in found]), self._limit()), kind)
+
+    def _warn(self, found: Truncation, kind: Kind) -> None:
+        if kind not in self._to_warn_of:
+            return
+        if self._parts is not None:
+            self._parts.setdefault(kind, []).append(found)
+        elif found.cut.any():
+            self._to_warn_of.remove(kind)
+            console.note(f"Warning: {found.describe(kind)}")
 
     def truncation(self, texts: Sequence[str], kind: Kind) -> Truncation:
         """Return how much of some texts the model does not read."""
@@ -111,7 +135,7 @@ class ModelEncoder:
             for batch in length_batches(lengths, _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)):
                 features = {key: value.to(device) if torch.is_tensor(value) else value for key, value in features_of(batch).items()}
                 # The kind is the task that the library's own encode_query and encode_document name: a Router needs it.
-                found = self.model(features, task=kind)["sentence_embedding"].float()
+                found = self.model(features, task=kind)["sentence_embedding"][:, : self.model.truncate_dim].float()
                 found = torch.nn.functional.normalize(found, dim=-1).cpu().numpy()
                 if vectors is None:
                     vectors = np.empty((len(texts), found.shape[1]), np.float32)
@@ -141,10 +165,7 @@ class ModelEncoder:
         else:
             counts = self._token_counts(texts, kind)
             lengths, features_of = np.minimum(counts, limit), by_library
-        found = Truncation(counts, limit)
-        if found.cut.any() and kind in self._to_warn_of:
-            self._to_warn_of.remove(kind)
-            console.note(f"Warning: {found.describe(kind)}")
+        self._warn(Truncation(counts, limit), kind)
         return lengths, features_of
 
     def _token_counts(self, texts: Sequence[str], kind: Kind) -> npt.NDArray[np.int64]:
@@ -198,9 +219,14 @@ class LocalEncoder:
         query_prompt: Put before each query; by default the model's own prompt, if it has one.
         document_prompt: Put before each document, likewise.
         precision: ``bf16`` runs matrix products in bfloat16 under autocast; ``auto`` does where that is faster.
+        pooling: How token vectors become one, for a folder that does not say so (one without ``modules.json``).
+
+    Attributes:
+        pooling: The pooling that is put in, where the folder does not say its own; else None.
 
     Raises:
-        ModelError: The model cannot be found, or has no safetensors weights.
+        ModelError: The model cannot be found, has no safetensors weights, is of another type (a cross-encoder, a sparse encoder), or
+            says another pooling.
     """
 
     def __init__(
@@ -210,15 +236,19 @@ class LocalEncoder:
         query_prompt: str | None = None,
         document_prompt: str | None = None,
         precision: Precision = "auto",
+        pooling: Pooling = "auto",
     ) -> None:
         self.name = str(name)
-        self.folder = model_folder(self.name)
+        self.folder = model_folder(self.name, proof="modules.json" if pooling == "auto" else "config.json")
         self.precision = precision
-        own = _prompts(self.folder)
+        settings = _settings(self.folder)
+        self.pooling = _missing_pooling(self.name, self.folder, settings, pooling)
+        own = settings.get("prompts") or {}
         self.prompts: dict[Kind, str] = {
             "query": _first(own, "query") if query_prompt is None else query_prompt,
             "document": _first(own, "document") if document_prompt is None else document_prompt,
         }
+        _note_changes(self.name, self.folder, settings, both_prompts=query_prompt is not None and document_prompt is not None)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -226,12 +256,18 @@ class LocalEncoder:
         libraries = [version(name) for name in ("sentence-transformers", "transformers", "torch")]
         # What "auto" becomes depends on the device and the processor; asking torch for it would take seconds.
         where = [_processor(), Path("/dev/nvidia0").exists(), os.environ.get("CUDA_VISIBLE_DEVICES")]
-        return hashlib.sha256(json.dumps([self._files, libraries, where, self.prompts, self.precision]).encode()).hexdigest()
+        described = [*self._read_as, libraries, where, self.prompts, self.precision]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
     @cached_property
     def identity(self) -> str:
         """A hash of weights, tokenizer, pooling and prompts alone, the same on every machine."""
-        return hashlib.sha256(json.dumps([self._files, self.prompts]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([*self._read_as, self.prompts]).encode()).hexdigest()
+
+    @property
+    def _read_as(self) -> list[Any]:
+        """The files, and what is put in beside them."""
+        return [self._files, *([self.pooling] if self.pooling else [])]
 
     @cached_property
     def _files(self) -> list[list[str]]:
@@ -245,21 +281,36 @@ class LocalEncoder:
         Raises:
             ModelError: sentence-transformers cannot load the folder.
         """
-        model = load_model(self.folder, self.prompts)
+        model = load_model(self.folder, self.prompts, self.pooling)
         return ModelEncoder(model, self.prompts, bf16=use_bf16(self.precision, model.device.type))
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions)."""
         return self.loaded.encode(texts, kind)
 
+    def encode_parts(self, texts: Sequence[str], kind: Kind) -> Iterator[Part]:
+        """Yield the vectors slice by slice, and warn of long texts when all of them are counted."""
+        with self.loaded.together():
+            for rows in slices(texts):
+                yield Part(rows, self.encode([texts[row] for row in rows], kind))
 
-def load_model(folder: Path, prompts: dict[Kind, str] | None = None) -> SentenceTransformer:
-    """Return the sentence-transformers model of a folder, in fp32, with these prompts as its own.
+
+def load_model(folder: Path, prompts: dict[Kind, str] | None = None, pooling: str | None = None) -> SentenceTransformer:
+    """Return the sentence-transformers model of a folder, in fp32, set to what is measured of it.
+
+    Saved again it says so: these prompts and no default one, cosine similarity, and unit vectors where it was made for another
+    similarity, so that a client that takes the dot product ranks alike.
+
+    Args:
+        folder: Of the model.
+        prompts: Its prompts from here on; None for those it has.
+        pooling: Put in place of the library's guess, for a folder that does not say its own; None for none.
 
     Raises:
-        ModelError: The library cannot load it.
+        ModelError: The library cannot load it, or it has no tokens to pool.
     """
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize
 
     quiet_libraries()
     try:
@@ -275,7 +326,104 @@ def load_model(folder: Path, prompts: dict[Kind, str] | None = None) -> Sentence
                 model.default_prompt_name = None
         # An empty one too, so that the saved model gives anybody the vectors that were measured.
         model.prompts[kind] = prompt
+    model.default_prompt_name = None
+    if pooling:
+        _set_pooling(model, pooling, folder)
+    if model.similarity_fn_name != "cosine":
+        if not isinstance(model[-1], Normalize):
+            model.append(Normalize())
+        model.similarity_fn_name = "cosine"
     return model
+
+
+def _set_pooling(model: SentenceTransformer, mode: str, folder: Path) -> None:
+    from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
+
+    for place, module in enumerate(model):
+        if isinstance(module, PoolingModule):
+            model[place] = PoolingModule(module.embedding_dimension, mode)
+            return
+    raise ModelError(f"model folder {folder} gives one vector for each text already; fix: leave model.pooling out")
+
+
+def pooling_of(folder: Path) -> str | None:
+    """Return the pooling that a model's folder says, modes joined by ``+``; None if it says none."""
+    for module in _modules(folder):
+        if str(module.get("type")).endswith(".Pooling"):
+            said = _json(folder / str(module.get("path")) / "config.json", dict)
+            mode = said.get("pooling_mode")
+            # Up to sentence-transformers 5 each mode had a flag.
+            modes = [name for flag, name in _POOLING_FLAGS.items() if said.get(flag)] if mode is None else mode
+            return modes if isinstance(modes, str) else "+".join(modes) or "mean"
+    return None
+
+
+_POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+def _missing_pooling(name: str, folder: Path, settings: dict[str, Any], asked: Pooling) -> str | None:
+    """Return the pooling to put in where a folder does not say its own; None where it does.
+
+    Raises:
+        ModelError: It says another than was asked for, or the model is of another type.
+    """
+    kind = settings.get("model_type") or "SentenceTransformer"
+    if kind != "SentenceTransformer":
+        raise ModelError(f"model {name!r} is a {kind}; expected a model that gives one vector for each text, a SentenceTransformer")
+    if asked not in typing.get_args(Pooling):
+        raise ConfigError(f"pooling {asked!r} is unknown; expected one of {', '.join(typing.get_args(Pooling))}")
+    if (folder / "modules.json").exists():
+        own = pooling_of(folder)
+        if asked not in ("auto", own):
+            seen = f"says pooling {own!r}" if own else "has no layer that pools tokens"
+            raise ModelError(f"model {name!r} {seen}, and model.pooling is {asked!r}; fix: leave model.pooling out")
+        return None
+    if asked != "auto":
+        return asked
+    config = _json(folder / "config.json", dict)
+    # As the library guesses.
+    last = str((config.get("architectures") or [""])[0]).endswith("ForCausalLM") and config.get("is_causal", True)
+    mode = "lasttoken" if last else "mean"
+    _note_once(
+        f"{name}: the folder has no modules.json, which would say how token vectors become one; pooling {mode!r} is used; "
+        'if the model was trained with another one, set model.pooling, such as pooling = "cls" in [model]'
+    )
+    return mode
+
+
+def _note_changes(name: str, folder: Path, settings: dict[str, Any], *, both_prompts: bool) -> None:
+    """Say what a model's folder asks for and is not done."""
+    similarity = settings.get("similarity_fn_name") or "cosine"
+    unit = any(str(module.get("type")).endswith(".Normalize") for module in _modules(folder)[-1:])
+    if similarity not in ("cosine", "dot", "euclidean") or (similarity != "cosine" and not unit):
+        _note_once(
+            f"{name}: made for {similarity} similarity, and measured with cosine similarity, as everything here; "
+            "a model tuned from it is saved so, with vectors of unit length"
+        )
+    default = settings.get("default_prompt_name")
+    prompt = (settings.get("prompts") or {}).get(default)
+    if prompt and not both_prompts and not any(default in names for names in _PROMPT_NAMES.values()):
+        _note_once(
+            f"{name}: its default prompt {default!r} stands before neither queries nor documents; "
+            f"fix: query_prompt or document_prompt = {json.dumps(prompt, ensure_ascii=False)} in [model], if it should"
+        )
+
+
+_noted: set[str] = set()
+
+
+def _note_once(line: str) -> None:
+    """Say something of a model once, however often a command makes an encoder of it."""
+    if line not in _noted:
+        _noted.add(line)
+        console.note(line)
 
 
 def seconds_alone(encoder: Encoder, texts: Sequence[str]) -> float:
@@ -393,11 +541,26 @@ def quiet_libraries() -> None:
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _prompts(folder: Path) -> dict[str, str]:
-    path = folder / "config_sentence_transformers.json"
+def _settings(folder: Path) -> dict[str, Any]:
+    """Return what sentence-transformers keeps of a model beside its modules."""
+    return dict(_json(folder / "config_sentence_transformers.json", dict))
+
+
+def _modules(folder: Path) -> list[dict[str, Any]]:
+    return list(_json(folder / "modules.json", list))
+
+
+def _json(path: Path, expected: type) -> Any:
+    """Return what a JSON file holds; where there is none, nothing of the expected type."""
     if not path.exists():
-        return {}
-    return json.loads(path.read_text(encoding="utf-8")).get("prompts") or {}
+        return expected()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path}: is not JSON: {error}") from None
+    if not isinstance(content, expected):
+        raise ModelError(f"{path}: is a {type(content).__name__}; expected a {expected.__name__}")
+    return content
 
 
 def _first(prompts: dict[str, str], kind: Kind) -> str:

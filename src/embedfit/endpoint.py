@@ -39,6 +39,7 @@ _Client = TypeVar("_Client")
 
 OPENAI = "https://api.openai.com/v1"
 
+DOLLARS = "US dollars"
 PRICES = {
     "gpt-4.1": (2.0, 8.0),
     "gpt-4.1-mini": (0.4, 1.6),
@@ -332,6 +333,7 @@ class Limits:
         tokens: Tokens that may be used, likewise.
         patience: Seconds without any answer after which an endpoint that only says 429 is given up.
         first_wait: Seconds before a request is tried again, at most; each further time it is twice that.
+        currency: Of the budget, in words.
     """
 
     concurrency: int = 32
@@ -340,6 +342,7 @@ class Limits:
     tokens: int | None = None
     patience: float = 600.0
     first_wait: float = 1.0
+    currency: str = DOLLARS
 
 
 @dataclass(frozen=True)
@@ -743,7 +746,7 @@ class Asker:
     def _short(self, most: Cost) -> str:
         after = self.ledger.spent + most
         if self.limits.budget is not None and after.price > self.limits.budget:
-            spent = f"{self.ledger.spent.price:.4f} is spent, and the next request could cost {most.price:.4f}"
+            spent = f"{self.ledger.spent.price:.4f} {self.limits.currency} is spent, and the next request could cost {most.price:.4f}"
             return f"stopped before the budget of {self.limits.budget:g} would be passed: {spent}"
         if self.limits.tokens is not None and after.tokens > self.limits.tokens:
             used = f"{self.ledger.spent.tokens:,} are used, and the next request could take {most.tokens:,}"

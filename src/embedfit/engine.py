@@ -126,6 +126,16 @@ class RayEncoder:
         self.local, self.name = encoder, encoder.name
 
     @property
+    def identity(self) -> str:
+        """The local encoder's, which is the same on every machine."""
+        return self.local.identity
+
+    @property
+    def prompts(self) -> dict[Kind, str]:
+        """The local encoder's."""
+        return self.local.prompts
+
+    @property
     def fingerprint(self) -> str:
         """The local encoder's, unless the workers have GPUs and this machine has none, or the other way round."""
         same = bool(_resource("GPU")) == Path("/dev/nvidia0").exists()
@@ -147,6 +157,7 @@ class RayEncoder:
             "files": _sent(self.local.folder),
             "prompts": self.local.prompts,
             "precision": _precision(self.local.precision),
+            "pooling": self.local.pooling or "auto",
             "kind": kind,
         }
         rows = list(slices(texts))
@@ -181,10 +192,10 @@ class RayReranker:
 class _Encoder:
     """What a worker is that encodes."""
 
-    def __init__(self, files: Any, prompts: dict[Kind, str], precision: Any, kind: Kind) -> None:
+    def __init__(self, files: Any, prompts: dict[Kind, str], precision: Any, pooling: Any, kind: Kind) -> None:
         self.folder = _received(files)
         query, document = prompts["query"], prompts["document"]
-        self.encoder = LocalEncoder(self.folder.name, query_prompt=query, document_prompt=document, precision=precision)
+        self.encoder = LocalEncoder(self.folder.name, query_prompt=query, document_prompt=document, precision=precision, pooling=pooling)
         self.kind: Kind = kind
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

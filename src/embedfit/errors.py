@@ -14,6 +14,7 @@ A message is one line: where, what was seen, what was expected, how to mend it.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
@@ -75,6 +76,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def check_package(package: str, *, extra: str) -> None:
+    """Make sure that a package is installed, without the seconds that importing it takes.
+
+    Raises:
+        EmbedfitError: It is not, with the command that installs it.
+    """
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # of a package around it
+        spec = None
+    if spec is None:
+        raise EmbedfitError(f"{package} is not installed; fix: pip install 'embedfit[{extra}]'")
 
 
 def require(package: str, *, extra: str) -> ModuleType:

@@ -33,7 +33,20 @@ from embedfit import console
 from embedfit.config import GenerateConfig, checked_address
 from embedfit.data import Row, writing
 from embedfit.duplicates import Said
-from embedfit.endpoint import OPENAI, PRICES, Asker, BudgetError, Endpoint, Limits, Refused, Request, Stopped, header_value, key_variable
+from embedfit.endpoint import (
+    DOLLARS,
+    OPENAI,
+    PRICES,
+    Asker,
+    BudgetError,
+    Endpoint,
+    Limits,
+    Refused,
+    Request,
+    Stopped,
+    header_value,
+    key_variable,
+)
 from embedfit.errors import ConfigError, DataError, EmbedfitError, EndpointError, require, shown
 from embedfit.ledger import Ledger, Line, digest, open_ledger
 from embedfit.plan import Records, Rejected, Slot, Task, drawn, filled, prompt_template
@@ -96,6 +109,7 @@ class Generated:
         seconds: Of this run.
         new_requests: Answered in this run.
         stopped: Why it ended before all was written; empty if it did not.
+        currency: Of the prices.
     """
 
     kind: str
@@ -116,6 +130,7 @@ class Generated:
     seconds: float
     new_requests: int
     stopped: str = ""
+    currency: str = DOLLARS
 
     @property
     def acceptance(self) -> float:
@@ -128,10 +143,10 @@ class Generated:
         line = f"{self.accepted:,} of {self.asked:,} {self.kind} in {self.output}: {self.acceptance:.0%} of the replies could be used"
         line += f"; {self.requests:,} requests, {self.tokens:,} tokens"
         if self.price is not None:
-            line += f", {self.price:.4f} paid"
+            line += f", {self.price:.4f} {self.currency} paid"
         if self.lost_requests:
             line += f"; {self.lost_requests:,} requests without an answer"
-            line += "" if self.price is None else f", for which at most {self.lost_price:.4f} is due"
+            line += "" if self.price is None else f", for which at most {self.lost_price:.4f} {self.currency} is due"
         if self.given_up:
             line += f"; {self.given_up:,} given up"
         return line + (f"; {self.stopped}" if self.stopped else "")
@@ -163,19 +178,23 @@ class Estimate:
         tokens: About.
         price: About; None where the price of a model is not known.
         most: If every reply is as long as it may be.
+        currency: Of both.
     """
 
     requests: int
     tokens: int
     price: float | None
     most: float | None
+    currency: str = DOLLARS
 
     @property
     def sentence(self) -> str:
         """Return it in one line."""
         if not self.requests:
             return "nothing is left to ask"
-        price = "the price of the model is not known" if self.price is None else f"{self.price:.4f} (at most {self.most:.4f})"
+        price = "the price of the model is not known"
+        if self.price is not None:
+            price = f"{self.price:.4f} (at most {self.most:.4f}) {self.currency}"
         return f"about {self.requests:,} requests, {self.tokens:,} tokens, {price}"
 
 
@@ -262,7 +281,7 @@ class _Writer:
     def __init__(self, task: Task, config: GenerateConfig, ledger: Ledger, endpoint: Callable[[], Endpoint]) -> None:
         require("instructor", extra="generate")
         self.task, self.config, self.ledger = task, config, ledger
-        limits = Limits(config.concurrency, config.timeout, config.budget, config.max_tokens_total)
+        limits = Limits(config.concurrency, config.timeout, config.budget, config.max_tokens_total, currency=_currency(config))
         self.prices = _prices(config)
         self.asker = Asker(endpoint, ledger, limits, self.prices)
         self._identity = digest(_start(task, config))
@@ -310,7 +329,9 @@ class _Writer:
             price += times * (prompt * rate[0] + answer * rate[1]) / 1e6
             most += times * (longest * rate[0] + config.max_tokens * rate[1]) / 1e6
         known = self._priced
-        return Estimate(sum(part[1] for part in parts), round(tokens), price if known else None, most if known else None)
+        return Estimate(
+            sum(part[1] for part in parts), round(tokens), price if known else None, most if known else None, _currency(self.config)
+        )
 
     async def write(self) -> EmbedfitError | KeyboardInterrupt | None:
         """Ask for everything; returns why it ended early, if so."""
@@ -448,7 +469,7 @@ class _Writer:
     @property
     def _cost(self) -> str:
         paid = self.ledger.paid
-        return f"{paid.price:.4f} paid" if self._priced else f"{paid.tokens:,} tokens"
+        return f"{paid.price:.4f} {_currency(self.config)} paid" if self._priced else f"{paid.tokens:,} tokens"
 
     def _tell(self, steps: int) -> None:
         """Move the progress bar by replies that pass, which are decided on only when all before them are there."""
@@ -605,6 +626,7 @@ class _Writer:
             time.monotonic() - self._began,
             self.ledger.requests - self._requests_before,
             str(stopping) if stopping else "",
+            _currency(self.config),
         )
 
     def _dropped(self, position: int) -> bool:
@@ -701,6 +723,11 @@ def _check_output(output: Path) -> None:
             if not line or "generated" in json.loads(line):
                 return
         raise DataError(str(output), "is there already, and was not generated", fix="give another file; this one is not overwritten")
+
+
+def _currency(config: GenerateConfig) -> str:
+    """Return what amounts are in, in words: dollars by the bundled prices; nobody says what currency given prices are in."""
+    return "in the currency of generate.price" if config.price or config.judge_price else DOLLARS
 
 
 def _prices(config: GenerateConfig) -> dict[str, tuple[float, float]]:

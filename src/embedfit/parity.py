@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset
-from embedfit.encode import CachedEncoder, Kind, LocalEncoder, Vectors, load_model, quiet_libraries
+from embedfit.encode import CachedEncoder, Kind, LocalEncoder, Vectors, load_model, pooling_of, quiet_libraries
 from embedfit.errors import ConfigError, ModelError
 from embedfit.files import temporary_folder
 from embedfit.hub import model_folder
@@ -281,7 +281,9 @@ def _with_lora(lora: Path, encoder: LocalEncoder) -> SentenceTransformer:
         raise ModelError(f"{lora}: is not a LoRA in peft's form: {error}") from None
     if not (lora / "adapter_model.safetensors").exists():  # peft would take a pickle, which can run code
         raise ModelError(f"{lora}: has no adapter_model.safetensors")
-    model = load_model(model_folder(base), encoder.prompts)
+    folder = model_folder(base, proof="config.json")
+    pooling = None if (folder / "modules.json").exists() else pooling_of(encoder.folder)
+    model = load_model(folder, encoder.prompts, pooling)
     # It puts its layers into the transformer itself, so what is returned need not be kept.
     transformer = model.transformers_model
     if transformer is None:

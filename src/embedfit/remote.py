@@ -190,7 +190,7 @@ class Spent:
     def __str__(self) -> str:
         """Return it in words."""
         tokens = "tokens not told" if self.tokens is None else f"{self.tokens:,} tokens"
-        dollars = "price not known" if self.dollars is None else f"${self.dollars:.4f}"
+        dollars = "price not known" if self.dollars is None else f"US${self.dollars:.4f}"
         requests = "1 request" if self.requests == 1 else f"{self.requests:,} requests"
         return f"{self.texts:,} texts in {requests}, {tokens}, {dollars}"
 

@@ -54,7 +54,7 @@ class LadderRow:
     Attributes:
         name: Of the method.
         scores: Metric -> mean, in the order to show: recall at each k, MRR.
-        difference: Of the main metric, to the rung below; None on the lowest.
+        difference: Of the main metric, to the rung in the row above, which is cheaper; None in the first row.
         low: Lower end of the difference's 95% interval.
         high: Upper end.
         seconds: Of training; None where nothing is trained.
@@ -191,7 +191,7 @@ def ladder_table(rungs: Sequence[LadderRow]) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
-    for name in (*map(metric_label, rungs[0].scores), "below", "95% interval", "training", "per query"):
+    for name in (*map(metric_label, rungs[0].scores), "to the row above", "95% interval", "training", "per query"):
         table.add_column(name, justify="right", no_wrap=True)
     for rung in rungs:
         table.add_row(

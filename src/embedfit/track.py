@@ -26,7 +26,7 @@ from embedfit import console
 from embedfit.data import Dataset, writing
 from embedfit.encode import cache_folder
 from embedfit.endpoint import complains, complaint_of, connected, described, header_value, host_of, one_line, read_json
-from embedfit.errors import ConfigError, EmbedfitError, require, shown
+from embedfit.errors import ConfigError, EmbedfitError, did_you_mean, require, shown
 from embedfit.retrieve import Run
 from embedfit.score import Scores
 
@@ -218,7 +218,8 @@ def resend(folder: str | Path) -> Delivery:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: is no run directory")
+        beside = [path.name for path in folder.absolute().parent.glob("*") if path.is_dir()]
+        raise ConfigError(f"{folder}: is no run directory{did_you_mean(folder.name, beside)}")
     if not (folder / _SPOOL).exists():
         return Delivery(0, 0)
     if not langwatch_key():

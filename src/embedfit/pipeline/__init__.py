@@ -14,6 +14,7 @@ from embedfit.pipeline.experiment import Result, alerts, ladder_rows, read_gener
 from embedfit.pipeline.generating import estimate_generate, run_generate
 from embedfit.pipeline.job import (
     Job,
+    check_installed,
     check_method,
     encoder,
     engine_of,
@@ -21,6 +22,7 @@ from embedfit.pipeline.job import (
     leaks,
     local,
     locked,
+    note_unused,
     one_split,
     read,
     splits_of,
@@ -28,12 +30,13 @@ from embedfit.pipeline.job import (
 )
 from embedfit.pipeline.measuring import evaluate, index, measure, seen_in_training
 from embedfit.pipeline.publishing import prepare_publications, publish_run
-from embedfit.pipeline.training import tune
+from embedfit.pipeline.training import run_tune, tune
 
 __all__ = [
     "Job",
     "Result",
     "alerts",
+    "check_installed",
     "check_method",
     "encoder",
     "engine_of",
@@ -46,6 +49,7 @@ __all__ = [
     "local",
     "locked",
     "measure",
+    "note_unused",
     "one_split",
     "prepare_publications",
     "publish_run",
@@ -56,6 +60,7 @@ __all__ = [
     "run_curve",
     "run_generate",
     "run_ladder",
+    "run_tune",
     "seen_in_training",
     "splits_of",
     "tune",

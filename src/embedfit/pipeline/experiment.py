@@ -19,12 +19,12 @@ from embedfit.compare import Comparison, compare_scores, metric_label
 from embedfit.config import Config, GeneralConfig, placed_in
 from embedfit.curve import Curve, learning_curve
 from embedfit.data import Dataset, load, writing
-from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
-from embedfit.errors import ConfigError, DataError, require
+from embedfit.encode import Encoder, LocalEncoder
+from embedfit.errors import ConfigError, DataError, check_package, did_you_mean
 from embedfit.general import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
-from embedfit.ladder import Ladder, Setting, climb, richer_template
+from embedfit.ladder import Ladder, Setting, check_rungs, climb, richer_template
 from embedfit.parity import Form, check_forms
-from embedfit.pipeline.job import LISTED, Job, check_method, local, locked
+from embedfit.pipeline.job import LISTED, Job, check_installed, check_method, local, locked, note_unused
 from embedfit.pipeline.training import help_training, train_all, tune_part
 from embedfit.publish import (
     public_name,
@@ -47,6 +47,8 @@ _CANDIDATES = {
     "batch": "the batch's documents and random ones",
 }
 
+
+_MIXED = "The further data of [mix] trains the query adapter, LoRA and full fine-tuning; the other methods learn from [data] alone."
 
 _CHEAP_CHARACTERS = 500_000
 """Of documents and queries that are encoded again for each weight of a merge, only to draw a line through them."""
@@ -103,11 +105,14 @@ def run(config: Config) -> Result:
         EmbedfitError: With one line that says what to do.
     """
     ranks.join()
+    check_installed(config, trains=True)
+    if config.tune.method == "adapter" and config.general.keep is not None:
+        raise ConfigError("general.keep merges weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'")
     job, general = Job.of(config), read_general(config.general)
-    check_method(job.base, config.tune)
+    check_method(job.base, config)
     folder = job.folder("", "general", more=[general.digest()])
-    for name in config.track.report_to:
-        require(name, extra=name)  # now, and not after the base model was measured
+    if not (folder / "manifest.json").exists():
+        job.checked  # noqa: B018 (refused before there is a folder)
     with locked(folder):
         if ranks.agreed((folder / "manifest.json").exists()):
             return read_result(folder)
@@ -197,17 +202,22 @@ def run_curve(config: Config, points: int) -> tuple[Path, Curve]:
     Raises:
         EmbedfitError: With one line that says what to do.
     """
+    check_installed(config, trains=True)
+    note_unused(config, "curve")
     job = Job.of(config)
-    check_method(job.base, config.tune)
+    check_method(job.base, config)
+    findings = job.findings
+    most = min(len(split.train) for split in job.splits)
+    if not most >> (points - 1):
+        raise ConfigError(f"{points} points, each half of the next, are too many for {most:,} training queries; fix: fewer points")
     folder = job.folder("-curve", more=[str(points)])
     with locked(folder):
-        findings = job.findings
-        most = min(len(split.train) for split in job.splits)
-        base = DenseRetriever(CachedEncoder(job.base), job.template).search(job.test, job.depth)
+        base = job.dense(job.base).search(job.test, job.depth)
 
         def train_and_search(train: Dataset, test: Dataset, where: Path) -> Run:
             tuned = tune_part(job, train, None, where, {})
-            return DenseRetriever(tuned.encoder, job.template).search(test, job.depth)  # not cached: the model is not kept
+            using = job.engine.encoder(tuned.encoder)  # not cached: the model is not kept
+            return DenseRetriever(using, job.template, job.engine.top_k).search(test, job.depth)
 
         found = learning_curve(
             job.dataset,
@@ -242,19 +252,25 @@ def run_ladder(config: Config) -> tuple[Path, Ladder]:
     Raises:
         EmbedfitError: With one line that says what to do.
     """
+    chosen = check_rungs(config.ladder.rungs)
+    check_installed(config, trains=True)
+    if "lora" in config.ladder.rungs:
+        check_package("peft", extra="lora")
+    note_unused(config, "ladder")
     job = Job.of(config)
+    findings = job.findings
     richer = config.ladder.document_template or richer_template(job.dataset, job.template)
     folder = job.folder("-ladder", more=[richer or ""])
     with locked(folder):
-        findings = job.findings
         console.note(f"{len(job.test.queries):,} held-out queries; what is found is kept in {folder}")
-        found = climb(Setting(job.base, config, job.template, richer), job.dataset, job.splits, folder, config.ladder.rungs)
+        setting = Setting(job.base, config, job.template, richer, job.engine, tuple(job.others))
+        found = climb(setting, job.dataset, job.splits, folder, chosen)
         page = ladder_html(
             f"{config.name}: ladder",
             found.sentence,
             ladder_rows(found),
             metric=found.metric,
-            notes=_notes(job),
+            notes=(*_notes(job), *([_MIXED] if job.others else [])),
             alerts=alerts(findings),
         )
         _write_found(folder, "ladder", found, page)
@@ -275,6 +291,9 @@ def read_result(folder: str | Path, *, reused: bool = True) -> Result:
         said = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
         queries = pd.read_parquet(folder / "queries.parquet")
     except (OSError, ValueError) as error:
+        if not folder.is_dir():
+            siblings = [path.name for path in folder.parent.glob("*") if path.is_dir()]
+            raise DataError(str(folder), f"does not exist{did_you_mean(folder.name, siblings)}", expected="a run directory") from None
         raise DataError(
             str(folder), f"is not a finished run directory: {error}", fix="run 'embedfit run' again; it goes on where it was"
         ) from None
@@ -297,8 +316,6 @@ def _forgetting(job: Job, training: Sequence[Tuned], final: Tuned, general: Data
     """Return what the merges of base and tuned model keep; None for an adapter, which cannot be merged."""
     keep = job.config.general.keep
     if job.config.tune.method == "adapter":
-        if keep is not None:
-            raise ConfigError("general.keep merges weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'")
         return None
     # The sweep encodes the corpus once for each weight: too much where the corpus is what takes the time.
     cheap = sum(map(len, job.dataset.document_texts(job.template))) <= _CHEAP_CHARACTERS

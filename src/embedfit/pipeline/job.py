@@ -14,12 +14,13 @@ from typing import Literal
 
 from embedfit import console, locks, ranks
 from embedfit.check import Finding, check_dataset, check_groups, check_leaks, check_truncation
-from embedfit.config import Config, DataConfig, ModelConfig, TuneConfig
+from embedfit.config import Config, DataConfig, ModelConfig, unused_settings
 from embedfit.data import Dataset, load
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
 from embedfit.engine import Engine, LocalEngine, RayEngine
-from embedfit.errors import ConfigError, DataError, ModelError
+from embedfit.errors import ConfigError, DataError, ModelError, check_package
 from embedfit.files import clear_leftovers
+from embedfit.hub import model_folder
 from embedfit.pipeline.generating import write_queries
 from embedfit.records import record_type
 from embedfit.remote import RemoteEncoder, is_remote
@@ -27,6 +28,7 @@ from embedfit.rerank import LocalReranker
 from embedfit.retrieve import DEPTH, DenseRetriever, Run
 from embedfit.score import Scores, score_run
 from embedfit.split import Split, group_numbers, split_dataset, split_folds, without_leaks
+from embedfit.track import langwatch_key
 
 _FOLDS, _FEW_QUERIES = 5, 1000
 """Under so many judged queries, each is held out once by default, in so many folds."""
@@ -41,13 +43,14 @@ def read(config: DataConfig, problems: list[DataError] | None = None) -> Dataset
     """Read the data set that a configuration names; see `load`."""
     if config.query_template and not config.record:
         raise ConfigError("data.query_template needs data.record: it is filled from a record's fields")
-    if Path(config.queries).is_dir() and (config.documents or config.record):
-        raise ConfigError(
-            f"data.queries is the folder {config.queries}, which has its own documents; fix: drop data.documents and data.record"
-        )
-    for key in ("grade", "separator"):
-        if Path(config.queries).is_dir() and getattr(config, key) is not None:
-            raise ConfigError(f"data.queries is the folder {config.queries}, which has its own judgements; fix: drop data.{key}")
+    if Path(config.queries).is_dir():
+        unused = [f"data.{name}" for name in ("documents", "record", "label", "grade", "separator") if getattr(config, name) is not None]
+        unused += ["data.query"] if config.query != "query" else []
+        if unused:
+            raise ConfigError(
+                f"data.queries is the folder {config.queries}, which has its own documents, judgements and columns; "
+                f"fix: drop {' and '.join(unused)}"
+            )
     record = record_type(config.record, template=config.query_template, label=config.label) if config.record else None
     return load(
         config.queries,
@@ -73,13 +76,23 @@ def encoder(config: ModelConfig, name: str | None = None) -> Encoder:
     """
     name = name or config.name
     if is_remote(name):
+        if config.pooling != "auto":
+            raise ConfigError(f"model.pooling is for models that run here, and {name} pools its tokens itself; fix: leave it out")
+        if config.precision != "auto":
+            console.note(f"model.precision is not used: {name} computes elsewhere")
         return RemoteEncoder(name, query_prompt=config.query_prompt, document_prompt=config.document_prompt, price=config.price)
     if name.endswith(".safetensors") and Path(name).is_file():
         from embedfit.tune.adapter import AdaptedEncoder, load_adapter
 
         adapter = load_adapter(name)
         return AdaptedEncoder(CachedEncoder(encoder(config, adapter.base_name)), adapter)
-    return LocalEncoder(name, query_prompt=config.query_prompt, document_prompt=config.document_prompt, precision=config.precision)
+    if config.price is not None and name == config.name:
+        console.note(f"model.price is not used: {name} is no remote encoder")
+    query, document = config.query_prompt, config.document_prompt
+    pooling = config.pooling
+    if pooling != "auto" and name != config.name and (model_folder(name, proof="config.json") / "modules.json").exists():
+        pooling = "auto"  # another model may say its own
+    return LocalEncoder(name, query_prompt=query, document_prompt=document, precision=config.precision, pooling=pooling)
 
 
 def engine_of(name: Literal["local", "ray"]) -> Engine:
@@ -98,19 +111,66 @@ def local(encoder: Encoder) -> LocalEncoder:
     return encoder
 
 
-def check_method(base: Encoder, config: TuneConfig) -> None:
+def check_installed(config: Config, *, trains: bool = False, stores: bool = False, model: str | None = None) -> None:
+    """Refuse in the first second what would need a package that is not installed, and not after hours of work.
+
+    Args:
+        config: All settings.
+        trains: Whether the command trains a model.
+        stores: Whether it needs the vector store.
+        model: What it uses in place of the configured model.
+
+    Raises:
+        EmbedfitError: A package is missing, with the command that installs it.
+    """
+    needed: list[tuple[str, str]] = []
+    if trains:
+        needed += [("peft", "lora")] if config.tune.method == "lora" else []
+        needed += [(name, name) for name in config.track.report_to]
+        needed += [(name, "generate") for name in ("instructor", "openai") if config.generate.records or config.generate.questions]
+    if stores:
+        packages = {"chroma": ("chromadb",), "pgvector": ("psycopg", "pgvector"), "qdrant": ("qdrant_client",)}
+        needed += [(name, config.store.kind) for name in packages[config.store.kind]]
+    if config.engine == "ray":
+        needed.append(("ray", "ray"))
+    name = model or config.model.name
+    if is_remote(name) and name.startswith("openai:"):
+        needed.append(("openai", "openai"))
+    if config.track.langwatch and langwatch_key():
+        needed += [(name, "langwatch") for name in ("opentelemetry.exporter.otlp.proto.common", "opentelemetry.sdk")]
+    for package, extra in needed:
+        check_package(package, extra=extra)
+
+
+def note_unused(config: Config, command: str) -> None:
+    """Say in one line which settings that were given have no part in a command, where one could think that they had."""
+    unused = unused_settings(config, command)
+    if unused:
+        console.note(f"'embedfit {command}' does not use {', '.join(unused)}")
+
+
+def check_method(base: Encoder, whole: Config) -> None:
     """Refuse to train weights that are not here, before anything is paid for, and say what the method has no use for.
 
     Raises:
-        ConfigError: The method needs weights, and the model is behind an API.
+        ConfigError: The method needs weights, and the model is behind an API; or it is an adapter, and something asked for needs a
+            training of weights.
         ModelError: The judge of mined documents is no cross-encoder that is here.
     """
+    config = whole.tune
+    if config.method == "adapter" and whole.track.report_to:
+        raise ConfigError(
+            "track.report_to follows the training of weights, and an adapter is fitted in seconds without it; "
+            "fix: leave it out, or tune.method = 'full'"
+        )
     if config.method != "adapter" and not isinstance(base, LocalEncoder):
         raise ConfigError(f'{base.name} has no weights here to train; fix: method = "adapter" in [tune] fits a map of its query vectors')
     unused = sorted(config.model_fields_set - _ADAPTERS_SETTINGS) if config.method == "adapter" else []
     if unused:
         console.note(f"an adapter is fitted without {', '.join(f'tune.{name}' for name in unused)}")
-    elif config.judge:
+    elif config.method == "full" and "lora_rank" in config.model_fields_set:
+        console.note("tune.lora_rank is not used: tune.method is 'full'")
+    if config.judge and config.method != "adapter":
         LocalReranker(config.judge)
 
 
@@ -119,18 +179,36 @@ def splits_of(config: Config, dataset: Dataset) -> list[Split]:
 
     Where nothing is said, data sets of under 1,000 judged queries are scored out of fold, unless they come with a test part.
     """
-    said = config.split
-    folds = said.folds
-    if folds is None:
-        folds = _FOLDS if len(dataset.judged) < _FEW_QUERIES and not dataset.parts.get("test") else 0
+    said, folds = config.split, folds_of(config, dataset)
     if folds:
         return split_folds(dataset, folds, dev=said.dev, seed=said.seed, group_by=said.group_by)
     return [one_split(config, dataset)]
 
 
-def one_split(config: Config, dataset: Dataset) -> Split:
-    """Return the train, dev and test parts that a configuration describes."""
+def folds_of(config: Config, dataset: Dataset) -> int:
+    """Return the number of folds; 0 for one split. Where neither folds nor a share for the test part is said, few queries have folds."""
     said = config.split
+    if said.folds is not None:
+        return said.folds
+    few = len(dataset.judged) < _FEW_QUERIES and not dataset.parts.get("test")
+    return _FOLDS if few and "test" not in said.model_fields_set else 0
+
+
+def one_split(config: Config, dataset: Dataset) -> Split:
+    """Return the train, dev and test parts that a configuration describes.
+
+    Raises:
+        ConfigError: It says a share for a part that the data set comes with.
+    """
+    said, judged = config.split, set(dataset.judged)
+    for part in ("test", "dev"):
+        official = len(judged.intersection(dataset.parts.get(part, ())))
+        # A dev part of 0 is none, whatever the data set comes with.
+        if official and part in said.model_fields_set and getattr(said, part):
+            raise ConfigError(
+                f"split.{part} is {getattr(said, part):g}, and the data comes with a {part} part of {official:,} queries, which is used; "
+                f"fix: leave split.{part} out"
+            )
     return split_dataset(dataset, test=said.test, dev=said.dev, seed=said.seed, group_by=said.group_by)
 
 
@@ -240,13 +318,21 @@ class Job:
         Raises:
             DataError: Something that makes all figures wrong.
         """
+        truncated = check_truncation(self.dataset, self.base.loaded, self.template) if isinstance(self.base, LocalEncoder) else []
+        return (*self.checked, *truncated)
+
+    @cached_property
+    def checked(self) -> tuple[Finding, ...]:
+        """The findings that need no model.
+
+        Raises:
+            DataError: Something that makes all figures wrong.
+        """
         findings = check_dataset(self.dataset)
         for finding in findings:
             if finding.level == "problem":
                 raise DataError(self.config.data.queries, finding.message)
-        allowed = [*self._gated[1], *(leak for _, leaks in self._others for leak in leaks)]
-        truncated = check_truncation(self.dataset, self.base.loaded, self.template) if isinstance(self.base, LocalEncoder) else []
-        return (*findings, *allowed, *truncated)
+        return (*findings, *self._gated[1], *(leak for _, leaks in self._others for leak in leaks))
 
     @property
     def splits(self) -> list[Split]:
@@ -310,7 +396,8 @@ class Job:
             self.template,
             self.base.fingerprint,
             self.config.model_dump(include={"split", "tune", "evaluate", *sections}),
-            [self.config.mix.temperature, [(other.digest(), template) for other, template in self.others]],
+            folds_of(self.config, self.dataset),
+            [self.config.mix.model_dump(include={"temperature"}), [(other.digest(), template) for other, template in self.others]],
             *more,
         ]
         identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

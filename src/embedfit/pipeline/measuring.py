@@ -14,7 +14,7 @@ from embedfit.config import Config
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset, text_key
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, seconds_alone
 from embedfit.engine import Engine, LocalEngine
-from embedfit.pipeline.job import encoder, read
+from embedfit.pipeline.job import check_installed, encoder, engine_of, read
 from embedfit.publish import public_name
 from embedfit.rerank import TOP, Reranker, rerank
 from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run
@@ -35,6 +35,7 @@ def measure(
     template: str = DOCUMENT_TEMPLATE,
     ks: Sequence[int] = KS,
     group_by: str | None = None,
+    engine: Engine | None = None,
     tracker: Tracker | None = None,
 ) -> Scores:
     """Return how well an encoder retrieves, for each query of a data set; its vectors are cached on disk.
@@ -45,10 +46,12 @@ def measure(
         template: What a document says.
         ks: Where to cut the rankings.
         group_by: A metadata field; queries with the same value are no independent evidence, and neither are near duplicates.
+        engine: Where texts are encoded and searched; by default here.
         tracker: Takes in every query's result, from `embedfit.track.tracking`; None for none.
     """
     started = time.monotonic()
-    run = DenseRetriever(CachedEncoder(encoder), template).search(dataset, max(ks))
+    engine = engine or LocalEngine()
+    run = DenseRetriever(CachedEncoder(engine.encoder(encoder)), template, engine.top_k).search(dataset, max(ks))
     seconds = time.monotonic() - started
     scores = score_run(run, dataset.qrels, ks=ks, name=encoder.name, groups=group_numbers(dataset, group_by))
     if tracker:
@@ -180,11 +183,11 @@ def index(config: Config, model: str | None = None) -> Indexed:
     Raises:
         EmbedfitError: With one line that says what to do; what was live still is.
     """
-    dataset = read(config.data)
+    check_installed(config, stores=True, model=model)
+    dataset, engine = read(config.data), engine_of(config.engine)
     with open_store(config.store) as store:
-        return index_documents(
-            store, dataset, encoder(config.model, model), config.data.document_template, min_recall=config.store.min_recall
-        )
+        using = engine.encoder(encoder(config.model, model))
+        return index_documents(store, dataset, using, config.data.document_template, min_recall=config.store.min_recall)
 
 
 def seen_in_training(model: Encoder, dataset: Dataset) -> int:

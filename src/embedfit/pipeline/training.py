@@ -8,15 +8,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from embedfit import console, ranks
-from embedfit.config import TuneConfig
-from embedfit.data import DOCUMENT_TEMPLATE, Dataset
+from embedfit.check import Finding
+from embedfit.config import Config, TuneConfig
+from embedfit.data import Dataset
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
 from embedfit.errors import ConfigError
-from embedfit.mix import mixed, rendered
-from embedfit.pipeline.job import Job, engine_of, local
+from embedfit.mix import with_others
+from embedfit.pipeline.job import Job, check_installed, check_method, engine_of, local, locked, note_unused
 
 if TYPE_CHECKING:
     from embedfit.tune.result import Tuned
+
+
+def run_tune(config: Config, folder: Path) -> tuple[Tuned, tuple[Finding, ...]]:
+    """Tune on the train part of one split, choosing on its dev part: with the checks of `run`, and its further data sets.
+
+    Returns:
+        What was tuned, and what is odd about the data.
+
+    Raises:
+        EmbedfitError: With one line that says what to do.
+    """
+    check_installed(config, trains=True)
+    note_unused(config, "tune")
+    job = Job.of(config.model_copy(update={"split": config.split.model_copy(update={"folds": 0})}))
+    check_method(job.base, config)
+    findings = job.findings
+    [(train, dev, _)] = job.parts
+    with locked(folder):
+        return tune_part(job, train, dev, folder, {}), findings
 
 
 def train_all(job: Job, folder: Path) -> tuple[list[list[Tuned]], Tuned]:
@@ -53,10 +73,9 @@ def _final(job: Job, training: Sequence[Tuned], folder: Path) -> Tuned:
 
 def tune_part(job: Job, train: Dataset, dev: Dataset | None, folder: Path, changes: dict[str, Any]) -> Tuned:
     """Tune on one part as the configuration says, but for some changes; with further data sets mixed in, if there are any."""
-    config, template = job.config.tune.model_copy(update=changes), job.template
-    if job.others:
-        train = mixed([(train, template), *job.others], temperature=job.config.mix.temperature, seed=config.seed)
-        dev, template = dev and rendered(dev, template), DOCUMENT_TEMPLATE
+    config = job.config.tune.model_copy(update=changes)
+    temperature = job.config.mix.temperature
+    train, dev, template = with_others(train, dev, job.template, job.others, temperature=temperature, seed=config.seed)
     return tune(job.base, train, dev, folder, config, template=template, report_to=job.config.track.report_to, engine=job.config.engine)
 
 
@@ -78,8 +97,11 @@ def tune(
         from embedfit.tune.adapter import AdapterConfig, tune_adapter
         from embedfit.tune.result import Tuned
 
+        encoder = engine_of(engine).encoder(base)
+        if encoder.fingerprint != base.fingerprint:
+            encoder = base  # workers of another kind: the map is saved with the model that is here, and must fit its vectors
         found = tune_adapter(
-            CachedEncoder(base), train, dev, folder, AdapterConfig(scale=config.scale, seed=config.seed), template=template
+            CachedEncoder(encoder), train, dev, folder, AdapterConfig(scale=config.scale, seed=config.seed), template=template
         )
         if isinstance(base, LocalEncoder):
             return Tuned(found.folder / "model", (), 1, 0, found.seconds, "all", base.precision)

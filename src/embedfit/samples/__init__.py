@@ -61,9 +61,9 @@ documents = "documents.jsonl"       # {"id", "text", optional "title" and more};
 document_template = "{title}. {text}"  # what a document says; this choice alone can move recall a lot
 
 [split]
-test = 0.2                          # held out for the comparison, never used for any choice
+# test = 0.2                        # held out for the comparison, never used for any choice; by default with 1,000 queries or more
 # dev = 0.1                         # of the rest, for choosing the epoch; by default only with 1,000 queries or more
-# folds = 5                         # hold out every query once: better figures from few queries, more time
+# folds = 5                         # hold out every query once: better figures from few queries; by default under 1,000
 
 [model]
 name = "all-MiniLM-L6-v2"           # small, works offline; with a network try BAAI/bge-base-en-v1.5

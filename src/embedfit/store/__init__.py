@@ -204,6 +204,9 @@ def open_store(config: StoreConfig) -> Iterator[Store]:
     """
     location = from_environment(config.location, "store.location")
     key = from_environment(config.api_key, "store.api_key") if config.api_key else None
+    if key and (config.kind == "pgvector" or not is_url(location)):
+        fix = "the connection string holds the password" if config.kind == "pgvector" else "leave it out, or give a server's URL"
+        raise ConfigError(f"store.api_key is for a server of Chroma or Qdrant, and store.location is none; fix: {fix}")
     store: Store
     if config.kind == "chroma":
         from embedfit.store.chroma import ChromaStore

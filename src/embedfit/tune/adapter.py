@@ -182,7 +182,7 @@ def save_adapted(encoder: LocalEncoder, adapter: Adapter, folder: str | Path) ->
 def _save_adapted(encoder: LocalEncoder, adapter: Adapter, folder: Path) -> Path:
     """Write what `save_adapted` writes; a model that is there is replaced."""
     AdaptedEncoder(encoder, adapter)  # refuses another encoder's
-    model = _routed(load_model(encoder.folder, encoder.prompts), adapter)
+    model = _routed(load_model(encoder.folder, encoder.prompts, encoder.pooling), adapter)
     try:
         save_in_place(partial(model.save_pretrained, create_model_card=False), folder)
     except Exception as error:
@@ -194,9 +194,14 @@ def _save_adapted(encoder: LocalEncoder, adapter: Adapter, folder: Path) -> Path
 
 
 def _routed(model: SentenceTransformer, adapter: Adapter) -> SentenceTransformer:
-    from sentence_transformers.base.modules import Dense, Normalize, Router
+    from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
 
     size = len(adapter.bias)
+    if model.truncate_dim:  # the map was fitted on the cut vectors, so they are cut before it
+        sizes = [module.get_embedding_dimension() for module in model.children() if isinstance(module, (Dense, Pooling, Transformer))]
+        whole = sizes[-1]
+        model.append(Dense(whole, size, bias=False, activation_function=None, init_weight=torch.eye(size, whole)))
     weight = torch.from_numpy(np.ascontiguousarray(adapter.weight.T))
     dense = Dense(size, size, activation_function=None, init_weight=weight, init_bias=torch.from_numpy(adapter.bias.copy()))
     # Not every model ends in unit vectors, and those are what the adapter was fitted on.
@@ -435,4 +440,5 @@ def tune_adapter(
 def _local(encoder: Encoder) -> LocalEncoder | None:
     """Return the local model that an encoder is, under its cache if it has one."""
     inner = encoder.encoder if isinstance(encoder, CachedEncoder) else encoder
+    inner = getattr(inner, "local", inner)  # of an engine's encoder
     return inner if isinstance(inner, LocalEncoder) else None

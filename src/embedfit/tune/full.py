@@ -58,6 +58,9 @@ _ACTIVATION_BYTES = 68
 (Korthikanti et al. 2022, section 4.1, has 34 in 16 bits)."""
 _RANDOM = 32
 """Random documents of a step that has no mined ones."""
+_OF_MINING = {"hard_negatives", "mined_margin", "mine_every", "judge"}
+_UNUSED = {"all": {*_OF_MINING, "negatives"}, "batch": _OF_MINING, "mined": set()}
+"""Settings of [tune] that have no part in a training, by its candidates."""
 _POOL = 8
 """Mined documents that a query's hard negatives are drawn from, for each one drawn."""
 _SAVE_SECONDS = 20.0
@@ -149,7 +152,7 @@ def _train(
     report_to: Sequence[str],
     engine: Engine,
 ) -> Tuned:
-    model = load_model(encoder.folder, encoder.prompts)
+    model = load_model(encoder.folder, encoder.prompts, encoder.pooling)
     dimension = model.get_embedding_dimension()
     for size in config.matryoshka:
         if dimension and size >= dimension:
@@ -177,8 +180,9 @@ def _train(
 
         every = config.mine_every or steps_between_minings(config, epochs, queries.lengths, documents.lengths)
         source = miner = MinedCandidates(drawn, find, folder / "mined", every)
-    elif config.judge:
-        console.note(f"nothing is mined, so tune.judge is not asked (candidates: {kind})")
+    unused = sorted(_UNUSED[kind] & config.model_fields_set)
+    if unused:
+        console.note(f"not used where candidates are {kind!r}: {', '.join(f'tune.{name}' for name in unused)}")
     chunk_tokens = _CHUNK_TOKENS if model.device.type == "cpu" else _CHUNK_TOKENS_ELSEWHERE // ranks.count()
     collator = Collator(queries, documents, source, chunk_tokens=chunk_tokens)
     checkpoints = folder / "checkpoints"

@@ -109,7 +109,7 @@ class CandidateLoss(nn.Module):
 
     def _encoded(self, chunk: dict[str, Tensor]) -> Tensor:
         with without_cudnn_attention(_texts(chunk).device.type):
-            vectors: Tensor = self.encoder(dict(chunk))["sentence_embedding"].float()
+            vectors: Tensor = self.encoder(dict(chunk))["sentence_embedding"][:, : self.encoder.truncate_dim].float()
         return vectors
 
 
