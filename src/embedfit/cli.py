@@ -331,7 +331,8 @@ def compare(
     _warn_of_seen(encoders, dataset)
     with tracking(f"{settings.name}-compare", wanted=settings.track.langwatch) as tracker:
         base, tuned = [pipeline.measure(encoder, dataset, template=template, ks=ks, tracker=tracker) for encoder in encoders]
-    comparison = compare_scores(base, tuned, metric=settings.evaluate.metric, seed=settings.split.seed)
+    seen = pipeline.answers_seen_in_training(encoders, dataset, template)
+    comparison = compare_scores(base, tuned, metric=settings.evaluate.metric, seed=settings.split.seed, seen=seen)
     if as_json:
         typer.echo(json.dumps(comparison.to_dict()))
         return
