@@ -1,5 +1,8 @@
 import re
+import runpy
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -425,3 +428,13 @@ def test_a_dev_part_that_cannot_be_had_by_documents_is_left_out_unless_it_was_as
     assert (len(split.train), len(split.dev), len(split.test)) == (900, 0, 300)
     with pytest.raises(DataError, match="hang together"):
         split_dataset(data, test=0.25, dev=0.1, by="documents")
+
+
+def test_the_benchmark_of_passages_trains_on_no_query_that_the_gate_refuses(bench):
+    parts = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "passages.py"))["parts"]
+    train, test = parts(SimpleNamespace(data=bench, name="scifact", train=None))
+    both = Dataset({**train.queries, **test.queries}, {}, {})
+    assert check_leaks(both, {"train": list(train.queries), "test": list(test.queries)}) == []
+    assert len(test.queries) == 300
+    assert 750 < len(train.queries) < 807
+    assert not train.queries.keys() & test.queries.keys()
