@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from embedfit import pipeline
+from embedfit.cli import main
 from embedfit.config import make_config
 from embedfit.data import Dataset, Document, Query, write_beir
 from embedfit.encode import LocalEncoder
@@ -511,3 +512,19 @@ def test_split_by_documents_a_further_data_set_loses_what_has_a_held_out_answer(
         config = make_config({"data": {"queries": "unused"}, "mix": mix, "split": {"by": by}})
         other = pipeline.read(config.mix.data[0])
         assert pipeline.without_held_out(config, config.mix.data[0], other, test)[0].query_texts() == kept
+
+
+def test_compare_on_the_command_line_says_both_strata(passages, passages_run, tiny_model, capsys):
+    path = passages / "embedfit.toml"
+    path.write_text('[data]\nqueries = "queries.jsonl"\ndocuments = "documents.jsonl"\n[general]\n')
+    fold = passages_run.folder / "folds" / "0"
+    with pytest.raises(SystemExit):
+        main(["--quiet", "compare", str(path), str(tiny_model), str(fold / "model"), "--part", "all", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    data = pipeline.read(make_config(passages_run.manifest["config"]).data)
+    trained = pipeline.splits_of(make_config(passages_run.manifest["config"]), data)[0].train
+    answers = {document for id in trained for document in data.relevant(id)}
+    new = sum(answers.isdisjoint(data.relevant(id)) for id in data.judged)
+    assert 0 < new < 45
+    assert [(row["answers"], row["queries"]) for row in said["strata"]] == [("seen", 45 - new), ("new", new)]
+    assert f"New answers ({new} queries): " in said["sentence"]

@@ -438,3 +438,9 @@ def test_the_benchmark_of_passages_trains_on_no_query_that_the_gate_refuses(benc
     assert len(test.queries) == 300
     assert 750 < len(train.queries) < 807
     assert not train.queries.keys() & test.queries.keys()
+
+
+def test_small_groups_make_up_for_a_large_one_in_any_order():
+    data = labelled([(f"text {number}", label) for number, label in enumerate(["a"] * 80 + ["b"] * 10 + ["c"] * 10)])
+    for seed in range(12):
+        assert labels_of(data, split_dataset(data, test=0.2, dev=0, seed=seed, by="documents").test) == {"b": 10, "c": 10}
