@@ -528,3 +528,20 @@ def test_compare_on_the_command_line_says_both_strata(passages, passages_run, ti
     assert 0 < new < 45
     assert [(row["answers"], row["queries"]) for row in said["strata"]] == [("seen", 45 - new), ("new", new)]
     assert f"New answers ({new} queries): " in said["sentence"]
+
+
+def test_an_answer_of_a_dev_query_was_seen_since_it_chose_the_epoch(passages, tiny_model):
+    said = {
+        "data": {"queries": str(passages / "queries.jsonl"), "documents": str(passages / "documents.jsonl")},
+        "model": {"name": str(tiny_model)},
+    }
+    by_dev_alone = 0
+    for seed in range(5):
+        job = pipeline.Job.of(make_config({**said, "split": {"folds": 0, "dev": 0.4, "seed": seed}}))
+        [split] = job.splits
+        train, dev = ({document for id in part for document in job.dataset.relevant(id)} for part in (split.train, split.dev))
+        for id in split.test:
+            right = job.dataset.relevant(id).keys()
+            assert job.seen[id] == bool(right & (train | dev))
+            by_dev_alone += bool(right & dev and not right & train)
+    assert by_dev_alone > 0

@@ -274,7 +274,8 @@ class Job:
     @cached_property
     def seen(self) -> dict[str, bool]:
         """Held-out query -> whether training saw one of its right answers, by the split in which it is held out."""
-        kept = {normalised(text): id for id, text in zip(self.dataset.corpus, self.dataset.document_texts(self.template), strict=True)}
+        texts_of = zip(self.dataset.corpus, self.dataset.document_texts(self.template), strict=True)
+        kept = {normalised(text): id for id, text in texts_of} if self.others else {}
         more = []  # documents of further data sets that say what ours say are the same documents (`mixed`)
         for other, template in self.others:
             asked = {document for id in other.judged for document in other.relevant(id)}
