@@ -500,12 +500,12 @@ def test_split_by_documents_a_further_data_set_loses_what_has_a_held_out_answer(
     config = make_config({"data": {"queries": str(passages / "queries.jsonl"), "documents": str(passages / "documents.jsonl")}})
     data = pipeline.read(config.data)
     test = data.select(data.judged[:1])
-    text = data.corpus[next(iter(data.relevant(data.judged[0])))].text
+    text, unasked = (data.corpus[next(iter(data.relevant(id)))].text for id in data.judged[:2])
     (tmp_path / "more.jsonl").write_text(
         "".join(json.dumps({"query": query, "expected": id}) + "\n" for query, id in (("a question", "x"), ("another one", "y")))
     )
     (tmp_path / "texts.jsonl").write_text(
-        "".join(json.dumps({"id": id, "text": said}) + "\n" for id, said in (("x", text.upper()), ("y", "something else")))
+        "".join(json.dumps({"id": id, "text": said}) + "\n" for id, said in (("x", text.upper()), ("y", unasked)))
     )
     mix = {"data": [{"queries": str(tmp_path / "more.jsonl"), "documents": str(tmp_path / "texts.jsonl")}]}
     for by, kept in (("queries", ["a question", "another one"]), ("documents", ["another one"])):
