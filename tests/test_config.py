@@ -35,7 +35,7 @@ def test_the_data_file_is_all_that_must_be_said():
         ({"model": {"precison": "fp32"}}, "key 'model.precison' is unknown; did you mean 'precision'?"),
         ({"evaluate": {"metrics": "mrr@10"}}, "key 'evaluate.metrics' is unknown; did you mean 'metric'?"),
         ({"tune": {"epoch": 3}}, "key 'tune.epoch' is unknown; did you mean 'epochs'?"),
-        ({"split": {"zzz": 1}}, "key 'split.zzz' is unknown; known: test, dev, folds, leaks, seed, group_by"),
+        ({"split": {"zzz": 1}}, "key 'split.zzz' is unknown; known: test, dev, folds, leaks, seed, group_by, by"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_at_every_level(said, line):

@@ -32,7 +32,7 @@ def tuned_model(tiny_model, tmp_path_factory):
         for name, value in tensors(folder).items()
     }
     save_file(moved, weights_of(folder)[0], metadata={"format": "pt"})
-    (folder.parent / "tuning.json").write_text(json.dumps({"identity": "x", "seen": ["abc", "def"]}))
+    (folder.parent / "tuning.json").write_text(json.dumps({"identity": "x", "seen": ["abc", "def"], "answers": ["123"]}))
     return folder
 
 
@@ -84,9 +84,10 @@ def test_a_fingerprint_is_of_both_models_and_the_weight_and_the_models_own_at_th
     assert len({merges.at(weight).fingerprint for weight in (0, 0.25, 0.5, 1)} | {Merges(tuned, base).at(0.25).fingerprint}) == 5
 
 
-def test_a_merge_knows_which_queries_the_tuned_model_has_seen(tiny_model, tuned_model, tmp_path):
+def test_a_merge_knows_which_queries_and_answers_the_tuned_model_has_seen(tiny_model, tuned_model, tmp_path):
     merge_models(tiny_model, tuned_model, 0.5, tmp_path / "merged")
-    assert json.loads((tmp_path / "merged" / "tuning.json").read_text())["seen"] == ["abc", "def"]
+    said = json.loads((tmp_path / "merged" / "tuning.json").read_text())
+    assert (said["seen"], said["answers"]) == (["abc", "def"], ["123"])
 
 
 def test_the_same_call_again_does_nothing_and_another_one_is_refused(tiny_model, tuned_model, tmp_path):

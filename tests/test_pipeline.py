@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import pandas as pd
 import pytest
 
 from embedfit import pipeline
+from embedfit.cli import main
 from embedfit.config import make_config
-from embedfit.data import Dataset, Document, Query
+from embedfit.data import Dataset, Document, Query, write_beir
 from embedfit.encode import LocalEncoder
 from embedfit.errors import ConfigError, DataError, StorageError
 from embedfit.general import general_set
+from embedfit.pipeline import experiment
 from embedfit.samples import TRANSACTIONS
 
 # A part of the transactions and a one-layer model: the whole way in seconds.
@@ -378,3 +381,189 @@ epochs = 1
     assert said
     refused = together("check", str(config))
     assert "'check' runs in one process" in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def passages(tmp_path_factory):
+    """The files of 30 passages: a question on each of them, and a second one on every other."""
+    folder = tmp_path_factory.mktemp("passages")
+    documents = list(general_set().corpus.values())[:30]
+    rows = [(f"What is said of {' '.join(document.text.split()[:6])}?", document.id) for document in documents]
+    rows += [(f"Where is it told that {' '.join(document.text.split()[-7:])}", document.id) for document in documents[::2]]
+    (folder / "queries.jsonl").write_text("".join(json.dumps({"query": query, "expected": id}) + "\n" for query, id in rows))
+    (folder / "documents.jsonl").write_text("".join(json.dumps({"id": one.id, "text": one.text}) + "\n" for one in documents))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def passages_run(passages, tiny_model):
+    return pipeline.run(
+        make_config(
+            {
+                "output": str(passages / "runs"),
+                "data": {"queries": str(passages / "queries.jsonl"), "documents": str(passages / "documents.jsonl")},
+                "model": {"name": str(tiny_model)},
+                "split": {"folds": 2},
+                "tune": {"epochs": 1},
+                "general": {"queries": str(passages / "queries.jsonl"), "documents": str(passages / "documents.jsonl")},  # it is small
+            }
+        )
+    )
+
+
+def test_a_run_divides_its_queries_into_seen_and_new_answers_by_each_folds_own_training(passages_run):
+    config = make_config(passages_run.manifest["config"])
+    data = pipeline.read(config.data)
+    expected = {}
+    for split in pipeline.splits_of(config, data):
+        trained = {document for id in (*split.train, *split.dev) for document in data.relevant(id)}
+        expected |= {id: bool(trained & data.relevant(id).keys()) for id in split.test}
+    counts = [sum(expected[id] for id in split.test) for split in pipeline.splits_of(config, data)]
+    assert 0 < sum(counts) < 45
+    frame = pd.read_parquet(passages_run.folder / "queries.parquet")
+    assert dict(zip(frame.query_id, frame.seen, strict=True)) == expected
+    assert [part["seen"] for part in passages_run.manifest["split"]] == counts
+    comparison = passages_run.comparison
+    assert [(stratum.seen, stratum.queries) for stratum in comparison.strata] == [(True, sum(counts)), (False, 45 - sum(counts))]
+    for stratum in comparison.strata:
+        rows = frame[frame.seen == stratum.seen]
+        assert stratum["mrr@10"].base == pytest.approx(rows["base_mrr@10"].mean())
+        assert stratum["mrr@10"].tuned == pytest.approx(rows["tuned_mrr@10"].mean())
+        assert stratum.sentence("mrr@10") in json.loads((passages_run.folder / "comparison.json").read_text())["sentence"]
+    again = pipeline.read_result(passages_run.folder)
+    assert again.comparison.strata == comparison.strata
+    assert again.comparison.to_dict() == comparison.to_dict()
+    assert "New answers (" in passages_run.report.read_text()
+
+
+def test_labels_have_no_new_answers_so_nothing_is_added(result):
+    assert set(result.comparison.seen) == {True}
+    assert result.comparison.strata == ()
+    assert "new answer" not in result.comparison.sentence.casefold()
+
+
+def test_the_card_of_a_run_has_both_strata(passages_run, tmp_path):
+    [publication] = pipeline.prepare_publications(passages_run.folder, str(tmp_path / "card"))
+    text = publication.files["README.md"].decode()
+    assert passages_run.comparison.sentence in text
+    for stratum in passages_run.comparison.strata:
+        row = stratum["ndcg@10"]
+        assert f"| ndcg@10, {stratum.label} | {row.base:.3f} | {row.tuned:.3f} | {row.difference:+.3f} |" in text
+    said = json.loads(publication.files["embedfit.json"])["comparison"]["strata"]
+    assert [row["queries"] for row in said] == [stratum.queries for stratum in passages_run.comparison.strata]
+
+
+def test_answers_of_a_further_data_set_count_as_seen(passages, tiny_model, tmp_path):
+    documents = [json.loads(line) for line in (passages / "documents.jsonl").read_text().splitlines()]
+    (tmp_path / "more.jsonl").write_text(json.dumps({"query": "a further question", "expected": "x"}) + "\n")
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"id": "x", "text": documents[1]["text"].upper()}) + "\n")
+    said = {
+        "data": {"queries": str(passages / "queries.jsonl"), "documents": str(passages / "documents.jsonl")},
+        "model": {"name": str(tiny_model)},
+    }
+    more = {"data": [{"queries": str(tmp_path / "more.jsonl"), "documents": str(tmp_path / "texts.jsonl")}]}
+    alone, mixed = (pipeline.Job.of(make_config({**said, "mix": mix})).seen for mix in ({}, more))
+    [changed] = [id for id in alone if alone[id] != mixed[id]]
+    assert (alone[changed], mixed[changed]) == (False, True)
+    assert set(pipeline.read(make_config(said).data).relevant(changed)) == {documents[1]["id"]}
+
+
+def test_compare_tells_the_strata_of_a_model_whose_folder_says_what_it_was_trained_on(passages, passages_run, tiny_model):
+    data = pipeline.read(make_config(passages_run.manifest["config"]).data)
+    fold = LocalEncoder(passages_run.folder / "folds" / "0" / "model")
+    first, second = pipeline.splits_of(make_config(passages_run.manifest["config"]), data)
+    assert pipeline.answers_seen_in_training([LocalEncoder(tiny_model)], data, "{title} {text}") is None
+    seen = pipeline.answers_seen_in_training([LocalEncoder(tiny_model), fold], data.select(first.test), "{title} {text}")
+    expected = dict(zip(passages_run.comparison.base.query_ids, passages_run.comparison.seen, strict=True))
+    assert seen == tuple(expected[id] for id in first.test)
+    assert set(pipeline.answers_seen_in_training([fold], data.select(second.test), "{title} {text}")) == {True}
+
+
+def test_split_by_documents_goes_the_whole_way_and_the_report_says_what_it_means(passages, tiny_model):
+    said = {
+        "data": {"queries": str(passages / "queries.jsonl"), "documents": str(passages / "documents.jsonl")},
+        "model": {"name": str(tiny_model)},
+        "split": {"by": "documents", "folds": 0, "test": 0.3, "dev": 0.2},
+    }
+    job = pipeline.Job.of(make_config(said))
+    [split] = job.splits
+    asked = [{document for id in part for document in job.dataset.relevant(id)} for part in (split.train, split.dev, split.test)]
+    assert all(asked)
+    assert sum(map(len, asked)) == len(set.union(*asked)) == 30
+    assert set(job.seen.values()) == {False}
+    note = f"{len(asked[2])} of the 30 documents that are asked for were held out, with all of their queries: "
+    assert any(line.startswith(note) for line in experiment._notes(job))
+    folds = pipeline.Job.of(make_config({**said, "split": {"by": "documents", "folds": 3}}))
+    assert set(folds.seen.values()) == {False}
+    assert any("of the 30 documents that are asked for were held out in each fold" in line for line in experiment._notes(folds))
+    assert job.folder("") != pipeline.Job.of(make_config({**said, "split": {**said["split"], "by": "queries"}})).folder("")
+
+
+def test_split_by_documents_of_official_parts_says_how_many_were_left_out(tiny_model, tmp_path):
+    ids = "abcd"
+    rows = [("q0", "one", "a"), ("q1", "two", "b"), ("q2", "three", "c"), ("q3", "four", "a"), ("q4", "five", "d")]
+    data = Dataset(
+        {id: Query(id, text) for id, text, _ in rows},
+        {id: Document(id, f"passage {id}") for id in ids},
+        {id: {answer: 1} for id, _, answer in rows},
+    )
+    write_beir(replace(data, parts={"train": ("q0", "q1", "q2"), "test": ("q3", "q4")}), tmp_path / "beir")
+    job = pipeline.Job.of(
+        make_config({"data": {"queries": str(tmp_path / "beir")}, "model": {"name": str(tiny_model)}, "split": {"by": "documents"}})
+    )
+    assert (set(job.splits[0].train), job.splits[0].test) == ({"q1", "q2"}, ("q3", "q4"))
+    assert any(
+        line.endswith("Queries left out of training, because they share an answer with a held-out one or leak: 1.")
+        for line in experiment._notes(job)
+    )
+
+
+def test_split_by_documents_a_further_data_set_loses_what_has_a_held_out_answer(passages, tiny_model, tmp_path):
+    config = make_config({"data": {"queries": str(passages / "queries.jsonl"), "documents": str(passages / "documents.jsonl")}})
+    data = pipeline.read(config.data)
+    test = data.select(data.judged[:1])
+    text, unasked = (data.corpus[next(iter(data.relevant(id)))].text for id in data.judged[:2])
+    (tmp_path / "more.jsonl").write_text(
+        "".join(json.dumps({"query": query, "expected": id}) + "\n" for query, id in (("a question", "x"), ("another one", "y")))
+    )
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(json.dumps({"id": id, "text": said}) + "\n" for id, said in (("x", text.upper()), ("y", unasked)))
+    )
+    mix = {"data": [{"queries": str(tmp_path / "more.jsonl"), "documents": str(tmp_path / "texts.jsonl")}]}
+    for by, kept in (("queries", ["a question", "another one"]), ("documents", ["another one"])):
+        config = make_config({"data": {"queries": "unused"}, "mix": mix, "split": {"by": by}})
+        other = pipeline.read(config.mix.data[0])
+        assert pipeline.without_held_out(config, config.mix.data[0], other, test)[0].query_texts() == kept
+
+
+def test_compare_on_the_command_line_says_both_strata(passages, passages_run, tiny_model, capsys):
+    path = passages / "embedfit.toml"
+    path.write_text('[data]\nqueries = "queries.jsonl"\ndocuments = "documents.jsonl"\n[general]\n')
+    fold = passages_run.folder / "folds" / "0"
+    with pytest.raises(SystemExit):
+        main(["--quiet", "compare", str(path), str(tiny_model), str(fold / "model"), "--part", "all", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    data = pipeline.read(make_config(passages_run.manifest["config"]).data)
+    trained = pipeline.splits_of(make_config(passages_run.manifest["config"]), data)[0].train
+    answers = {document for id in trained for document in data.relevant(id)}
+    new = sum(answers.isdisjoint(data.relevant(id)) for id in data.judged)
+    assert 0 < new < 45
+    assert [(row["answers"], row["queries"]) for row in said["strata"]] == [("seen", 45 - new), ("new", new)]
+    assert f"New answers ({new} queries): " in said["sentence"]
+
+
+def test_an_answer_of_a_dev_query_was_seen_since_it_chose_the_epoch(passages, tiny_model):
+    said = {
+        "data": {"queries": str(passages / "queries.jsonl"), "documents": str(passages / "documents.jsonl")},
+        "model": {"name": str(tiny_model)},
+    }
+    by_dev_alone = 0
+    for seed in range(5):
+        job = pipeline.Job.of(make_config({**said, "split": {"folds": 0, "dev": 0.4, "seed": seed}}))
+        [split] = job.splits
+        train, dev = ({document for id in part for document in job.dataset.relevant(id)} for part in (split.train, split.dev))
+        for id in split.test:
+            right = job.dataset.relevant(id).keys()
+            assert job.seen[id] == bool(right & (train | dev))
+            by_dev_alone += bool(right & dev and not right & train)
+    assert by_dev_alone > 0

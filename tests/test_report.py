@@ -1,6 +1,7 @@
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -339,3 +340,44 @@ def test_what_is_shown_is_recall_at_each_k_the_largest_of_mrr_and_ndcg_and_the_v
     assert [found.metric for found in shown_differences(comparison)] == ["recall@1", "recall@2", "recall@3", "mrr@3", "ndcg@3"]
     by_map = compare_scores(comparison.base, comparison.tuned, metric="map@2")
     assert [found.metric for found in shown_differences(by_map)][-1] == "map@2"
+
+
+@pytest.fixture(scope="module")
+def in_strata(comparison):
+    return compare_scores(comparison.base, comparison.tuned, metric="mrr@3", seen=[True, True, False, True])
+
+
+def test_the_terminal_shows_both_strata_under_the_metric_that_the_verdict_is_about(in_strata):
+    console = Console(width=200)
+    other = replace(in_strata.tuned, name="BM25")
+    with console.capture() as capture:
+        console.print(terminal_table(in_strata, (other,)))
+    lines = [line.split() for line in capture.get().splitlines()]
+    place = [line[0] for line in lines].index("MRR@3") + 1
+    # q1 2 -> 1, q2 1 -> 3, q4 1 -> 1 of seen answers; q3 2 -> 2 of a new one.
+    assert lines[place][:7] == ["answers", "seen,", "3", "0.778", "0.833", "0.778", "-0.056"]
+    assert lines[place][-5:] == ["1", "/", "1", "/", "1"]
+    assert lines[place + 1][:7] == ["new", "answers,", "1", "0.500", "0.500", "0.500", "+0.000"]
+    assert sum(line[:2] == ["new", "answers,"] for line in lines) == 1
+
+
+def test_the_page_has_every_figure_of_both_strata_and_marks_their_queries(data, in_strata):
+    frame = per_query(data, in_strata, run_of(0), run_of(1))
+    assert frame.set_index("query_id").seen.to_dict() == {"q1": True, "q2": True, "q3": False, "q4": True}
+    page = html(Report("a report", in_strata, frame, {}))
+    text = Elements(page).text
+    assert in_strata.sentence in text
+    section = text.partition("Answers seen in training, and new ones")[2].partition("Where the right answer stands")[0]
+    seen, _, new = section.partition("New answers (1 query)")
+    assert "Answers seen in training (3 queries)" in seen
+    for part, stratum in ((seen, in_strata.strata[0]), (new, in_strata.strata[1])):
+        for found in map(stratum.__getitem__, ("recall@1", "recall@3", "mrr@3", "ndcg@3")):
+            assert f"{found.base:.3f}{found.tuned:.3f}{found.difference:+.3f}{found.low:+.3f} to {found.high:+.3f}" in part
+            assert f"{found.wins} / {found.ties} / {found.losses}{found.verdict}" in part
+    assert [is_.split()[-1] for is_, _ in rows_of(page)] == ["seen", "new", "seen", "seen"]
+    assert re.search(r'data-show="new">new answer 1<', page)
+
+
+def test_where_there_are_no_strata_the_page_says_nothing_of_them(page):
+    assert "new answer" not in page.casefold()
+    assert 'data-show="seen"' not in page

@@ -4,7 +4,7 @@ import pytrec_eval
 
 from embedfit.errors import ConfigError
 from embedfit.retrieve import Run
-from embedfit.score import METRICS, check_metric, score_run
+from embedfit.score import METRICS, Scores, check_metric, score_run
 
 LOG3, LOG5 = np.log2(3), np.log2(5)
 
@@ -123,3 +123,10 @@ def test_only_metrics_that_are_computed_are_accepted():
     for name in ("mrr@5", "mrr", "MRR@10", "mrr@", "@10", "mrr@x", "mrr@10@10"):
         with pytest.raises(ConfigError, match=r"expected one of recall, mrr, ndcg, hit, precision, map at one of \[1, 10\]"):
             check_metric(name, (1, 10))
+
+
+def test_the_scores_of_some_queries_are_theirs_in_every_figure_and_in_the_order_asked_for():
+    scores = Scores("m", ("a", "b", "c"), {"mrr@10": np.array([1.0, 0.5, 0.0])}, np.array([1, 2, 0]))
+    some = scores.select(["c", "a"])
+    assert (some.name, some.query_ids, some.ranks.tolist()) == ("m", ("c", "a"), [0, 1])
+    assert some.values["mrr@10"].tolist() == [0.0, 1.0]

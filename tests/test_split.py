@@ -1,4 +1,8 @@
+import re
+import runpy
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +12,7 @@ from embedfit.check import check_leaks
 from embedfit.data import Dataset, Document, Query, normalised
 from embedfit.duplicates import connected
 from embedfit.errors import ConfigError, DataError
-from embedfit.split import Split, query_groups, split_dataset, split_folds, without_leaks
+from embedfit.split import Split, answers_seen, query_groups, split_dataset, split_folds, without_leaks
 
 
 def labelled(rows, parts=None):
@@ -293,3 +297,180 @@ def test_connected_groups_are_those_that_merging_sets_gives(case):
         merged = next(group for group in sets if one in group) | next(group for group in sets if other in group)
         sets = [group for group in sets if not group & merged] + [merged]
     assert connected(count, pairs) == sorted(tuple(sorted(group)) for group in sets)
+
+
+def passages(answers, texts=None, parts=None):
+    """Return a data set of queries q0, q1 ... from the ids of each one's right documents; a document says its id, or what ``texts`` has."""
+    ids = sorted({document for documents in answers for document in documents})
+    return Dataset(
+        {f"q{number}": Query(f"q{number}", f"question number {number}") for number in range(len(answers))},
+        {id: Document(id, (texts or {}).get(id, f"passage {id}")) for id in ids},
+        {f"q{number}": dict.fromkeys(documents, 1) for number, documents in enumerate(answers)},
+        parts or {},
+    )
+
+
+def test_an_answer_was_seen_if_any_one_of_several_was_right_for_a_training_query():
+    data = passages(["ab", "bc", "d", "c"])
+    assert answers_seen(data, ["q0"], ["q1", "q2", "q3"]) == (True, False, False)
+    assert answers_seen(data, ["q0", "q1"], ["q3", "q2"]) == (True, False)
+    assert answers_seen(data, [], ["q0"]) == (False,)
+
+
+def test_a_document_that_is_not_relevant_was_not_seen():
+    data = passages(["ab", "b"])
+    data.qrels["q0"]["b"] = 0
+    assert answers_seen(data, ["q0"], ["q1"]) == (False,)
+
+
+PASSAGE = "In spring the heron comes back to the pond and waits there for hours without a move"
+
+
+def test_a_copy_or_a_near_copy_of_a_seen_answer_was_seen_too():
+    texts = {
+        "a": PASSAGE,
+        "b": PASSAGE.upper(),
+        "c": PASSAGE.replace("heron", "stork"),
+        "d": PASSAGE + " until one day it does not come at all",
+    }
+    data = passages(["a", "b", "c", "d"], texts)
+    assert answers_seen(data, ["q0"], ["q1", "q2", "q3"]) == (True, True, False)
+
+
+def test_documents_of_other_data_sets_may_have_been_seen():
+    data = passages(["a", "b", "c"])
+    assert answers_seen(data, ["q0"], ["q1", "q2"], more=["b"]) == (True, False)
+
+
+def answers_in(data, ids):
+    return {document for id in ids for document in data.relevant(id)}
+
+
+def answers_are_apart(data, split):
+    train, dev, test = (answers_in(data, part) for part in (split.train, split.dev, split.test))
+    return not (test & (train | dev) or dev & train)
+
+
+some_answers = st.lists(st.sets(st.sampled_from("abcdefghijklmnopqrst"), min_size=1, max_size=2), min_size=1, max_size=40)
+
+
+@settings(max_examples=150, deadline=None)
+@given(answers=some_answers, test=st.floats(0.1, 0.5), dev=st.sampled_from([None, 0, 0.2]), seed=st.integers(0, 50), k=st.integers(2, 4))
+def test_split_by_documents_no_answer_is_in_two_parts_and_no_query_is_lost(answers, test, dev, seed, k):
+    data = passages([sorted(documents) for documents in answers])
+    splits = []
+    for make in (
+        lambda: [split_dataset(data, test=test, dev=dev, seed=seed, by="documents")],
+        lambda: split_folds(data, k, dev=dev, seed=seed, by="documents"),
+    ):
+        try:
+            splits += make()
+        except DataError as error:
+            if not re.search("hang together through common answers|no query is left|without a common answer", str(error)):
+                raise
+    for split in splits:
+        assert sorted(everything(split)) == sorted(data.judged)
+        assert answers_are_apart(data, split)
+        assert not any(answers_seen(data, split.train + split.dev, split.test))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    answers=some_answers, where=st.lists(st.sampled_from(["train", "dev", "test", None]), min_size=40, max_size=40), seed=st.integers(0, 9)
+)
+def test_of_official_parts_by_documents_test_stays_and_what_shares_its_answers_goes(answers, where, seed):
+    parts = {part: tuple(f"q{n}" for n in range(len(answers)) if where[n] == part) for part in ("train", "dev", "test")}
+    data = passages([sorted(documents) for documents in answers], parts=parts)
+    try:
+        split = split_dataset(data, test=0.3, seed=seed, by="documents")
+    except DataError:
+        return
+    assert answers_are_apart(data, split)
+    if parts["test"]:
+        assert split.test == parts["test"]
+        held_out = answers_in(data, parts["test"])
+        if parts["dev"]:
+            assert set(split.dev) == {id for id in parts["dev"] if not held_out & data.relevant(id).keys()}
+            held_out |= answers_in(data, split.dev)
+            rest = set(data.judged) - set(parts["test"]) - set(parts["dev"])
+            assert set(split.train) == {id for id in rest if not held_out & data.relevant(id).keys()}
+
+
+def test_split_by_documents_copies_are_one_answer_and_near_queries_and_fields_stay_together():
+    texts = {"a": PASSAGE, "b": PASSAGE.replace("heron", "stork")}
+    data = passages(list("abcdefghijklmnopqrstuv"), texts)
+    data.queries["q2"] = Query("q2", LONG)
+    data.queries["q3"] = Query("q3", LONG.replace("cash", "coins"))
+    for id in ("q4", "q5"):
+        data.queries[id] = Query(id, f"a question {id}", {"customer": 7})
+    for seed in range(10):
+        for split in (
+            split_dataset(data, dev=0.2, seed=seed, by="documents", group_by="customer"),
+            *split_folds(data, 3, seed=seed, by="documents", group_by="customer"),
+        ):
+            for together in ({"q0", "q1"}, {"q2", "q3"}, {"q4", "q5"}):
+                assert sum(bool(together & set(part)) for part in (split.train, split.dev, split.test)) == 1
+
+
+def test_split_by_documents_whole_labels_are_held_out(transactions):
+    split = split_dataset(transactions, test=0.2, dev=0.1, by="documents")
+    assert answers_are_apart(transactions, split)
+    assert 0.1 * 326 <= len(split.test) <= 0.3 * 326
+    tests = [set(fold.test) for fold in split_folds(transactions, 5, by="documents")]
+    assert all(0.1 * 326 <= len(test) <= 0.3 * 326 for test in tests)
+    assert {split_dataset(transactions, by="documents", seed=seed).test for seed in range(2)} != {split.test}
+
+
+def test_split_by_documents_keeps_the_share_where_groups_are_of_many_sizes():
+    # One answer of 30 queries, ten of 4, and thirty of 1: none but the first is larger than twice the share.
+    labels = ["big"] * 30 + [f"m{number % 10}" for number in range(40)] + [f"s{number}" for number in range(30)]
+    data = labelled([(f"text {number}", label) for number, label in enumerate(labels)])
+    for seed in range(10):
+        assert 9 <= len(split_dataset(data, test=0.1, dev=0, seed=seed, by="documents").test) <= 11
+        assert {len(fold.test) for fold in split_folds(data, 3, seed=seed, by="documents")} <= {33, 34}
+
+
+def test_where_nearly_all_queries_hang_together_it_is_one_line_with_the_fix():
+    data = passages(["ab", "bc", "cd", "de", "ef", "fg", "gh", "hi", "i", "z"])
+    message = (
+        r"data: 9 of 10 queries, such as 'q\d', hang together through common answers: 1 of 10 can be held out, where 50% are wanted; "
+        r'fix: split\.by = "queries", which reports seen and new answers apart'
+    )
+    with pytest.raises(DataError, match=message):
+        split_dataset(data, test=0.5, by="documents")
+    with pytest.raises(DataError, match=r"9 of 10 queries, such as 'q0', hang together .* fewer than half of them can be trained on"):
+        split_folds(data, 2, by="documents")
+    with pytest.raises(DataError, match="data: has 2 groups of queries without a common answer for 3 folds"):
+        split_folds(data, 3, by="documents")
+
+
+def test_official_parts_with_the_same_answers_leave_nothing_to_train_on_by_documents():
+    data = passages(["a", "b", "a", "b"], parts={"train": ("q0", "q1"), "test": ("q2", "q3")})
+    with pytest.raises(
+        DataError, match=r'no query is left for train out of 2; fix: add labelled queries with other answers, or split\.by = "queries"'
+    ):
+        split_dataset(data, by="documents")
+
+
+def test_a_dev_part_that_cannot_be_had_by_documents_is_left_out_unless_it_was_asked_for():
+    data = passages([letter for letter in "abcd" for _ in range(300)])
+    split = split_dataset(data, test=0.25, by="documents")
+    assert (len(split.train), len(split.dev), len(split.test)) == (900, 0, 300)
+    with pytest.raises(DataError, match="hang together"):
+        split_dataset(data, test=0.25, dev=0.1, by="documents")
+
+
+def test_the_benchmark_of_passages_trains_on_no_query_that_the_gate_refuses(bench):
+    parts = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "passages.py"))["parts"]
+    train, test = parts(SimpleNamespace(data=bench, name="scifact", train=None))
+    both = Dataset({**train.queries, **test.queries}, {}, {})
+    assert check_leaks(both, {"train": list(train.queries), "test": list(test.queries)}) == []
+    assert len(test.queries) == 300
+    assert 750 < len(train.queries) < 807
+    assert not train.queries.keys() & test.queries.keys()
+
+
+def test_small_groups_make_up_for_a_large_one_in_any_order():
+    data = labelled([(f"text {number}", label) for number, label in enumerate(["a"] * 80 + ["b"] * 10 + ["c"] * 10)])
+    for seed in range(12):
+        assert labels_of(data, split_dataset(data, test=0.2, dev=0, seed=seed, by="documents").test) == {"b": 10, "c": 10}

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embedfit.check import Finding, check_dataset, check_leaks
-    from embedfit.compare import Comparison, Seeds, compare_many, compare_scores, holm, may_be_best, not_worse
+    from embedfit.compare import Comparison, Seeds, Stratum, compare_many, compare_scores, holm, may_be_best, not_worse
     from embedfit.config import Config, TuneConfig, make_config, read_config
     from embedfit.data import Dataset, Document, Query, load, write_beir, write_jsonl
     from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from embedfit.rerank import LocalReranker, RerankedRetriever
     from embedfit.retrieve import BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run
     from embedfit.score import Scores, score_run
-    from embedfit.split import Split, split_dataset, split_folds, without_leaks
+    from embedfit.split import Split, answers_seen, split_dataset, split_folds, without_leaks
     from embedfit.store import open_store
     from embedfit.store.versions import LiveIndex, index_documents, roll_back
     from embedfit.track import trace_search, tracking
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "check": ("Finding", "check_dataset", "check_leaks"),
-    "compare": ("Comparison", "Seeds", "compare_many", "compare_scores", "holm", "may_be_best", "not_worse"),
+    "compare": ("Comparison", "Seeds", "Stratum", "compare_many", "compare_scores", "holm", "may_be_best", "not_worse"),
     "config": ("Config", "TuneConfig", "make_config", "read_config"),
     "data": ("Dataset", "Document", "Query", "load", "write_beir", "write_jsonl"),
     "encode": ("CachedEncoder", "Encoder", "LocalEncoder"),
@@ -79,7 +79,7 @@ _ROOMS = {
     "rerank": ("LocalReranker", "RerankedRetriever"),
     "retrieve": ("BM25Retriever", "DenseRetriever", "FusedRetriever", "Retriever", "Run"),
     "score": ("Scores", "score_run"),
-    "split": ("Split", "split_dataset", "split_folds", "without_leaks"),
+    "split": ("Split", "answers_seen", "split_dataset", "split_folds", "without_leaks"),
     "store": ("open_store",),
     "store.versions": ("LiveIndex", "index_documents", "roll_back"),
     "track": ("trace_search", "tracking"),

@@ -379,7 +379,8 @@ def compare(
             pipeline.measure(encoder, dataset, template=template, ks=ks, group_by=settings.split.group_by, engine=using, tracker=tracker)
             for encoder in encoders
         ]
-    comparison = compare_scores(base, tuned, metric=settings.evaluate.metric, seed=settings.split.seed)
+    seen = pipeline.answers_seen_in_training(encoders, dataset, template)
+    comparison = compare_scores(base, tuned, metric=settings.evaluate.metric, seed=settings.split.seed, seen=seen)
     if as_json:
         typer.echo(json.dumps(comparison.to_dict()))
         return

@@ -108,6 +108,42 @@ class Seeds:
 
 
 @dataclass(frozen=True)
+class Stratum:
+    """A part of the test queries, compared by itself: those with an answer seen in training, or those with new answers alone.
+
+    Attributes:
+        seen: Which of the two: True where training saw at least one right answer of each query.
+        queries: Number of queries.
+        differences: One per metric and k. The p-values, and with them the verdicts, are adjusted for the two strata by
+            Holm's method; each interval is a 95% interval of its own.
+    """
+
+    seen: bool
+    queries: int
+    differences: tuple[Difference, ...]
+
+    def __getitem__(self, metric: str) -> Difference:
+        return next(difference for difference in self.differences if difference.metric == metric)
+
+    @property
+    def label(self) -> str:
+        """The stratum in words, with its number of queries."""
+        queries = f"{self.queries:,} {'query' if self.queries == 1 else 'queries'}"
+        return f"{'answers seen in training' if self.seen else 'new answers'} ({queries})"
+
+    def sentence(self, metric: str) -> str:
+        """Return the stratum's verdict on a metric, with its evidence."""
+        row = self[metric]
+        values = f"{row.base:.3f} before and {row.tuned:.3f} after"
+        sentence = (
+            f"{self.label.capitalize()}: {row.verdict}, {values} ({row.difference:+.3f}, 95% interval {row.low:+.3f} to {row.high:+.3f})."
+        )
+        if row.verdict == "no difference shown":
+            sentence = f"{sentence[:-2]}; a difference under about {row.detectable:.2g} could not have been seen reliably)."
+        return sentence
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Two models on the same queries.
 
@@ -118,6 +154,8 @@ class Comparison:
         metric: The one that the verdict is about.
         held_out: Whether it is known that no query was trained on.
         seeds: What each seed came to; None where there is one alone.
+        seen: For each query, whether training saw one of its right answers; None where that is not known.
+        strata: The queries with an answer seen in training, then those with new answers alone; empty unless there are both.
     """
 
     base: Scores
@@ -126,6 +164,8 @@ class Comparison:
     metric: str
     held_out: bool = False
     seeds: Seeds | None = None
+    seen: tuple[bool, ...] | None = None
+    strata: tuple[Stratum, ...] = ()
 
     def __getitem__(self, metric: str) -> Difference:
         return next(difference for difference in self.differences if difference.metric == metric)
@@ -155,7 +195,11 @@ class Comparison:
             queries = f"{len(self.base.query_ids):,} {'query' if len(self.base.query_ids) == 1 else 'queries'}"
             queries += f" in {self.groups:,} groups" if self.groups < len(self.base.query_ids) else ""
             sentence += f" A difference under about {found.detectable:.2g} could not have been seen reliably on {queries}."
-        return sentence
+        return " ".join([sentence, *(stratum.sentence(self.metric) for stratum in self.strata)])
+
+    def query_ids(self, *, seen: bool) -> tuple[str, ...]:
+        """Return the ids of the queries that have an answer seen in training, or of those that have none."""
+        return tuple(id for id, value in zip(self.base.query_ids, self.seen or (), strict=self.seen is not None) if value == seen)
 
     @property
     def queries(self) -> str:
@@ -182,25 +226,44 @@ class Comparison:
             "groups": self.groups,
             "held_out": self.held_out,
             "interval": f"95%, paired Bayesian bootstrap with one more query at the worst gap (Gaffke's bound), {DRAWS:,} draws of {drawn}",
-            "differences": [{**vars(difference), "verdict": difference.verdict} for difference in self.differences],
+            "differences": _dicts(self.differences),
             "seeds": asdict(self.seeds) if self.seeds else None,
+            "strata": [
+                {
+                    "answers": "seen" if stratum.seen else "new",
+                    "queries": stratum.queries,
+                    "verdict": stratum[self.metric].verdict,
+                    "differences": _dicts(stratum.differences),
+                }
+                for stratum in self.strata
+            ],
         }
 
     @classmethod
-    def from_dict(cls, said: Mapping[str, Any], base: Scores, tuned: Scores) -> Comparison:
-        """Return the comparison that `to_dict` was called on, from what it said and the per-query values.
+    def from_dict(cls, said: Mapping[str, Any], base: Scores, tuned: Scores, seen: Sequence[bool] | None = None) -> Comparison:
+        """Return the comparison that `to_dict` was called on, from what it said and what it kept of each query.
+
+        Args:
+            said: From `to_dict`.
+            base: Scores of the first model.
+            tuned: Scores of the second.
+            seen: Whether training saw an answer, for each query; None where that is not known.
 
         Raises:
             EmbedfitError: Something is missing, as in what another version wrote.
         """
         try:
-            names = [field.name for field in fields(Difference)]
-            differences = tuple(Difference(**{name: row[name] for name in names}) for row in said["differences"])
+            differences = _differences(said["differences"])
+            strata = tuple(
+                Stratum(row["answers"] == "seen", row["queries"], _differences(row["differences"]))
+                for row in (said.get("strata", ()) if seen is not None else ())  # earlier versions wrote none
+            )
             seeds = said["seeds"]
             if seeds:
                 means = {metric: tuple(values) for metric, values in seeds["means"].items()}
                 seeds = Seeds(seeds["count"], means, seeds["spread"], seeds["query_error"])
-            return cls(base, tuned, differences, said["metric"], said["held_out"], seeds)
+            known = None if seen is None else tuple(map(bool, seen))
+            return cls(base, tuned, differences, said["metric"], said["held_out"], seeds, known, strata)
         except KeyError as error:
             raise EmbedfitError(f"the comparison says no {error}; fix: make it again, another version of embedfit wrote it") from None
 
@@ -211,13 +274,17 @@ class Comparison:
         return pd.DataFrame(self.to_dict()["differences"])
 
     def per_query(self) -> pd.DataFrame:
-        """Return one row per query: its group if known, rank of the first relevant document and every metric, for both models."""
+        """Return one row per query: its group if known, rank of the first relevant document and every metric, for both models.
+
+        Where it is known, ``seen`` says whether training saw one of the query's right answers.
+        """
         import pandas as pd
 
         columns: dict[str, Any] = {
             "query_id": list(self.base.query_ids),
             "base_rank": self.base.ranks,
             "tuned_rank": self.tuned.ranks,
+            **({} if self.seen is None else {"seen": list(self.seen)}),
         }
         if self.base.groups is not None:
             columns["group"] = self.base.groups
@@ -279,7 +346,13 @@ def _short(name: str) -> str:
 
 
 def compare_scores(
-    base: Scores, tuned: Scores | Sequence[Scores], *, metric: str = "mrr@10", seed: int = 0, held_out: bool = False
+    base: Scores,
+    tuned: Scores | Sequence[Scores],
+    *,
+    metric: str = "mrr@10",
+    seed: int = 0,
+    held_out: bool = False,
+    seen: Sequence[bool] | None = None,
 ) -> Comparison:
     """Compare two models query by query.
 
@@ -292,9 +365,12 @@ def compare_scores(
         metric: The one that the verdict is about.
         seed: Of the draws.
         held_out: Whether no query was trained on, which the sentence then says.
+        seen: For each query, whether one of its right answers was also that of a training query (`embedfit.split.answers_seen`).
+            Where some were and some were not, each of the two strata is compared by itself too.
 
     Raises:
-        EmbedfitError: The queries or the metrics differ, a value is not between 0 and 1, or ``metric`` is not measured.
+        EmbedfitError: The queries or the metrics differ, a value is not between 0 and 1, ``metric`` is not measured, or ``seen``
+            is of another length.
     """
     runs = (tuned,) if isinstance(tuned, Scores) else tuple(tuned)
     groups = _check_scores((base, *runs), metric)
@@ -324,7 +400,40 @@ def compare_scores(
         means = {name: tuple(run.mean(name) for run in runs) for name in names}
         spread = {name: float(np.std(values, ddof=1)) for name, values in means.items()}
         seeds = Seeds(len(runs), means, spread, dict(zip(names, found.query_error.tolist(), strict=True)))
-    return Comparison(_grouped(base, groups), _grouped(mean, groups), differences, metric, held_out, seeds)
+    known = None if seen is None else tuple(map(bool, seen))
+    base = _grouped(base, groups)
+    strata = _strata(base, runs, known, metric=metric, seed=seed, held_out=held_out) if known else ()
+    return Comparison(base, _grouped(mean, groups), differences, metric, held_out, seeds, known, strata)
+
+
+def _strata(base: Scores, runs: Sequence[Scores], seen: Sequence[bool], **settings: Any) -> tuple[Stratum, ...]:
+    """Return the comparison of the queries with a seen answer, and of the others; nothing if all are of one kind."""
+    if len(seen) != len(base.query_ids):
+        raise EmbedfitError(f"whether an answer was seen is said of {len(seen):,} queries; expected {len(base.query_ids):,}")
+    if len(set(seen)) < 2:
+        return ()
+    parts = []
+    for wanted in (True, False):
+        ids = [id for id, value in zip(base.query_ids, seen, strict=True) if value == wanted]
+        parts.append(compare_scores(base.select(ids), [run.select(ids) for run in runs], **settings))
+    adjusted = [holm([first.p, second.p]) for first, second in zip(parts[0].differences, parts[1].differences, strict=True)]
+    return tuple(
+        Stratum(
+            number == 0,
+            len(part.base.query_ids),
+            tuple(replace(difference, p=p[number]) for difference, p in zip(part.differences, adjusted, strict=True)),
+        )
+        for number, part in enumerate(parts)
+    )
+
+
+def _dicts(differences: Sequence[Difference]) -> list[dict[str, Any]]:
+    return [{**vars(difference), "verdict": difference.verdict} for difference in differences]
+
+
+def _differences(rows: Sequence[Mapping[str, Any]]) -> tuple[Difference, ...]:
+    names = [field.name for field in fields(Difference)]
+    return tuple(Difference(**{name: row[name] for name in names}) for row in rows)
 
 
 def compare_many(scores: Sequence[Scores], *, base: Scores | None = None, metric: str = "mrr@10", seed: int = 0) -> list[Difference]:

@@ -66,6 +66,10 @@ class SplitConfig(_Section):
     )
     seed: int = Field(0, ge=0, description="Another seed, another split.")
     group_by: str | None = Field(None, description="A field of the queries; those with the same value stay in one part.")
+    by: Literal["queries", "documents"] = Field(
+        "queries",
+        description="documents: answers are held out, so that no right answer of a held-out query was one in training or choosing.",
+    )
 
 
 class ModelConfig(_Section):

@@ -466,6 +466,7 @@ def model_card(
         held_out=comparison.held_out,
         interval=comparison.to_dict()["interval"],
         differences=_shown(comparison),
+        strata=[(stratum.label, stratum[row.metric]) for stratum in comparison.strata for row in _shown(comparison)],
         notes=[forgetting["sentence"]] if forgetting else [],
         data=data,
         template=_line(config["data"]["document_template"]),

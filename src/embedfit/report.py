@@ -44,6 +44,8 @@ _CHIPS = {
     "same": "same",
     "wrong": "wrong in both",
     "doubt": "label in doubt",
+    "seen": "answer seen in training",
+    "new": "new answer",
 }
 
 
@@ -171,10 +173,11 @@ def terminal_table(comparison: Comparison, others: tuple[Scores, ...] = ()) -> T
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("95% interval", justify="right", no_wrap=True)
     table.add_column("won / tied / lost", justify="right", no_wrap=True)
-    for found in shown_differences(comparison):
+
+    def add(name: str, found: Difference, others: Sequence[Scores]) -> None:
         colour = {"better": "green", "worse": "red"}.get(found.verdict, "default")
         table.add_row(
-            metric_label(found.metric),
+            name,
             *(f"{other.mean(found.metric):.3f}" for other in others),
             f"{found.base:.3f}",
             f"[bold]{found.tuned:.3f}[/]",
@@ -182,6 +185,13 @@ def terminal_table(comparison: Comparison, others: tuple[Scores, ...] = ()) -> T
             f"{found.low:+.3f} to {found.high:+.3f}",
             f"{found.wins} / {found.ties} / {found.losses}",
         )
+
+    for found in shown_differences(comparison):
+        add(metric_label(found.metric), found, others)
+        for stratum in comparison.strata if found.metric == comparison.metric else ():
+            name = f"  {'answers seen' if stratum.seen else 'new answers'}, {stratum.queries:,}"
+            ids = comparison.query_ids(seen=stratum.seen)
+            add(name, stratum[found.metric], [other.select(ids) for other in others])
     return table
 
 
@@ -225,6 +235,7 @@ def html(report: Report) -> str:
     labels = sorted({id for row in rows for id in row["expected"]})
     shown = sorted(sorted(rows, key=lambda row: -abs(row["change"]))[:_MOST_ROWS], key=lambda row: row["change"])
     counts = {show: sum(show in row["is"] for row in rows) for show in _CHIPS}
+    optional = {"doubt": doubted, "seen": comparison.strata, "new": comparison.strata}
     chart: dict[str, Any] = {}
     if forgetting:
         x = _axis([general for _, general, _ in forgetting.points], 66, 596)
@@ -243,7 +254,7 @@ def html(report: Report) -> str:
         rows=shown,
         cut=any(len(row["query"]) > 400 for row in rows),
         counts=counts,
-        chips=[(show, name) for show, name in _CHIPS.items() if show != "doubt" or doubted],
+        chips=[(show, name) for show, name in _CHIPS.items() if show not in optional or optional[show]],
         labels=labels if 1 < len(labels) <= _MOST_LABELS else [],
         confusions={name: confusions(report.queries, name)[:12] for name in ("base", "tuned")},
         suspects=None if report.suspects is None else _records(report.suspects.head(_MOST_SUSPECTS)),
@@ -370,6 +381,7 @@ def _rows(queries: pd.DataFrame, doubted: Collection[str]) -> list[dict[str, Any
         direction = "better" if change > 0 else "worse" if change < 0 else "same"
         edge = "fixed" if after == 1 != before else "broken" if before == 1 != after else ""
         kinds = {"all": True, direction: True, edge: edge, "wrong": before != 1 != after, "doubt": query["query_id"] in doubted}
+        kinds |= {"seen": bool(query.get("seen")), "new": not query.get("seen", True)}
         rows.append(
             {
                 "query": query["query"],

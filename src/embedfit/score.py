@@ -12,7 +12,7 @@ Definitions are trec_eval's; with G(q) the relevant documents of a query and the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -55,6 +55,14 @@ class Scores:
     def mean(self, metric: str) -> float:
         """Return the mean over queries of a metric like ``recall@5``."""
         return float(self.values[metric].mean())
+
+    def select(self, query_ids: Iterable[str]) -> Scores:
+        """Return the scores of these queries alone, in this order."""
+        place = {id: row for row, id in enumerate(self.query_ids)}
+        ids = tuple(query_ids)
+        rows = [place[id] for id in ids]
+        groups = None if self.groups is None else self.groups[rows]
+        return Scores(self.name, ids, {name: values[rows] for name, values in self.values.items()}, self.ranks[rows], groups)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per metric and k: model, metric, k, value (the mean over queries)."""

@@ -4,6 +4,8 @@ Queries that say the same or nearly (or share a named field) form a group, and a
 one whose first and last have little in common but a chain of copies of copies (`check_dataset` warns of those). Groups are
 shuffled, sorted by label and dealt out evenly, which stratifies by label where labels repeat and is a plain random split
 where they don't (systematic sampling: W. G. Cochran, Sampling Techniques, 3rd ed., chapter 8).
+
+A split by documents also keeps queries with a common answer together: each answer of a held-out query is then new to training.
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from embedfit.check import Finding
 from embedfit.data import Dataset
 from embedfit.duplicates import connected, near_duplicates
 from embedfit.errors import ConfigError, DataError, did_you_mean
+
+By: TypeAlias = Literal["queries", "documents"]
 
 _DEV, _DEV_AT_LEAST, _DEV_AT_MOST = 0.1, 100, 500
 """The dev part by default: this share of the queries that are not test, none if that is under 100, at most 500."""
@@ -34,7 +39,15 @@ class Split:
         return dataset.select(self.train), dataset.select(self.dev) if self.dev else None, dataset.select(self.test)
 
 
-def split_dataset(dataset: Dataset, *, test: float = 0.2, dev: float | None = None, seed: int = 0, group_by: str | None = None) -> Split:
+def split_dataset(
+    dataset: Dataset,
+    *,
+    test: float = 0.2,
+    dev: float | None = None,
+    seed: int = 0,
+    group_by: str | None = None,
+    by: By = "queries",
+) -> Split:
     """Split the judged queries of a data set in three.
 
     Official parts are kept: if there is a test part it is the test part, and what is missing is dealt from the rest.
@@ -48,9 +61,12 @@ def split_dataset(dataset: Dataset, *, test: float = 0.2, dev: float | None = No
             training.
         seed: Another seed, another split.
         group_by: A metadata field; queries with the same value stay together.
+        by: ``documents`` holds answers out: no document that is right for a test query (and no copy or near copy of one) is right for
+            a dev or train query, and none of dev for train. Of official parts, train and dev queries that share an answer with a part
+            that is more held out are left out. Shares are of queries, met as closely as undivided groups allow.
 
     Raises:
-        DataError: A part would be empty.
+        DataError: A part would be empty, or too many queries hang together through shared answers.
         ConfigError: No query has the field ``group_by``.
     """
     judged = set(dataset.judged)
@@ -61,31 +77,50 @@ def split_dataset(dataset: Dataset, *, test: float = 0.2, dev: float | None = No
         assigned.update(official[part])
     # Queries of no part are there to be learned from, beside an official train part or without one.
     rest = official["train"] + tuple(id for id in dataset.judged if id not in assigned)
-    test_ids, rest = _official_or_dealt(official["test"], dataset, rest, test, seed, group_by)
+    test_ids, rest = _official_or_dealt(official["test"], dataset, rest, test, seed, group_by, by)
+    if by == "documents":
+        rest = _with_new_answers(dataset, rest, test_ids)
     if dev == 0:
-        return _whole(Split(rest, (), test_ids), dev)
-    dev_ids, train_ids = _official_or_dealt(official["dev"], dataset, rest, _dev_share(dev, len(rest)), seed + 1, group_by)
-    return _whole(Split(train_ids, dev_ids, test_ids), dev)
+        return _whole(Split(rest, (), test_ids), dev, by)
+    dev_ids, train_ids = _official_or_dealt(official["dev"], dataset, rest, _dev_share(dev, len(rest)), seed + 1, group_by, by, least=dev)
+    if by == "documents":
+        dev_ids = _with_new_answers(dataset, dev_ids, test_ids)
+        train_ids = _with_new_answers(dataset, train_ids, dev_ids)
+    return _whole(Split(train_ids, dev_ids, test_ids), dev, by)
 
 
-def split_folds(dataset: Dataset, k: int, *, dev: float | None = None, seed: int = 0, group_by: str | None = None) -> list[Split]:
+def split_folds(
+    dataset: Dataset, k: int, *, dev: float | None = None, seed: int = 0, group_by: str | None = None, by: By = "queries"
+) -> list[Split]:
     """Return k splits whose test parts together hold every judged query once.
 
+    Args:
+        dataset: With judged queries.
+        k: Number of folds.
+        dev: As for `split_dataset`, of each fold's other queries.
+        seed: Another seed, other folds.
+        group_by: As for `split_dataset`.
+        by: As for `split_dataset`, in each fold.
+
     Raises:
-        DataError: There are fewer groups of queries than folds.
+        DataError: There are fewer groups of queries than folds, or more than half of the queries hang together through shared answers.
         ConfigError: ``k`` is under 2, or no query has the field ``group_by``.
     """
     if k < 2:
         raise ConfigError(f"folds is {k}; expected 2 or more (or 0 for one split)")
-    groups = _stratified(dataset, dataset.judged, seed, group_by)
+    groups = _stratified(dataset, dataset.judged, seed, group_by, by)
     if len(groups) < k:
-        raise DataError("data", f"has {len(groups)} distinct queries for {k} folds", fix="use fewer folds, or add queries")
+        what = "distinct queries" if by == "queries" else "groups of queries without a common answer"
+        raise DataError("data", f"has {len(groups)} {what} for {k} folds", fix="use fewer folds, or add queries")
+    if by == "documents" and max(map(len, groups)) > len(dataset.judged) / 2:
+        raise _hang_together(groups, "fewer than half of them can be trained on when they are held out")
+    fold_of = _folds_by_size(groups, k) if by == "documents" else [position % k for position in range(len(groups))]
     splits = []
     for fold in range(k):
-        test = tuple(id for position, group in enumerate(groups) if position % k == fold for id in group)
-        rest = tuple(id for position, group in enumerate(groups) if position % k != fold for id in group)
-        dev_ids, train = _dealt(_stratified(dataset, rest, seed + 1, group_by), _dev_share(dev, len(rest)))
-        splits.append(_whole(Split(train, dev_ids, test), dev))
+        test = tuple(id for group, number in zip(groups, fold_of, strict=True) if number == fold for id in group)
+        rest = tuple(id for group, number in zip(groups, fold_of, strict=True) if number != fold for id in group)
+        dev_ids, train = _official_or_dealt((), dataset, rest, _dev_share(dev, len(rest)), seed + 1, group_by, by, least=dev)
+        splits.append(_whole(Split(train, dev_ids, test), dev, by))
     return splits
 
 
@@ -104,6 +139,32 @@ def without_leaks(split: Split, findings: Iterable[Finding]) -> Split:
     return _whole(Split(train, dev, split.test), dev=None)
 
 
+def answers_of(dataset: Dataset) -> dict[str, int]:
+    """Return, for each document, the number of the answer that it gives: copies and near copies give the same one.
+
+    What is near is what `near_duplicates` says, and copies of copies hang together, as with queries.
+    """
+    ids = list(dataset.corpus)
+    texts = [f"{document.title} {document.text}".strip() for document in dataset.corpus.values()]  # as `check_dataset` asks for
+    return {ids[place]: number for number, chain in enumerate(near_duplicates(texts).chains) for place in chain}
+
+
+def answers_seen(dataset: Dataset, trained: Iterable[str], held_out: Iterable[str], *, more: Iterable[str] = ()) -> tuple[bool, ...]:
+    """Return, for each held-out query, whether training saw one of its right answers: as the right answer to another query.
+
+    One of several is enough. A document that was there in training only as a wrong answer was not seen in this sense.
+
+    Args:
+        dataset: With the judgements and the documents.
+        trained: Ids of the queries that were trained on or chosen by.
+        held_out: Ids of the queries to tell about.
+        more: Ids of further documents that were right answers in training, such as those of another data set that say the same.
+    """
+    answer = answers_of(dataset)
+    seen = {answer[document] for id in trained for document in dataset.relevant(id)} | {answer[document] for document in more}
+    return tuple(any(answer[document] in seen for document in dataset.relevant(id)) for id in held_out)
+
+
 def _dev_share(share: float | None, queries: int) -> float:
     """Return the share for the dev part: choosing an epoch needs no more than some hundred queries, and training does."""
     if share is None:
@@ -112,12 +173,41 @@ def _dev_share(share: float | None, queries: int) -> float:
 
 
 def _official_or_dealt(
-    official: tuple[str, ...], dataset: Dataset, ids: tuple[str, ...], share: float, seed: int, group_by: str | None
+    official: tuple[str, ...],
+    dataset: Dataset,
+    ids: tuple[str, ...],
+    share: float,
+    seed: int,
+    group_by: str | None,
+    by: By,
+    least: float | None = 1.0,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return (the part, the rest)."""
+    """Return (the part, the rest). By documents the part may come out small: an error, or no part where ``least`` is None."""
     if official:
         return official, ids
-    return _dealt(_stratified(dataset, ids, seed, group_by), share)
+    groups = _stratified(dataset, ids, seed, group_by, by)
+    if by == "queries":
+        return _dealt(groups, share)
+    taken, rest = _dealt_by_size(groups, share)
+    if len(taken) >= int(share * len(ids)) / 2:
+        return taken, rest
+    if least is None:
+        return (), ids
+    raise _hang_together(groups, f"{len(taken):,} of {len(ids):,} can be held out, where {share:.0%} are wanted")
+
+
+def _hang_together(groups: Sequence[tuple[str, ...]], problem: str) -> DataError:
+    largest = max(groups, key=len)
+    return DataError(
+        "data",
+        f"{len(largest):,} of {sum(map(len, groups)):,} queries, such as {largest[0]!r}, hang together through common answers: {problem}",
+        fix='split.by = "queries", which reports seen and new answers apart',
+    )
+
+
+def _with_new_answers(dataset: Dataset, ids: tuple[str, ...], held_out: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the queries that have no answer of a held-out one."""
+    return tuple(id for id, seen in zip(ids, answers_seen(dataset, held_out, ids), strict=True) if not seen)
 
 
 def _dealt(groups: Sequence[tuple[str, ...]], share: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -131,10 +221,36 @@ def _dealt(groups: Sequence[tuple[str, ...]], share: float) -> tuple[tuple[str, 
     return tuple(taken), tuple(rest)
 
 
-def _stratified(dataset: Dataset, ids: Sequence[str], seed: int, group_by: str | None) -> list[tuple[str, ...]]:
+def _dealt_by_size(groups: Sequence[tuple[str, ...]], share: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Take a share of the queries of groups of any size. Returns (taken, rest).
+
+    Large groups come first, and one is taken when at least half of it is due; small ones make up for what is then missing. A group
+    larger than twice the share of all queries is never taken, and the rest keeps at least half of its own share.
+    """
+    most = sum(map(len, groups)) * (1 + share) / 2
+    taken: list[str] = []
+    rest: list[str] = []
+    for group in sorted(groups, key=len, reverse=True):
+        due = share * (len(taken) + len(rest) + len(group)) - len(taken)
+        (taken if due >= len(group) / 2 and len(taken) + len(group) <= most else rest).extend(group)
+    return tuple(taken), tuple(rest)
+
+
+def _folds_by_size(groups: Sequence[tuple[str, ...]], k: int) -> list[int]:
+    """Return a fold for each group: the largest group first, each to the fold with the fewest queries so far."""
+    sizes, fold_of = [0] * k, [0] * len(groups)
+    for number in sorted(range(len(groups)), key=lambda number: -len(groups[number])):
+        fold_of[number] = sizes.index(min(sizes))
+        sizes[fold_of[number]] += len(groups[number])
+    return fold_of
+
+
+def _stratified(dataset: Dataset, ids: Sequence[str], seed: int, group_by: str | None, by: By) -> list[tuple[str, ...]]:
     """Return the groups of queries that belong together: label by label, labels and groups within them in random order."""
     rng = random.Random(seed)
     groups = query_groups(dataset, ids, group_by)
+    if by == "documents":
+        groups = _with_common_answers(dataset, groups)
     rng.shuffle(groups)
     label = {group: min(dataset.relevant(group[0])) for group in groups}
     # Labels too, or one with fewer groups than are dealt out at a time would stand in the same part for every seed.
@@ -142,6 +258,17 @@ def _stratified(dataset: Dataset, ids: Sequence[str], seed: int, group_by: str |
     rng.shuffle(labels)
     place = {name: index for index, name in enumerate(labels)}
     return sorted(groups, key=lambda group: place[label[group]])
+
+
+def _with_common_answers(dataset: Dataset, groups: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Join groups of queries that have an answer in common, directly or through others."""
+    answer = answers_of(dataset)
+    first: dict[int, int] = {}
+    pairs = []
+    for number, group in enumerate(groups):
+        for key in {answer[document] for id in group for document in dataset.relevant(id)}:
+            pairs.append((number, first.setdefault(key, number)))
+    return [tuple(id for number in joined for id in groups[number]) for joined in connected(len(groups), pairs)]
 
 
 def query_groups(dataset: Dataset, ids: Sequence[str], group_by: str | None = None) -> list[tuple[str, ...]]:
@@ -186,9 +313,10 @@ def group_numbers(dataset: Dataset, group_by: str | None = None) -> dict[str, in
     return {id: number for number, group in enumerate(groups) for id in group}
 
 
-def _whole(split: Split, dev: float | None) -> Split:
+def _whole(split: Split, dev: float | None, by: By = "queries") -> Split:
     for part in ("train", "dev", "test"):
         if not getattr(split, part) and (part != "dev" or dev):
             total = len(split.train) + len(split.dev) + len(split.test)
-            raise DataError("data", f"is too small: no query is left for {part} out of {total}", fix="add labelled queries")
+            fix = "add labelled queries" if by == "queries" else 'add labelled queries with other answers, or split.by = "queries"'
+            raise DataError("data", f"is too small: no query is left for {part} out of {total}", fix=fix)
     return split

@@ -28,7 +28,7 @@ from embedfit.pipeline.job import (
     splits_of,
     without_held_out,
 )
-from embedfit.pipeline.measuring import evaluate, index, measure, seen_in_training
+from embedfit.pipeline.measuring import answers_seen_in_training, evaluate, index, measure, seen_in_training
 from embedfit.pipeline.publishing import prepare_publications, publish_run
 from embedfit.pipeline.training import run_tune, tune
 
@@ -36,6 +36,7 @@ __all__ = [
     "Job",
     "Result",
     "alerts",
+    "answers_seen_in_training",
     "check_installed",
     "check_method",
     "encoder",

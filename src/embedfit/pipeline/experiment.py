@@ -133,6 +133,7 @@ def run(config: Config) -> Result:
             metric=job.metric,
             seed=config.split.seed,
             held_out=True,
+            seen=[job.seen[id] for id in base_run.query_ids],
         )
         suspects = find_suspects(job.test, base_run, runs[0], scale=config.tune.scale)
         lora = final.folder.parent / "lora"
@@ -157,7 +158,10 @@ def run(config: Config) -> Result:
             "model": str((model.folder if isinstance(model, LocalEncoder) else final.folder).relative_to(folder)),
             "fingerprint": model.fingerprint,
             "identity": model.identity if isinstance(model, LocalEncoder) else None,
-            "split": [{part: len(getattr(split, part)) for part in ("train", "dev", "test")} for split in job.splits],
+            "split": [
+                {part: len(getattr(split, part)) for part in ("train", "dev", "test")} | {"seen": sum(job.seen[id] for id in split.test)}
+                for split in job.splits
+            ],
             "tuning": [{"epoch": one.epoch, "tokens": one.tokens, "seconds": one.seconds, "candidates": one.candidates} for one in tuned],
             "seconds": round(time.monotonic() - started, 3),
             "findings": [vars(finding) for finding in findings],
@@ -306,7 +310,8 @@ def read_result(folder: str | Path, *, reused: bool = True) -> Result:
         groups = queries["group"].to_numpy() if "group" in queries else None
         return Scores(name, ids, columns, queries[f"{prefix}rank"].to_numpy(), groups)
 
-    comparison = Comparison.from_dict(said, scores("base_", said["base"]), scores("tuned_", said["tuned"]))
+    seen = queries.seen.tolist() if "seen" in queries else None
+    comparison = Comparison.from_dict(said, scores("base_", said["base"]), scores("tuned_", said["tuned"]), seen)
     others = tuple(scores(f"{name.lower()}_", name) for name in manifest["others"])
     findings = tuple(Finding(**{**row, "ids": tuple(row["ids"])}) for row in manifest["findings"])
     return Result(folder, comparison, others, findings, manifest, reused)
@@ -383,6 +388,8 @@ def _notes(job: Job, forgetting: Forgetting | None = None, *, final: bool = Fals
         notes.append(
             f"Every query is scored by a model that never saw it: {len(job.splits)} models, each on the fold that it was trained without."
         )
+    if job.config.split.by == "documents":
+        notes.append(_of_new_answers(job))
     if len(job.splits) > 1 and final:
         notes.append(
             f"The model in this directory was trained in the same way on all {len(job.dataset.judged):,} queries; the figures stand for it."
@@ -390,6 +397,23 @@ def _notes(job: Job, forgetting: Forgetting | None = None, *, final: bool = Fals
     if forgetting and forgetting.warning:
         notes.append(forgetting.warning)
     return (*notes, *warnings(job.findings))
+
+
+def _of_new_answers(job: Job) -> str:
+    """Return what a split by documents means for the figures."""
+    asked = {id: set(job.dataset.relevant(id)) for id in job.dataset.judged}
+    total = len(set().union(*asked.values()))
+    counts = [len(set().union(*(asked[id] for id in split.test))) for split in job.splits]
+    held_out = f"{counts[0]:,}" if len(counts) == 1 else f"{min(counts):,} to {max(counts):,}"
+    each = "" if len(counts) == 1 else " in each fold"
+    sentence = (
+        f"{held_out} of the {total:,} documents that are asked for were held out{each}, with all of their queries: "
+        "the figures say how well answers are found that training never saw."
+    )
+    left_out = len(asked) - sum(len(part) for split in job.splits for part in (split.train, split.dev, split.test))
+    if len(counts) == 1 and left_out:
+        sentence += f" Queries left out of training, because they share an answer with a held-out one or leak: {left_out:,}."
+    return sentence
 
 
 def _written_by_llm(metadata: Mapping[str, Any]) -> bool:

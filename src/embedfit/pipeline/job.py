@@ -15,7 +15,7 @@ from typing import Literal
 from embedfit import console, locks, ranks
 from embedfit.check import Finding, check_dataset, check_groups, check_leaks, check_truncation
 from embedfit.config import Config, DataConfig, ModelConfig, unused_settings
-from embedfit.data import Dataset, load
+from embedfit.data import Dataset, load, normalised
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
 from embedfit.engine import Engine, LocalEngine, RayEngine
 from embedfit.errors import ConfigError, DataError, ModelError, check_package
@@ -27,7 +27,7 @@ from embedfit.remote import RemoteEncoder, is_remote
 from embedfit.rerank import LocalReranker
 from embedfit.retrieve import DEPTH, DenseRetriever, Run
 from embedfit.score import Scores, score_run
-from embedfit.split import Split, group_numbers, split_dataset, split_folds, without_leaks
+from embedfit.split import Split, answers_seen, group_numbers, split_dataset, split_folds, without_leaks
 from embedfit.track import langwatch_key
 
 _FOLDS, _FEW_QUERIES = 5, 1000
@@ -181,7 +181,7 @@ def splits_of(config: Config, dataset: Dataset) -> list[Split]:
     """
     said, folds = config.split, folds_of(config, dataset)
     if folds:
-        return split_folds(dataset, folds, dev=said.dev, seed=said.seed, group_by=said.group_by)
+        return split_folds(dataset, folds, dev=said.dev, seed=said.seed, group_by=said.group_by, by=said.by)
     return [one_split(config, dataset)]
 
 
@@ -209,7 +209,7 @@ def one_split(config: Config, dataset: Dataset) -> Split:
                 f"split.{part} is {getattr(said, part):g}, and the data comes with a {part} part of {official:,} queries, which is used; "
                 f"fix: leave split.{part} out"
             )
-    return split_dataset(dataset, test=said.test, dev=said.dev, seed=said.seed, group_by=said.group_by)
+    return split_dataset(dataset, test=said.test, dev=said.dev, seed=said.seed, group_by=said.group_by, by=said.by)
 
 
 def leaks(config: Config, dataset: Dataset) -> list[Finding]:
@@ -261,10 +261,19 @@ def without_held_out(config: Config, said: DataConfig, other: Dataset, test: Dat
             fix='leaks = "drop" in [split] trains without these',
         )
     leaking = {id for finding in found for id in finding.ids[1:]} if config.split.leaks == "drop" else set()
-    kept = other.select(id for id in other.judged if f"{said.queries} {id}" not in leaking)
+    answers = _held_out_answers(config, said, other, test) if config.split.by == "documents" else set()
+    kept = other.select(id for id in other.judged if f"{said.queries} {id}" not in leaking and answers.isdisjoint(other.relevant(id)))
     if not kept.queries:
         raise DataError(said.queries, "has no query that may be trained on", fix="leave it out of [[mix.data]]")
     return kept, found if config.split.leaks == "allow" else []
+
+
+def _held_out_answers(config: Config, said: DataConfig, other: Dataset, test: Dataset) -> set[str]:
+    """Return the documents of a further data set that say what a right answer of a held-out query says."""
+    asked = {document for id in test.queries for document in test.relevant(id)}
+    texts = zip(test.corpus, test.document_texts(config.data.document_template), strict=True)
+    held_out = {normalised(text) for id, text in texts if id in asked}
+    return {id for id, text in zip(other.corpus, other.document_texts(said.document_template), strict=True) if normalised(text) in held_out}
 
 
 @dataclass(frozen=True)
@@ -364,6 +373,21 @@ class Job:
     def test(self) -> Dataset:
         """The queries that are held out, of all folds."""
         return self.dataset.select([id for split in self.splits for id in split.test])
+
+    @cached_property
+    def seen(self) -> dict[str, bool]:
+        """Held-out query -> whether training saw one of its right answers, by the split in which it is held out."""
+        texts_of = zip(self.dataset.corpus, self.dataset.document_texts(self.template), strict=True)
+        kept = {normalised(text): id for id, text in texts_of} if self.others else {}
+        more = []  # documents of further data sets that say what ours say are the same documents (`mixed`)
+        for other, template in self.others:
+            asked = {document for id in other.judged for document in other.relevant(id)}
+            texts = zip(other.corpus, map(normalised, other.document_texts(template)), strict=True)
+            more += [kept[text] for id, text in texts if id in asked and text in kept]
+        seen: dict[str, bool] = {}
+        for split in self.splits:
+            seen |= zip(split.test, answers_seen(self.dataset, (*split.train, *split.dev), split.test, more=more), strict=True)
+        return seen
 
     @property
     def parts(self) -> list[tuple[Dataset, Dataset | None, Dataset]]:

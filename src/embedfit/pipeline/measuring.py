@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -192,6 +192,26 @@ def index(config: Config, model: str | None = None) -> Indexed:
 
 def seen_in_training(model: Encoder, dataset: Dataset) -> int:
     """Return how many queries of a data set a model was tuned on or chosen by, as far as its folder tells."""
+    seen = _seen_by(model, "seen")
+    return sum(text_key(query.text) in seen for query in dataset.queries.values())
+
+
+def answers_seen_in_training(models: Sequence[Encoder], dataset: Dataset, template: str) -> tuple[bool, ...] | None:
+    """Return, for each query, whether one of its right answers was one in the training of a model; None if no model tells.
+
+    Args:
+        models: Each is asked what it was trained on, as far as its folder tells.
+        dataset: With judged queries.
+        template: What a document says. In training it said the same under the template used there.
+    """
+    seen = set().union(*(_seen_by(model, "answers") for model in models))
+    if not seen:
+        return None
+    told = {id for id, text in zip(dataset.corpus, dataset.document_texts(template), strict=True) if text_key(text) in seen}
+    return tuple(not told.isdisjoint(dataset.relevant(id)) for id in dataset.queries)
+
+
+def _seen_by(model: Encoder, what: Literal["seen", "answers"]) -> set[str]:
     from embedfit.tune.adapter import AdaptedEncoder
     from embedfit.tune.result import seen_by
 
@@ -199,5 +219,4 @@ def seen_in_training(model: Encoder, dataset: Dataset) -> int:
         path: Path | None = model.folder
     else:
         path = model.adapter.path if isinstance(model, AdaptedEncoder) else None
-    seen = set(seen_by(path)) if path else set()
-    return sum(text_key(query.text) in seen for query in dataset.queries.values())
+    return set(seen_by(path, what)) if path else set()

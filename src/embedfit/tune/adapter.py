@@ -29,7 +29,7 @@ from embedfit.retrieve import DenseRetriever, run_of, top_k
 from embedfit.score import Scores, score_run
 from embedfit.tune.candidates import AllDocuments, BatchAndOthers, CandidateSource
 from embedfit.tune.loss import multi_positive_softmax
-from embedfit.tune.result import Fitted, claim, keys_of, save_in_place, why_not_written
+from embedfit.tune.result import Fitted, answer_keys, claim, keys_of, save_in_place, why_not_written
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -422,7 +422,8 @@ def tune_adapter(
     train = judged(train)
     dev = dev.select(dev.judged) if dev and dev.judged else None
     digests = [train.digest(), dev.digest() if dev else None]
-    claim(folder, ["query adapter", encoder.fingerprint, *digests, template, asdict(config)], keys_of(train, dev))
+    described = ["query adapter", encoder.fingerprint, *digests, template, asdict(config)]
+    claim(folder, described, keys_of(train, dev), answer_keys(train, dev, template))
     done, weights = folder / "tuned.json", folder / "adapter.safetensors"
     if not done.exists():
         found = fit_adapter(encoder, train, dev, template, config)

@@ -42,7 +42,7 @@ from embedfit.tune.candidates import AllDocuments, BatchAndOthers, CandidateSour
 from embedfit.tune.logged import logged, run_name
 from embedfit.tune.loss import CandidateLoss
 from embedfit.tune.mine import Guards, MinedCandidates, mine, steps_between_minings
-from embedfit.tune.result import Tuned, claim, keys_of, read_tuned, save_in_place, why_not_written, write_tuned
+from embedfit.tune.result import Tuned, answer_keys, claim, keys_of, read_tuned, save_in_place, why_not_written, write_tuned
 
 _ALL_DOCUMENTS_TOKENS = 4096
 """A corpus up to this many tokens is encoded whole in every step."""
@@ -112,7 +112,8 @@ def tune_model(
         require(name, extra=name)
     train = train.select(train.judged)
     dev = dev.select(dev.judged) if dev and dev.judged else None
-    claim(folder, [encoder.fingerprint, train.digest(), dev.digest() if dev else None, template, config.model_dump()], keys_of(train, dev))
+    described = [encoder.fingerprint, train.digest(), dev.digest() if dev else None, template, config.model_dump()]
+    claim(folder, described, keys_of(train, dev), answer_keys(train, dev, template))
     done = folder / "tuned.json"
     if ranks.agreed(done.exists()):
         return read_tuned(done)

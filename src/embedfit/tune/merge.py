@@ -45,7 +45,9 @@ def merge_models(base: LocalEncoder | str | Path, tuned: LocalEncoder | str | Pa
     merged = merges.at(weight)
     model = None if (folder / "model").exists() else merges.loaded(weight).model  # a folder is claimed only for what can be merged
     try:
-        claim(folder, ["merge", merges.base.fingerprint, merges.tuned.fingerprint, weight], seen_by(merges.tuned.folder))
+        tuned_folder = merges.tuned.folder
+        described = ["merge", merges.base.fingerprint, merges.tuned.fingerprint, weight]
+        claim(folder, described, seen_by(tuned_folder), seen_by(tuned_folder, "answers"))
         if model is not None:
             save_in_place(partial(model.save_pretrained, create_model_card=False), folder / "model")
     except Exception as error:

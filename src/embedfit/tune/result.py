@@ -1,6 +1,6 @@
 """What a tuning leaves behind in its folder, whatever the method.
 
-tuning.json   what it is a tuning of, and hashes of the queries it has seen; written first
+tuning.json   what it is a tuning of, and hashes of the queries and right answers it has seen; written first
 model/        an ordinary sentence-transformers folder
 tuned.json    that it is done, and how it went; written last
 """
@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from embedfit.data import Dataset, text_key, writing
 from embedfit.encode import Encoder, LocalEncoder, Precision
@@ -78,17 +78,28 @@ def keys_of(train: Dataset, dev: Dataset | None) -> list[str]:
     return sorted(text_key(query.text) for part in (train, dev) if part for query in part.queries.values())
 
 
-def seen_by(model: Path) -> list[str]:
-    """Return the keys of the queries that a model has seen, as far as what lies beside its folder or file tells."""
+def answer_keys(train: Dataset, dev: Dataset | None, template: str) -> list[str]:
+    """Return the keys of what the documents say that are right for the queries that a model is tuned on or chosen by."""
+    keys = set()
+    for part in (train, dev):
+        if part:
+            asked = {document for id in part.queries for document in part.relevant(id)}
+            texts = zip(part.corpus, part.document_texts(template), strict=True)
+            keys |= {text_key(text) for id, text in texts if id in asked}
+    return sorted(keys)
+
+
+def seen_by(model: Path, what: Literal["seen", "answers"] = "seen") -> list[str]:
+    """Return the keys of the queries, or of the answers, that a model has seen, as far as what lies beside its folder or file tells."""
     path = model.parent / "tuning.json"
-    return list(json.loads(path.read_text(encoding="utf-8")).get("seen", ())) if path.exists() else []
+    return list(json.loads(path.read_text(encoding="utf-8")).get(what, ())) if path.exists() else []
 
 
-def claim(folder: Path, described: list[Any], seen: list[str]) -> None:
+def claim(folder: Path, described: list[Any], seen: list[str], answers: list[str]) -> None:
     """Make sure that what a folder holds came of the same model, data and settings, or begin with it.
 
-    What is written also tells, later, which queries the model must not be measured on, and that the other files are embedfit's
-    own: they may be replaced.
+    What is written also tells, later, which queries the model must not be measured on, whose answers are new to it, and that the
+    other files are embedfit's own: they may be replaced.
 
     Raises:
         StorageError: The folder holds another tuning, or something of somebody else's that this one would replace.
@@ -100,7 +111,7 @@ def claim(folder: Path, described: list[Any], seen: list[str]) -> None:
         if taken:
             raise StorageError(f"{folder}: holds {taken!r}, which no tuning wrote there; fix: give another folder, or move it away")
         with writing(path) as file:
-            file.write(json.dumps({"identity": identity, "seen": seen}).encode())
+            file.write(json.dumps({"identity": identity, "seen": seen, "answers": answers}).encode())
     elif json.loads(path.read_text(encoding="utf-8"))["identity"] != identity:
         raise StorageError(f"{folder}: holds a tuning of another model, data or settings; fix: give another folder, or remove it")
 
