@@ -15,6 +15,7 @@ from embedfit.cli import main
 from embedfit.config import make_config
 from embedfit.data import Dataset, Document, Query, write_beir
 from embedfit.encode import LocalEncoder
+from embedfit.engine import LocalEngine
 from embedfit.errors import ConfigError, DataError, StorageError
 from embedfit.general import general_set
 from embedfit.pipeline import experiment
@@ -567,3 +568,87 @@ def test_an_answer_of_a_dev_query_was_seen_since_it_chose_the_epoch(passages, ti
             assert job.seen[id] == bool(right & (train | dev))
             by_dev_alone += bool(right & dev and not right & train)
     assert by_dev_alone > 0
+
+
+def test_a_share_for_the_test_part_makes_one_split_of_few_queries(settings):
+    config = make_config({**settings, "split": {"test": 0.3}})
+    data = pipeline.read(config.data)
+    [split] = pipeline.splits_of(config, data)
+    assert len(split.test) == 36  # 0.3 of 120
+    assert len(split.train) == 84
+    default, said = (make_config({**settings, "split": split}) for split in ({}, {"test": 0.2}))
+    assert default.model_dump() == said.model_dump()  # and yet they are two experiments
+    assert pipeline.Job.of(default).folder("") != pipeline.Job.of(said).folder("")
+
+
+def test_a_share_for_a_part_that_the_data_comes_with_is_refused(settings):
+    data = pipeline.read(make_config(settings).data)
+    official = Dataset(data.queries, data.corpus, data.qrels, {"test": data.judged[:20], "dev": data.judged[20:30]})
+    for part, count in (("test", 20), ("dev", 10)):
+        config = make_config({**settings, "split": {part: 0.3}})
+        with pytest.raises(ConfigError, match=rf"split\.{part} is 0\.3, and the data comes with a {part} part of {count} queries"):
+            pipeline.splits_of(config, official)
+    [split] = pipeline.splits_of(make_config({**settings, "split": {"dev": 0}}), official)
+    assert (len(split.test), len(split.dev)) == (20, 0)
+
+
+def test_further_data_trains_the_rungs_that_are_trained_and_no_other(settings, tmp_path):
+    texts = [query.text for query in pipeline.read(make_config(settings).data).queries.values()]
+    rows = [{"query": f"{text} again, in another shop", "expected": f"label {number % 3}"} for number, text in enumerate(texts)]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = {**settings, "output": str(tmp_path), "ladder": {"rungs": ["base", "nearest", "adapter"]}}
+    mix = {"data": [{"queries": str(tmp_path / "more.jsonl")}]}
+    _, alone = pipeline.run_ladder(make_config(said))
+    folder, mixed = pipeline.run_ladder(make_config({**said, "split": {"folds": 0, "leaks": "allow"}, "mix": mix}))
+    for key in ("base", "nearest"):
+        np.testing.assert_array_equal(mixed[key].scores.values["mrr@10"], alone[key].scores.values["mrr@10"])
+    assert (mixed["adapter"].scores.ranks != alone["adapter"].scores.ranks).any()
+    assert "The further data of [mix] trains the query adapter" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("command", ["index", "compare", "curve", "ladder", "tune"])
+def test_every_command_that_encodes_does_it_on_the_engine(settings, tmp_path, monkeypatch, command):
+    asked = []
+
+    class Elsewhere(LocalEngine):
+        def encoder(self, encoder):
+            asked.append(encoder.name)
+            return encoder
+
+    monkeypatch.setattr("embedfit.pipeline.job.RayEngine", Elsewhere)
+    said = {**settings, "output": str(tmp_path), "engine": "ray", "tune": {"method": "adapter"}, "store": {"location": str(tmp_path)}}
+    config = make_config({**said, "ladder": {"rungs": ["base", "adapter"]}})
+    if command == "compare":
+        data = pipeline.read(config.data)
+        pipeline.measure(pipeline.encoder(config.model), data, engine=pipeline.engine_of(config.engine))
+    else:
+        work = {"index": pipeline.index, "curve": lambda it: pipeline.run_curve(it, 2), "ladder": pipeline.run_ladder}
+        work.get(command, lambda it: pipeline.run_tune(it, tmp_path / "tuned"))(config)
+    assert settings["model"]["name"] in asked
+
+
+def test_what_a_method_has_no_use_for_is_said_or_refused(settings, capsys):
+    base = pipeline.encoder(make_config(settings).model)
+    for tune, line in (
+        ({"method": "adapter", "epochs": 3}, "an adapter is fitted without tune.epochs"),
+        ({"method": "full", "lora_rank": 3}, "tune.lora_rank is not used: tune.method is 'full'"),
+    ):
+        pipeline.check_method(base, make_config({**settings, "tune": tune}))
+        assert capsys.readouterr().err == f"{line}\n"
+    with pytest.raises(ConfigError, match=r"track\.report_to follows the training of weights"):
+        pipeline.check_method(base, make_config({**settings, "tune": {"method": "adapter"}, "track": {"report_to": ["wandb"]}}))
+
+
+def test_another_model_keeps_the_pooling_that_its_folder_says(settings, tiny_model, tmp_path):
+    import shutil
+
+    plain = tmp_path / "plain"
+    shutil.copytree(tiny_model, plain)
+    (plain / "modules.json").unlink()
+    config = make_config({**settings, "model": {"name": str(plain), "pooling": "cls", "price": 1.0}}).model
+    assert pipeline.encoder(config).pooling == "cls"
+    assert pipeline.encoder(config, str(tiny_model)).pooling is None
+    shutil.copytree(plain, tmp_path / "other")
+    assert pipeline.encoder(config, str(tmp_path / "other")).pooling == "cls"
+    with pytest.raises(ConfigError, match=r"model\.pooling is for models that run here"):
+        pipeline.encoder(config, "openai:text-embedding-3-small")
