@@ -143,7 +143,7 @@ class Publication:
         seen = f", {'PUBLIC: anybody can see it' if self.public else 'private'}" if self.target.kind == "hub" else ""
         text = "holds" if self.has_text else "holds none of"
         lines = [f"The {self.kind} goes to {place[self.target.kind]}{self.target.where}{seen}. It {text} the labelled text."]
-        lines += [f"  {name}  {_readable(_size(content))}" for name, content in sorted(self.files.items())]
+        lines += [f"  {console.printable(name)}  {_readable(_size(content))}" for name, content in sorted(self.files.items())]
         return "\n".join([*lines, f"  {len(self.files)} files, {_readable(self.bytes)}"])
 
     def send(self) -> str:
