@@ -223,6 +223,8 @@ class Hub(Server):
                     repo["files"][said["value"]["path"]] = base64.b64decode(said["value"]["content"])
                 elif said["key"] == "lfsFile":
                     repo["files"][said["value"]["path"]] = self.storage.stored[said["value"]["oid"]]
+                elif said["key"] == "deletedFile":
+                    del repo["files"][said["value"]["path"]]
             url = f"{self.address}/{name}/commit/{self.COMMIT}"
             return as_json({"commitUrl": url, "commitOid": self.COMMIT, "pullRequestUrl": None, "success": True})
         if f"/tree/{self.COMMIT}" in path:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -17,7 +18,7 @@ from embedfit.config import make_config
 from embedfit.data import Dataset, Query, load
 from embedfit.encode import LocalEncoder
 from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError, StorageError
-from embedfit.publish import Target, check_parity, public_name
+from embedfit.publish import Target, check_parity, model_publication, public_name
 from embedfit.retrieve import DenseRetriever
 from embedfit.samples import write_start
 from embedfit.score import score_run
@@ -208,6 +209,55 @@ def test_what_the_hub_refuses_is_one_line_without_signature_or_token(finished, h
     assert code == 2
     assert err.splitlines()[-1].startswith("embedfit: someone/support: the Hub did not take or give it: ")
     assert "X-Signature" not in err
+
+
+def test_the_whole_reason_of_a_refusal_is_shown_on_one_line_and_no_secret(finished, hub, said):
+    reason = 'Invalid metadata in README.md.\n- "license" must be one of [apache-2.0, mit]\n- "language" must be a string'
+    address = "https://someone:pass-word@storage.example/x?X-Signature=presigned&token=abc"
+    body = json.dumps(
+        {"error": f"{reason}\nsee {address} Authorization: Bearer {TOKEN} or hf_AnotherSecret123" + " and more" * 200}
+    ).encode()
+    hub.fault = lambda request: (400, {"Content-Type": "application/json"}, body) if "/commit/" in request.path else None
+    code, out, err = said("publish", finished.folder, "someone/support", "--yes")
+    assert (code, out) == (2, "")
+    line = err.splitlines()[-1]
+    assert 'Invalid metadata in README.md. - "license" must be one of [apache-2.0, mit] - "language" must be a string' in line
+    for secret in (TOKEN, "presigned", "pass-word", "hf_AnotherSecret123", "token=abc"):
+        assert secret not in err
+    assert len(line) < 800
+
+
+def test_files_of_an_earlier_push_go_with_the_same_commit_and_nobody_elses(finished, hub, said, monkeypatch):
+    def with_more(*arguments, **options):
+        made = publication(*arguments, **options)
+        evidence = json.loads(made.files["embedfit.json"])
+        more = {"2_Dense/config.json": b"{}", "old.txt": b"old"}
+        files = {**made.files, **more, "embedfit.json": json.dumps({**evidence, "files": [*evidence["files"], *more]}).encode()}
+        return replace(made, files=files)
+
+    publication = model_publication
+    with monkeypatch.context() as patch:
+        patch.setattr("embedfit.pipeline.publishing.model_publication", with_more)
+        assert said("publish", finished.folder, "someone/support", "--yes")[0] == 0
+    repo = hub.repos["model", "someone/support"]
+    repo["files"] |= {".gitattributes": b"the Hub's", "notes.md": b"mine"}
+    assert {"2_Dense/config.json", "old.txt"} <= set(repo["files"])
+    code, _, err = said("publish", finished.folder, "someone/support", "--yes")
+    assert code == 0
+    assert "Files of an earlier publication there that are not among these are removed." in err
+    published = set(json.loads(repo["files"]["embedfit.json"])["files"])
+    assert set(repo["files"]) == published | {".gitattributes", "notes.md"}
+    commits = [request for request in hub.requests if "/commit/" in request.path]
+    assert len(commits) == 2
+    assert b"deletedFile" in commits[1].body
+
+
+@pytest.mark.parametrize("evidence", [None, b"{}", b"not JSON", b"[1]", b'{"files": null}', b'{"files": 7}'])
+def test_where_nothing_says_what_an_earlier_push_wrote_nothing_is_removed(finished, hub, said, evidence):
+    files = {"2_Dense/config.json": b"{}", **({"embedfit.json": evidence} if evidence else {})}
+    hub.repos["model", "someone/support"] = {"private": True, "files": files}
+    assert said("publish", finished.folder, "someone/support", "--yes")[0] == 0
+    assert "2_Dense/config.json" in hub.repos["model", "someone/support"]["files"]
 
 
 def test_without_a_hub_or_a_token_it_is_one_line(finished, said, monkeypatch):

@@ -101,8 +101,8 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to put the files.")]
 
     _check_folder("FOLDER", folder)
     for path in write_start(folder):
-        typer.echo(path)
-    typer.echo(f"Next: embedfit check {folder / 'embedfit.toml'}")
+        _echo(path)
+    _echo(f"Next: embedfit check {folder / 'embedfit.toml'}")
 
 
 @app.command()
@@ -135,7 +135,7 @@ def check(config: OptionalConfigPath = HERE, as_json: AsJson = False) -> None:
         findings.append(Finding("problem", "texts", str(error)))
     if as_json:
         counts = {"queries": len(dataset.judged), "documents": len(dataset.corpus), "bad_rows": [str(row) for row in bad]}
-        typer.echo(json.dumps({**counts, "findings": [asdict(finding) for finding in findings], "skipped": skipped}))
+        _echo(json.dumps({**counts, "findings": [asdict(finding) for finding in findings], "skipped": skipped}))
     else:
         _print_check(dataset, bad, findings, skipped)
     if bad or any(finding.level == "problem" for finding in findings):
@@ -175,14 +175,14 @@ def ladder(
     settings = _changed(config, folds, allow_leaks, {"ladder": {"rungs": tuple(rung) if rung else None}, "model": {"price": price}})
     folder, found = pipeline.run_ladder(_with_engine(settings, engine))
     if as_json:
-        typer.echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
+        _echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
         return
     console = _stdout()
     console.print(ladder_table(pipeline.ladder_rows(found)))
     for name, why in found.skipped.items():
         console.print(f"Left out: {name}, as {why}.", highlight=False, soft_wrap=True)
     console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
-    console.print(_escaped(found.sentence), highlight=False, style="bold", soft_wrap=True)
+    console.print(found.sentence, highlight=False, style="bold", soft_wrap=True)
 
 
 @app.command()
@@ -201,13 +201,13 @@ def curve(
     settings = _changed(config, folds, allow_leaks, {"model": {"price": price}})
     folder, found = pipeline.run_curve(_with_engine(settings, engine), points)
     if as_json:
-        typer.echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
+        _echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
         return
     frame = found.to_frame()
     _print_rows(list(frame.columns), [[f"{cell:.3f}" if isinstance(cell, float) else cell for cell in row] for row in frame.to_numpy()])
     console = _stdout()
     console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
-    console.print(_escaped(found.sentence), highlight=False, style="bold", soft_wrap=True)
+    console.print(found.sentence, highlight=False, style="bold", soft_wrap=True)
 
 
 @app.command()
@@ -220,16 +220,21 @@ def relabel(
     from embedfit import pipeline
     from embedfit.config import read_config
     from embedfit.data import write_jsonl
+    from embedfit.errors import ConfigError
     from embedfit.suspects import relabelled
 
     _check_folder("--output", output)
-    corrected, counts = relabelled(pipeline.read(read_config(config).data), suspects)
+    settings = read_config(config)
+    corrected, counts = relabelled(pipeline.read(settings.data), suspects)
+    sources = {Path(path).resolve() for path in (settings.data.queries, settings.data.documents) if path}
+    if sources & {path.resolve() for path in (output, output / "queries.jsonl", output / "documents.jsonl")}:
+        raise ConfigError(f"{output} holds the data set that is to be corrected, which would be lost; fix: give another --output")
     write_jsonl(corrected, output)
-    typer.echo(", ".join(f"{count:,} {name}" for name, count in counts.items()))
-    typer.echo(f'In [data], set queries = "{output / "queries.jsonl"}" and documents = "{output / "documents.jsonl"}".')
-    typer.echo("Leave out record, query_template, query and label there: the texts are written out.")
+    _echo(", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    _echo(f'In [data], set queries = "{output / "queries.jsonl"}" and documents = "{output / "documents.jsonl"}".')
+    _echo("Leave out record, query_template, query and label there: the texts are written out.")
     if not sum(count for name, count in counts.items() if name != "undecided"):
-        typer.echo("Nothing was decided: fill the column 'decision' with keep, replace, add, or document ids.", err=True)
+        _echo("Nothing was decided: fill the column 'decision' with keep, replace, add, or document ids.", err=True)
 
 
 @app.command()
@@ -253,8 +258,8 @@ def evaluate(
 
     from embedfit import pipeline
     from embedfit.compare import metric_label
-    from embedfit.data import writing
     from embedfit.errors import ConfigError
+    from embedfit.files import neutral, writing
     from embedfit.rerank import LocalReranker
     from embedfit.store import open_store
     from embedfit.track import tracking
@@ -296,9 +301,9 @@ def evaluate(
         )
     if csv:
         with writing(csv) as file:
-            frame.to_csv(file, index=False)
+            frame.map(lambda cell: neutral(cell) if isinstance(cell, str) else cell).to_csv(file, index=False)
     if as_json:
-        typer.echo(frame.to_json(orient="records"))
+        _echo(frame.to_json(orient="records"))
         return
     index = ["model", "document", "retrieval", *(["reranker"] if settings.evaluate.rerankers else []), "seconds"]
     shares = frame[frame.metric == "recall_of_exact"]
@@ -315,12 +320,12 @@ def evaluate(
         rows.append([*cells, interval, f"{change['seconds'] * 1000:.2f}"])
     _print_rows([*index[:-1], *names, f"{metric_label(main)} against the first", "ms a query"], rows)
     if len(rows) > 1:
-        typer.echo(
+        _echo(
             f"A winner picked from these {len(rows)} rows must be confirmed on other queries: each interval holds for its row alone, "
             "not for the best of them."
         )
     for row in shares.to_dict("records"):
-        typer.echo(f"{row['model']}: {row['value']:.4f} of what exact search has in the first {row['k']}")
+        _echo(f"{row['model']}: {row['value']:.4f} of what exact search has in the first {row['k']}")
 
 
 @app.command()
@@ -340,14 +345,14 @@ def tune(
     settings = _with_engine(_changed(config, None, allow_leaks, {"model": {"price": price}}), engine)
     tuned, findings = pipeline.run_tune(settings, output)
     if as_json:
-        typer.echo(json.dumps({**vars(tuned), "folder": str(tuned.folder), "over": tuned.over and tuned.over.name}))
+        _echo(json.dumps({**vars(tuned), "folder": str(tuned.folder), "over": tuned.over and tuned.over.name}))
         return
     _print_findings(findings)
     _print_rows(
         ["epoch", "loss", "dev MRR@10"],
         [[f"{row['epoch']}", f"{row['loss']:.3f}", f"{row.get('mrr@10', float('nan')):.3f}"] for row in tuned.history],
     )
-    typer.echo(f"Kept epoch {tuned.epoch} after {tuned.seconds:.0f} s: {tuned.folder}")
+    _echo(f"Kept epoch {tuned.epoch} after {tuned.seconds:.0f} s: {tuned.folder}")
 
 
 @app.command()
@@ -382,13 +387,13 @@ def compare(
     seen = pipeline.answers_seen_in_training(encoders, dataset, template)
     comparison = compare_scores(base, tuned, metric=settings.evaluate.metric, seed=settings.split.seed, seen=seen)
     if as_json:
-        typer.echo(json.dumps(comparison.to_dict()))
+        _echo(json.dumps(comparison.to_dict()))
         return
     from embedfit.report import terminal_table
 
     console = _stdout()
     console.print(terminal_table(comparison))
-    console.print(comparison.sentence)
+    console.print(comparison.sentence, soft_wrap=True)
 
 
 generate_app = typer.Typer(no_args_is_help=True, help="Let an LLM write the training data; what was paid for is never lost.")
@@ -482,12 +487,12 @@ def index(
     settings = _with_engine(read_config(config), engine)
     if not rollback:
         found = pipeline.index(settings, model)
-        typer.echo(json.dumps(found.to_dict()) if as_json else found.sentence)
+        _echo(json.dumps(found.to_dict()) if as_json else found.sentence)
         return
     with open_store(settings.store) as store:
         stamp = roll_back(store)
     said = f"Live again: {stamp.documents:,} documents by {stamp.encoder} ({stamp.fingerprint[:12]})."
-    typer.echo(stamp.to_json() if as_json else said)
+    _echo(stamp.to_json() if as_json else said)
 
 
 @app.command()
@@ -522,7 +527,7 @@ def search(
         hits = LiveIndex(store, encoder).find(text, k, filters)
         seconds = monotonic() - started
     if as_json:
-        typer.echo(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False))
+        _echo(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False))
     else:
         rows = []
         for rank, hit in enumerate(hits, 1):
@@ -560,7 +565,8 @@ def publish(
 
     publications = pipeline.prepare_publications(run, target, dataset=dataset, public=public, examples=include_examples)
     for publication in publications:
-        typer.echo(publication.describe(), err=True)
+        for line in publication.describe().splitlines():
+            _echo(line, err=True)
     if not yes:
         if not sys.stdin.isatty():
             raise ConfigError("nobody is there to agree to this; fix: --yes")
@@ -568,7 +574,7 @@ def publish(
     for publication in publications:
         parity = pipeline.publish_run(run, publication)
         said = parity.sentence if parity else "Fetched again: it is the same."
-        typer.echo(f"Published the {publication.kind}: {publication.target.where}. {said}")
+        _echo(f"Published the {publication.kind}: {publication.target.where}. {said}")
 
 
 track = typer.Typer(no_args_is_help=True, help="What was sent to LangWatch, and what was not.")
@@ -581,7 +587,7 @@ def resend(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run direct
     from embedfit.track import resend as send_again
 
     found = send_again(run)
-    typer.echo(f"{found.delivered:,} results delivered" + (f": {found.address}" if found.address else ""))
+    _echo(f"{found.delivered:,} results delivered" + (f": {found.address}" if found.address else ""))
 
 
 @app.command()
@@ -605,22 +611,20 @@ def cache(
     kept = clear_cache(models) if clear else []
     if as_json:
         rows = [{**vars(one), "path": str(one.path), "cleared": clear and one not in kept} for one in models]
-        typer.echo(json.dumps({"folder": str(folder), "limit": limit, "models": rows}))
+        _echo(json.dumps({"folder": str(folder), "limit": limit, "models": rows}))
     elif clear:
         gone = [one for one in models if one not in kept]
-        typer.echo(
-            f"Removed: {sum(one.vectors for one in gone):,} vectors of {len(gone):,} models, {in_bytes(sum(one.bytes for one in gone))}"
-        )
+        _echo(f"Removed: {sum(one.vectors for one in gone):,} vectors of {len(gone):,} models, {in_bytes(sum(one.bytes for one in gone))}")
     else:
         when = [f"{datetime.fromtimestamp(one.used):%Y-%m-%d %H:%M}" for one in models]
         cells = [[one.model, f"{one.vectors:,}", in_bytes(one.bytes), used] for one, used in zip(models, when, strict=True)]
         if cells:
             _print_rows(["model", "vectors", "size", "used"], cells)
-        typer.echo(
+        _echo(
             f"{in_bytes(sum(one.bytes for one in models))} of at most {in_bytes(limit)} (EMBEDFIT_CACHE_LIMIT) in {folder} (EMBEDFIT_CACHE)"
         )
         for path in sorted(folder.glob("*.damaged*")):
-            typer.echo(f"Could not be read, and was moved aside: {path}")
+            _echo(f"Could not be read, and was moved aside: {path}")
     if kept:
         raise StorageError(f"{folder}: another process uses {', '.join(one.model for one in kept)}; fix: wait for it")
 
@@ -630,7 +634,7 @@ def schema() -> None:
     """Print the JSON Schema of embedfit.toml, for editors."""
     from embedfit.config import json_schema
 
-    typer.echo(json_schema())
+    print(json_schema())  # on many lines, and none of it is data
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -647,13 +651,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             # Processes that train together meet the same errors. The first says so, and the launcher then ends the others: it
             # would end the first, before it has spoken, if another went sooner.
             time.sleep(_FIRST_SPEAKS_SECONDS)
-        print(f"embedfit: {error}", file=sys.stderr)
+        _echo(f"embedfit: {error}", err=True)
         sys.exit(2)
     except OSError as error:
         storage = _full_disk(error)
         if _State.debug or storage is None:
             raise
-        print(f"embedfit: {storage}", file=sys.stderr)
+        _echo(f"embedfit: {storage}", err=True)
         sys.exit(2)
     except SystemExit as stopped:
         if stopped.code == _INTERRUPTED:
@@ -716,25 +720,27 @@ def _generate(path: Path | None, data: dict[str, Any], said: dict[str, Any], dry
         settings = read_config(path, given)
     if dry_run:
         found = pipeline.estimate_generate(settings)
-        typer.echo(json.dumps(vars(found)) if as_json else found.sentence)
+        _echo(json.dumps(vars(found)) if as_json else found.sentence)
         return
     asked = _asked if sys.stdin.isatty() else None
     written = pipeline.run_generate(settings, lambda: endpoint_of(settings.generate, asked))
     if as_json:
-        typer.echo(json.dumps(written.to_dict()))
+        _echo(json.dumps(written.to_dict()))
         return
     _print_rows(["outcome", "replies"], [[outcome, f"{count:,}"] for outcome, count in written.outcomes.items()])
     console = _stdout()
     console.print(f"Ledger: {written.ledger}", highlight=False, soft_wrap=True)
     console.print(f"Report: {written.output.with_suffix('.html')}", highlight=False, soft_wrap=True)
-    console.print(_escaped(written.sentence), highlight=False, style="bold", soft_wrap=True)
+    console.print(written.sentence, highlight=False, style="bold", soft_wrap=True)
 
 
 def _asked(question: str) -> str:
     """Ask for a key, without showing it."""
     import getpass
 
-    return getpass.getpass(question)
+    from embedfit import console
+
+    return getpass.getpass(console.printable(question))
 
 
 def _whole(path: Path | None) -> str | None:
@@ -772,7 +778,7 @@ def _warn_of_seen(encoders: Sequence[Encoder], dataset: Dataset) -> None:
 
 def _show(result: Result, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps({**result.comparison.to_dict(), "folder": str(result.folder), "reused": result.reused}))
+        _echo(json.dumps({**result.comparison.to_dict(), "folder": str(result.folder), "reused": result.reused}))
         return
     from embedfit.report import terminal_table
 
@@ -784,23 +790,27 @@ def _show(result: Result, as_json: bool) -> None:
     again = " (nothing had changed, so nothing was done)" if result.reused else f" ({result.manifest['seconds']:.0f} s)"
     console.print(f"Model:  {result.model}{again}", highlight=False, soft_wrap=True)
     console.print(f"Report: {result.report}", highlight=False, soft_wrap=True)
-    console.print(_escaped(result.comparison.sentence), highlight=False, style="bold", soft_wrap=True)
+    console.print(result.comparison.sentence, highlight=False, style="bold", soft_wrap=True)
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
     """Print what must not be missed of the data: leaks that were allowed, and warnings."""
+    from rich.text import Text
+
     from embedfit.check import warnings
     from embedfit.pipeline import alerts
 
     console = _stdout()
     for alert in alerts(findings):
-        console.print(f"[bold red]{_escaped(alert)}[/]", highlight=False, soft_wrap=True)
+        console.print(alert, style="bold red", soft_wrap=True)
     for warning in warnings(findings):
-        console.print(f"[yellow]Warning:[/] {_escaped(warning)}", highlight=False, soft_wrap=True)
+        console.print(Text("Warning:", style="yellow"), warning, soft_wrap=True)
 
 
 def _print_check(dataset: Any, bad: Sequence[Exception], findings: Sequence[Any], skipped: str) -> None:
     from collections import Counter
+
+    from rich.text import Text
 
     console = _stdout()
     labels = Counter(label for id in dataset.judged for label in dataset.relevant(id))
@@ -809,16 +819,16 @@ def _print_check(dataset: Any, bad: Sequence[Exception], findings: Sequence[Any]
     if labels:
         most, least = labels.most_common(1)[0], labels.most_common()[-1]
         console.print(
-            f"{len(labels):,} documents are asked for: from {least[1]:,} times ({_escaped(least[0])}) to {most[1]:,} ({_escaped(most[0])})",
+            f"{len(labels):,} documents are asked for: from {least[1]:,} times ({least[0]}) to {most[1]:,} ({most[0]})",
             highlight=False,
         )
     for row in bad:
-        console.print(f"[red]bad row[/] {_escaped(str(row))}", highlight=False, soft_wrap=True)
+        console.print(Text("bad row", style="red"), str(row), soft_wrap=True)
     colours = {"problem": "red", "warning": "yellow", "note": "default"}
     for finding in findings:
-        console.print(f"[{colours[finding.level]}]{finding.level}[/] {_escaped(finding.message)}", highlight=False, soft_wrap=True)
+        console.print(Text(finding.level, style=colours[finding.level]), finding.message, soft_wrap=True)
     if skipped:
-        console.print(f"note {_escaped(skipped)}", highlight=False, soft_wrap=True)
+        console.print(f"note {skipped}", highlight=False, soft_wrap=True)
     if not bad and not findings:
         console.print("Nothing odd was found.")
 
@@ -830,17 +840,17 @@ def _print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     for name in header:
         table.add_column(name, justify="right" if "@" in name or name in ("epoch", "loss", "ms a query") else "left")
     for row in rows:
-        table.add_row(*(_escaped(str(cell)) for cell in row))
+        table.add_row(*(str(cell) for cell in row))
     _stdout().print(table)
 
 
 def _stdout() -> Console:
-    from rich.console import Console
+    from embedfit import console
 
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    return console.terminal()
 
 
-def _escaped(text: str) -> str:
-    from rich.markup import escape
+def _echo(message: object, *, err: bool = False) -> None:
+    from embedfit import console
 
-    return escape(text)
+    console.echo(message, err=err)

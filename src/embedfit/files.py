@@ -32,6 +32,8 @@ _NAME = re.compile(r"\.embedfit-[a-z0-9_]{8}")
 """What `tempfile.mkdtemp` makes of the prefix."""
 _LOCK, _CONTENT, _REPLACED = "embedfit.lock", "content", "replaced"
 _TRIES = 20
+# Not only at the start: a spreadsheet that is set to another separator would begin a cell there. The wide signs are formulas too.
+_FORMULA = re.compile("(^|[,;\t\r\n])([\\s\"']*)(?=[=+\\-@\uff1d\uff0b\uff0d\uff20])")
 
 
 @contextlib.contextmanager
@@ -146,3 +148,8 @@ def _remove(folder: Path) -> None:
     with contextlib.suppress(OSError):
         (folder / _LOCK).unlink()
         folder.rmdir()
+
+
+def neutral(text: str) -> str:
+    """Return a text in which nothing can begin a formula in a spreadsheet: an apostrophe stands before it (OWASP, "CSV Injection")."""
+    return ("'" if text[:1] in ("\t", "\r", "\n") else "") + _FORMULA.sub(r"\1\2'", text)

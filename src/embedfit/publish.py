@@ -35,6 +35,7 @@ from embedfit.hub import MINILM, check_reachable
 from embedfit.parity import COSINE_TOLERANCE, QUERIES_TOLERANCE
 from embedfit.retrieve import run_of, top_k
 from embedfit.score import PerQuery, score_run
+from embedfit.tune.readers import OLDEST, older_form
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -42,10 +43,14 @@ if TYPE_CHECKING:
 Content: TypeAlias = Path | bytes
 What: TypeAlias = Literal["model", "dataset"]
 
+EVIDENCE = "embedfit.json"
+"""The file of a published model that holds its evidence, and the list of the files that were published."""
 EXAMPLES = 5
 """Training queries that a card quotes, if it is to quote any."""
 _QUERIES, _DOCUMENTS = 64, 2000
 """What is encoded again by the model that was fetched."""
+_REASON = 600
+"""Characters that are kept of what the Hub says."""
 _MOST = 0.25
 """How much of the metric may differ, where a few queries' worth (`QUERIES_TOLERANCE`) would be more."""
 
@@ -144,8 +149,11 @@ class Publication:
         seen = f", {'PUBLIC: anybody can see it' if self.public else 'private'}" if self.target.kind == "hub" else ""
         text = "holds" if self.has_text else "holds none of"
         lines = [f"The {self.kind} goes to {place[self.target.kind]}{self.target.where}{seen}. It {text} the labelled text."]
-        lines += [f"  {name}  {_readable(_size(content))}" for name, content in sorted(self.files.items())]
-        return "\n".join([*lines, f"  {len(self.files)} files, {_readable(self.bytes)}"])
+        lines += [f"  {console.printable(name)}  {_readable(_size(content))}" for name, content in sorted(self.files.items())]
+        lines.append(f"  {len(self.files)} files, {_readable(self.bytes)}")
+        if self.target.kind == "hub" and EVIDENCE in self.files:
+            lines.append("  Files of an earlier publication there that are not among these are removed.")
+        return "\n".join(lines)
 
     def send(self) -> str:
         """Publish it. Returns the revision on the Hub, else the path.
@@ -183,12 +191,16 @@ class Publication:
             else:
                 with _hub_errors(self.target.where):
                     folder = _api().snapshot_download(
-                        self.target.where, repo_type=self.kind, revision=revision, cache_dir=temporary, allow_patterns=list(self.files)
+                        self.target.where,
+                        repo_type=self.kind,
+                        revision=revision,
+                        cache_dir=temporary,
+                        allow_patterns=[*self.files, "*.json"],  # settings of somebody else's beside it would change what it does
                     )
                 yield Path(folder)
 
     def _push(self) -> str:
-        from huggingface_hub import CommitOperationAdd, get_token
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, get_token
         from huggingface_hub.errors import RepositoryNotFoundError
 
         repo = self.target.where
@@ -201,6 +213,7 @@ class Publication:
             raise OfflineError(f"{repo}: the Hub cannot be reached; fix: publish to a folder or an archive: {instead}") from None
         api = _api()
         with _hub_errors(repo):
+            stale: set[str] = set()
             try:
                 there = api.repo_info(repo, repo_type=self.kind)
             except RepositoryNotFoundError:
@@ -209,9 +222,21 @@ class Publication:
                 if bool(there.private) == self.public:
                     state, fix = ("private", "change that on the Hub") if there.private else ("public", "--public, or another name")
                     raise ConfigError(f"{repo} is there already and is {state}; fix: {fix}")
-            operations = [CommitOperationAdd(name, content) for name, content in self.files.items()]
+                before = {file.rfilename for file in getattr(there, "siblings", None) or ()}
+                stale = (self._published_before(there.sha) if EVIDENCE in before else set()) & before - set(self.files)
+            operations: list[Any] = [CommitOperationAdd(name, content) for name, content in self.files.items()]
+            operations += [CommitOperationDelete(name) for name in sorted(stale)]
             said = f"{self.kind.capitalize()} from embedfit"
             return str(api.create_commit(repo, operations, commit_message=said, repo_type=self.kind).oid)
+
+    def _published_before(self, revision: str | None) -> set[str]:
+        """Return the files that an earlier publication says it wrote to the repository; of any other nothing is known."""
+        with temporary_folder() as temporary:
+            path = _api().hf_hub_download(self.target.where, EVIDENCE, repo_type=self.kind, revision=revision, cache_dir=temporary)
+            try:
+                return {str(name) for name in json.loads(Path(path).read_text(encoding="utf-8")).get("files", ())}
+            except (ValueError, AttributeError, TypeError):
+                return set()
 
     def _lay_out(self, folder: Path) -> None:
         with temporary_path(folder) as temporary:
@@ -363,6 +388,7 @@ def model_publication(
     files: dict[str, Content] = {
         str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "README.md"
     }
+    files |= older_form(folder) or {}  # those of a run of before were saved in the new form alone
     files["README.md"] = model_card(target, folder, manifest, comparison, examples).encode()
     said = comparison.to_dict() | {"base": public_name(manifest["base"]["name"]), "tuned": target.title}
     config = manifest["config"]
@@ -374,8 +400,9 @@ def model_publication(
         "split": manifest["split"],
         "tune": config["tune"],
         "comparison": said,
+        "files": sorted([*files, EVIDENCE]),
     }
-    files["embedfit.json"] = json.dumps(evidence, indent=1).encode()
+    files[EVIDENCE] = json.dumps(evidence, indent=1).encode()
     return Publication(target, "model", files, public, bool(examples))
 
 
@@ -476,6 +503,9 @@ def model_card(
         general=", and on general questions, to see what was forgotten (above)." if forgetting else ".",
         repo=target.where,
         served=served,
+        oldest=_oldest_reader(folder),
+        alike=served and not prompts,
+        texts={kind: json.dumps(prompts.get(kind, ""), ensure_ascii=False) for kind in ("query", "document")},
         prompt_name=', "prompt_name": "query"' if "query" in prompts else "",
     )
 
@@ -556,6 +586,14 @@ def _dimensions(folder: Path) -> int:
     return int(found)
 
 
+def _oldest_reader(folder: Path) -> str:
+    """Return the oldest sentence-transformers that is known to read a saved model: else the one that saved it."""
+    if older_form(folder) is not None:
+        return OLDEST
+    saved = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))["__version__"]
+    return str(saved["sentence_transformers"])
+
+
 def _size(content: Content) -> int:
     return content.stat().st_size if isinstance(content, Path) else len(content)
 
@@ -590,5 +628,15 @@ def _hub_errors(repo: str) -> Iterator[None]:
     try:
         yield
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, lost, OSError, ValueError) as error:
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise EmbedfitError(f"{repo}: the Hub did not take or give it: {re.sub(r'[?][^ ]+', '', said)}") from None
+        raise EmbedfitError(f"{repo}: the Hub did not take or give it: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """Return all that an error says, on one line of bounded length, without secrets: signatures, tokens, names in an address."""
+    from huggingface_hub import get_token
+
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"\?[^\s'\"<>)]+", "", text)
+    text = re.sub(r"//[^/@\s]+@", "//", text)
+    text = re.sub(r"hf_\w{8,}|(?i:bearer) \S+", "...", text.replace(get_token() or "\0", "..."))
+    return text if len(text) <= _REASON else f"{text[:_REASON]} ..."

@@ -166,6 +166,7 @@ def confusions(queries: pd.DataFrame, model: str) -> list[tuple[str, str, int]]:
 def terminal_table(comparison: Comparison, others: tuple[Scores, ...] = ()) -> Table:
     """Return the comparison as a table for the terminal."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
@@ -180,8 +181,8 @@ def terminal_table(comparison: Comparison, others: tuple[Scores, ...] = ()) -> T
             name,
             *(f"{other.mean(found.metric):.3f}" for other in others),
             f"{found.base:.3f}",
-            f"[bold]{found.tuned:.3f}[/]",
-            f"[{colour}]{found.difference:+.3f}[/]",
+            Text(f"{found.tuned:.3f}", style="bold"),
+            Text(f"{found.difference:+.3f}", style=colour),
             f"{found.low:+.3f} to {found.high:+.3f}",
             f"{found.wins} / {found.ties} / {found.losses}",
         )
@@ -198,6 +199,7 @@ def terminal_table(comparison: Comparison, others: tuple[Scores, ...] = ()) -> T
 def ladder_table(rungs: Sequence[LadderRow]) -> Table:
     """Return a ladder as a table for the terminal."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
@@ -205,7 +207,7 @@ def ladder_table(rungs: Sequence[LadderRow]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for rung in rungs:
         table.add_row(
-            ("[bold]* " if rung.recommended else "  ") + rung.name,
+            Text(f"* {rung.name}", style="bold") if rung.recommended else f"  {rung.name}",
             *(f"{value:.3f}" for value in rung.scores.values()),
             "" if rung.difference is None else f"{rung.difference:+.3f}",
             "" if rung.difference is None else f"{rung.low:+.3f} to {rung.high:+.3f}",

@@ -6,13 +6,13 @@ import csv
 import io
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedfit.data import Dataset, writing
 from embedfit.errors import DataError, did_you_mean, shown
+from embedfit.files import neutral
 from embedfit.retrieve import Run
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def write_suspects(suspects: pd.DataFrame, path: str | Path) -> Path:
     rows.writerow([*COLUMNS, "decision"])
     for id, query, expected, suggested, kind, confidence in suspects[list(COLUMNS)].to_numpy():
         texts = (id, query, f" {_BETWEEN} ".join(expected), suggested)
-        rows.writerow([*map(_neutral, texts), kind, f"{confidence:.3f}", ""])
+        rows.writerow([*map(neutral, texts), kind, f"{confidence:.3f}", ""])
     with writing(path) as file:
         file.write(text.getvalue().encode("utf-8-sig"))
     return path
@@ -147,19 +147,10 @@ def relabelled(dataset: Dataset, path: str | Path) -> tuple[Dataset, dict[str, i
     return Dataset(dataset.queries, dataset.corpus, qrels, dataset.parts), counts
 
 
-# Not only at the start: a spreadsheet that is set to another separator would begin a cell there. The wide signs are formulas too.
-_FORMULA = re.compile("(^|[,;\t\r\n])([\\s\"']*)(?=[=+\\-@\uff1d\uff0b\uff0d\uff20])")
-
-
-def _neutral(text: str) -> str:
-    """Return a text in which nothing can begin a formula in a spreadsheet."""
-    return _FORMULA.sub(r"\1\2'", text)
-
-
 def _written(ids: Iterable[str]) -> dict[str, str]:
     """Return the ids by how they may stand in a cell."""
     ids = list(ids)
-    return {id: id for id in ids} | {_neutral(id): id for id in ids}
+    return {id: id for id in ids} | {neutral(id): id for id in ids}
 
 
 def _known(cell: str, known: Mapping[str, str], where: str, kind: str) -> str:

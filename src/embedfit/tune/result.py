@@ -19,6 +19,7 @@ from embedfit.encode import Encoder, LocalEncoder, Precision
 from embedfit.errors import StorageError
 from embedfit.files import replace_folder, temporary_path
 from embedfit.retrieve import Retriever
+from embedfit.tune.readers import write_older_form
 
 _REPLACED = ("model", "lora", "adapter.safetensors", "tuned.json", "checkpoints", "mined")
 """What a tuning writes into its folder, replaces, and removes in the end."""
@@ -125,6 +126,7 @@ def save_in_place(save: Callable[[str], Any], target: Path) -> None:
     """
     with temporary_path(target) as temporary:
         save(str(temporary))
+        write_older_form(temporary)
         settings = next(temporary.glob("*.json"))
         for weights in temporary.rglob("*.safetensors"):
             weights.chmod(settings.stat().st_mode)  # the library lets nobody else read them
