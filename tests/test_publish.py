@@ -1,10 +1,13 @@
 import json
 import os
+import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -377,6 +380,61 @@ def test_a_target_in_the_run_directory_is_refused(finished, said):
         assert code == 2
         assert "lies in the run directory, which is embedfit's own" in err
     assert sorted(finished.folder.rglob("*")) == before
+
+
+def test_a_published_model_is_the_one_of_the_run_for_an_index(finished, card):
+    assert LocalEncoder(card[0]).identity == LocalEncoder(finished.model).identity
+    assert (card[0] / "embedfit.json").exists()
+
+
+def killed_at(seconds, work):
+    """Do something in a process of its own that is killed, with no chance to tidy up, after some seconds."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive", "hub"])
+def test_killed_at_any_moment_a_publication_is_whole_or_not_there_and_the_next_clears_up(finished, hub, tmp_path, monkeypatch, kind):
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "disk"))
+    target = {"folder": f"{tmp_path}/here/support", "archive": f"{tmp_path}/here/support.tar", "hub": "someone/support"}[kind]
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / ".support").write_text("mine")
+    [publication] = pipeline.prepare_publications(finished.folder, target)
+    wanted = set(publication.files)
+    repos = hub.repos
+
+    def published():
+        if kind == "hub":
+            return set(repos.get(("model", target), {"files": ()})["files"])
+        if kind == "archive":
+            with tarfile.open(target) as archive:
+                return {name.removeprefix("support/") for name in archive.getnames()}
+        return {str(path.relative_to(target)) for path in Path(target).rglob("*") if path.is_file()}
+
+    def send_and_fetch():
+        with publication.fetched(publication.send()):
+            pass
+
+    for moment in range(10):
+        if kind != "hub" and Path(target).exists():
+            assert published() == wanted  # whole, or it would not have this name
+            shutil.rmtree(target) if kind == "folder" else Path(target).unlink()
+        killed_at(random.Random(moment).uniform(0, 0.15 if kind != "hub" else 0.6), send_and_fetch)
+        assert kind != "hub" or published() in (set(), wanted)  # one commit or none
+    if kind != "hub" and Path(target).exists():
+        shutil.rmtree(target) if kind == "folder" else Path(target).unlink()
+    send_and_fetch()
+    assert published() == wanted
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {".support", *([Path(target).name] if kind != "hub" else [])}
+    assert list((tmp_path / "disk").iterdir()) == []
 
 
 def test_the_same_run_makes_the_same_archive(finished, tmp_path, said):
