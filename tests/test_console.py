@@ -1,8 +1,12 @@
 import csv
 import io
 import json
+import os
+import random
 import re
+import signal
 import sys
+import time
 import unicodedata
 
 import pytest
@@ -176,3 +180,30 @@ def test_relabel_does_not_write_over_the_data_that_it_corrects(shown, tmp_path):
     assert code == 0
     corrected = load(tmp_path / "corrected" / "queries.jsonl", tmp_path / "corrected" / "documents.jsonl")
     assert corrected.relevant("q") == {"travel": 1}
+
+
+def test_killed_at_any_moment_relabel_loses_nothing_and_leaves_nothing_over(shown, tmp_path):
+    rows = [{"id": f"q{number}", "query": f"lunch {number} " * 50, "expected": "food"} for number in range(500)]
+    toml = project(tmp_path, *rows, {"id": "r", "query": "train", "expected": "travel"})
+    (tmp_path / "suspects.csv").write_text("query_id,suggested,decision\nq1,travel,replace\n")
+    sources = {name: (tmp_path / name).read_bytes() for name in ("queries.jsonl", "suspects.csv", "embedfit.toml")}
+    arguments = ["relabel", str(toml), str(tmp_path / "suspects.csv"), "--output", str(tmp_path / "out")]
+    for moment in range(10):
+        child = os.fork()
+        if child == 0:
+            try:
+                main(arguments)
+            finally:
+                os._exit(0)
+        time.sleep(random.Random(moment).uniform(0, 0.08))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        for path in (tmp_path / "out").glob("*.jsonl"):
+            assert path.read_text().endswith("}\n")
+            [json.loads(line) for line in path.read_text().splitlines()]
+    assert shown(*arguments)[0] == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["documents.jsonl", "queries.jsonl"]
+    assert {name: (tmp_path / name).read_bytes() for name in sources} == sources
+    corrected = load(tmp_path / "out" / "queries.jsonl", tmp_path / "out" / "documents.jsonl")
+    assert len(corrected.queries) == 501
+    assert corrected.relevant("q1") == {"travel": 1}

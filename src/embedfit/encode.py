@@ -272,6 +272,7 @@ class LocalEncoder:
     @cached_property
     def _files(self) -> list[list[str]]:
         files = {*weights_of(self.folder), *(path for end in ("json", "txt", "model") for path in self.folder.rglob(f"*.{end}"))}
+        files = {path for path in files if path.name != "embedfit.json"}  # what is published beside a model is no part of it
         return [[str(path.relative_to(self.folder)), file_sha256(path)] for path in sorted(files)]
 
     @cached_property
