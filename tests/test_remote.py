@@ -497,6 +497,8 @@ def test_the_text_that_a_server_breaks_at_is_found_and_named(server, fault):
     with pytest.raises(ModelError) as caught:
         encoder.encode(many, "query")
     assert len(server.requests) <= 20
+    alone = [request for request in server.requests if request.json["input"] == [many[40]]]
+    assert len(alone) == (3 if fault in (500, 503, "drop") else 1)
     if fault != "drop":
         assert r"text 41 of 61, 'poison\x1b[31m \u202e text'" in str(caught.value)
     assert str(caught.value).isprintable()
