@@ -75,7 +75,9 @@ def test_labels_in_ever_new_combinations_look_like_lists(tmp_path):
 
 def test_names_with_a_word_in_common_do_not_look_like_lists():
     names = ["Travel, air", "Travel, rail", "Food, lunch", "Food, dinner"]
-    assert found(data_of({f"q{n}": (f"text {n}", [name]) for n, name in enumerate(names)}), "joined labels") == []
+    for more in ([], ["x, y", "y, z", "x, z"], ["a; b", "b; a"]):
+        data = data_of({f"q{n}": (f"text {n}", [name]) for n, name in enumerate(names + more)})
+        assert found(data, "joined labels") == []
 
 
 def test_documents_that_say_the_same_are_copies():

@@ -212,7 +212,22 @@ def test_scifact(bench):
 # Labels
 
 
-NOT_AN_ID = ["null", "true", "[null]", "[true]", '[["a"]]', '[{"id": "a"}]', "NaN", "[NaN]", "1e999", "1.5", "[1.5]", '[""]', '["a", null]']
+NOT_AN_ID = [
+    "null",
+    "true",
+    "[null]",
+    "[true]",
+    '[["a"]]',
+    '[{"id": "a"}]',
+    "NaN",
+    "[NaN]",
+    "1e999",
+    "1e17",
+    "1.5",
+    "[1.5]",
+    '[""]',
+    '["a", null]',
+]
 
 
 @pytest.mark.parametrize("value", NOT_AN_ID)
@@ -221,7 +236,7 @@ def test_a_label_that_is_neither_a_text_nor_a_whole_number_is_refused(tmp_path, 
     assert f"pairs.jsonl:1: key 'expected' is {json.loads(value)!r}; expected a document id, a list of them, or {{id: grade}}" in line
 
 
-@pytest.mark.parametrize("grade", ["null", "true", '"1"', "[1]", "NaN", "1.5", "1e99"])
+@pytest.mark.parametrize("grade", ["null", "true", '"1"', "[1]", "NaN", "1.5", "1e99", "4294967296"])
 def test_a_grade_that_is_no_whole_number_is_refused(tmp_path, grade):
     line = refusal(put(tmp_path, "pairs.jsonl", f'{{"query": "a", "expected": {{"b": {grade}}}}}'))
     assert f"pairs.jsonl:1: grade {json.loads(grade)!r}; expected a whole number, 0 or more" in line
@@ -338,6 +353,18 @@ def test_with_a_separator_a_document_that_holds_it_is_found_whole(tmp_path):
         "q1": {"Salt; pepper": 1},
         "q2": {"oil": 1, "salt": 1},
     }
+
+
+def test_with_a_separator_labels_that_are_all_documents_are_several(tmp_path):
+    documents = put(tmp_path, "docs.jsonl", *({"id": name, "text": name} for name in ("Food, Drink", "Food", "Drink")))
+    pairs = put(tmp_path, "pairs.jsonl", {"query": "x", "expected": "Food, Drink"})
+    assert load(pairs, documents, separator=",").qrels == {"q1": {"Food": 1, "Drink": 1}}
+
+
+def test_a_document_whose_id_looks_like_a_list_is_found(tmp_path):
+    documents = put(tmp_path, "docs.jsonl", *({"id": name, "text": name} for name in ("[1]", "1", "['a' 'b']")))
+    pairs = put(tmp_path, "pairs.csv", "query,expected", "x,[1]", "y,['a' 'b']", "z,1")
+    assert load(pairs, documents).qrels == {"q1": {"[1]": 1}, "q2": {"['a' 'b']": 1}, "q3": {"1": 1}}
 
 
 def test_arguments_that_mean_nothing_are_refused(tmp_path):
@@ -501,6 +528,12 @@ def test_columns_without_a_name_may_be_empty_but_not_hide_each_other(tmp_path):
     assert "pairs.csv:2: has '5' in a column without a name" in refusal(put(tmp_path, "pairs.csv", "query,expected,,", "a,b,4,5"))
 
 
+def test_a_struct_of_parquet_without_any_grade_is_refused(tmp_path):
+    grades = pa.array([{"a": 1, "b": None}, {"a": None, "b": None}], pa.struct([("a", pa.int64()), ("b", pa.int64())]))
+    pq.write_table(pa.table({"query": ["x", "y"], "expected": grades}), tmp_path / "pairs.parquet")
+    assert "pairs.parquet:2: grade None; expected a whole number" in refusal(tmp_path / "pairs.parquet")
+
+
 def class_labels(folder, values, kind):
     """Write Parquet as the datasets library does, with a column of classes."""
     feature = {"names": ["food", "taxi"], "_type": "ClassLabel"}
@@ -598,7 +631,7 @@ CELLS_OVER_LINES = [
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 def test_cells_over_lines_that_pandas_and_excel_write_are_read(tmp_path, ending):
-    texts = [*CELLS_OVER_LINES, *(f"text {n}" for n in range(60))]
+    texts = [*CELLS_OVER_LINES, "three", *(f"text {n}" for n in range(60))]
     for order in (["query", "expected"], ["expected", "query"]):
         frame = pd.DataFrame({"query": texts, "expected": [["food", "taxi"][n % 2] for n in range(len(texts))]})[order]
         frame.to_csv(tmp_path / "pairs.csv", index=False, lineterminator=ending)
@@ -853,6 +886,10 @@ def test_a_first_line_of_qrels_with_a_bad_grade_is_no_header(tmp_path, line):
     assert "test.tsv:1: is " in refusal(beir(tmp_path, [line, "q2\td2\t1"]))
 
 
+def test_a_first_line_of_qrels_with_an_unknown_query_is_no_header(tmp_path):
+    assert "test.tsv:1: query 'q9' is not in queries.jsonl" in refusal(beir(tmp_path, ["q9\td1\t1", "q2\td2\t1"]))
+
+
 def test_a_second_line_of_qrels_with_the_same_grade_is_harmless_and_counted(tmp_path, capsys):
     folder = beir(tmp_path, ["q1\td1\t1", "q2\td2\t1", "q1\td1\t1"])
     put(folder, "qrels/all.tsv", "q1\td1\t1.0")
@@ -900,6 +937,7 @@ OTHER_ENCODINGS = {
     "Korean": ("\uce74\ub4dc", "euc-kr", "save it as UTF-8 where it was written"),
     "Cyrillic": ("\u043a\u0430\u0440\u0442\u0430", "cp1251", "save it as UTF-8 where it was written"),
     "Polish": ("\u0142\u00f3d\u017a", "cp1250", "save it as UTF-8 where it was written"),
+    "Czech": ("\u010desk\u00e1", "cp1250", "save it as UTF-8 where it was written"),
     "DOS": ("caf\u00e9", "cp437", "save it as UTF-8 where it was written"),
 }
 
@@ -913,6 +951,11 @@ def test_advice_on_another_encoding_is_right_or_names_none(tmp_path, text, encod
     assert "WINDOWS-1252" not in line
     if "iconv" in line:
         assert content.decode(line.partition("iconv -f ")[2].split()[0]).startswith("query,expected")
+
+
+def test_a_file_of_zeros_is_not_said_to_have_an_encoding(tmp_path):
+    (tmp_path / "pairs.csv").write_bytes(b"\0" * 100)
+    assert "UTF-" not in refusal(tmp_path / "pairs.csv")
 
 
 @pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.csv", "pairs.json"])
@@ -1000,6 +1043,14 @@ def test_a_wrong_column_name_is_said_once_with_the_columns_there_are(tmp_path):
     assert "docs.csv:2: key 'text' is missing (keys: id, txt); did you mean 'txt'? (and 399 more rows like it, the last at " in str(
         problems[0]
     )
+
+
+@pytest.mark.parametrize(("rows", "lines"), [(3, 3), (4, 1)])
+def test_the_same_problem_in_more_than_three_rows_is_one_line(tmp_path, rows, lines):
+    pairs = put(tmp_path, "pairs.jsonl", {"query": "a", "expected": "b"}, *[{"query": "a", "expected": []}] * rows)
+    load(pairs, problems=(problems := []))
+    assert len(problems) == lines
+    assert ("(and 3 more rows like it, the last at " in str(problems[0])) == (lines == 1)
 
 
 def test_what_makes_the_rest_of_a_file_unreadable_does_not_hide_the_rows_before_it(tmp_path):

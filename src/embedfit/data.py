@@ -862,18 +862,28 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         names_of = _class_names(described.get("info", {}).get("features", {}))
         number = 0
         for batch in file.iter_batches():
-            for offset in range(batch.num_rows):
+            for row in _batch_rows(batch):
                 number += 1
                 where = f"{path}:{number}"
                 try:
-                    [row] = batch.slice(offset, 1).to_pylist(maps_as_pydicts="strict")
+                    if isinstance(row, KeyError):
+                        raise DataError(where, f"has a map with a key twice ({row.args[0]})", expected="each key once")
                     yield where, {key: value for key, value in _with_names(row, names_of, where).items() if value is not None}
-                except KeyError as error:
-                    yield where, DataError(where, f"has a map with a key twice ({error.args[0]})", expected="each key once")
                 except DataError as error:
                     yield where, error
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, AttributeError) as error:
         raise DataError(str(path), f"is not Parquet ({error})") from None
+
+
+def _batch_rows(batch: Any) -> Iterator[Row | KeyError]:
+    try:
+        yield from batch.to_pylist(maps_as_pydicts="strict")
+    except KeyError as error:
+        if batch.num_rows == 1:
+            yield error
+            return
+        for offset in range(batch.num_rows):
+            yield from _batch_rows(batch.slice(offset, 1))
 
 
 def _class_names(features: Any) -> dict[str, list[str]]:
