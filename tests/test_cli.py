@@ -146,6 +146,16 @@ def test_check_lists_every_bad_row_and_goes_on(tmp_path, said):
     assert "bad.jsonl:7: is not JSON" in out
 
 
+@pytest.mark.parametrize("setting", ["", '[split]\ngroup_by = "merchant"\n'])
+def test_check_suggests_a_field_to_group_by_until_it_is_set(tmp_path, said, setting):
+    rows = [{"query": f"text {number}", "expected": "ab"[number % 2], "merchant": f"merchant {number % 15}"} for number in range(150)]
+    (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "embedfit.toml").write_text(f'[data]\nqueries = "queries.jsonl"\n{setting}')
+    code, out, _ = said("check", tmp_path / "embedfit.toml", "--json")
+    assert code == 0
+    assert ('group_by = \\"merchant\\" in [split]' in out) == (not setting)
+
+
 def test_check_lists_the_rows_when_all_of_them_are_bad(tmp_path, said):
     (tmp_path / "rows.csv").write_text("query,answer\na,x\nb,y\n")
     (tmp_path / "embedfit.toml").write_text('[data]\nqueries = "rows.csv"\n[model]\nname = "all-MiniLM-L6-v2"\n')
