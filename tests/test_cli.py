@@ -148,6 +148,16 @@ def test_check_lists_every_bad_row_and_goes_on(tmp_path, said):
     assert "bad.jsonl:7: is not JSON" in out
 
 
+@pytest.mark.parametrize("setting", ["", '[split]\ngroup_by = "merchant"\n'])
+def test_check_suggests_a_field_to_group_by_until_it_is_set(tmp_path, said, setting):
+    rows = [{"query": f"text {number}", "expected": "ab"[number % 2], "merchant": f"merchant {number % 15}"} for number in range(150)]
+    (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "embedfit.toml").write_text(f'[data]\nqueries = "queries.jsonl"\n{setting}')
+    code, out, _ = said("check", tmp_path / "embedfit.toml", "--json")
+    assert code == 0
+    assert ('group_by = \\"merchant\\" in [split]' in out) == (not setting)
+
+
 @pytest.mark.parametrize("settings", ["", '[split]\ngroup_by = "team"\n'])
 def test_check_lists_the_bad_rows_of_a_beir_folder_with_a_test_part_alone(tmp_path, said, settings):
     (tmp_path / "set" / "qrels").mkdir(parents=True)

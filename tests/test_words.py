@@ -109,6 +109,12 @@ def test_russian_and_greek_words_stay_as_they_are():
     assert words_of("сорока Вот ΝΕΡΟ") == ("сорока", "вот", "νερο")
 
 
+def test_a_lookalike_by_itself_is_read_as_latin_where_no_other_letter_speaks_for_its_script():
+    assert words_of("it was а test with а СОР") == ("it", "was", "a", "test", "with", "a", "cop")
+    assert words_of("it was а test и") == ("it", "was", "а", "test", "и")
+    assert words_of("Spearman ρ, p") == ("spearman", "ρ", "p")  # small Greek letters are signs of their own
+
+
 @pytest.mark.parametrize(
     ("word", "without"),
     [("café", "cafe"), ("ёлка", "елка"), ("øl", "ol"), ("شَدّة", "شدة"), ("की", "की"), ("が", "が"), ("กิ่น", "กิ่น"), ("각", "각")],

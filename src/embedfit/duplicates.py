@@ -124,7 +124,12 @@ def near_duplicates(texts: Sequence[str]) -> Duplicates:
 
 def nearly_same(one: str, other: str) -> bool:
     """Return whether two texts say the same or nearly, as `near_duplicates` would of the two alone."""
-    return _near(_Text.of(one), _Text.of(other))
+    return _near(_cut(one), _cut(other))
+
+
+@functools.lru_cache(maxsize=2**13)  # mining compares the same documents again and again
+def _cut(text: str) -> _Text:
+    return _Text.of(text)
 
 
 def queries_that_are_documents(dataset: Dataset) -> frozenset[str]:
