@@ -19,6 +19,7 @@ from embedfit.config import Config, make_config, unused_settings
 from embedfit.encode import load_model
 from embedfit.errors import ConfigError
 
+TEMPLATES = Path(configuration.__file__).with_name("templates")
 DOCS = Path(__file__).parents[1] / "docs" / "config.md"
 NO_USE = {"make_config", "beside", "placed", "check_installed", "unused_settings", "check_method", "check_package"}
 """Functions whose reading of a key is no use of it."""
@@ -253,18 +254,47 @@ def test_the_commands_that_do_not_train_use_the_keys_that_the_docs_say(project, 
 
 
 def test_generating_uses_the_keys_that_the_docs_say(tmp_path, read, capsys, monkeypatch):
-    for name in ("prompt", "judge_prompt"):
-        (tmp_path / f"{name}.jinja").write_text("Write about {{ document.text }}." if name == "prompt" else "Which? {{ query }}")
-    assert {key for key in TABLE["generate"] if key.startswith("generate.")} == {key for key in EVERY if key.startswith("generate.")}
-    (tmp_path / "d.jsonl").write_text('{"id": "a", "text": "a home"}\n{"id": "b", "text": "another home"}\n')
+    monkeypatch.setenv("A_KEY", "sk-test")
+    (tmp_path / "ask.jinja").write_text(TEMPLATES.joinpath("question.jinja").read_text() + "\n")
+    (tmp_path / "judge.jinja").write_text("Which passage answers {{ text }}?")
+    (tmp_path / "texts.txt").write_text("who sings\n")
+    passages = [{"id": f"d{row}", "text": f"The {row}th passage tells of something else than the others."} for row in range(4)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(passage) + "\n" for passage in passages))
+    asked = {
+        "model": "rote",
+        "key": "A_KEY",
+        "headers": {"X-Team": "A_KEY"},
+        "mode": "json",
+        "prompt": "ask.jinja",
+        "examples": "texts.txt",
+        "styles": {"plain": "put plainly"},
+        "personas": ["a beginner"],
+        "temperature": 0.5,
+        "max_tokens": 700,
+        "tries": 2,
+        "seed": 1,
+        "budget": 5.0,
+        "max_tokens_total": 10**6,
+        "price": [1.0, 2.0],
+        "concurrency": 2,
+        "timeout": 30.0,
+        "suspects": "drop",
+        "judge": "judge",
+        "judge_prompt": "judge.jinja",
+        "judge_tries": 1,
+        "judge_price": [1.0, 2.0],
+    }
+    data = {"queries": "q.jsonl", "documents": "d.jsonl"}
     with Server() as server:
+        written = {"data": data, "generate": {"questions": 1, **asked, "base_url": server.url}}
         (tmp_path / "embedfit.toml").write_text(
-            f'[data]\nqueries = "q.jsonl"\ndocuments = "d.jsonl"\n[generate]\nquestions = 1\nmodel = "rote"\nbase_url = "{server.url}"\n'
+            "".join(f"[{name}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in keys.items()) for name, keys in written.items())
         )
         call("generate", "queries", "--config", tmp_path / "embedfit.toml")
-    known = {key for key, cell in TABLE["generate"].items() if cell == "yes"}
-    assert read <= known
-    assert {"generate.questions", "generate.model", "generate.base_url", "generate.budget", "data.documents"} <= read
+    capsys.readouterr()
+    # Those of records, and of judging what was accepted: tests/test_generate.py.
+    apart = ("data.record", "data.query_template", "data.label", "generate.judge_tries", "generate.suspects")
+    check_table("generate", read, "", apart=apart)
 
 
 @pytest.mark.parametrize("command", [["run"], ["ladder"], ["curve"], ["tune", "--output", "tuned"]])
