@@ -782,6 +782,14 @@ def test_the_cards_lines_for_other_clients_give_the_measured_vectors_where_their
     }
 
 
+def test_the_docs_give_the_lines_that_the_card_gives(published):
+    card = (published / "adapted" / "README.md").read_text().replace(str(published / "adapted"), "runs/support-1a2b3c4d5e/model")
+    page = (Path(__file__).parents[1] / "docs" / "stores.md").read_text()
+    lines = [block.replace('"passage: "', '""') for block in re.findall(r"```py\n(.*?)```", card, re.DOTALL)]
+    assert len(lines) == 2
+    assert set(lines) <= set(re.findall(r"```py\n(.*?)```", page, re.DOTALL))
+
+
 def unit(vectors):
     return np.array(vectors) / np.linalg.norm(vectors, axis=2, keepdims=True)
 
