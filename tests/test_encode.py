@@ -22,6 +22,7 @@ from embedfit.encode import (
     LocalEncoder,
     Part,
     Truncation,
+    _VectorFile,
     cache_limit,
     cached_models,
     clear_cache,
@@ -587,7 +588,10 @@ def test_a_server_that_changes_its_width_is_told_in_one_line_and_nothing_of_it_i
     assert same.misses == 0
 
 
-def test_a_width_that_changes_between_two_parts_is_told_and_what_came_before_is_kept(tmp_path):
+@pytest.mark.parametrize("limit", ["", "0"])
+def test_a_width_that_changes_between_two_parts_is_told_and_what_came_before_is_kept(limit, tmp_path, monkeypatch):
+    monkeypatch.setenv("EMBEDFIT_CACHE_LIMIT", limit)
+
     class Changing(Letters):
         def encode_parts(self, texts, kind):
             yield Part(np.arange(4), self.encode(texts[:4], kind))
@@ -598,7 +602,19 @@ def test_a_width_that_changes_between_two_parts_is_told_and_what_came_before_is_
         CachedEncoder(Changing(), tmp_path).encode(TEN, "query")
     again = CachedEncoder(Letters(), tmp_path)
     again.encode(TEN, "query")
-    assert again.misses == 6
+    assert again.misses == (10 if limit else 6)
+
+
+def test_of_two_processes_that_begin_with_different_widths_the_second_is_told(tmp_path):
+    class Overtaken(Letters):
+        def encode(self, texts, kind):
+            CachedEncoder(Letters(12), tmp_path).encode(["first"], kind)
+            return super().encode(texts, kind)
+
+    with pytest.raises(ModelError, match="gave vectors of 8 dimensions, and before of 12"):
+        CachedEncoder(Overtaken(8), tmp_path).encode(TEN, "query")
+    with contextlib.closing(sqlite3.connect(tmp_path / "letters.sqlite")) as database:
+        assert database.execute("SELECT DISTINCT length(vector) FROM vectors").fetchall() == [(48,)]
 
 
 @pytest.mark.parametrize(
@@ -700,6 +716,43 @@ def test_a_second_damaged_file_does_not_take_the_place_of_the_first(tmp_path):
         "letters.sqlite.damaged": "notes 1 of mine",
         "letters.sqlite.damaged-2": "notes 2 of mine",
     }
+
+
+def test_a_file_that_is_damaged_while_it_is_open_is_moved_aside_once_and_the_run_goes_on(tmp_path, capsys):
+    texts = [f"text {number}" for number in range(400)]
+
+    class Overwriting(Letters):
+        def encode(self, asked, kind):
+            path = CachedEncoder(self, tmp_path).path
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{path}-wal")
+            path.write_bytes(path.read_bytes()[:16384] + bytes(200_000))
+            return super().encode(asked, kind)
+
+    CachedEncoder(Letters(384), tmp_path).encode(texts, "query")
+    vectors = CachedEncoder(Overwriting(384), tmp_path).encode([*texts, "one more"], "query")
+    np.testing.assert_array_equal(vectors, Letters(384).encode([*texts, "one more"], "query"))
+    capsys.readouterr()
+    np.testing.assert_array_equal(CachedEncoder(Letters(384), tmp_path).encode(texts, "query"), vectors[:-1])
+    again = CachedEncoder(Letters(384), tmp_path)
+    again.encode([*texts, "one more"], "query")
+    assert again.misses <= 1
+
+
+def test_a_new_file_that_another_process_has_begun_is_not_moved_aside(tmp_path):
+    CachedEncoder(Letters(), tmp_path).encode(TEN, "query")
+    path = tmp_path / "letters.sqlite"
+    noticing = _VectorFile(path, "letters")
+    os.replace(path, tmp_path / "letters.sqlite.damaged")  # by a process that noticed first
+    CachedEncoder(Letters(), tmp_path).encode(TEN, "query")
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    noticing._after(error)
+    noticing.close()
+    again = CachedEncoder(Letters(), tmp_path)
+    again.encode(TEN, "query")
+    assert again.misses == 0
+    assert [path.name for path in tmp_path.glob("*.damaged*")] == ["letters.sqlite.damaged"]
 
 
 FULL = f"""
