@@ -140,6 +140,9 @@ def test_the_own_document_is_taken_out_of_each_row_and_the_last_where_there_is_n
     ranked, left = without_own((positions, scores), np.array([3, -1, 1]), 2)
     assert ranked.tolist() == [[1, 2], [1, 0], [0, 2]]
     assert left.tolist() == [[2, 1], [3, 2], [3, 2]]
+    deep = np.random.default_rng(0).permutation(500)[None]
+    left, _ = without_own((deep, -np.arange(500, dtype=np.float32)[None]), deep[:, 250], 499)
+    np.testing.assert_array_equal(left[0], np.delete(deep[0], 250))
     assert without_own((positions, scores), np.array([-1, -1, -1]), 2)[0].tolist() == [[3, 1], [1, 0], [0, 2]]
 
 

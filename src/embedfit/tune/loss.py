@@ -40,7 +40,7 @@ def multi_positive_softmax(logits: Tensor, grades: Tensor) -> Tensor:
         The mean over queries, a scalar.
     """
     positive = grades > 0
-    weights = grades.clamp(min=0) / grades.clamp(min=0).sum(dim=1, keepdim=True)
+    weights = grades / grades.clamp(min=0).sum(dim=1, keepdim=True)
     both = _against_negatives(logits, grades, 1) + _BACKWARD * _against_negatives(logits, grades, 0)
     return (both.masked_fill(~positive, 0.0) * weights).sum() / len(logits)
 
