@@ -413,6 +413,17 @@ def test_what_is_refused_is_refused_before_anything_is_made(project, said, monke
     assert sorted(project.parent.rglob("*")) == before
 
 
+def test_tune_refuses_data_that_makes_all_figures_wrong_as_run_does(project, said):
+    rows = [{**json.loads(line), "expected": "password"} for line in (project.parent / "queries.jsonl").read_text().splitlines()]
+    (project.parent / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for command in (["run", project], ["tune", project, "--output", project.parent / "tuned"]):
+        code, _, err = said(*command)
+        assert code == 2
+        assert "all 20 queries have the same answer" in err
+    assert not (project.parent / "tuned").exists()
+    assert not (project.parent / "runs").exists()
+
+
 def test_relabel_makes_no_folder_with_the_name_of_a_file(project, tmp_path, said):
     csv = tmp_path / "suspects.csv"
     csv.write_text("query_id,query,expected,suggested,kind,confidence,decision\n")

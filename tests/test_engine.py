@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -61,6 +62,16 @@ def workers():
         return False
 
     return {process for process, name in names.items() if name.startswith(b"ray::MapWorker") and ours(process)}
+
+
+def test_the_workers_pool_as_this_process_does(cluster, tiny_model, tmp_path):
+    plain = tmp_path / "plain"
+    shutil.copytree(tiny_model, plain)
+    (plain / "modules.json").unlink()
+    encoder = LocalEncoder(plain, precision="fp32", pooling="cls")
+    there = cluster.encoder(encoder)
+    np.testing.assert_allclose(there.encode(TEXTS[:8], "query"), encoder.encode(TEXTS[:8], "query"), atol=1e-5)
+    assert (there.identity, there.prompts) == (encoder.identity, encoder.prompts)
 
 
 def test_evaluating_on_the_cluster_gives_the_same_run_and_fills_the_same_cache(cluster, tiny_model, tmp_path, capsys, monkeypatch):

@@ -7,7 +7,7 @@ from safetensors.numpy import load_file, save_file
 
 from embedfit import parity
 from embedfit.data import Dataset, Document, Query
-from embedfit.encode import CachedEncoder, LocalEncoder, load_model
+from embedfit.encode import CachedEncoder, LocalEncoder, load_model, pooling_of
 from embedfit.errors import ConfigError, ModelError
 from embedfit.parity import Binary, Int8, check_forms, first_dimensions, to_frame
 from embedfit.retrieve import top_k
@@ -120,12 +120,12 @@ def test_a_cut_to_more_dimensions_than_there_are_is_refused(tiny_model, some):
         check_forms(LocalEncoder(tiny_model), some, "{category}", matryoshka=(512,))
 
 
-def lora_on(tiny_model, folder):
+def lora_on(tiny_model, folder, pooling=None):
     """Write a LoRA in peft's form to folder/lora, and base and LoRA merged to folder/model."""
     import torch
     from peft import LoraConfig, get_peft_model
 
-    model = load_model(tiny_model)
+    model = load_model(tiny_model, pooling=pooling)
     torch.manual_seed(0)
     wrapped = get_peft_model(model.transformers_model, LoraConfig(r=4, target_modules=["query", "value"], init_lora_weights=False))
     wrapped.save_pretrained(str(folder / "lora"))
@@ -147,6 +147,17 @@ def test_a_merged_lora_is_the_base_model_with_the_lora_and_another_one_fails(tin
     save_file({name: weights * 1.5 for name, weights in load_file(path).items()}, path)
     with pytest.raises(ModelError, match="base model and LoRA, gives other vectors"):
         check_forms(encoder, some, "{category}", lora=tmp_path / "lora")
+
+
+def test_a_lora_on_a_plain_checkpoint_is_read_with_the_pooling_it_was_trained_with(tiny_model, tmp_path):
+    plain = tmp_path / "plain"
+    shutil.copytree(tiny_model, plain)
+    (plain / "modules.json").unlink()
+    lora_on(plain, tmp_path, pooling="cls")
+    tuned = LocalEncoder(tmp_path / "model", precision="fp32")
+    assert pooling_of(tuned.folder) == "cls"
+    vectors = parity._with_lora(tmp_path / "lora", tuned).encode(["food", "a taxi"], normalize_embeddings=True)
+    np.testing.assert_allclose(vectors, tuned.encode(["food", "a taxi"], "query"), atol=1e-5)
 
 
 def test_a_lora_of_pickled_weights_is_refused(tiny_model, some, tmp_path):

@@ -89,6 +89,18 @@ def test_the_loss_is_the_mean_over_the_whole_and_the_shortened_vectors():
     assert CandidateLoss(model, 2.0, [1])(features, grades).item() == pytest.approx((whole + first) / 2, abs=1e-6)
 
 
+def test_the_loss_is_of_the_dimensions_that_the_model_gives():
+    class Cutting:
+        truncate_dim = 1
+
+        def __call__(self, features):
+            return {"sentence_embedding": features["vectors"]}
+
+    features = [{"vectors": torch.tensor([[3.0, 0.0, 4.0]])}, {"vectors": torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0]])}]
+    loss = CandidateLoss(Cutting(), 2.0)(features, torch.tensor([[1.0, 0.0]]))
+    assert loss.item() == pytest.approx(np.log1p(np.exp(2 * 1.0)), abs=1e-6)
+
+
 # Candidates
 
 

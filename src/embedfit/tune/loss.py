@@ -109,8 +109,8 @@ class CandidateLoss(nn.Module):
 
     def _encoded(self, chunk: dict[str, Tensor]) -> Tensor:
         with without_cudnn_attention(_texts(chunk).device.type):
-            vectors: Tensor = self.encoder(dict(chunk))["sentence_embedding"][:, : self.encoder.truncate_dim].float()
-        return vectors
+            vectors: Tensor = self.encoder(dict(chunk))["sentence_embedding"].float()
+        return vectors[:, : getattr(self.encoder, "truncate_dim", None)]  # as the model's own encode cuts them
 
 
 def shares(sizes: Sequence[int], parts: int) -> list[list[int]]:
