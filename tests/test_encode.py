@@ -706,6 +706,25 @@ def test_a_file_that_cannot_be_read_is_moved_aside_whole_and_a_new_one_begun(wha
     assert (again.misses, capsys.readouterr().err) == (0, "")
 
 
+def test_the_journal_of_a_damaged_file_goes_with_it_and_not_into_the_new_one(tmp_path):
+    encoder = Letters()
+    cached = CachedEncoder(encoder, tmp_path / "first")
+    cached.encode(TEN[:5], "query")
+    with contextlib.closing(sqlite3.connect(cached.path)) as open_elsewhere:
+        open_elsewhere.execute("SELECT count(*) FROM vectors").fetchone()
+        cached.encode(TEN, "query")  # stays in the journal
+        journal = Path(f"{cached.path}-wal").read_bytes()
+    assert journal
+    second = CachedEncoder(encoder, tmp_path / "second")
+    second.path.parent.mkdir()
+    second.path.write_text("notes of mine")
+    Path(f"{second.path}-wal").write_bytes(journal)
+    second.encode(TEN, "query")
+    assert second.misses == 10
+    assert Path(f"{second.path}.damaged").read_text() == "notes of mine"
+    assert Path(f"{second.path}.damaged-wal").read_bytes() == journal
+
+
 def test_a_second_damaged_file_does_not_take_the_place_of_the_first(tmp_path):
     encoder = Letters()
     for number in (1, 2):

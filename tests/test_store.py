@@ -26,7 +26,7 @@ from embedfit.data import Dataset, Document, Query
 from embedfit.encode import CachedEncoder
 from embedfit.errors import ConfigError, DataError, ModelError, StorageError
 from embedfit.retrieve import DenseRetriever, Run
-from embedfit.store import Entry, Live, Stamp, check_entries, open_store, readings
+from embedfit.store import Entry, Live, Stamp, check_entries, is_exact, is_plain, open_store, readings
 from embedfit.store.versions import LiveIndex, Version, entries_of, identity, index_documents, overlap, roll_back
 
 KINDS = ("chroma", "chroma server", "pgvector", "qdrant")
@@ -462,7 +462,7 @@ def test_all_of_it_is_there_when_the_store_is_opened_again(config):
 
 def test_a_dropped_collection_is_gone_and_only_collections_of_the_index_are_listed(store):
     a, b = named(store, A), named(store, B)
-    for name in (a, b, f"{store.index}_notes"):
+    for name in (a, b, f"{store.index}_notes", f"{store.index}_face", f"another_{a}"):
         store.create(name, STAMP)
     store.drop(a)
     assert store.collections() == [b]
@@ -1145,6 +1145,27 @@ def test_places_that_a_store_leaves_empty_count_as_not_found(config_of, monkeypa
 )
 def test_a_value_given_as_text_is_read_as_all_that_it_may_be(text, values):
     assert list(map(repr, readings(text))) == list(map(repr, values))
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (2**53 - 1, True),
+        (2**53, False),
+        (-(2**53), False),
+        (0.123456789012345, True),
+        (0.1234567890123456, False),
+        (-0.25, True),
+        (1e-5, False),
+        (1e22, False),
+        ("1e22", True),
+        (True, True),
+        (None, True),
+    ],
+)
+def test_numbers_that_some_store_would_confuse_are_known(value, plain):
+    assert is_plain(value) == plain
+    assert is_exact({"a": [1, {"b": value}]}) == plain
 
 
 def test_an_encoder_has_the_same_identity_in_a_cache_and_with_a_query_adapter(word_encoder):
