@@ -373,6 +373,15 @@ def test_a_home_is_expanded_and_a_relative_folder_is_still_one(monkeypatch, tmp_
     assert Target.of(f"{tmp_path}/./x/../model").title == "model"
 
 
+def test_what_appears_at_the_target_while_a_person_is_asked_stays(finished, tmp_path):
+    for name in ("support", "support.tar"):
+        [publication] = pipeline.prepare_publications(finished.folder, f"{tmp_path}/{name}")
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(StorageError, match="is there already"):
+            publication.send()
+        assert (tmp_path / name).read_text() == "mine"
+
+
 def test_a_target_in_the_run_directory_is_refused(finished, said):
     before = sorted(finished.folder.rglob("*"))
     for target in (finished.folder / "model" / "more", finished.folder / "more.tar", finished.folder):
