@@ -739,10 +739,17 @@ def test_chromas_folders_of_dropped_collections_are_removed_even_after_a_kill_an
         monkeypatch.setattr(type(store), "_remove_dropped", lambda self: None)  # killed before it came to that
         index_documents(store, numbered(), Numbers(4), TEMPLATE)
         assert len(graphs()) == 3
-        (folder / ".embedfit.dropped").open("a").write("../elsewhere\n")
+        (folder / "mine").mkdir()
+        begun = store._folders(store._collection(store.live().current).id)  # noted by a process that was killed before it dropped
+        with (folder / ".embedfit.dropped").open("a") as file:
+            file.write("\n".join(["mine", "../mine", "..", *begun, ""]))
         monkeypatch.undo()
         index_documents(store, numbered(), Numbers(4), TEMPLATE)
-    assert len(graphs()) == 2
+    assert len(graphs()) == 3
+    assert "mine" in graphs()
+    with open_store(config) as store:
+        assert set(store._folders()) >= graphs() - {"mine"}
+        assert LiveIndex(store, Numbers(4)).find("query 7", 1)[0].id == "d7"
     assert others.is_dir()
     assert not (folder / ".embedfit.dropped").exists()
 
