@@ -577,6 +577,22 @@ def test_the_sentence_and_json_say_in_how_many_groups_the_queries_stand():
     assert Comparison.from_dict(said, found.base, found.tuned).sentence == found.sentence
 
 
+def test_one_query_and_one_group_are_singular():
+    assert "on 1 query: 1 better" in compare_scores(scores_of([0.1]), scores_of([1.0])).sentence
+    assert "on 3 queries in 1 group: " in compare_scores(grouped([0.1] * 3, [5, 5, 5]), grouped([1.0] * 3, [5, 5, 5])).sentence
+
+
+def test_each_stratum_says_in_how_many_groups_its_queries_stand():
+    groups = [0, 0, 1, 1, 2, 3]
+    found = compare_scores(grouped([0.5] * 6, groups), grouped([0.5] * 6, groups), seen=[True] * 4 + [False] * 2)
+    assert [stratum.groups for stratum in found.strata] == [2, 2]
+    assert [stratum.label for stratum in found.strata] == ["answers seen in training (4 queries in 2 groups)", "new answers (2 queries)"]
+    read = Comparison.from_dict(json.loads(json.dumps(found.to_dict())), found.base, found.tuned, found.seen)
+    assert read.strata == found.strata
+    with pytest.raises(EmbedfitError, match="whether an answer was seen is said of 0 queries; expected 6"):
+        compare_scores(found.base, found.tuned, seen=[])
+
+
 def test_groups_known_to_one_model_hold_for_both_and_other_groups_are_refused():
     base, tuned = [0.5] * 6, [1.0] * 5 + [0.0]
     known = compare_scores(scores_of(base), grouped(tuned, [4, 4, 2, 2, 9, 9]))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
-from embedfit.duplicates import Duplicates, Said, near_duplicates, nearly_same
+from embedfit.duplicates import Duplicates, Said, copies_among, near_duplicates, nearly_same
 from embedfit.words import words_of
 
 
@@ -270,3 +270,12 @@ def texts_with_copies(draw):
 @given(texts_with_copies())
 def test_the_search_finds_what_comparing_all_texts_finds(texts):
     assert pairs_of(texts) == by_comparing_all(texts)
+
+
+def test_copies_among_two_sets_of_texts_are_named_by_their_ids():
+    long = "In spring the heron comes back to the pond and waits there for hours without a move"
+    ours = {"a": "Open settings, then choose reset.", "b": long, "c": "something else"}
+    theirs = {"x": "open settings then choose reset!", "y": long.replace("heron", "stork"), "z": "nothing of the kind"}
+    assert copies_among(ours, theirs) == {"x": ["a"], "y": ["b"], "z": []}
+    assert copies_among({}, theirs) == {"x": [], "y": [], "z": []}
+    assert copies_among(ours, {}) == {}

@@ -1,6 +1,7 @@
 import re
 import runpy
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -297,6 +298,29 @@ def test_connected_groups_are_those_that_merging_sets_gives(case):
         merged = next(group for group in sets if one in group) | next(group for group in sets if other in group)
         sets = [group for group in sets if not group & merged] + [merged]
     assert connected(count, pairs) == sorted(tuple(sorted(group)) for group in sets)
+
+
+def test_official_parts_lose_what_shares_a_value_of_group_by_with_what_is_more_held_out():
+    data = labelled([(f"text {number}", "xy"[number % 2], {"customer": number % 10}) for number in range(60)])
+    names = list(data.queries)
+    data = replace(data, parts={"test": tuple(names[:4]), "train": tuple(names[4:])})
+    split = split_dataset(data, group_by="customer", dev=0.2)
+    values = [{data.queries[id].metadata["customer"] for id in part} for part in (split.train, split.dev, split.test)]
+    assert values[2] == {0, 1, 2, 3}
+    assert all(values)
+    assert sum(map(len, values)) == len(set.union(*values))
+    assert len(split_dataset(data, dev=0).train) == 56
+
+
+@pytest.mark.parametrize("nothing", [None, "", " ", float("nan")])
+def test_queries_without_a_value_of_group_by_share_none(nothing):
+    data = labelled([(f"text {number}", "x", {"customer": nothing if number % 2 else number}) for number in range(10)])
+    assert len(query_groups(data, data.judged, "customer")) == 10
+
+
+def test_a_whole_number_is_the_same_value_of_group_by_however_it_is_written():
+    data = labelled([("one", "x", {"customer": 1}), ("two", "x", {"customer": 1.0}), ("three", "x", {"customer": "1"}), ("four", "x")])
+    assert query_groups(data, data.judged, "customer") == [("q0", "q1", "q2"), ("q3",)]
 
 
 def passages(answers, texts=None, parts=None):

@@ -182,6 +182,13 @@ def test_activations_computed_again_give_the_gradient_of_those_kept(tiny_model, 
 # Choosing an epoch
 
 
+def test_copies_of_one_query_do_not_make_an_epoch_clearly_worse():
+    before, now = np.full(20, 0.5), np.array([0.4] * 10 + [0.56] * 10)
+    assert clearly_worse(now, before)
+    assert not clearly_worse(now, before, np.arange(20) // 10)
+    assert clearly_worse(now, before, np.arange(20)) == clearly_worse(now, before)
+
+
 def test_a_fall_within_the_noise_is_not_clearly_worse():
     before = np.array([1, 0.5, 1, 0.25, 1, 1, 0.5, 1])
     assert not clearly_worse(before, before)
@@ -420,7 +427,7 @@ def test_stopped_within_an_epoch_and_started_again_it_ends_with_the_same_model(t
 
 
 def test_the_best_epoch_outlives_checkpoints_within_later_ones(tiny_model, parts, tmp_path, monkeypatch, killed):
-    monkeypatch.setattr(full, "clearly_worse", lambda now, before: True)  # the first epoch stays the best
+    monkeypatch.setattr(full, "clearly_worse", lambda now, before, groups: True)  # the first epoch stays the best
     whole = tune_model(LocalEncoder(tiny_model), *parts, tmp_path / "whole", SETTINGS)
     assert whole.epoch == 1
     assert killed(8, LocalEncoder(tiny_model), *parts, tmp_path / "killed", SETTINGS) == [3, 8]
@@ -518,7 +525,7 @@ def test_unjudged_queries_take_no_part(unbroken, tiny_model, parts, tmp_path):
 
 def test_killed_after_it_had_stopped_early_it_does_not_train_on(tiny_model, parts, tmp_path, monkeypatch):
     # Every epoch but the first is called clearly worse, so patience ends the training after two of four.
-    monkeypatch.setattr("embedfit.tune.full.clearly_worse", lambda now, before: True)
+    monkeypatch.setattr("embedfit.tune.full.clearly_worse", lambda now, before, groups: True)
     settings = TuneConfig(epochs=4, batch_size=16, patience=1)
     whole = tune_model(LocalEncoder(tiny_model), *parts, tmp_path / "whole", settings)
     assert (len(whole.history), whole.epoch) == (2, 1)

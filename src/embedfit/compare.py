@@ -114,12 +114,14 @@ class Stratum:
     Attributes:
         seen: Which of the two: True where training saw at least one right answer of each query.
         queries: Number of queries.
+        groups: Number of groups of queries that belong together; as many as queries where each stands alone.
         differences: One per metric and k. The p-values, and with them the verdicts, are adjusted for the two strata by
             Holm's method; each interval is a 95% interval of its own.
     """
 
     seen: bool
     queries: int
+    groups: int
     differences: tuple[Difference, ...]
 
     def __getitem__(self, metric: str) -> Difference:
@@ -128,7 +130,7 @@ class Stratum:
     @property
     def label(self) -> str:
         """The stratum in words, with its number of queries."""
-        queries = f"{self.queries:,} {'query' if self.queries == 1 else 'queries'}"
+        queries = _counted(self.queries, self.groups)
         return f"{'answers seen in training' if self.seen else 'new answers'} ({queries})"
 
     def sentence(self, metric: str) -> str:
@@ -192,8 +194,7 @@ class Comparison:
         if self.seeds:
             sentence += f" Spread of seeds {self.seeds.spread[self.metric]:.3f}, of queries {self.seeds.query_error[self.metric]:.3f}."
         if found.verdict == "no difference shown":
-            queries = f"{len(self.base.query_ids):,} {'query' if len(self.base.query_ids) == 1 else 'queries'}"
-            queries += f" in {self.groups:,} groups" if self.groups < len(self.base.query_ids) else ""
+            queries = _counted(len(self.base.query_ids), self.groups)
             sentence += f" A difference under about {found.detectable:.2g} could not have been seen reliably on {queries}."
         return " ".join([sentence, *(stratum.sentence(self.metric) for stratum in self.strata)])
 
@@ -204,8 +205,7 @@ class Comparison:
     @property
     def queries(self) -> str:
         """How many queries, whether they were held out, and in how many groups where some belong together."""
-        groups = f" in {self.groups:,} groups" if self.groups < len(self.base.query_ids) else ""
-        return f"{len(self.base.query_ids):,}{' held-out' if self.held_out else ''} queries{groups}"
+        return _counted(len(self.base.query_ids), self.groups, "held-out " if self.held_out else "")
 
     @property
     def groups(self) -> int:
@@ -232,6 +232,7 @@ class Comparison:
                 {
                     "answers": "seen" if stratum.seen else "new",
                     "queries": stratum.queries,
+                    "groups": stratum.groups,
                     "verdict": stratum[self.metric].verdict,
                     "differences": _dicts(stratum.differences),
                 }
@@ -255,7 +256,7 @@ class Comparison:
         try:
             differences = _differences(said["differences"])
             strata = tuple(
-                Stratum(row["answers"] == "seen", row["queries"], _differences(row["differences"]))
+                Stratum(row["answers"] == "seen", row["queries"], row["groups"], _differences(row["differences"]))
                 for row in (said.get("strata", ()) if seen is not None else ())  # earlier versions wrote none
             )
             seeds = said["seeds"]
@@ -325,6 +326,12 @@ class Comparison:
     def _repr_html_(self) -> str:
         columns = ["metric", "base", "tuned", "difference", "low", "high", "wins", "ties", "losses"]
         return f"<p>{self.sentence}</p>{self.to_frame()[columns].to_html(index=False, float_format='{:.3f}'.format)}"
+
+
+def _counted(queries: int, groups: int, kind: str = "") -> str:
+    """Return a number of queries in words, and of groups if some queries belong together."""
+    words = f"{queries:,} {kind}{'query' if queries == 1 else 'queries'}"
+    return words if groups == queries else f"{words} in {groups:,} {'group' if groups == 1 else 'groups'}"
 
 
 def new_chart(width: float, height: float) -> Figure:
@@ -402,7 +409,7 @@ def compare_scores(
         seeds = Seeds(len(runs), means, spread, dict(zip(names, found.query_error.tolist(), strict=True)))
     known = None if seen is None else tuple(map(bool, seen))
     base = _grouped(base, groups)
-    strata = _strata(base, runs, known, metric=metric, seed=seed, held_out=held_out) if known else ()
+    strata = () if known is None else _strata(base, runs, known, metric=metric, seed=seed, held_out=held_out)
     return Comparison(base, _grouped(mean, groups), differences, metric, held_out, seeds, known, strata)
 
 
@@ -421,6 +428,7 @@ def _strata(base: Scores, runs: Sequence[Scores], seen: Sequence[bool], **settin
         Stratum(
             number == 0,
             len(part.base.query_ids),
+            part.groups,
             tuple(replace(difference, p=p[number]) for difference, p in zip(part.differences, adjusted, strict=True)),
         )
         for number, part in enumerate(parts)

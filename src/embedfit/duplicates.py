@@ -24,7 +24,7 @@ import itertools
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -120,6 +120,17 @@ def near_duplicates(texts: Sequence[str]) -> Duplicates:
     The last few answers are kept, so that asking again about the same texts costs nothing.
     """
     return _found(tuple(texts))
+
+
+def copies_among(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return, for each text of theirs by its id, the ids of ours that say the same or nearly, or hang together with it through others."""
+    texts = [*ours.values(), *theirs.values()]
+    our_ids, their_ids = list(ours), list(theirs)
+    copies: dict[str, list[str]] = {}
+    for chain in near_duplicates(texts).chains:
+        same = [our_ids[place] for place in chain if place < len(our_ids)]
+        copies |= {their_ids[place - len(our_ids)]: same for place in chain if place >= len(our_ids)}
+    return copies
 
 
 def nearly_same(one: str, other: str) -> bool:

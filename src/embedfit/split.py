@@ -60,7 +60,8 @@ def split_dataset(
             a tenth, and none where that is under 100 queries: so few cannot tell two epochs apart, and are missed in
             training.
         seed: Another seed, another split.
-        group_by: A metadata field; queries with the same value stay together.
+        group_by: A metadata field; queries with the same value stay together. Of official parts, train and dev queries that share a
+            value with a part that is more held out are left out.
         by: ``documents`` holds answers out: no document that is right for a test query (and no copy or near copy of one) is right for
             a dev or train query, and none of dev for train. Of official parts, train and dev queries that share an answer with a part
             that is more held out are left out. Shares are of queries, met as closely as undivided groups allow.
@@ -80,12 +81,15 @@ def split_dataset(
     test_ids, rest = _official_or_dealt(official["test"], dataset, rest, test, seed, group_by, by)
     if by == "documents":
         rest = _with_new_answers(dataset, rest, test_ids)
+    rest = _with_new_values(dataset, rest, test_ids, group_by)
     if dev == 0:
         return _whole(Split(rest, (), test_ids), dev, by)
     dev_ids, train_ids = _official_or_dealt(official["dev"], dataset, rest, _dev_share(dev, len(rest)), seed + 1, group_by, by, least=dev)
     if by == "documents":
         dev_ids = _with_new_answers(dataset, dev_ids, test_ids)
         train_ids = _with_new_answers(dataset, train_ids, dev_ids)
+    dev_ids = _with_new_values(dataset, dev_ids, test_ids, group_by)
+    train_ids = _with_new_values(dataset, train_ids, dev_ids, group_by)
     return _whole(Split(train_ids, dev_ids, test_ids), dev, by)
 
 
@@ -210,6 +214,22 @@ def _with_new_answers(dataset: Dataset, ids: tuple[str, ...], held_out: tuple[st
     return tuple(id for id, seen in zip(ids, answers_seen(dataset, held_out, ids), strict=True) if not seen)
 
 
+def _with_new_values(dataset: Dataset, ids: tuple[str, ...], held_out: tuple[str, ...], group_by: str | None) -> tuple[str, ...]:
+    """Return the queries that have no value of ``group_by`` that a held-out one has."""
+    if not group_by:
+        return ids
+    known = {_value(dataset, id, group_by) for id in held_out} - {None}
+    return tuple(id for id in ids if _value(dataset, id, group_by) not in known)
+
+
+def _value(dataset: Dataset, id: str, group_by: str) -> str | None:
+    """Return a query's value of a field as a text; None where it has none, which empty text and NaN are too."""
+    value = dataset.queries[id].metadata.get(group_by)
+    if isinstance(value, float):
+        value = None if value != value else int(value) if value.is_integer() else value
+    return None if value is None else str(value).strip() or None
+
+
 def _dealt(groups: Sequence[tuple[str, ...]], share: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Take every (1/share)-th group. Returns (taken, rest)."""
     taken: list[str] = []
@@ -280,7 +300,7 @@ def query_groups(dataset: Dataset, ids: Sequence[str], group_by: str | None = No
     Args:
         dataset: With the queries.
         ids: Of the queries to group.
-        group_by: A metadata field. Queries without a value share none.
+        group_by: A metadata field. Queries without a value (none, empty or NaN) share none.
 
     Raises:
         ConfigError: No query has the field ``group_by``.
@@ -296,10 +316,10 @@ def query_groups(dataset: Dataset, ids: Sequence[str], group_by: str | None = No
     first: dict[tuple[str, str | int], int] = {}
     pairs = []
     for place, id in enumerate(ids):
-        value = dataset.queries[id].metadata.get(group_by) if group_by else None
+        value = _value(dataset, id, group_by) if group_by else None
         pairs.append((place, first.setdefault(("chain", chain_of[id]), place)))
         if value is not None:
-            pairs.append((place, first.setdefault(("field", str(value)), place)))
+            pairs.append((place, first.setdefault(("field", value), place)))
     return [tuple(ids[place] for place in group) for group in connected(len(ids), pairs)]
 
 

@@ -390,6 +390,9 @@ def _notes(job: Job, forgetting: Forgetting | None = None, *, final: bool = Fals
         )
     if job.config.split.by == "documents":
         notes.append(_of_new_answers(job))
+    elif job.config.split.group_by and len(job.splits) == 1 and _left_out(job):
+        field = job.config.split.group_by
+        notes.append(f"Queries left out of training, because they share a {field} with a held-out one or leak: {_left_out(job):,}.")
     if len(job.splits) > 1 and final:
         notes.append(
             f"The model in this directory was trained in the same way on all {len(job.dataset.judged):,} queries; the figures stand for it."
@@ -410,10 +413,15 @@ def _of_new_answers(job: Job) -> str:
         f"{held_out} of the {total:,} documents that are asked for were held out{each}, with all of their queries: "
         "the figures say how well answers are found that training never saw."
     )
-    left_out = len(asked) - sum(len(part) for split in job.splits for part in (split.train, split.dev, split.test))
-    if len(counts) == 1 and left_out:
-        sentence += f" Queries left out of training, because they share an answer with a held-out one or leak: {left_out:,}."
+    if len(counts) == 1 and _left_out(job):
+        sentence += f" Queries left out of training, because they share an answer with a held-out one or leak: {_left_out(job):,}."
     return sentence
+
+
+def _left_out(job: Job) -> int:
+    """Return how many judged queries are in no part of the one split."""
+    [split] = job.splits
+    return len(job.dataset.judged) - sum(map(len, (split.train, split.dev, split.test)))
 
 
 def _written_by_llm(metadata: Mapping[str, Any]) -> bool:

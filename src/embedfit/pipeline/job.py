@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from typing import Literal
 from embedfit import console, locks, ranks
 from embedfit.check import Finding, check_dataset, check_groups, check_leaks, check_truncation
 from embedfit.config import Config, DataConfig, ModelConfig, unused_settings
-from embedfit.data import Dataset, load, normalised
+from embedfit.data import Dataset, load
+from embedfit.duplicates import copies_among
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
 from embedfit.engine import Engine, LocalEngine, RayEngine
 from embedfit.errors import ConfigError, DataError, ModelError, check_package
@@ -269,11 +271,16 @@ def without_held_out(config: Config, said: DataConfig, other: Dataset, test: Dat
 
 
 def _held_out_answers(config: Config, said: DataConfig, other: Dataset, test: Dataset) -> set[str]:
-    """Return the documents of a further data set that say what a right answer of a held-out query says."""
-    asked = {document for id in test.queries for document in test.relevant(id)}
-    texts = zip(test.corpus, test.document_texts(config.data.document_template), strict=True)
-    held_out = {normalised(text) for id, text in texts if id in asked}
-    return {id for id, text in zip(other.corpus, other.document_texts(said.document_template), strict=True) if normalised(text) in held_out}
+    """Return the documents of a further data set that say what a right answer of a held-out query says, or nearly."""
+    held_out = _asked(test, config.data.document_template)
+    theirs = _asked(other, said.document_template)
+    return {id for id, copies in copies_among(held_out, theirs).items() if copies}
+
+
+def _asked(dataset: Dataset, template: str) -> dict[str, str]:
+    """Return the ids and texts of the documents that are right for some query."""
+    asked = {document for id in dataset.judged for document in dataset.relevant(id)}
+    return {id: text for id, text in zip(dataset.corpus, dataset.document_texts(template), strict=True) if id in asked}
 
 
 @dataclass(frozen=True)
@@ -377,13 +384,9 @@ class Job:
     @cached_property
     def seen(self) -> dict[str, bool]:
         """Held-out query -> whether training saw one of its right answers, by the split in which it is held out."""
-        texts_of = zip(self.dataset.corpus, self.dataset.document_texts(self.template), strict=True)
-        kept = {normalised(text): id for id, text in texts_of} if self.others else {}
-        more = []  # documents of further data sets that say what ours say are the same documents (`mixed`)
+        more: list[str] = []  # our documents that say what a right one of a further data set says
         for other, template in self.others:
-            asked = {document for id in other.judged for document in other.relevant(id)}
-            texts = zip(other.corpus, map(normalised, other.document_texts(template)), strict=True)
-            more += [kept[text] for id, text in texts if id in asked and text in kept]
+            more += itertools.chain(*copies_among(_asked(self.dataset, self.template), _asked(other, template)).values())
         seen: dict[str, bool] = {}
         for split in self.splits:
             seen |= zip(split.test, answers_seen(self.dataset, (*split.train, *split.dev), split.test, more=more), strict=True)

@@ -36,6 +36,7 @@ from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError, S
 from embedfit.rerank import LocalReranker
 from embedfit.retrieve import DenseRetriever
 from embedfit.score import score_run
+from embedfit.split import group_numbers
 from embedfit.tokens import Tokens
 from embedfit.tune.batches import Collator
 from embedfit.tune.candidates import AllDocuments, BatchAndOthers, CandidateSource
@@ -473,22 +474,35 @@ class _Dev(SentenceEvaluator):
         qrels = {id: {document: grade for document, grade in grades.items() if document in chosen} for id, grades in dev.qrels.items()}
         self._dev = Dataset(dev.queries, corpus, qrels)
         self._retriever = DenseRetriever(_Unnamed(encoder), template)
+        numbers = group_numbers(self._dev)
+        self._groups = np.array([numbers[id] for id in self._dev.queries])
         self.kept: list[float] = []
         self.choice = 0
 
     def __call__(self, model: Any, output_path: str | None = None, epoch: int = -1, steps: int = -1) -> dict[str, float]:
         found = score_run(self._retriever.search(self._dev, 10), self._dev.qrels, ks=(1, 10))
         now = found.values["mrr@10"]
-        keep = not self.kept or not clearly_worse(now, np.array(self.kept))
+        keep = not self.kept or not clearly_worse(now, np.array(self.kept), self._groups)
         if keep:
             self.kept, self.choice = now.tolist(), self.choice + 1
         return {"mrr@10": found.mean("mrr@10"), "recall@1": found.mean("recall@1"), "choice": self.choice if keep else self.choice - 1}
 
 
-def clearly_worse(now: npt.NDArray[np.float64], before: npt.NDArray[np.float64]) -> bool:
-    """Return whether the mean fell by more than one standard error of the paired differences."""
+def clearly_worse(now: npt.NDArray[np.float64], before: npt.NDArray[np.float64], groups: npt.NDArray[np.int64] | None = None) -> bool:
+    """Return whether the mean fell by more than one standard error of the paired differences.
+
+    Args:
+        now: A metric for each query, shape (n,).
+        before: The same of an earlier epoch.
+        groups: Number of each query's group, shape (n,): near duplicates are no independent evidence. By default each stands alone.
+    """
     difference = now - before
-    return bool(difference.mean() < -difference.std(ddof=1) / np.sqrt(len(difference))) if len(now) > 1 else False
+    off = difference - difference.mean()
+    sums = off if groups is None else np.bincount(groups, off)[np.unique(groups)]
+    if len(sums) < 2:
+        return False
+    error = np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / len(difference)
+    return bool(difference.mean() < -error)
 
 
 class _Unnamed:
