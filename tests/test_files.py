@@ -14,6 +14,8 @@ from embedfit.files import clear_leftovers, replace_folder, temporary_folder, te
 from embedfit.pipeline import locked
 from embedfit.tune.result import claim, save_in_place
 
+MARK = "embedfit is writing here: model"
+
 WRITES = """
 import sys, time
 from pathlib import Path
@@ -54,18 +56,19 @@ def test_what_a_living_process_is_writing_is_left_alone(writer, tmp_path):
     with writing(tmp_path / "other") as file:
         file.write(b"whole")
     clear_leftovers(tmp_path)
-    [temporary] = [path for path in tmp_path.iterdir() if path.name.startswith(".embedfit-")]
+    [temporary] = [path for path in tmp_path.iterdir() if path.name.startswith(".embedfit-partial-")]
     assert (temporary / "content").read_bytes() == b"half"
 
 
 @pytest.mark.parametrize(
     "files",
     [
-        {".embedfit-abcdefgh/notes.txt": "mine"},
-        {".embedfit-abcdefgh/content": "no lock beside it"},
-        {".embedfit-abcdefgh/embedfit.lock": "", ".embedfit-abcdefgh/content": "", ".embedfit-abcdefgh/more": "mine"},
-        {".embedfit-backup/embedfit.lock": "of another length than our names have"},
-        {".embedfit-notes123": "a file"},
+        {".embedfit-partial-abcdefgh/notes.txt": "mine"},
+        {".embedfit-partial-abcdefgh/content": "no mark beside it", ".embedfit-partial-abcdefgh/embedfit.lock": ""},
+        {".embedfit-partial-abcdefgh/content": "another mark", ".embedfit-partial-abcdefgh/embedfit.name": "mine"},
+        {".embedfit-partial-abcdefgh/embedfit.name": MARK, ".embedfit-partial-abcdefgh/more": "mine"},
+        {".embedfit-partial-backup-of-mine/embedfit.lock": "of another length than our names have"},
+        {".embedfit-partial-notes123": "a file"},
         {".file.abcdefgh": "a file that looks like another program's", ".file": "mine", ".embedfit": "mine"},
     ],
 )
@@ -82,18 +85,18 @@ def test_what_was_not_made_by_embedfit_is_never_removed(files, tmp_path):
 def test_a_link_with_the_name_of_a_leftover_is_not_followed(tmp_path):
     real = tmp_path / "real"
     real.mkdir()
-    (real / "embedfit.lock").touch()
+    (real / "embedfit.name").write_text(MARK)
     (real / "content").write_text("mine")
-    (tmp_path / ".embedfit-abcdefgh").symlink_to(real)
+    (tmp_path / ".embedfit-partial-abcdefgh").symlink_to(real)
     clear_leftovers(tmp_path)
     assert (real / "content").read_text() == "mine"
 
 
 def test_a_process_killed_before_its_lock_leaves_an_empty_folder_that_is_cleared(tmp_path):
     (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / ".embedfit-abcdefgh").mkdir()
+    (tmp_path / "deep" / ".embedfit-partial-abcdefgh").mkdir()
     clear_leftovers(tmp_path)
-    assert names(tmp_path / "deep") == [".embedfit-abcdefgh"]
+    assert names(tmp_path / "deep") == [".embedfit-partial-abcdefgh"]
     clear_leftovers(tmp_path, deep=True)
     assert names(tmp_path / "deep") == []
 
@@ -138,7 +141,7 @@ def test_a_folder_takes_the_place_of_another_in_one_piece(tmp_path):
 
 def test_a_folder_on_the_temporary_disk_is_gone_at_the_end_and_so_are_those_of_the_dead(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (tmp_path / ".embedfit-abcdefgh").mkdir()
+    (tmp_path / ".embedfit-partial-abcdefgh").mkdir()
     with temporary_folder() as folder:
         assert names(folder) == []
         assert names(tmp_path) == [folder.parent.name]
@@ -146,9 +149,9 @@ def test_a_folder_on_the_temporary_disk_is_gone_at_the_end_and_so_are_those_of_t
 
 
 def test_a_run_directory_is_cleared_in_all_its_folders_when_work_goes_on(tmp_path):
-    left = tmp_path / "folds" / "0" / ".embedfit-abcdefgh"
+    left = tmp_path / "folds" / "0" / ".embedfit-partial-abcdefgh"
     left.mkdir(parents=True)
-    (left / "embedfit.lock").touch()
+    (left / "embedfit.name").write_text(MARK)
     (left / "content").write_text("half a file")
     with locked(tmp_path):
         assert names(left.parent) == []
@@ -162,7 +165,7 @@ def test_a_tuning_takes_no_folder_in_which_something_of_that_name_lies(name, tmp
     (tmp_path / name).mkdir()
     (tmp_path / name / "file").write_text("mine")
     with pytest.raises(StorageError, match=f"holds '{name}', which no tuning wrote there"):
-        claim(tmp_path, ["tuning"], [])
+        claim(tmp_path, ["tuning"], [], [])
     assert (tmp_path / name / "file").read_text() == "mine"
     assert names(tmp_path) == [name]
 
@@ -188,6 +191,35 @@ def test_judgements_of_another_data_set_are_not_removed(tmp_path):
         write_beir(data, tmp_path)
     assert (tmp_path / "qrels" / "test.tsv").read_text() == "mine"
     assert names(tmp_path) == ["qrels"]
+
+
+# Stopped in the middle of an exchange
+
+
+@pytest.mark.parametrize("stop", ["raise KeyboardInterrupt", "os.kill(os.getpid(), 9)"])
+def test_the_old_folder_is_put_back_where_nothing_took_its_place(stop, tmp_path):
+    code = f"""
+import os, sys
+from pathlib import Path
+from embedfit.files import replace_folder, temporary_path
+target = Path(sys.argv[1]) / "model"
+target.mkdir()
+(target / "weights").write_text("old")
+rename = Path.rename
+def renamed(path, to):
+    if path.name == "content":
+        {stop}
+    return rename(path, to)
+Path.rename = renamed
+with temporary_path(target) as temporary:
+    temporary.mkdir()
+    (temporary / "weights").write_text("new")
+    replace_folder(temporary, target)
+"""
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True).returncode != 0
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == ["model"]
+    assert (tmp_path / "model" / "weights").read_text() == "old"
 
 
 # Killed at any moment

@@ -1,14 +1,16 @@
 """Files and folders that appear whole or not at all, and what killed processes left of them.
 
-Each is made inside a temporary folder beside its place, and then moved there. The temporary folder is called ``.embedfit-XXXXXXXX``
-and holds
+Each is made inside a temporary folder beside its place, and then moved there. The temporary folder is called
+``.embedfit-partial-XXXXXXXX`` and holds
 
+    embedfit.name   embedfit's mark, and the name of what is being written
     embedfit.lock   locked for as long as the process that made it is alive
     content         what is being written
     replaced        the folder that stood in its place, for the moment of the exchange
 
-Nothing else is ever removed: a folder of that name that holds anything else is not ours, and one whose lock is held is somebody
-else's work. The system frees the lock when a process ends, however it ends.
+Nothing else is ever removed: a folder of that name without the mark, or that holds anything else, is not ours, and one whose lock is
+held is somebody else's work. The system frees the lock when a process ends, however it ends. Whoever died in the middle of an exchange
+left the old folder as ``replaced``: it is put back.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ from embedfit.errors import StorageError
 if TYPE_CHECKING:
     import filelock
 
-_PREFIX = ".embedfit-"
-_NAME = re.compile(r"\.embedfit-[a-z0-9_]{8}")
+_PREFIX = ".embedfit-partial-"
+_NAME = re.compile(r"\.embedfit-partial-[a-z0-9_]{8}")
 """What `tempfile.mkdtemp` makes of the prefix."""
-_LOCK, _CONTENT, _REPLACED = "embedfit.lock", "content", "replaced"
+_MARK, _LOCK, _CONTENT, _REPLACED = "embedfit.name", "embedfit.lock", "content", "replaced"
+_MARKED = b"embedfit is writing here: "
 _TRIES = 20
 # Not only at the start: a spreadsheet that is set to another separator would begin a cell there. The wide signs are formulas too.
 _FORMULA = re.compile("(^|[,;\t\r\n])([\\s\"']*)(?=[=+\\-@\uff1d\uff0b\uff0d\uff20])")
@@ -72,7 +75,7 @@ def temporary_path(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(target.parent)
-    folder, lock = _locked_folder(target.parent)
+    folder, lock = _locked_folder(target)
     try:
         yield folder / _CONTENT
     finally:
@@ -112,9 +115,11 @@ def clear_leftovers(folder: Path, *, deep: bool = False) -> None:
     for path in list(folder.rglob(f"{_PREFIX}*") if deep else folder.glob(f"{_PREFIX}*")):
         with contextlib.suppress(OSError, filelock.Timeout):
             names = {entry.name for entry in os.scandir(path)} if _is_named_as_ours(path) else None
-            if names == set():
-                path.rmdir()  # killed before it had a lock
-            elif names is not None and _LOCK in names and names <= {_LOCK, _CONTENT, _REPLACED}:
+            if names is not None and names <= {_MARK} and not _target_of(path):  # killed before it was marked
+                if names and not (path / _MARK).stat().st_size:
+                    (path / _MARK).unlink()
+                path.rmdir()
+            elif names is not None and _target_of(path) and names <= {_MARK, _LOCK, _CONTENT, _REPLACED}:
                 with filelock.FileLock(path / _LOCK, timeout=0):
                     _remove(path)
 
@@ -123,22 +128,38 @@ def _is_named_as_ours(path: Path) -> bool:
     return bool(_NAME.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
 
 
-def _locked_folder(parent: Path) -> tuple[Path, filelock.BaseFileLock]:
-    """Return a new temporary folder and the lock that is held on it."""
+def _target_of(folder: Path) -> Path | None:
+    """Return what is written in a temporary folder, by its mark; None where there is none."""
+    with contextlib.suppress(OSError):
+        mark = (folder / _MARK).read_bytes()
+        if mark.startswith(_MARKED) and len(mark) > len(_MARKED):
+            return folder.parent / os.fsdecode(mark.removeprefix(_MARKED))
+    return None
+
+
+def _locked_folder(target: Path) -> tuple[Path, filelock.BaseFileLock]:
+    """Return a new temporary folder beside a target, marked, and the lock that is held on it."""
     import filelock
 
     for _ in range(_TRIES):
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=target.parent))
         lock = filelock.FileLock(folder / _LOCK, timeout=0)
         # Until the lock is held, another process may take the folder for one of the dead.
         with contextlib.suppress(filelock.Timeout, FileNotFoundError):
+            (folder / _MARK).write_bytes(_MARKED + os.fsencode(target.name))
             lock.acquire()
             return folder, lock
-    raise OSError(f"no temporary folder can be locked in {parent}")
+    raise OSError(f"no temporary folder can be locked in {target.parent}")
 
 
 def _remove(folder: Path) -> None:
-    """Remove a temporary folder, the lock last: without it, nobody would know whose the rest is."""
+    """Remove a temporary folder, mark and lock last: without them, nobody would know whose the rest is.
+
+    A folder that an exchange had moved out of the way, and for which nothing has come, is put back first.
+    """
+    target = _target_of(folder)
+    if target and (folder / _REPLACED).exists() and not os.path.lexists(target):
+        (folder / _REPLACED).rename(target)
     for name in (_CONTENT, _REPLACED):
         path = folder / name
         if path.is_dir() and not path.is_symlink():
@@ -146,7 +167,8 @@ def _remove(folder: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
-        (folder / _LOCK).unlink()
+        (folder / _LOCK).unlink(missing_ok=True)
+        (folder / _MARK).unlink(missing_ok=True)
         folder.rmdir()
 
 

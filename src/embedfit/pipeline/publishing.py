@@ -47,6 +47,8 @@ def prepare_publications(
     if known and LocalEncoder(result.model).identity != known:
         raise ModelError(f"{result.model}: is not the model that was measured: a file in it has changed; fix: restore it, or run again")
     places = [Target.of(place) for place in (target, dataset) if place]
+    if len(places) > 1:
+        _check_apart(*places)
     for place in places:
         if place.kind != "hub" and place.path.is_relative_to(result.folder.resolve()):
             raise ConfigError(f"{place.where} lies in the run directory, which is embedfit's own; fix: give a place outside {folder}")
@@ -61,6 +63,18 @@ def prepare_publications(
     if not (dataset and data):
         return [model]
     return [model, dataset_publication(places[1], data, result.manifest["config"]["name"], public=public)]
+
+
+def _check_apart(model: Target, dataset: Target) -> None:
+    """Refuse a model and a data set of which one would lie in the other.
+
+    Raises:
+        ConfigError: They would.
+    """
+    if model.kind == "hub" or dataset.kind == "hub":  # on the Hub, models and data sets have places of their own
+        return
+    if model.path.is_relative_to(dataset.path) or dataset.path.is_relative_to(model.path):
+        raise ConfigError(f"{dataset.where} and {model.where} lie in each other; fix: give the data set a place of its own")
 
 
 def publish_run(folder: str | Path, publication: Publication) -> Parity | None:
