@@ -192,6 +192,65 @@ def test_qrels_in_three_or_four_columns_with_or_without_header(tmp_path, lines):
     assert load(beir(tmp_path, lines)).qrels == {"q1": {"d1": 2}, "q2": {"d2": 1}}
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["query-id\tscore\tcorpus-id", "1\t0\t2", "2\t2\t1"],
+        ["corpus-id\tquery-id\tscore", "2\t1\t0", "1\t2\t2"],
+        ["query-id\tcorpus-id\tscore\tannotator", "1\t2\t0\t1", "2\t1\t2\t1"],
+        ["", "Relevance QID annotator doc_id", "0 1 2 2", "2 2 2 1"],
+        ["query\tdocument\tlabel\tnote", "1\t2\t0\t", "2\t1\t2\t"],
+    ],
+    ids=["score first", "documents first", "one more", "by spaces", "short names"],
+)
+def test_the_header_of_qrels_says_which_column_is_which(tmp_path, lines):
+    put(tmp_path, "corpus.jsonl", *({"_id": id, "text": f"text {id}"} for id in "012"))
+    put(tmp_path, "queries.jsonl", *({"_id": id, "text": f"about {id}"} for id in "12"))
+    put(tmp_path, "qrels/test.tsv", *lines)
+    assert load(tmp_path).qrels == {"1": {"2": 0}, "2": {"1": 2}}
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("a\tb\tc", "no columns of the query id"),
+        ("query-id\tcorpus-id\tx", "no columns of the grade"),
+        ("query-id\tcorpus-id\tscore\tlabel", "2 columns of the grade"),
+        ("query-id\titer\tcorpus-id\tx", "no columns of the grade"),
+    ],
+)
+def test_a_header_of_qrels_without_known_names_is_refused_once(tmp_path, header, said):
+    problems = []
+    load(beir(tmp_path, [header, "q1\td1\t2", "q9\td1\t2"]), problems=problems)
+    assert len(problems) == 1
+    assert f"test.tsv:1: is a header with {said}: " in str(problems[0])
+
+
+def test_a_line_of_qrels_that_is_shorter_than_the_header_is_refused(tmp_path):
+    folder = beir(tmp_path, ["query-id\tcorpus-id\tscore\tby", "q1\td1\t2\tme", "q2\td2\t1"])
+    assert "test.tsv:3: has 3 cells: 'q2\\td2\\t1'; expected 4, as in the header" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["Test.tsv", "TEST.TSV"])
+def test_the_name_of_a_part_may_have_capitals(tmp_path, name):
+    assert load(beir(tmp_path, ["q1\td1\t1"], name=name)).parts == {"test": ("q1",)}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("qrels/test.tsv", b"query-id\tcorpus-id\tscore\rq1\td1\t1\r"),
+        ("pairs.tsv", b"query\texpected\rx\ta\r"),
+        ("pairs.jsonl", b'{"query": "x", "expected": "a"}\r{"query": "y", "expected": "b"}\r'),
+    ],
+)
+def test_lines_that_end_in_a_carriage_return_alone_are_named_as_that(tmp_path, name, content):
+    beir(tmp_path, ["q1\td1\t1"])
+    (tmp_path / name).write_bytes(content)
+    line = refusal(tmp_path if "qrels" in name else tmp_path / name)
+    assert f"{name}:1: has a carriage return alone; expected lines that end in a line feed; fix: save it with" in line
+
+
 def test_beir_validation_part_is_dev(tmp_path):
     assert load(beir(tmp_path, ["q1\td1\t1"], name="validation.tsv")).parts == {"dev": ("q1",)}
 
@@ -276,13 +335,42 @@ def test_a_cell_with_a_list_as_python_or_pandas_writes_it_is_a_list(tmp_path, ce
     assert load(tmp_path / "pairs.csv").qrels == {"q1": {"a": 1, "b": 1}}
 
 
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "array(['a', 'b'], dtype=object)",
+        "np.array(['a',\n       'b'])",
+        "frozenset({'a', 'b'})",
+        "[np.str_('a'), np.str_('b')]",
+        "Counter({'a': 1, 'b': np.int64(1)})",
+        "tuple(['b', 'a'])",
+    ],
+)
+def test_a_cell_with_a_collection_as_python_or_numpy_writes_it_is_a_list(tmp_path, cell):
+    pd.DataFrame({"query": ["x"], "expected": [cell]}).to_csv(tmp_path / "pairs.csv", index=False)
+    assert load(tmp_path / "pairs.csv").qrels == {"q1": {"a": 1, "b": 1}}
+
+
 def test_lists_in_a_column_of_pandas_come_back_from_its_csv(tmp_path):
     pd.DataFrame({"query": ["x", "y"], "expected": [["it's", 'a "b"'], ["c"]]}).to_csv(tmp_path / "pairs.csv")
     assert load(tmp_path / "pairs.csv").qrels == {"q1": {"it's": 1, 'a "b"': 1}, "q2": {"c": 1}}
 
 
 @pytest.mark.parametrize(
-    "cell", ["['a' 'b']", "['a', nan]", "[1 2]", "[nan]", "['a', 'b'", "{'a': 1, 'a': 2}", '{"a": 1, "a": 2}', '["a" "b"]']
+    "cell",
+    [
+        "array(['a' 'b'])",
+        "defaultdict(<class 'int'>, {'a': 1})",
+        "[np.str_('a') np.str_('b')]",
+        "['a' 'b']",
+        "['a', nan]",
+        "[1 2]",
+        "[nan]",
+        "['a', 'b'",
+        "{'a': 1, 'a': 2}",
+        '{"a": 1, "a": 2}',
+        '["a" "b"]',
+    ],
 )
 def test_a_cell_that_looks_like_a_list_but_is_none_is_refused(tmp_path, cell):
     with (tmp_path / "pairs.csv").open("w", newline="") as file:
@@ -292,14 +380,22 @@ def test_a_cell_that_looks_like_a_list_but_is_none_is_refused(tmp_path, cell):
 
 
 def test_brackets_in_a_name_do_not_make_it_a_list(tmp_path):
-    names = ["[URGENT] billing", "(a) lunch", "{b}", "[food]", "[1] one", "(1)"]
+    names = ["set(up)", "Index (old)", "array(1)", "[URGENT] billing", "(a) lunch", "{b}", "[food]", "[1] one", "(1)"]
     rows = [{"query": f"text {number}", "expected": name} for number, name in enumerate(names)]
     assert list(load(put(tmp_path, "pairs.jsonl", *rows)).corpus) == names
 
 
 # Several labels in one cell
 
-JOINED = {"semicolon": ("a; b", ";"), "bar": ("a|b", "|"), "comma": ("a, b", ","), "line": ("a\nb", "\n"), "tab": ("a\tb", "\t")}
+SIGNS = ["/", "+", "&", ">", "\u2022", "\u00b7", " - ", " \u2013 ", " \u2014 ", " and "]
+JOINED = {
+    **{sign: (f"a {sign.strip()} b", sign) for sign in SIGNS},
+    "semicolon": ("a; b", ";"),
+    "bar": ("a|b", "|"),
+    "comma": ("a, b", ","),
+    "line": ("a\nb", "\n"),
+    "tab": ("a\tb", "\t"),
+}
 
 
 @pytest.mark.parametrize(("cell", "separator"), JOINED.values(), ids=JOINED)
@@ -310,8 +406,45 @@ def test_a_cell_of_labels_that_are_known_alone_is_refused_and_names_the_setting(
     pairs = put(tmp_path, "pairs.jsonl", *rows)
     line = refusal(pairs, documents)
     assert f"pairs.jsonl:3: label {cell!r} holds 2 labels" in line
-    assert f"fix: set separator = {json.dumps(separator)} in [data]" in line
+    assert f"fix: set separator = {json.dumps(separator, ensure_ascii=False)} in [data]" in line
     assert load(pairs, documents, separator=separator).qrels == {"q1": {"a": 1}, "q2": {"b": 1}, "q3": {"a": 1, "b": 1}}
+
+
+@pytest.mark.parametrize("cell", ["a; b, c", "a, b and c", "a / b; c", "a; b, a; b", "[a; b, c]"])
+@pytest.mark.parametrize("with_documents", [False, True])
+def test_a_cell_of_labels_with_different_signs_between_them_is_refused(tmp_path, cell, with_documents):
+    documents = put(tmp_path, "docs.jsonl", {"id": "a", "text": "A"}, {"id": "b", "text": "B"}) if with_documents else None
+    rows = [{"query": "x", "expected": "a"}, {"query": "y", "expected": "b"}, {"query": "z", "expected": cell}]
+    line = refusal(put(tmp_path, "pairs.jsonl", *rows), documents)
+    assert f"pairs.jsonl:3: label {cell!r} holds {3 if 'c' in cell else 2} labels" in line
+    assert "fix: write them as a JSON list, as no single sign stands between them" in line
+
+
+def test_labels_that_hold_signs_themselves_are_told_from_those_between_them(tmp_path):
+    names = ["a; b/c", "b/c", "a", "b", "c"]
+    line = refusal(put(tmp_path, "pairs.jsonl", *({"query": f"t{n}", "expected": name} for n, name in enumerate(names[:2] + names[2:3]))))
+    assert "pairs.jsonl:1: label 'a; b/c' holds 2 labels" in line
+    assert 'fix: set separator = ";"' in line
+
+
+def test_signs_in_names_whose_parts_are_no_labels_keep_them_whole(tmp_path):
+    names = [
+        "R&D",
+        "A+",
+        "A",
+        "C/C++",
+        "Food",
+        "Food > Fruit",
+        "Travel",
+        "Travel / Travel",
+        "check-in",
+        "Sales and tax",
+        "tax",
+        "B - C",
+        "B",
+    ]
+    pairs = put(tmp_path, "pairs.jsonl", *({"query": f"t{n}", "expected": name} for n, name in enumerate(names)))
+    assert list(load(pairs).corpus) == names
 
 
 def test_many_cells_of_several_labels_are_one_error(tmp_path):
@@ -408,6 +541,52 @@ def test_a_column_label_of_zeros_and_ones_beside_documents_is_their_grade(tmp_pa
     assert load(put(tmp_path, "pairs.csv", *rows), label="passage").qrels == {"q1": {"a": 1, "b": 0}, "q3": {"c": 1}}
     rows = ["query,passage,label", "x,a,3", "y,c,1"]
     assert load(put(tmp_path, "pairs.csv", *rows), label="passage").queries["q1"].metadata == {"label": "3"}
+
+
+ONE_AND_ZERO = [(True, False), (1.0, 0.0), ("True", "False"), ("1.0", "0.0"), ("relevant", "irrelevant"), ("Relevant", "not relevant")]
+
+
+@pytest.mark.parametrize("name", ["label", "is_relevant", "isRelevant", "relevancy", "rating", "gold", "qrel", "relevant", "is_duplicate"])
+@pytest.mark.parametrize(("right", "wrong"), ONE_AND_ZERO)
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_truth_values_in_a_column_of_judgements_are_grades(tmp_path, name, right, wrong, form):
+    frame = pd.DataFrame({"query": ["x", "x", "y"], "passage": ["a", "b", "c"], name: [right, wrong, right]})
+    if form == "csv":
+        frame.to_csv(tmp_path / "pairs.csv", index=False)
+    else:
+        frame.to_json(tmp_path / "pairs.jsonl", orient="records", lines=True)
+    assert load(tmp_path / f"pairs.{form}", label="passage").qrels == {"q1": {"a": 1, "b": 0}, "q3": {"c": 1}}
+
+
+@pytest.mark.parametrize("name", ["label", "relevance", "gold"])
+@pytest.mark.parametrize(("right", "wrong"), [(1, -1), ("1", "-1"), ("positive", "negative"), ("yes", "no"), (True, "no"), (1, "No match")])
+def test_judgements_that_are_no_grades_are_refused_in_one_line(tmp_path, name, right, wrong):
+    rows = [{"query": f"t{n}", "passage": "ab"[n % 2], name: [right, wrong][n % 2]} for n in range(12)]
+    problems = []
+    load(put(tmp_path, "pairs.jsonl", *rows), label="passage", problems=problems)
+    assert len(problems) == 1
+    assert f"grade {(wrong if right in (1, '1') else right)!r} (and " in str(problems[0])
+    fix = f'fix: set grade = "" in [data] if {name!r} holds no grades, else write 1 for right and 0 for wrong'
+    assert fix in str(problems[0])
+
+
+@pytest.mark.parametrize("values", [["spam", "ham"], [3, 7], [0, 2], ["true story", "false alarm"]])
+def test_a_column_label_of_another_kind_is_metadata(tmp_path, values):
+    rows = [{"query": "x", "passage": "a", "label": values[0]}, {"query": "y", "passage": "b", "label": values[1]}]
+    found = load(put(tmp_path, "pairs.jsonl", *rows), label="passage")
+    assert [query.metadata for query in found.queries.values()] == [{"label": value} for value in values]
+
+
+@pytest.mark.parametrize(
+    ("names", "grades"), [(["irrelevant", "relevant"], (1, 0)), (["relevant", "irrelevant"], (0, 1)), (["0", "1"], (1, 0))]
+)
+@pytest.mark.parametrize("column", ["relevance", "label"])
+def test_classes_in_a_column_of_judgements_are_grades_by_their_names(tmp_path, names, grades, column):
+    features = {"query": {"dtype": "string", "_type": "Value"}, column: {"names": names, "_type": "ClassLabel"}}
+    table = pa.table({"query": ["x", "x", "y", "y"], "passage": ["a", "b", "a", "b"], column: [1, 0, 1, 0]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), tmp_path / "pairs.parquet")
+    right, wrong = grades
+    assert load(tmp_path / "pairs.parquet", label="passage").qrels == {"q1": {"a": right, "b": wrong}, "q3": {"a": right, "b": wrong}}
 
 
 def test_a_score_that_is_no_grade_is_refused_once_and_can_be_left_out(tmp_path):
@@ -626,6 +805,9 @@ CELLS_OVER_LINES = [
     "你好,我的卡丢了\n请帮忙",
     "one,two\nthree",
     "a list:\n- one\n- two, or three",
+    "ich brauche 1,5 kg Mehl\nbitte schnell",
+    "1,5 kg Mehl\n2,5 kg Zucker\nbitte",
+    "categorise: milk,food\nbread",
 ]
 
 
@@ -641,6 +823,22 @@ def test_cells_over_lines_that_pandas_and_excel_write_are_read(tmp_path, ending)
 def test_a_cell_over_lines_in_a_short_file_is_read_where_it_is_prose(tmp_path):
     pd.DataFrame({"query": CELLS_OVER_LINES[:3], "expected": ["a", "b", "c"]}).to_csv(tmp_path / "pairs.csv", index=False)
     assert load(tmp_path / "pairs.csv").query_texts() == CELLS_OVER_LINES[:3]
+
+
+@pytest.mark.parametrize("text", CELLS_OVER_LINES[-3:])
+@pytest.mark.parametrize("more", [0, 60])
+def test_a_comma_within_a_number_or_in_a_single_line_is_no_sign_of_rows(tmp_path, text, more):
+    texts = ["lunch", text, "cab", *(f"text {n}" for n in range(more))]
+    frame = pd.DataFrame({"query": texts, "expected": [["food", "taxi"][n % 2] for n in range(len(texts))]})
+    frame.to_csv(tmp_path / "pairs.csv", index=False)
+    assert load(tmp_path / "pairs.csv").query_texts() == texts
+
+
+def test_rows_of_three_columns_within_a_cell_are_refused(tmp_path):
+    padding = [f"{n},text {n},{['food', 'taxi'][n % 2]}" for n in range(60)]
+    rows = ['a,"open,food', "b,cab,taxi", 'c,the 5",food']
+    assert "pairs.csv:2: begins a cell of 3 lines" in refusal(put(tmp_path, "pairs.csv", "who,query,expected", *rows, *padding))
+    assert "pairs.csv:2: begins a cell of 2 lines" in refusal(put(tmp_path, "pairs.csv", "who,query,expected", rows[0], rows[2], *padding))
 
 
 def test_a_row_over_lines_is_named_by_its_first(tmp_path):

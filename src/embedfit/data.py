@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from embedfit import console
 from embedfit.errors import ConfigError, DataError, OfflineError, StorageError, did_you_mean, shown
@@ -148,11 +148,41 @@ def text_key(text: str) -> str:
 # Reading
 
 
-GRADE_COLUMNS = ("grade", "relevance", "relevance_grade", "relevance_score", "relevant", "rel", "judgement", "judgment", "score")
+GRADE_COLUMNS = (
+    *("grade", "relevance", "relevance_grade", "relevance_score", "relevance_label", "relevance_judgement", "relevance_judgment"),
+    *(
+        "graded_relevance",
+        "relevant",
+        "is_relevant",
+        "relevancy",
+        "relevancy_score",
+        "rel",
+        "qrel",
+        "qrels",
+        "judgement",
+        "judgment",
+        "score",
+    ),
+)
 """Names of a column of grades. Where there are several, the first of these."""
+
+_PERHAPS_GRADES = (
+    *("rating", "gold", "gold_score", "gold_label", "label", "target", "correct", "is_correct", "match", "is_match"),
+    *("positive", "is_positive", "is_duplicate", "duplicate", "is_answer"),
+)
+"""Names of a column that holds grades if its values look like them. ``label`` and ``target`` may also hold the numbers of classes."""
+
+_GRADE_OF_WORD = {"true": 1, "false": 0, "relevant": 1, "irrelevant": 0, "nonrelevant": 0, "notrelevant": 0}
+_OTHER_JUDGEMENTS = ("0", "1", "-1", "yes", "no", "positive", "negative", "correct", "incorrect", "match", "nomatch")
+"""What says whether a document is right, but not always of the label: the words are refused as grades rather than guessed at."""
 
 SEPARATORS = (";", "|", "\n", "\t", "\uff1b", "\uff5c", "\u3001", "\uff0c", ",")
 """What may stand between the labels of one cell, also in Chinese and Japanese. A comma is part of many names, so it comes last."""
+
+_SIGNS = ("/", "+", "&", ">", "\u2022", "\u00b7", " - ", " \u2013 ", " \u2014 ", " and ")
+"""What may stand there too, but mostly is part of a name: it counts only where the labels beside it are known."""
+
+_ANY_SEPARATOR = re.compile("|".join(map(re.escape, (*SEPARATORS, *_SIGNS))))
 
 
 def load(
@@ -294,7 +324,7 @@ def _read_pairs(
             text = record.text(_fields(row, record, grade_column), where) if record else _text(row, query, where)
             labels, cell = _labels(row, label, separator, corpus, where)
             grades = _grades(row, label, labels, grade_column, corpus, where, by_name=grade is None)
-            if documents and not (cell and _joined_by(cell, corpus)):
+            if documents and not (cell and _joined_by(cell, corpus)[1]):
                 for document in grades:
                     _known_document(document, corpus, where, "label", hint=len(found) < _HINTS)
             part = row.get("part")
@@ -327,13 +357,24 @@ def _missing_columns(rows: Sequence[tuple[str, Row]], needed: Sequence[str]) -> 
 def _grade_column(rows: Sequence[tuple[str, Row]], taken: Sequence[str]) -> str:
     """Return the name of the column of grades, or an empty text if there is none."""
     names = dict.fromkeys(name for _, row in rows for name in row if name not in taken)
-    spelt = {re.sub(r"[\s-]+", "_", str(name).strip()).casefold(): name for name in names}
-    column = next((spelt[name] for name in GRADE_COLUMNS if name in spelt), "")
-    if not column and "label" in spelt:
-        # Beside a column of documents, 0 and 1 say whether the document is right. Anything else is a label of another kind.
-        values = {str(_whole(row[spelt["label"]])).strip() for _, row in rows if spelt["label"] in row}
-        column = spelt["label"] if values <= {"0", "1"} else ""
-    return str(column)
+    spelt = {_spelling(name): name for name in names}
+    for column in (spelt[_spelling(name)] for name in GRADE_COLUMNS if _spelling(name) in spelt):
+        return str(column)
+    for name in _PERHAPS_GRADES:
+        if _spelling(name) in spelt:
+            column = spelt[_spelling(name)]
+            values = {_judgement(row[column]) for _, row in rows if row.get(column) is not None}
+            judged = all(value in _GRADE_OF_WORD or value in _OTHER_JUDGEMENTS for value in values)
+            numbers = name not in ("label", "target") and all(re.fullmatch(r"[-+]?\d+(\.\d*)?", value) for value in values)
+            if values and (judged or numbers):
+                return str(column)
+    return ""
+
+
+def _judgement(value: Any) -> str:
+    """Return a value of a column as it is compared with what says whether a document is right."""
+    word = str(_whole(value)).strip()
+    return re.sub(r"(?<=\d)\.0*$", "", word) if re.match(r"[-+]?\d", word) else _spelling(word)
 
 
 def _one_label_a_cell(pairs: list[_Pair], corpus: Mapping[str, Document] | None, found: list[DataError]) -> list[_Pair]:
@@ -342,14 +383,17 @@ def _one_label_a_cell(pairs: list[_Pair], corpus: Mapping[str, Document] | None,
     known: Mapping[str, Any] = places if corpus is None else corpus
     joined: dict[str, list[_Pair]] = {}
     for pair in pairs:
-        separator = _joined_by(pair.cell, known) if pair.cell and (corpus is None or pair.cell not in corpus) else ""
-        if separator:
+        separator, parts = _joined_by(pair.cell, known) if pair.cell and (corpus is None or pair.cell not in corpus) else ("", [])
+        if parts:
             joined.setdefault(separator, []).append(pair)
     for separator, group in joined.items():
         first = group[0]
+        count = len(_joined_by(first.cell, known)[1])
         more = f" ({len(group):,} rows have such cells)" if len(group) > 1 else ""
-        problem = f"label {shown(first.cell)} holds {len(_parts(first.cell, separator))} labels, most of which stand alone elsewhere{more}"
+        problem = f"label {shown(first.cell)} holds {count} labels, most of which stand alone elsewhere{more}"
         fix = f"set separator = {json.dumps(separator, ensure_ascii=False)} in [data]; or if it is one label, write it as a JSON list"
+        if not separator:
+            fix = "write them as a JSON list, as no single sign stands between them; or if it is one label, as a list of one"
         found.append(DataError(first.where, problem, fix=fix))
     if corpus is None:
         for label, where in places.items():
@@ -481,7 +525,7 @@ def _read_beir(folder: Path, found: list[DataError]) -> Dataset:
     parts: dict[str, dict[str, None]] = {}
     places: dict[tuple[str, str], str] = {}
     repeated = 0
-    for path in sorted((folder / "qrels").glob("*.tsv")):
+    for path in _qrels_files(folder):
         judged: dict[str, set[str]] = {}
         for where, (query_id, document_id, grade) in _collected(_to_the_end(_judgements(path, queries)), found):
             try:
@@ -500,7 +544,7 @@ def _read_beir(folder: Path, found: list[DataError]) -> Dataset:
             judged[query_id].add(document_id)
             grades[document_id] = grade
             places.setdefault((query_id, document_id), where)
-        part = {"validation": "dev", "valid": "dev"}.get(path.stem, path.stem)
+        part = {"validation": "dev", "valid": "dev", "val": "dev"}.get(path.stem.lower(), path.stem.lower())
         if part in PARTS:
             parts[part] = parts.get(part, {}) | dict.fromkeys(judged)
     if repeated:
@@ -508,24 +552,78 @@ def _read_beir(folder: Path, found: list[DataError]) -> Dataset:
     return Dataset(queries, corpus, qrels, {part: tuple(ids) for part, ids in parts.items()})
 
 
-def _judgements(path: Path, queries: Mapping[str, Query]) -> Iterator[tuple[str, tuple[str, str, int]]]:
+def _qrels_files(folder: Path) -> list[Path]:
+    return sorted(path for path in (folder / "qrels").glob("*") if path.suffix.lower() == ".tsv")
+
+
+_QRELS_COLUMNS = {
+    "query id": (("queryid", "qid", "topicid"), ("query", "topic")),
+    "document id": (("corpusid", "docid", "documentid", "passageid", "pid", "did", "docno"), ("corpus", "doc", "document", "passage")),
+    "grade": (("score", "grade", "relevance", "relevancy", "label", "rel", "judgement", "judgment", "relevant", "isrelevant"), ()),
+}
+"""What a column of qrels holds -> its names, without signs; then names that count only where none of those is there."""
+
+
+def _spelling(name: Any) -> str:
+    """Return the name of a column as it is compared: in small letters, without white space, hyphens and underscores."""
+    return re.sub(r"[\s_-]+", "", str(name)).casefold()
+
+
+def _qrels_columns(names: Sequence[str]) -> dict[str, list[int]]:
+    """Return the places of each column of qrels in a header. One place for each means that the header can be read."""
+    spelt = [_spelling(name) for name in names]
+    places: dict[str, list[int]] = {}
+    for column, (certain, perhaps) in _QRELS_COLUMNS.items():
+        places[column] = [place for place, name in enumerate(spelt) if name in certain]
+        places[column] = places[column] or [place for place, name in enumerate(spelt) if name in perhaps]
+    return places
+
+
+def _judgements(path: Path, queries: Mapping[str, Query]) -> Iterator[tuple[str, Any]]:
+    """Yield (where, (query id, document id, grade)) or (where, error) for each line of a file of qrels."""
+    header: list[int] | None = None  # places of the three columns
+    width = 0
+    begun = False
     for number, line in _lines(path):
         line = line.rstrip("\r\n")
-        cells = line.split("\t") if "\t" in line else line.split()
-        if len(cells) == 4:  # TREC's own form has an iteration column
-            cells = [cells[0], cells[2], cells[3]]
-        # A header has a word where a line has its grade. A grade that cannot be used is no header.
-        if number == 1 and len(cells) == 3 and cells[0] not in queries and not re.search(r"\d", cells[2]):
-            continue
         if not line.strip():
             continue
         where = f"{path}:{number}"
+        if "\r" in line:
+            yield where, _carriage_return(where)
+            return
+        cells = line.split("\t") if "\t" in line else line.split()
+        first, begun = not begun, True
+        if first:
+            columns = _qrels_columns(cells)
+            if all(len(places) == 1 for places in columns.values()):
+                header, width = [place for [place] in columns.values()], len(cells)
+                continue
+            # A header has a word where a line has its grade. A grade that cannot be used is no header.
+            if len(cells) >= 3 and cells[0] not in queries and not any(re.search(r"\d", cell) for cell in cells[2:]):
+                wrong = next(f"{len(places) or 'no'} columns" + f" of the {name}" for name, places in columns.items() if len(places) != 1)
+                problem = f"is a header with {wrong}: {shown(line)}"
+                fix = "name the columns query-id, corpus-id and score"
+                yield where, DataError(where, problem, expected="one column each of query id, document id and grade", fix=fix)
+                return
+        if header and len(cells) == width:
+            cells = [cells[place] for place in header]
+        elif header:
+            yield where, DataError(where, f"has {len(cells)} cells: {shown(line)}", expected=f"{width}, as in the header")
+            continue
+        elif len(cells) == 4:  # TREC's own form has an iteration column, and no header
+            cells = [cells[0], cells[2], cells[3]]
         try:
             if len(cells) != 3:
                 raise ValueError
             yield where, (cells[0], cells[1], _grade(cells[2]))
         except ValueError:
-            yield where, DataError(where, f"is {shown(line)}", expected="query id, document id, whole grade, by tabs")  # type: ignore[misc]
+            yield where, DataError(where, f"is {shown(line)}", expected="query id, document id, whole grade, by tabs")
+
+
+def _carriage_return(where: str) -> DataError:
+    fix = "save it with Unix or Windows line ends"
+    return DataError(where, "has a carriage return alone", expected="lines that end in a line feed", fix=fix)
 
 
 def _collected(rows: Iterator[tuple[str, Any]], found: list[DataError]) -> Iterator[tuple[str, Any]]:
@@ -654,6 +752,9 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             yield where, _parsed(line)
         except (ValueError, RecursionError) as error:
+            if re.search(r"[}\]]\r\s*[{\[]", line):
+                yield where, _carriage_return(where)
+                continue
             problem = f"is not JSON ({_json_problem(error)}): {shown(line.rstrip())}"
             yield where, DataError(where, problem, expected="one JSON object per line")
 
@@ -764,26 +865,37 @@ def _swallowed(rows: Sequence[Sequence[str]], width: int, delimiter: str) -> dic
     """Return the cells that hold whole rows: place of the row -> (lines of the row before the cell, cell).
 
     A quote that never closes runs on to the next quote at the end of a cell, which may be many rows further. Each line of such a
-    cell has as many cells as the header. Lines of prose may have as many by chance, so they must also repeat a value of a
-    column in which values repeat, such as the label's. In a file of few rows it is enough that no cell is empty or begins with a blank.
+    cell has as many cells as the header. Lines of prose may have as many by chance. So at least half of those with a delimiter must
+    repeat a value of a column in which values repeat, such as the label's. In a file of few rows it is enough that no cell is
+    empty or begins with a blank, and that most lines have a delimiter that is not within a number.
+
+    A single line with a delimiter is no sign of rows by itself: the cell must also stand in the column of labels, or end in a number,
+    whose sign for inches may have closed the quote.
     """
     suspects = []
     for place, cells in enumerate(rows):
         for column, cell in enumerate(cells) if len(cells) == width > 1 else ():
             # The cells before this one are those of its first line, and those behind it of its last.
-            first, *rest = ([*enumerate(line.rstrip("\r").split(delimiter))] for line in cell.split("\n"))
+            texts = [line.rstrip("\r") for line in cell.split("\n")]
+            first, *rest = ([*enumerate(line.split(delimiter))] for line in texts)
             lines = [[(column + number, value) for number, value in first], *rest]
             if rest and len(first) == width - column and len(lines[-1]) == column + 1 and all(len(line) == width for line in lines[1:-1]):
-                suspects.append((place, column, [pair for line in lines for pair in line]))
+                suspects.append((place, column, texts, lines))
     if not suspects:
         return {}
     values = [Counter(cells[column] for cells in rows if len(cells) == width and cells[column]) for column in range(width)]
     repeating = [2 * sum(count for count in counts.values() if count > 1) >= sum(counts.values()) > 1 for counts in values]
     few = len(rows) < _MANY_ROWS or not any(repeating)
+    within_number = re.compile(rf"(?<=\d){re.escape(delimiter)}(?=\d)")
     found = {}
-    for place, column, pairs in suspects:
-        repeats = any(repeating[name] and value in values[name] for name, value in pairs)
-        if repeats or (few and all(value and not value[0].isspace() for _, value in pairs)):
+    for place, column, texts, lines in suspects:
+        like_rows = [line for line in lines if len(line) > 1]
+        if len(like_rows) < 2 and not (repeating[column] or texts[-1][-1:].isdigit()):
+            continue
+        repeats = sum(any(repeating[name] and value in values[name] for name, value in line) for line in like_rows)
+        parted = sum(delimiter in within_number.sub("", text) for text in texts)
+        whole = all(value and not value[0].isspace() for line in lines for _, value in line)
+        if 2 * repeats >= len(like_rows) or (few and whole and 2 * parted > len(like_rows)):
             cells = rows[place]
             found[place] = (sum(cell.count("\n") for cell in cells[:column]), cells[column])
     return found
@@ -832,6 +944,8 @@ def _tsv_rows(path: Path) -> Iterator[tuple[str, Any]]:
     lines = [(number, cells) for number, cells in lines if any(cells)]
     if not lines:
         return
+    if len(lines) == 1 and any("\r" in cell for cell in lines[0][1]):
+        raise _carriage_return(f"{path}:{lines[0][0]}")
     (number, names), *rows = lines
     if all(re.fullmatch('"[^"]+"', name) for name in names):
         yield from _csv_rows(path, "\t")
@@ -1038,9 +1152,13 @@ def _grades(
         try:
             if isinstance(labels, dict) and isinstance(own, str):
                 raise ValueError
-            value = _grade(own)
+            value = _grade(own if isinstance(labels, dict) else _GRADE_OF_WORD.get(_spelling(own), own))
         except ValueError:
-            fix = f'set grade = "" in [data] if {column!r} holds no grades' if column and by_name and not isinstance(labels, dict) else ""
+            fix = (
+                f'set grade = "" in [data] if {column!r} holds no grades, else write 1 for right and 0 for wrong'
+                if column and by_name and not isinstance(labels, dict)
+                else ""
+            )
             raise DataError(where, f"grade {shown(own)}", expected="a whole number, 0 or more", fix=fix) from None
         if grades.setdefault(id, value) != value:
             raise DataError(where, f"grade of {shown(id)} is {grades[id]} and {value}", expected="one grade for each document")
@@ -1063,6 +1181,21 @@ def _grade(value: Any) -> int:
     return value
 
 
+_CONTAINERS = ("array", "list", "set", "frozenset", "tuple", "deque", "dict", "OrderedDict", "Counter", "Index", "Series")
+_SCALARS = ("str_", "int64", "int32", "float64", "float32")
+_CONSTRUCTED = re.compile(rf"""(?:\w+\.)?(?:{"|".join(_CONTAINERS)}|defaultdict)\(\s*([\[{{("'<)]?)""")
+
+
+class _Literals(ast.NodeTransformer):
+    """Puts what an object is made of in its place, as in ``array(['a'], dtype=object)``."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name in (*_CONTAINERS, *_SCALARS) and len(node.args) == 1 and all(keyword.arg == "dtype" for keyword in node.keywords):
+            return cast(ast.AST, self.visit(node.args[0]))
+        return node
+
+
 def _listed(text: str) -> Any:
     """Return the list, or the object of grades, that a text is in JSON or in Python, as pandas writes it; else the text.
 
@@ -1070,16 +1203,19 @@ def _listed(text: str) -> Any:
         ValueError: It looks like a list, but cannot be read as one.
     """
     cell = text.strip()
-    if cell[:1] not in ("[", "{", "("):
+    constructed = _CONSTRUCTED.match(cell)
+    if cell[:1] not in ("[", "{", "(") and not constructed:
         return text
     for parse in (_parsed, _python_list):
         with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError):
             value = parse(cell)
             if isinstance(value, (list, dict)):
                 return value
+    if constructed and constructed[1]:
+        raise ValueError(cell)
     items = re.split(r"[\s,;]+", cell[1:-1].strip())
     numbers = all(re.fullmatch(r"[-+]?\d[\d.eE+-]*|nan|none|null|nat|<na>|true|false", item.casefold()) for item in items)
-    if re.search(r"""^[\[{]\s*["']|["']\s*[\]}]$""", cell) or (numbers and cell[-1] in "]}"):
+    if re.search(r"""^[\[{]\s*(\w+\.\w+\()?["']|["']\s*[\]}]$""", cell) or (numbers and cell[-1] in "]}"):
         raise ValueError(cell)
     return text
 
@@ -1092,7 +1228,7 @@ def _python_list(text: str) -> Any:
         SyntaxError: It is no literal.
     """
     with warnings.catch_warnings(action="ignore"):
-        tree = ast.parse(text, mode="eval").body
+        tree = _Literals().visit(ast.parse(text, mode="eval").body)
     value = ast.literal_eval(tree)
     kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type != tokenize.NL]
     if (tokenize.STRING, tokenize.STRING) in itertools.pairwise(kinds) or (isinstance(tree, ast.Dict) and len(tree.keys) != len(value)):
@@ -1110,13 +1246,22 @@ def _parts(cell: str, separator: str) -> list[str]:
     return [part.strip() for part in inside.split(separator) if part.strip()]
 
 
-def _joined_by(cell: str, known: Mapping[str, Any]) -> str:
-    """Return what stands between the labels of a cell, if more than half of its parts are known; else an empty text."""
-    for separator in SEPARATORS:
-        parts = _parts(cell, separator) if separator in cell else []
-        if len(parts) > 1 and 2 * sum(part in known for part in parts) > len(parts):
-            return separator
-    return ""
+def _joined_by(cell: str, known: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Return what stands between the labels of a cell, and these, if more than half of them are known; else no labels.
+
+    Where different signs stand between them, the first is an empty text.
+    """
+    splits = [(separator, _parts(cell, separator)) for separator in (*SEPARATORS, *_SIGNS) if separator in cell]
+    splits.append(("", _parts(_ANY_SEPARATOR.sub(";", cell), ";")))
+    likely = []
+    for separator, parts in splits:
+        if separator not in SEPARATORS:  # a path may repeat a name: Travel / Travel
+            parts = list(dict.fromkeys(parts))
+        share = sum(part in known for part in parts)
+        if len(parts) > 1 and 2 * share > len(parts):
+            likely.append(((share == len(parts), share), separator, parts))
+    _, separator, parts = max(likely, key=lambda split: split[0], default=(None, "", []))
+    return separator, parts
 
 
 def _without_point(id: str) -> str:
@@ -1180,7 +1325,7 @@ def write_beir(dataset: Dataset, folder: str | Path) -> Path:
     in_parts = {id for ids in dataset.parts.values() for id in ids}
     rest = tuple(id for id in dataset.qrels if id not in in_parts)
     parts = {**dataset.parts, **({"rest" if dataset.parts else "all": rest} if rest else {})}
-    for path in sorted((folder / "qrels").glob("*.tsv")):
+    for path in _qrels_files(folder):
         if path.stem not in parts:
             raise StorageError(f"{path}: would be read as a part of this data set; fix: give another folder, or move it away")
     with writing(folder / "corpus.jsonl") as file:
