@@ -27,6 +27,7 @@ from embedfit.encode import (
     cached_models,
     clear_cache,
     pooling_of,
+    pools_itself,
     use_bf16,
     without_cudnn_attention,
 )
@@ -101,8 +102,8 @@ def without_normalize(folder):
     return folder
 
 
-def pooled(folder, texts, mode):
-    """Return unit vectors by transformers alone: of the first token, of the last, or the mean of all."""
+def pooled(folder, texts, mode, *, unit=True):
+    """Return vectors by transformers alone: of the first token, of the last, or the mean of all."""
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer, model = AutoTokenizer.from_pretrained(str(folder)), AutoModel.from_pretrained(str(folder), dtype=torch.float32)
@@ -111,7 +112,7 @@ def pooled(folder, texts, mode):
         for text in texts:
             tokens = model.eval()(**tokenizer([text], return_tensors="pt")).last_hidden_state[0]
             vector = {"cls": tokens[0], "lasttoken": tokens[-1], "mean": tokens.mean(dim=0), "max": tokens.max(dim=0).values}[mode]
-            vectors.append(torch.nn.functional.normalize(vector, dim=0).numpy())
+            vectors.append((torch.nn.functional.normalize(vector, dim=0) if unit else vector).numpy())
     return np.stack(vectors)
 
 
@@ -135,6 +136,72 @@ def test_a_folder_that_does_not_say_its_pooling_is_read_as_the_library_reads_it_
     assert other.fingerprint != encoder.fingerprint
     assert other.identity != encoder.identity
     assert capsys.readouterr().err == ""
+
+
+TRANSFORMER = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+NORMALIZE = {"idx": 1, "name": "1", "path": "1_Normalize", "type": "sentence_transformers.models.Normalize"}
+
+
+@pytest.mark.parametrize("modules", [[TRANSFORMER], [TRANSFORMER, NORMALIZE]])
+def test_a_transformer_alone_in_modules_is_a_folder_that_does_not_say_its_pooling(plain_model, modules, tmp_path, capsys):
+    (plain_model / "modules.json").write_text(json.dumps(modules))
+    assert not pools_itself(plain_model)
+    encoder = LocalEncoder(plain_model, precision="fp32")
+    np.testing.assert_allclose(encoder.encode(TEXTS, "query"), pooled(plain_model, TEXTS, "mean"), atol=1e-5)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{plain_model}: its modules.json does not say how token vectors become one; pooling 'mean' is used")
+    cls = LocalEncoder(plain_model, precision="fp32", pooling="cls")
+    vectors = cls.encode(TEXTS, "query")
+    np.testing.assert_allclose(vectors, pooled(plain_model, TEXTS, "cls"), atol=1e-5)
+    cls.loaded.model.save(str(tmp_path / "saved"))
+    assert pooling_of(tmp_path / "saved") == "cls"
+    assert pools_itself(tmp_path / "saved")
+    np.testing.assert_allclose(LocalEncoder(tmp_path / "saved", precision="fp32").encode(TEXTS, "query"), vectors, atol=1e-5)
+
+
+@pytest.mark.parametrize("modules", [None, [TRANSFORMER]])
+def test_a_pooling_that_is_all_that_is_left_of_a_folders_modules_is_read(plain_model, modules, capsys):
+    if modules:
+        (plain_model / "modules.json").write_text(json.dumps(modules))
+    (plain_model / "1_Pooling").mkdir()
+    path = plain_model / "1_Pooling" / "config.json"
+    flags = {"word_embedding_dimension": 384, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    path.write_text(json.dumps(flags))
+    encoder = LocalEncoder(plain_model, precision="fp32")
+    np.testing.assert_allclose(encoder.encode(TEXTS, "query"), pooled(plain_model, TEXTS, "cls"), atol=1e-5)
+    assert LocalEncoder(plain_model, precision="fp32", pooling="cls").identity == encoder.identity
+    with pytest.raises(ModelError, match=r"says pooling 'cls', and model\.pooling is 'mean'; fix: leave model\.pooling out"):
+        LocalEncoder(plain_model, pooling="mean")
+    path.write_text(json.dumps({**flags, "pooling_mode_mean_tokens": True}))
+    both = LocalEncoder(plain_model, precision="fp32")
+    halves = np.hstack([pooled(plain_model, TEXTS, mode, unit=False) for mode in ("cls", "mean")])
+    np.testing.assert_allclose(both.encode(TEXTS, "query"), halves / np.linalg.norm(halves, axis=1, keepdims=True), atol=1e-5)
+    assert LocalEncoder(plain_model, pooling=both.pooling).pooling == "cls+mean"  # as a worker is told
+    assert capsys.readouterr().err == ""
+
+
+def test_a_prompt_that_a_pooling_leaves_out_is_left_out_without_modules_too(tiny_model, tmp_path):
+    whole = tmp_path / "whole"
+    shutil.copytree(tiny_model, whole)
+    path = whole / "1_Pooling" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "include_prompt": False}))
+    shutil.copytree(whole, tmp_path / "bare")
+    (tmp_path / "bare" / "modules.json").unlink()
+    expected = LocalEncoder(whole, precision="fp32", query_prompt="search: ").encode(TEXTS, "query")
+    vectors = LocalEncoder(tmp_path / "bare", precision="fp32", query_prompt="search: ").encode(TEXTS, "query")
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+def test_a_model_of_further_layers_and_no_pooling_is_one_line(plain_model):
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    (plain_model / "1_Dense").mkdir()
+    Dense(json.loads((plain_model / "config.json").read_text())["hidden_size"], 8).save(str(plain_model / "1_Dense"))
+    dense = {"idx": 1, "name": "1", "path": "1_Dense", "type": "sentence_transformers.models.Dense"}
+    (plain_model / "modules.json").write_text(json.dumps([TRANSFORMER, dense]))
+    with pytest.raises(ModelError, match=r"its modules\.json names no layer that pools token vectors; fix: ") as caught:
+        LocalEncoder(plain_model, precision="fp32").encode(TEXTS, "query")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_causal_language_model_without_modules_is_pooled_by_its_last_token(tiny_model, tmp_path, capsys):
@@ -533,6 +600,8 @@ DAMAGES = {
     "null": None,
     "text": "text",
     "not finite": np.full(8, np.nan, np.float32).tobytes(),
+    "signalling": np.full(8, 0x7F800001, np.uint32).tobytes(),
+    "infinite": np.full(8, np.inf, np.float32).tobytes(),
 }
 
 
@@ -588,6 +657,26 @@ def test_a_server_that_changes_its_width_is_told_in_one_line_and_nothing_of_it_i
     assert same.misses == 0
 
 
+@pytest.mark.parametrize("width", ["4", "0", "-8", "eight", "\u0668", "", None, "9" * 5000, b"8", "12"])
+@pytest.mark.parametrize("first", ["sound", "damaged", "gone"])
+def test_a_damaged_width_is_told_by_the_vectors_and_the_run_goes_on(width, first, tmp_path, capsys):
+    encoder = Letters()
+    vectors = CachedEncoder(encoder, tmp_path).encode(TEN, "query")
+    cached = CachedEncoder(encoder, tmp_path)
+    changed(cached, "UPDATE about SET value = ? WHERE name = 'width'", width)
+    if first == "damaged":
+        changed(cached, "UPDATE vectors SET vector = ? WHERE rowid = 1", unit(4))
+    elif first == "gone":
+        changed(cached, "DELETE FROM vectors")
+    np.testing.assert_array_equal(cached.encode([*TEN, "one more"], "query")[:10], vectors)
+    assert cached.misses == {"sound": 1, "damaged": 2, "gone": 11}[first]
+    assert ("damaged" in capsys.readouterr().err) == (first == "damaged")
+    with contextlib.closing(sqlite3.connect(cached.path)) as database:
+        assert database.execute("SELECT value FROM about WHERE name = 'width'").fetchall() == [("8",)]
+    with pytest.raises(ModelError, match="12 dimensions, and before of 8"):
+        CachedEncoder(Letters(12), tmp_path).encode(["yet one more"], "query")
+
+
 @pytest.mark.parametrize("limit", ["", "0"])
 def test_a_width_that_changes_between_two_parts_is_told_and_what_came_before_is_kept(limit, tmp_path, monkeypatch):
     monkeypatch.setenv("EMBEDFIT_CACHE_LIMIT", limit)
@@ -623,6 +712,7 @@ def test_of_two_processes_that_begin_with_different_widths_the_second_is_told(tm
         (np.ones((9, 4), np.float32), r"gave an array of shape \(9, 4\); expected one vector for each of 10 texts"),
         (np.ones(10, np.float32), r"gave an array of shape \(10,\)"),
         (np.full((10, 4), np.nan, np.float32), "gave a vector that is not finite"),
+        (np.ones((10, 0), np.float32), "letters gave vectors of no dimensions"),
     ],
 )
 def test_what_is_not_a_vector_for_each_text_is_refused_and_not_kept(answer, message, tmp_path):
@@ -667,7 +757,16 @@ def test_models_whose_fingerprints_begin_alike_have_files_of_their_own(tmp_path)
 # The cache: files that cannot be read
 
 
-OTHERS = "CREATE TABLE mine (value TEXT)", "CREATE TABLE vectors (mine TEXT)"
+_VECTORS = "CREATE TABLE vectors (key BLOB PRIMARY KEY, vector BLOB, checksum INTEGER)"
+OTHERS = (
+    "CREATE TABLE mine (value TEXT)",
+    "CREATE TABLE vectors (mine TEXT)",
+    "CREATE TABLE vectors (key BLOB, vector BLOB)",
+    "CREATE TABLE vectors (key BLOB PRIMARY KEY, vector BLOB, mine TEXT NOT NULL)",
+    f"{_VECTORS}; CREATE TABLE about (mine TEXT)",
+    f"{_VECTORS}; CREATE TABLE about (name TEXT, value TEXT)",
+    f"{_VECTORS}; CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT, mine TEXT NOT NULL)",
+)
 
 
 @pytest.mark.parametrize("what", ["noise", "a half", "a quarter is zero", "zero bytes", "text", *OTHERS])
@@ -679,7 +778,8 @@ def test_a_file_that_cannot_be_read_is_moved_aside_whole_and_a_new_one_begun(wha
     whole = cached.path.read_bytes()
     if what in OTHERS:
         cached.path.unlink()
-        changed(cached, what)
+        for statement in what.split("; "):
+            changed(cached, statement)
         content = cached.path.read_bytes()
     else:
         half = len(whole) // 2

@@ -269,6 +269,12 @@ VALUES = {
     "list of one kind": [BIG + 1, 3],
     "nested": {"a": "a"},
     "tiny": 5e-324,
+    "fraction": 1.5,
+    "fractions": [1.5, -0.5],
+    "minus one": -1,
+    "nineteen": 19,
+    "price": 19.99,
+    "whole floats": [19.0, 3.5],
     "quoted": '"red"',
     "red": "red",
 }
@@ -318,6 +324,18 @@ def valued(filtered):
         ("5e-324", {"tiny"}),
         ("1e-999", set()),
         ("0", set()),
+        ("1.5", {"fraction", "fractions"}),
+        ("1.25", set()),
+        ("-0.5", {"fractions"}),
+        ("-1.5", set()),
+        ("0.5", set()),
+        ("-1", {"minus one"}),
+        ("19.99", {"price"}),
+        ("19.5", set()),
+        ("19", {"nineteen", "whole floats"}),
+        ("19.0", {"nineteen", "whole floats"}),
+        ("7.9", set()),
+        ("100000.5", set()),
         ('"red"', {"quoted", "red"}),
         ("red", {"red"}),
         ("", set()),
@@ -388,6 +406,7 @@ scalars = (
     | st.integers()
     | st.builds(lambda power, more: 2**power + more, st.sampled_from([53, 63, 64, 80]), st.integers(-1, 1))
     | st.floats(allow_nan=False, allow_infinity=False).map(lambda value: value + 0.0)  # -0.0 may come back as 0.0
+    | st.sampled_from([0, 1, 1.0, 1.5, 19, 19.99, -1, -0.5])  # of which a store that cuts fractions confuses some
     | st.booleans()
     | st.none()
 )

@@ -135,7 +135,7 @@ class ModelEncoder:
             for batch in length_batches(lengths, _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)):
                 features = {key: value.to(device) if torch.is_tensor(value) else value for key, value in features_of(batch).items()}
                 # The kind is the task that the library's own encode_query and encode_document name: a Router needs it.
-                found = self.model(features, task=kind)["sentence_embedding"][:, : self.model.truncate_dim].float()
+                found = self._output(features, kind)[:, : self.model.truncate_dim].float()
                 found = torch.nn.functional.normalize(found, dim=-1).cpu().numpy()
                 if vectors is None:
                     vectors = np.empty((len(texts), found.shape[1]), np.float32)
@@ -145,6 +145,17 @@ class ModelEncoder:
         if not np.isfinite(vectors).all():
             raise ModelError('the model gives vectors that are not finite; fix: precision = "fp32", or another model')
         return vectors
+
+    def _output(self, features: dict[str, Any], kind: Kind) -> Any:
+        try:
+            return self.model(features, task=kind)["sentence_embedding"]
+        except KeyError as error:
+            if error.args != ("sentence_embedding",):
+                raise
+            raise ModelError(
+                "the model gives no vector for a whole text: its modules.json names no layer that pools token vectors; "
+                "fix: put its Pooling layer in, or use another model"
+            ) from None
 
     def _read(self, texts: Sequence[str], kind: Kind) -> tuple[npt.NDArray[np.int64], Callable[[npt.NDArray[np.int64]], dict[str, Any]]]:
         """Return how many tokens of each text the model will read, and what makes the features of those at some positions.
@@ -219,7 +230,7 @@ class LocalEncoder:
         query_prompt: Put before each query; by default the model's own prompt, if it has one.
         document_prompt: Put before each document, likewise.
         precision: ``bf16`` runs matrix products in bfloat16 under autocast; ``auto`` does where that is faster.
-        pooling: How token vectors become one, for a folder that does not say so (one without ``modules.json``).
+        pooling: How token vectors become one, for a folder that does not say so.
 
     Attributes:
         pooling: The pooling that is put in, where the folder does not say its own; else None.
@@ -340,23 +351,52 @@ def load_model(folder: Path, prompts: dict[Kind, str] | None = None, pooling: st
 def _set_pooling(model: SentenceTransformer, mode: str, folder: Path) -> None:
     from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
 
+    include_prompt = _json(folder / _POOLING_CONFIG, dict).get("include_prompt", True)
+    modes = mode if "+" not in mode else tuple(mode.split("+"))
     for place, module in enumerate(model):
         if isinstance(module, PoolingModule):
-            model[place] = PoolingModule(module.embedding_dimension, mode)
+            model[place] = PoolingModule(module.embedding_dimension, modes, include_prompt)
             return
-    raise ModelError(f"model folder {folder} gives one vector for each text already; fix: leave model.pooling out")
+    if not _is_bare_transformer(folder):
+        raise ModelError(f"model folder {folder} gives one vector for each text already; fix: leave model.pooling out")
+    width = model[0].get_embedding_dimension()  # type: ignore[operator]
+    model.insert(1, PoolingModule(width, modes, include_prompt))
 
 
 def pooling_of(folder: Path) -> str | None:
     """Return the pooling that a model's folder says, modes joined by ``+``; None if it says none."""
-    for module in _modules(folder):
-        if str(module.get("type")).endswith(".Pooling"):
-            said = _json(folder / str(module.get("path")) / "config.json", dict)
-            mode = said.get("pooling_mode")
-            # Up to sentence-transformers 5 each mode had a flag.
-            modes = [name for flag, name in _POOLING_FLAGS.items() if said.get(flag)] if mode is None else mode
-            return modes if isinstance(modes, str) else "+".join(modes) or "mean"
+    paths = [folder / str(module.get("path")) / "config.json" for module in _modules(folder) if _is_a(module, "Pooling")]
+    if not pools_itself(folder) and (folder / _POOLING_CONFIG).exists():  # a copy may have lost modules.json alone
+        paths.append(folder / _POOLING_CONFIG)
+    for path in paths:
+        said = _json(path, dict)
+        mode = said.get("pooling_mode")
+        # Up to sentence-transformers 5 each mode had a flag.
+        modes = [name for flag, name in _POOLING_FLAGS.items() if said.get(flag)] if mode is None else mode
+        return modes if isinstance(modes, str) else "+".join(modes) or "mean"
     return None
+
+
+def pools_itself(folder: Path) -> bool:
+    """Return whether sentence-transformers finds out from ``modules.json`` how a model makes one vector of a text."""
+    return (folder / "modules.json").exists() and not _is_bare_transformer(folder)
+
+
+def _is_bare_transformer(folder: Path) -> bool:
+    """Return whether ``modules.json`` names a transformer that gives token vectors, and no layer that pools them."""
+    modules = _modules(folder)
+    if not modules or not _is_a(modules[0], "Transformer") or not all(_is_a(module, "Normalize") for module in modules[1:]):
+        return False
+    settings = _json(folder / str(modules[0].get("path")) / "sentence_bert_config.json", dict)
+    return bool(settings.get("module_output_name", "token_embeddings") == "token_embeddings")
+
+
+def _is_a(module: dict[str, Any], name: str) -> bool:
+    return str(module.get("type")).endswith(f".{name}")
+
+
+_POOLING_CONFIG = Path("1_Pooling", "config.json")
+"""Where sentence-transformers keeps the pooling of nearly every model."""
 
 
 _POOLING_FLAGS = {
@@ -378,22 +418,23 @@ def _missing_pooling(name: str, folder: Path, settings: dict[str, Any], asked: P
     kind = settings.get("model_type") or "SentenceTransformer"
     if kind != "SentenceTransformer":
         raise ModelError(f"model {name!r} is a {kind}; expected a model that gives one vector for each text, a SentenceTransformer")
-    if asked not in typing.get_args(Pooling):
+    own = pooling_of(folder)
+    if asked not in (own, *typing.get_args(Pooling)):
         raise ConfigError(f"pooling {asked!r} is unknown; expected one of {', '.join(typing.get_args(Pooling))}")
-    if (folder / "modules.json").exists():
-        own = pooling_of(folder)
+    if own or pools_itself(folder):
         if asked not in ("auto", own):
             seen = f"says pooling {own!r}" if own else "has no layer that pools tokens"
             raise ModelError(f"model {name!r} {seen}, and model.pooling is {asked!r}; fix: leave model.pooling out")
-        return None
+        return None if pools_itself(folder) else own
     if asked != "auto":
         return asked
     config = _json(folder / "config.json", dict)
     # As the library guesses.
     last = str((config.get("architectures") or [""])[0]).endswith("ForCausalLM") and config.get("is_causal", True)
     mode = "lasttoken" if last else "mean"
+    seen = "its modules.json does not say" if (folder / "modules.json").exists() else "the folder has no modules.json, which would say"
     _note_once(
-        f"{name}: the folder has no modules.json, which would say how token vectors become one; pooling {mode!r} is used; "
+        f"{name}: {seen} how token vectors become one; pooling {mode!r} is used; "
         'if the model was trained with another one, set model.pooling, such as pooling = "cls" in [model]'
     )
     return mode
@@ -662,6 +703,8 @@ class CachedEncoder:
 def _check_vectors(vectors: Vectors, count: int, name: str) -> None:
     if vectors.ndim != 2 or len(vectors) != count:
         raise ModelError(f"{name} gave an array of shape {vectors.shape}; expected one vector for each of {count:,} texts")
+    if not vectors.shape[1]:
+        raise ModelError(f"{name} gave vectors of no dimensions")
     if not np.isfinite(vectors).all():
         raise ModelError(f"{name} gave a vector that is not finite")
 
@@ -797,8 +840,9 @@ class _VectorFile:
         database = sqlite3.connect(self.path, timeout=60)
         try:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            columns = {row[1] for row in database.execute("PRAGMA table_info(vectors)")}
-            if tables and not {"key", "vector"} <= columns:
+            columns, described = _columns(database, "vectors"), _columns(database, "about")
+            ours = columns - {("checksum", 0)} == {("key", 1), ("vector", 0)} and described in (set(), {("name", 1), ("value", 0)})
+            if tables and not ours:
                 raise _Foreign("it is another program's")
             # Rows in order of writing, an index of keys beside them, and pages that hold several vectors: in order of keys,
             # on pages of 4 KiB, vectors took three times the space, and nine times as long to write (docs/scale.md).
@@ -807,14 +851,15 @@ class _VectorFile:
             database.execute("PRAGMA synchronous = NORMAL")
             with database:
                 database.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB, checksum INTEGER)")
-                if columns and "checksum" not in columns:  # of an earlier version
+                if columns and ("checksum", 0) not in columns:  # of an earlier version
                     database.execute("ALTER TABLE vectors ADD COLUMN checksum INTEGER")
                 database.execute("CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT)")
                 about = dict(database.execute("SELECT name, value FROM about"))
                 if about.get("model") != self.name:
                     database.execute("INSERT OR REPLACE INTO about VALUES ('model', ?)", [self.name])
-            width = str(about.get("width", ""))
-            self.width = int(width) if width.isdecimal() and int(width) else _usual_width(database)
+                self.width = _usual_width(database)
+                if about.get("width", str(self.width)) != str(self.width):
+                    database.execute("DELETE FROM about WHERE name = 'width'")  # damaged: no vector has it
         except BaseException:
             database.close()
             raise
@@ -909,15 +954,25 @@ def _is_sound(key: bytes, vector: Any, checksum: Any, width: int | None) -> bool
 
 
 def _is_unit(vector: bytes) -> bool:
-    return abs(float(np.linalg.norm(np.frombuffer(vector, np.float32).astype(np.float64))) - 1) < _UNIT
+    with np.errstate(all="ignore"):  # noise may hold any float there is
+        return abs(float(np.linalg.norm(np.frombuffer(vector, np.float32).astype(np.float64))) - 1) < _UNIT
+
+
+def _columns(database: sqlite3.Connection, table: str) -> set[tuple[str, int]]:
+    """Return the names of a table's columns, each with its place in the primary key, or 0."""
+    return {(row[1], row[5]) for row in database.execute(f"PRAGMA table_info({table})")}
 
 
 def _usual_width(database: sqlite3.Connection) -> int | None:
-    """Return the width of most of the first vectors of a file that does not say; None if there are none."""
-    rows = database.execute("SELECT vector FROM vectors NOT INDEXED LIMIT 1000")
-    widths = Counter(
-        len(vector) // 4 for (vector,) in rows if isinstance(vector, bytes) and vector and len(vector) % 4 == 0 and _is_unit(vector)
-    )
+    """Return the width of the first vector that is as it was written; without checksums, of most of the first ones; else None."""
+    widths: Counter[int] = Counter()
+    for key, vector, checksum in database.execute("SELECT key, vector, checksum FROM vectors NOT INDEXED LIMIT 1000"):
+        if not isinstance(vector, bytes) or not vector or len(vector) % 4:
+            continue
+        if checksum is not None and _is_sound(key, vector, checksum, len(vector) // 4):
+            return len(vector) // 4
+        if checksum is None and _is_unit(vector):
+            widths[len(vector) // 4] += 1
     return widths.most_common(1)[0][0] if widths else None
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset
-from embedfit.encode import CachedEncoder, Kind, LocalEncoder, Vectors, load_model, pooling_of, quiet_libraries
+from embedfit.encode import CachedEncoder, Kind, LocalEncoder, Vectors, load_model, pooling_of, pools_itself, quiet_libraries
 from embedfit.errors import ConfigError, ModelError
 from embedfit.files import temporary_folder
 from embedfit.hub import model_folder
@@ -282,7 +282,7 @@ def _with_lora(lora: Path, encoder: LocalEncoder) -> SentenceTransformer:
     if not (lora / "adapter_model.safetensors").exists():  # peft would take a pickle, which can run code
         raise ModelError(f"{lora}: has no adapter_model.safetensors")
     folder = model_folder(base, proof="config.json")
-    pooling = None if (folder / "modules.json").exists() else pooling_of(encoder.folder)
+    pooling = None if pools_itself(folder) else pooling_of(encoder.folder)
     model = load_model(folder, encoder.prompts, pooling)
     # It puts its layers into the transformer itself, so what is returned need not be kept.
     transformer = model.transformers_model

@@ -18,7 +18,7 @@ from embedfit.check import Finding, check_dataset, check_groups, check_leaks, ch
 from embedfit.config import Config, DataConfig, ModelConfig, unused_settings
 from embedfit.data import Dataset, load
 from embedfit.duplicates import copies_among
-from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
+from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, pooling_of, pools_itself
 from embedfit.engine import Engine, LocalEngine, RayEngine
 from embedfit.errors import ConfigError, DataError, ModelError, check_package
 from embedfit.files import clear_leftovers
@@ -92,8 +92,10 @@ def encoder(config: ModelConfig, name: str | None = None) -> Encoder:
         console.note(f"model.price is not used: {name} is no remote encoder")
     query, document = config.query_prompt, config.document_prompt
     pooling = config.pooling
-    if pooling != "auto" and name != config.name and (model_folder(name, proof="config.json") / "modules.json").exists():
-        pooling = "auto"  # another model may say its own
+    if pooling != "auto" and name != config.name:
+        folder = model_folder(name, proof="config.json")
+        if pools_itself(folder) or pooling_of(folder):
+            pooling = "auto"  # another model may say its own
     return LocalEncoder(name, query_prompt=query, document_prompt=document, precision=config.precision, pooling=pooling)
 
 

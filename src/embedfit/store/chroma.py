@@ -244,12 +244,20 @@ def _holds(key: str, value: Any) -> bool:
     return bool(key) and not key.startswith(_RESERVED) and (plain(value) or one_kind)
 
 
+def _equals(key: str, reading: Any) -> dict[str, Any]:
+    """Return the condition that a field is a value: Chroma alone would cut a fraction where the field is a whole number."""
+    equal = {key: {"$eq": reading}}
+    return {"$and": [equal, {key: {"$ne": int(reading)}}]} if isinstance(reading, float) else equal
+
+
 def _where(filters: Filters) -> dict[str, Any] | None:
     conditions: list[dict[str, Any]] = []
     for key, value in filters.items():
         any_of: list[dict[str, Any]] = [{_ODD: {"$contains": token(key, reading)}} for reading in readings(value)]
         for reading in readings(value):
             if _holds(key, reading):
-                any_of += [{key: {"$eq": reading}}, {key: {"$contains": reading}}]
+                any_of += [_equals(key, reading), {key: {"$contains": reading}}]
+                if type(reading) is int and _holds(key, float(reading)):  # a list of floats holds no whole number of itself
+                    any_of.append({key: {"$contains": float(reading)}})
         conditions.append({"$or": any_of} if len(any_of) > 1 else any_of[0])
     return {"$and": conditions} if len(conditions) > 1 else conditions[0] if conditions else None
