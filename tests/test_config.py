@@ -68,6 +68,61 @@ def test_a_bad_value_is_refused_with_its_key(said, line):
     assert refusal(said, where="embedfit.toml").startswith(f"embedfit.toml: {line}")
 
 
+KEY = "sk-proj-0123456789"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"track": {"langwatch": KEY}},
+        {"track": {"report_to": [KEY]}},
+        {"generate": {"price": KEY}},
+        {"generate": {"price": [KEY, 1]}},
+        {"generate": {"model": [KEY]}},
+        {"generate": {"personas": {"a": KEY}}},
+        {"engine": f"ray://{KEY}@h"},
+        {"model": {"name": [KEY]}},
+        {"name": f"a/{KEY}"},
+    ],
+)
+def test_a_key_in_the_wrong_setting_is_refused_without_showing_it(said):
+    assert KEY not in refusal(said)
+
+
+@pytest.mark.parametrize(
+    ("said", "key"),
+    [
+        ({"model": {"name": f"https://u:{KEY}@host/v1"}}, "model.name"),
+        ({"model": {"name": f"https://host/v1?key={KEY}"}}, "model.name"),
+        ({"data": {"queries": f"https://u:{KEY}@h/x.jsonl"}}, "data.queries"),
+        ({"data": {"queries": "x", "documents": f"https://h/x.jsonl?sig={KEY}"}}, "data.documents"),
+        ({"general": {"queries": f"https://u:{KEY}@h/x.jsonl"}}, "general.queries"),
+        ({"mix": {"data": [{"queries": f"s3://u:{KEY}@h/x"}]}}, "mix.data.queries"),
+        ({"evaluate": {"rerankers": [f"https://u:{KEY}@h"]}}, "evaluate.rerankers"),
+        ({"tune": {"judge": f"u:{KEY}@h/judge"}}, "tune.judge"),
+        ({"output": f"https://u:{KEY}@h"}, "output"),
+    ],
+)
+def test_a_url_with_a_secret_is_refused_wherever_a_name_or_a_path_stands(said, key):
+    line = refusal(said)
+    assert f"key {key!r} has a user" in line
+    assert KEY not in line
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "openai:m@http://localhost:8080/v1",
+        "openai:m?dimensions=8@https://h/v1",
+        "openai:m@https://h/v1?api-version=2024-10-21",
+        "hf-inference:https://h/x",
+        "a@b/c",
+    ],
+)
+def test_an_address_of_a_model_without_a_secret_is_taken(name):
+    assert make_config({**LEAST, "model": {"name": name}}).model.name == name
+
+
 def test_the_metric_may_be_at_any_k_that_is_measured():
     assert make_config({**LEAST, "evaluate": {"k": [2, 20], "metric": "ndcg@20"}}).evaluate.metric == "ndcg@20"
 

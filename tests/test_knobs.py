@@ -21,7 +21,7 @@ from embedfit.errors import ConfigError
 
 TEMPLATES = Path(configuration.__file__).with_name("templates")
 DOCS = Path(__file__).parents[1] / "docs" / "config.md"
-NO_USE = {"make_config", "beside", "placed", "check_installed", "unused_settings", "check_method", "check_package"}
+NO_USE = {"make_config", "placed_in", "beside", "placed", "check_installed", "unused_settings", "check_method", "check_package"}
 """Functions whose reading of a key is no use of it."""
 SECTIONS = {field.annotation: f"{name}." for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")}
 EVERY = {f"{prefix}{key}" for section, prefix in SECTIONS.items() for key in section.model_fields} | {"name", "output", "engine"}
@@ -264,7 +264,7 @@ def test_generating_uses_the_keys_that_the_docs_say(tmp_path, read, capsys, monk
         "model": "rote",
         "key": "A_KEY",
         "headers": {"X-Team": "A_KEY"},
-        "mode": "json",
+        "mode": "json_schema",
         "prompt": "ask.jinja",
         "examples": "texts.txt",
         "styles": {"plain": "put plainly"},
@@ -292,8 +292,8 @@ def test_generating_uses_the_keys_that_the_docs_say(tmp_path, read, capsys, monk
         )
         call("generate", "queries", "--config", tmp_path / "embedfit.toml")
     capsys.readouterr()
-    # Those of records, and of judging what was accepted: tests/test_generate.py.
-    apart = ("data.record", "data.query_template", "data.label", "generate.judge_tries", "generate.suspects")
+    # Those of records: tests/test_generate.py.
+    apart = ("data.record", "data.query_template", "data.label")
     check_table("generate", read, "", apart=apart)
 
 
@@ -315,6 +315,9 @@ def test_an_unused_key_is_said_only_where_it_is_set():
     config = make_config({"data": {"queries": "x"}, "evaluate": {"seeds": 2}, "general": {"keep": 0.9}})
     assert unused_settings(config, "ladder") == ["evaluate.seeds", "general.keep"]
     assert unused_settings(config, "run") == []
+    folds = make_config({"data": {"queries": "x"}, "split": {"folds": 3, "leaks": "allow"}})
+    for command in ("compare", "evaluate"):  # they measure on one split, or on all queries
+        assert unused_settings(folds, command) == ["split.folds", "split.leaks"]
 
 
 def test_settings_that_exclude_each_other_are_refused():

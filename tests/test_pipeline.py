@@ -633,10 +633,10 @@ def test_what_a_method_has_no_use_for_is_said_or_refused(settings, capsys):
         ({"method": "adapter", "epochs": 3}, "an adapter is fitted without tune.epochs"),
         ({"method": "full", "lora_rank": 3}, "tune.lora_rank is not used: tune.method is 'full'"),
     ):
-        pipeline.check_method(base, make_config({**settings, "tune": tune}))
+        pipeline.check_method(base, make_config({**settings, "tune": tune}).tune)
         assert capsys.readouterr().err == f"{line}\n"
     with pytest.raises(ConfigError, match=r"track\.report_to follows the training of weights"):
-        pipeline.check_method(base, make_config({**settings, "tune": {"method": "adapter"}, "track": {"report_to": ["wandb"]}}))
+        pipeline.check_method(base, make_config({**settings, "tune": {"method": "adapter"}}).tune, ["wandb"])
 
 
 def test_another_model_keeps_the_pooling_that_its_folder_says(settings, tiny_model, tmp_path):

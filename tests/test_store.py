@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,7 +28,7 @@ from embedfit.data import Dataset, Document, Query
 from embedfit.encode import CachedEncoder
 from embedfit.errors import ConfigError, DataError, ModelError, StorageError
 from embedfit.retrieve import DenseRetriever, Run
-from embedfit.store import Entry, Live, Stamp, check_entries, is_exact, is_plain, open_store, readings
+from embedfit.store import Entry, Live, Stamp, check_entries, is_exact, is_plain, one_line, open_store, readings
 from embedfit.store.versions import LiveIndex, Version, entries_of, identity, index_documents, overlap, roll_back
 
 KINDS = ("chroma", "chroma server", "pgvector", "qdrant")
@@ -1332,6 +1334,83 @@ def test_a_url_that_is_not_plain_is_refused_without_showing_it(monkeypatch, kind
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "location"),
+    [
+        ("qdrant", f"https://h/?jwt={SECRET}"),
+        ("qdrant", f"https://h:6333/#{SECRET}"),
+        ("chroma", f"https://h/{SECRET}"),
+        ("chroma", f"https://h:{SECRET}/"),
+        ("chroma", f"http://[{SECRET}/"),
+        ("qdrant", f"u:{SECRET}@h/d"),
+        ("pgvector", f"postgresql://h/d?user=u&sslkey={SECRET}"),
+        ("pgvector", f"postgresql://u:x@{SECRET}@h/d"),
+        ("pgvector", f"host=h sslkey={SECRET}"),
+    ],
+)
+def test_what_may_be_secret_in_a_location_is_refused_when_the_file_is_read(tmp_path, kind, location):
+    with pytest.raises(ConfigError, match=r"key 'store\.location' .*env:NAME") as caught:
+        read_config(toml(tmp_path, f'kind = "{kind}"\nlocation = "{location}"'))
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "location", ["", "postgresql://me@host/db?sslmode=require&connect_timeout=3", "host=a,b port=1,2 dbname=d", "postgresql:///d?host=/tmp"]
+)
+def test_a_connection_string_without_a_secret_may_stand_in_the_file(tmp_path, location):
+    assert read_config(toml(tmp_path, f'kind = "pgvector"\nlocation = "{location}"')).store.location == location
+
+
+@pytest.mark.parametrize("kind", ["chroma", "qdrant"])
+@pytest.mark.parametrize("end", ["\nx", "\0", "é"])
+def test_a_key_that_no_header_can_hold_is_refused_before_it_is_sent(kind, end, refusing, monkeypatch):
+    url, seen = refusing
+    monkeypatch.setattr(os, "environ", {**os.environ, "STORE_KEY": SECRET + end})  # a process may be started with less strict ones
+    config = StoreConfig(kind=kind, location=url, api_key="env:STORE_KEY")
+    with pytest.raises(ConfigError, match=r"store\.api_key holds a character") as caught, open_store(config):
+        pass
+    assert SECRET not in str(caught.value)
+    assert seen == []
+
+
+@pytest.mark.parametrize("kind", ["chroma", "qdrant"])
+def test_the_line_break_at_the_end_of_a_keys_file_is_not_part_of_the_key(kind, refusing, monkeypatch):
+    url, seen = refusing
+    monkeypatch.setenv("STORE_KEY", SECRET + "\n")
+    monkeypatch.setenv("WHERE", url + "\n")
+    with open_store(StoreConfig(kind=kind, location="env:WHERE", api_key="env:STORE_KEY")) as store, pytest.raises(StorageError) as caught:
+        store.live()
+    assert SECRET not in str(caught.value)
+    assert any(SECRET in str(headers) for _, headers, _ in seen)
+
+
+@pytest.mark.parametrize("kind", ["chroma", "qdrant"])
+@pytest.mark.parametrize(
+    "location", [f"http://[{SECRET}/", f"http://127.0.0.1:{SECRET}/", f"http://h/#{SECRET}", f"http://h:99999{SECRET}"]
+)
+def test_an_address_that_is_none_is_refused_without_its_text(kind, location, monkeypatch):
+    monkeypatch.setenv("WHERE", location)
+    with pytest.raises(ConfigError, match="is not a plain URL") as caught, open_store(StoreConfig(kind=kind, location="env:WHERE")):
+        pass
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("write", [str, repr, json.dumps, lambda key: repr(key.encode()), lambda key: urllib.parse.quote(key, safe="")])
+def test_a_secret_is_hidden_however_a_library_writes_it(write):
+    secret = "a\"b'c\nd e/é"
+
+    class Failing:
+        where, secrets, errors = "store", (secret,), (ValueError,)
+
+        @one_line
+        def fail(self):
+            raise ValueError(f"before {write(secret)} after")
+
+    with pytest.raises(StorageError) as caught:
+        Failing().fail()
+    assert re.fullmatch(r"store: before b?['\"]?\*\*\*['\"]? after", str(caught.value))
+
+
 @pytest.fixture
 def refusing():
     """A server on loopback that remembers what it was sent, and refuses it, with the key in its answer."""
@@ -1381,6 +1460,11 @@ def test_a_key_goes_to_the_server_and_into_no_error_and_no_log(kind, refusing, m
     [
         f"postgresql://me:{SECRET}@127.0.0.1:1/db",
         f"postgresql//me:{SECRET}@127.0.0.1:1/db",
+        f"postgresql://me:x@{SECRET}@127.0.0.1:1/db",
+        f"postgresql://me:x/{SECRET}@127.0.0.1:1/db",
+        f"postgresql://me:x?{SECRET}@127.0.0.1:1/db",
+        f"postgresql://127.0.0.1:{SECRET}/db",
+        f"host=127.0.0.1 port=1 dbname='postgresql://me:x@{SECRET}@127.0.0.1:1/db'",
         f"host=127.0.0.1 port=1 password={SECRET}",
         f"host=127.0.0.1 port=1 password={SECRET} oops",
         f"host=127.0.0.1 port=1 dbname='postgresql://me:{SECRET}@127.0.0.1:1/db'",

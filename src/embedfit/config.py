@@ -387,6 +387,8 @@ def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = P
     """
     try:
         _refuse_secrets(said.get("store"), where)
+        for section in _NO_SECRETS_IN:
+            _refuse_urls_with_secrets(said.get(section), section, where)
         config = Config.model_validate(said)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_problem(error)}") from None
@@ -512,8 +514,11 @@ def _refuse_secrets(store: Any, where: str) -> None:
     """Refuse a secret that stands in the file itself, without showing it: the file is copied into every run directory."""
     said = store if isinstance(store, dict) else {}
     location, key = str(said.get("location", "")), said.get("api_key")
-    if not location.startswith(_FROM_ENVIRONMENT) and _PASSWORD.search(location):
-        raise ConfigError(f"{where}: key 'store.location' holds a password; fix: location = \"env:NAME\", and set that variable")
+    if not location.startswith(_FROM_ENVIRONMENT) and _may_hold_secret(location, said.get("kind") == "pgvector"):
+        raise ConfigError(
+            f"{where}: key 'store.location' holds a password, or something else that may be secret and is not shown; "
+            'fix: location = "env:NAME", and set that variable'
+        )
     for name, value in (("location", location), ("api_key", key)):
         told = value is None or (name == "location" and not location.startswith(_FROM_ENVIRONMENT))
         if not told and not (str(value).startswith(_FROM_ENVIRONMENT) and is_variable(str(value).removeprefix(_FROM_ENVIRONMENT))):
@@ -522,6 +527,58 @@ def _refuse_secrets(store: Any, where: str) -> None:
 
 _PASSWORD = re.compile(r"://[^/@]*:[^@]*@|^https?://[^/]*@|(?:password|passwd|pwd|api[_-]?key|token|secret|signature|[?&]key)\s*=", re.I)
 """What a password looks like in a URL or a connection string of PostgreSQL."""
+_SERVER = re.compile(r"https?://(?:[^\s/@?#:\[\]\\]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?/*", re.I)
+_PARAMETER = re.compile(
+    r"host|hostaddr|port|dbname|user|ssl(mode|rootcert|cert|crl)|connect_timeout|application_name|client_encoding|gssencmode|"
+    r"channel_binding|target_session_attrs|load_balance_hosts|keepalives(_idle|_interval|_count)?",
+    re.I,
+)
+"""Parameters of a PostgreSQL connection that hold no secret."""
+_URL_WITH_MORE = re.compile(r"://\S*[@#]|://\S*\?(?!api-version=[A-Za-z0-9.-]+$)|^[^\s/@:]+:[^\s/@]+@(?!https?:)[^\s/@]+/")
+"""A URL with a user, a fragment or a query, which may all be secret; Azure's version is none."""
+_NO_SECRETS_IN = ("model", "data", "mix", "general", "evaluate", "tune", "output")
+_FREE_TEXTS = ("query_template", "document_template", "query_prompt", "document_prompt", "separator")
+
+
+def is_server(location: str) -> bool:
+    """Return whether this is the URL of a server and no more: no user, path, query or fragment, and a port that can be one.
+
+    >>> is_server("https://host:6333"), is_server("https://host/?jwt=x"), is_server("http://host:secret")
+    (True, False, False)
+    """
+    server = _SERVER.fullmatch(location)
+    return server is not None and 0 < int(server[1] or 1) < 65_536
+
+
+def _may_hold_secret(location: str, postgres: bool) -> bool:
+    """Return whether a store's location says more than where it is."""
+    if not postgres and "://" in location:
+        return not is_server(location)
+    if _PASSWORD.search(location) or re.match(r"[^\s/@:\\]+:(?!//)[^\s@]*@", location):
+        return True
+    if not postgres:
+        return bool(re.search(r"\?\w+=", location))
+    if "://" not in location:
+        return not all(map(_PARAMETER.fullmatch, re.findall(r"(\w+)\s*=", location)))
+    before, _, query = location.partition("?")
+    names = [part.partition("=")[0] for part in query.split("&") if part]
+    return before.count("@") > 1 or "#" in location or not all(map(_PARAMETER.fullmatch, names))
+
+
+def _refuse_urls_with_secrets(value: Any, key: str, where: str) -> None:
+    """Refuse a URL with a user, a query or a fragment in a setting that names a model or a file; it would be kept in every run."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name not in _FREE_TEXTS:
+                _refuse_urls_with_secrets(inner, f"{key}.{name}", where)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _refuse_urls_with_secrets(inner, key, where)
+    elif isinstance(value, str) and _URL_WITH_MORE.search(value):
+        raise ConfigError(
+            f"{where}: key {key!r} has a user, a password, a query or a fragment in its URL, which is not shown; "
+            "fix: leave it out; keys come from environment variables"
+        )
 
 
 def json_schema() -> str:
@@ -544,4 +601,15 @@ def _first_problem(error: ValidationError) -> str:
         return f"key {key!r} is missing"
     if key.startswith(_SECRET_KEYS) or first["loc"] in (("generate",), ("store",)):
         return f"key {key!r}: {first['msg']}"
-    return f"key {key!r}: {first['msg']}, seen {shown(first.get('input'))}"
+    seen = shown(first["input"]) if _is_plain(first["input"]) else "something that is not shown, as it may be a secret"
+    return f"key {key!r}: {first['msg']}, seen {seen}"
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value that stands in the wrong place can be no secret: a number, or a short word as choices are."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return not isinstance(value, dict) and (not isinstance(value, str) or bool(_CHOICE.fullmatch(value)))
+
+
+_CHOICE = re.compile(r"[a-z]{0,12}[0-9]{0,2}|[0-9.,+-]{1,6}")

@@ -109,7 +109,7 @@ def run(config: Config) -> Result:
     if config.tune.method == "adapter" and config.general.keep is not None:
         raise ConfigError("general.keep merges weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'")
     job, general = Job.of(config), read_general(config.general)
-    check_method(job.base, config)
+    check_method(job.base, config.tune, config.track.report_to)
     folder = job.folder("", "general", more=[general.digest()])
     if not (folder / "manifest.json").exists():
         job.checked  # noqa: B018 (refused before there is a folder)
@@ -209,7 +209,7 @@ def run_curve(config: Config, points: int) -> tuple[Path, Curve]:
     check_installed(config, trains=True)
     note_unused(config, "curve")
     job = Job.of(config)
-    check_method(job.base, config)
+    check_method(job.base, config.tune, config.track.report_to)
     findings = job.findings
     most = min(len(split.train) for split in job.splits)
     if not most >> (points - 1):

@@ -15,8 +15,7 @@ from typing import Literal
 
 from embedfit import console, locks, ranks
 from embedfit.check import Finding, check_dataset, check_groups, check_leaks, check_truncation
-from embedfit.config import Config, DataConfig, ModelConfig, unused_settings
-from embedfit.data import Dataset, load
+from embedfit.config import Config, DataConfig, ModelConfig, TuneConfig, unused_settings
 from embedfit.duplicates import copies_among
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, pooling_of, pools_itself
 from embedfit.engine import Engine, LocalEngine, RayEngine
@@ -153,7 +152,7 @@ def note_unused(config: Config, command: str) -> None:
         console.note(f"'embedfit {command}' does not use {', '.join(unused)}")
 
 
-def check_method(base: Encoder, whole: Config) -> None:
+def check_method(base: Encoder, config: TuneConfig, report_to: Sequence[str] = ()) -> None:
     """Refuse to train weights that are not here, before anything is paid for, and say what the method has no use for.
 
     Raises:
@@ -161,8 +160,7 @@ def check_method(base: Encoder, whole: Config) -> None:
             training of weights.
         ModelError: The judge of mined documents is no cross-encoder that is here.
     """
-    config = whole.tune
-    if config.method == "adapter" and whole.track.report_to:
+    if config.method == "adapter" and report_to:
         raise ConfigError(
             "track.report_to follows the training of weights, and an adapter is fitted in seconds without it; "
             "fix: leave it out, or tune.method = 'full'"

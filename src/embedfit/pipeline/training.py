@@ -32,7 +32,7 @@ def run_tune(config: Config, folder: Path) -> tuple[Tuned, tuple[Finding, ...]]:
     check_installed(config, trains=True)
     note_unused(config, "tune")
     job = Job.of(config.model_copy(update={"split": config.split.model_copy(update={"folds": 0})}))
-    check_method(job.base, config)
+    check_method(job.base, config.tune, config.track.report_to)
     findings = job.findings
     [(train, dev, _)] = job.parts
     with locked(folder):

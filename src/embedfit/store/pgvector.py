@@ -57,6 +57,7 @@ class PgvectorStore:
             raise ConfigError(
                 "store.location is not a connection string; expected one like postgresql://user@host/database, or env:NAME"
             ) from None
+        _check_address(location, said)
         self.location, self.index = location, index
         database = str(said.get("dbname") or "default database")
         if "=" in database or "://" in database:  # libpq takes a whole connection string here, password and all
@@ -283,6 +284,29 @@ class PgvectorStore:
         if self._connection:
             self._connection.close()
             self._connection = None
+
+
+def _check_address(location: str, said: Mapping[str, Any]) -> None:
+    """Refuse a URL whose password is not percent-encoded: libpq would take a part of it for the host, the port or the database.
+
+    Raises:
+        ConfigError: It has two ``@``, one behind the host, or a port that is no number. What it says is not shown.
+    """
+    inner = str(said.get("dbname") or "")
+    if "://" in inner or "=" in inner:  # libpq takes a whole connection string there
+        from psycopg import Error
+        from psycopg.conninfo import conninfo_to_dict
+
+        with contextlib.suppress(Error):
+            _check_address(inner, conninfo_to_dict(inner))
+    url = location if location.startswith(("postgresql://", "postgres://")) else ""
+    user_and_host, slash, rest = url.partition("://")[2].partition("?")[0].partition("/")
+    ports = str(said.get("port") or "").split(",")
+    if user_and_host.count("@") > 1 or "@" in slash + rest or not all(port.isascii() and (port.isdigit() or not port) for port in ports):
+        raise ConfigError(
+            "store.location is not a connection string like postgresql://user:password@host:5432/database; it is not shown; "
+            "fix: percent-encode what is special in the password: @ as %40, / as %2F, : as %3A, ? as %3F"
+        )
 
 
 def _secrets(location: str, said: Mapping[str, Any]) -> tuple[str, ...]:
