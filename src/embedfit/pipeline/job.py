@@ -16,6 +16,7 @@ from typing import Literal
 from embedfit import console, locks, ranks
 from embedfit.check import Finding, check_dataset, check_groups, check_leaks, check_truncation
 from embedfit.config import Config, DataConfig, ModelConfig, TuneConfig, unused_settings
+from embedfit.data import Dataset, load
 from embedfit.duplicates import copies_among
 from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, pooling_of, pools_itself
 from embedfit.engine import Engine, LocalEngine, RayEngine
