@@ -589,6 +589,15 @@ def test_classes_in_a_column_of_judgements_are_grades_by_their_names(tmp_path, n
     assert load(tmp_path / "pairs.parquet", label="passage").qrels == {"q1": {"a": right, "b": wrong}, "q3": {"a": right, "b": wrong}}
 
 
+@pytest.mark.parametrize("name", ["gold", "rating"])
+def test_a_column_of_numbers_that_may_be_grades_holds_them_or_is_refused(tmp_path, name):
+    rows = [{"query": "x", "expected": "a", name: 2}, {"query": "y", "expected": "b", name: 0}]
+    assert load(put(tmp_path, "pairs.jsonl", *rows)).qrels == {"q1": {"a": 2}, "q2": {"b": 0}}
+    assert "grade 4.5; expected a whole number" in refusal(put(tmp_path, "pairs.jsonl", *rows, {"query": "z", "expected": "c", name: 4.5}))
+    rows = [{"query": "x", "expected": "a", name: "PG-13"}]
+    assert load(put(tmp_path, "pairs.jsonl", *rows)).queries["q1"].metadata == {name: "PG-13"}
+
+
 def test_a_score_that_is_no_grade_is_refused_once_and_can_be_left_out(tmp_path):
     pairs = put(tmp_path, "pairs.csv", "query,expected,score", *(f"text {n},a,0.{n}" for n in range(1, 9)), "z,b,0")
     problems = []
