@@ -159,6 +159,16 @@ def test_a_transformer_alone_in_modules_is_a_folder_that_does_not_say_its_poolin
     np.testing.assert_allclose(LocalEncoder(tmp_path / "saved", precision="fp32").encode(TEXTS, "query"), vectors, atol=1e-5)
 
 
+def test_a_transformer_that_gives_whole_vectors_itself_needs_no_pooling(plain_model, capsys):
+    (plain_model / "modules.json").write_text(json.dumps([TRANSFORMER]))
+    (plain_model / "sentence_bert_config.json").write_text(json.dumps({"module_output_name": "sentence_embedding"}))
+    assert pools_itself(plain_model)
+    assert LocalEncoder(plain_model).pooling is None
+    with pytest.raises(ModelError, match=r"has no layer that pools tokens, and model\.pooling is 'cls'"):
+        LocalEncoder(plain_model, pooling="cls")
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("modules", [None, [TRANSFORMER]])
 def test_a_pooling_that_is_all_that_is_left_of_a_folders_modules_is_read(plain_model, modules, capsys):
     if modules:

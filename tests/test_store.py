@@ -597,10 +597,39 @@ def test_a_live_collection_that_lost_documents_is_made_whole_again(store, capsys
     again = index_documents(store, numbered(), encoder, TEMPLATE)
     assert (again.collection, again.previous, again.written) == (first.collection, first.previous, 2)
     assert again.recall == pytest.approx(1, abs=0.05)
-    assert "had lost documents; they are written again" in capsys.readouterr().err
+    assert "has lost or changed documents; they are written again" in capsys.readouterr().err
     assert LiveIndex(store, encoder).find("query 7", 1)[0].id == "d7"
     assert index_documents(store, numbered(), encoder, TEMPLATE).recall is None
     assert store.live() == Live(first.collection, first.previous)
+
+
+def overwrite(store, collection, entry, vector):
+    """Put a document in the place of the one of its id, as a stranger would."""
+    if hasattr(store, "_query"):
+        store._query("DELETE FROM {table} WHERE id = %s", [entry.id], table=collection)
+    store.add(collection, [entry], vector)
+
+
+@pytest.mark.parametrize("changes", [{"text": "another"}, {"metadata": {"parity": "none"}}])
+def test_a_live_collection_whose_documents_something_else_changed_is_written_again(store, changes, capsys):
+    encoder, data = Numbers(), numbered()
+    first = index_documents(store, data, encoder, TEMPLATE)
+    entry = next(entry for entry in entries_of(data, TEMPLATE) if entry.id == "d7")
+    overwrite(store, first.collection, dataclasses.replace(entry, **changes), encoder.encode([entry.text], "document"))
+    again = index_documents(store, data, encoder, TEMPLATE)
+    assert (again.collection, again.written) == (first.collection, 60)
+    assert "has lost or changed documents; they are written again" in capsys.readouterr().err
+    assert store.entries(first.collection, ["d7"]) == {"d7": entry}
+    assert index_documents(store, data, encoder, TEMPLATE).recall is None
+
+
+def test_of_many_documents_a_sample_over_all_of_them_is_compared(config_of):
+    encoder, data = Numbers(size=700), numbered(700)
+    with open_store(config_of("chroma")) as store:
+        first = index_documents(store, data, encoder, TEMPLATE)
+        store.add(first.collection, [Entry(f"d{i}", "another", {}) for i in range(600, 700)], encoder.table[600:])
+        assert index_documents(store, data, encoder, TEMPLATE).written == 700
+        assert index_documents(store, data, encoder, TEMPLATE).recall is None
 
 
 def test_a_live_collection_that_is_gone_is_said_to_be_and_made_again(store):

@@ -28,6 +28,8 @@ from embedfit.store import BATCH_BYTES, Entry, Filters, Hit, Live, Stamp, Store,
 
 _QUERIES = 1000
 """A version is checked with so many queries at the most, spread evenly over them all; this tells recall to about 0.01."""
+_SAMPLE = 300
+"""Of a collection that is there already, so many documents are compared with the data, spread evenly over them all."""
 _ROUNDING = 1e-6
 """Cosines nearer to each other than this are ties."""
 
@@ -97,10 +99,10 @@ def index_documents(
         live = store.live()
         judged = dataset.judged
         if live.current == collection:
-            if _is_whole(store, collection, {entry.id for entry in entries}):
+            if _is_whole(store, collection, entries):
                 _clear(store, live)
                 return Indexed(collection, live.previous, len(entries), 0, None, k, 0, len(judged))
-            console.note(f"Warning: {store.where}: {collection}, which is live, had lost documents; they are written again")
+            console.note(f"Warning: {store.where}: {collection}, which is live, has lost or changed documents; they are written again")
         cached = encoder if isinstance(encoder, CachedEncoder) else CachedEncoder(encoder)
         vectors = cached.encode([entry.text for entry in entries], "document")
         prompts = _prompts(encoder)
@@ -123,9 +125,16 @@ def index_documents(
     return Indexed(collection, previous, len(entries), written, recall, k, len(queries.queries), len(judged))
 
 
-def _is_whole(store: Store, collection: str, ids: set[str]) -> bool:
-    """Return whether a collection is there and holds these documents and no others."""
-    return collection in store.collections() and store.ids(collection) == ids
+def _is_whole(store: Store, collection: str, entries: Sequence[Entry]) -> bool:
+    """Return whether a collection is there and holds these documents and no others; what they say is compared in a sample."""
+    if collection not in store.collections() or store.ids(collection) != {entry.id for entry in entries}:
+        return False
+    return _is_unchanged(store, collection, entries)
+
+
+def _is_unchanged(store: Store, collection: str, entries: Sequence[Entry]) -> bool:
+    sample = entries[:: max(1, -(-len(entries) // _SAMPLE))]
+    return not sample or store.entries(collection, [entry.id for entry in sample]) == {entry.id: entry for entry in sample}
 
 
 def _clear(store: Store, live: Live) -> None:
@@ -139,7 +148,8 @@ def _fill(store: Store, collection: str, stamp: Stamp, entries: Sequence[Entry],
     """Write what is missing of a collection; returns how many documents that was."""
     store.create(collection, stamp)
     there = store.ids(collection)
-    if not there <= {entry.id for entry in entries}:  # somebody else wrote here
+    written = [entry for entry in entries if entry.id in there]
+    if len(written) < len(there) or not _is_unchanged(store, collection, written):  # somebody else wrote here
         store.drop(collection)
         store.create(collection, stamp)
         there = set()
