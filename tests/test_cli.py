@@ -194,6 +194,24 @@ def test_check_names_a_wrong_column_once(tmp_path, said):
     assert "rows.csv:2: key 'expected' is missing in all 2 rows (keys: query, answer)" in out
 
 
+def test_a_traceback_shows_controls_and_does_not_obey_them(tmp_path):
+    path = str(tmp_path / "no\x1b[2Jthing\r\x9b31m.toml")
+    done = subprocess.run([sys.executable, "-m", "embedfit", "--debug", "run", path], capture_output=True, timeout=60)
+    err = done.stderr.decode()
+    assert done.returncode == 1
+    assert err.startswith("Traceback (most recent call last):\n")
+    assert "no\\u001b[2Jthing\\r\\u009b31m.toml" in err.splitlines()[-1]
+    assert not set("\x1b\r\x9b") & set(err)
+
+
+def test_compare_says_that_it_does_not_use_folds(tmp_path, capsys):
+    path = tmp_path / "embedfit.toml"
+    path.write_text('[data]\nqueries = "none.jsonl"\n[split]\nfolds = 3\nleaks = "drop"\n')
+    with pytest.raises(SystemExit):
+        main(["compare", str(path), "all-MiniLM-L6-v2", "all-MiniLM-L6-v2"])
+    assert "'embedfit compare' does not use split.folds, split.leaks\n" in capsys.readouterr().err
+
+
 def test_debug_shows_where_an_error_comes_from(tmp_path):
     from embedfit.errors import ConfigError
 

@@ -24,7 +24,7 @@ from embedfit.config import make_config
 from embedfit.data import Dataset, Query, load
 from embedfit.encode import LocalEncoder, load_model
 from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError, StorageError
-from embedfit.publish import Target, check_parity, model_publication, public_name
+from embedfit.publish import Publication, Target, check_parity, model_publication, public_name
 from embedfit.retrieve import DenseRetriever
 from embedfit.samples import write_start
 from embedfit.score import score_run
@@ -234,6 +234,20 @@ def test_the_whole_reason_of_a_refusal_is_shown_on_one_line_and_no_secret(finish
     for secret in (TOKEN, "presigned", "pass-word", "hf_AnotherSecret123", "token=abc"):
         assert secret not in err
     assert len(line) < 800
+
+
+def test_the_hubs_address_is_shown_without_its_password(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "https://me:pass-word@hub.example:8443/mirror?key=hidden")
+    line = Publication(Target.of("someone/support"), "dataset", {}).describe().splitlines()[0]
+    assert line.startswith("The dataset goes to https://hub.example:8443/mirror/datasets/someone/support, private.")
+
+
+def test_a_reply_that_is_no_hubs_is_one_line():
+    from embedfit.publish import _hub_errors
+
+    for error in (TypeError("no ETag"), KeyError("id"), json.JSONDecodeError("Expecting value", "<html>", 0)):
+        with pytest.raises(EmbedfitError, match="someone/x: the Hub did not take or give it: what it answered"), _hub_errors("someone/x"):
+            raise error
 
 
 def test_files_of_an_earlier_push_go_with_the_same_commit_and_nobody_elses(finished, hub, said, monkeypatch):

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from rich.console import Console
 
     from embedfit.check import Finding
@@ -371,6 +373,7 @@ def compare(
     from embedfit.track import tracking
 
     settings = _with_engine(_changed(config, None, False, {"model": {"price": price}}), engine)
+    pipeline.note_unused(settings, "compare")
     for model in (first, second):
         pipeline.check_installed(settings, model=model)
     using = pipeline.engine_of(settings.engine)
@@ -663,6 +666,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if stopped.code == _INTERRUPTED:
             print("embedfit: interrupted; the same command goes on from here", file=sys.stderr)
         raise
+    finally:
+        sys.excepthook = _print_traceback  # Typer has set one of its own
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what Python would, with the controls made visible that a label or a file name in it may hold."""
+    import traceback
+
+    for line in "".join(traceback.format_exception(kind, error, trace)).rstrip("\n").split("\n"):
+        _echo(line, err=True)
 
 
 def _full_disk(error: OSError) -> EmbedfitError | None:

@@ -1037,7 +1037,7 @@ def _with_names(row: Row, names_of: Mapping[str, Sequence[str]], where: str) -> 
 
 
 def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:
-    from embedfit.hub import check_reachable
+    from embedfit.hub import check_reachable, hub_errors, reason_of
 
     name, _, split = source.removeprefix("hub:").partition(":")
     check_reachable(f"data set {name!r}", instead="give a local file or folder")
@@ -1048,9 +1048,11 @@ def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:
     try:
         rows = datasets.load_dataset(name, split=split or "train")
     except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
-        raise DataError(source, f"cannot be loaded from the Hub: {str(error.__cause__ or error).splitlines()[0]}") from None
+        raise DataError(source, f"cannot be loaded from the Hub: {reason_of(error.__cause__ or error)}") from None
     except OSError as error:
-        raise OfflineError(f"data set {name!r} cannot be loaded from the Hub: {str(error).splitlines()[0]}") from None
+        raise OfflineError(f"data set {name!r} cannot be loaded from the Hub: {reason_of(error)}") from None
+    except hub_errors() as error:
+        raise DataError(source, f"cannot be loaded from the Hub: {reason_of(error)}") from None
     _check_distinct(rows.column_names, source)
     names_of = _class_names(rows.features.to_dict())
     for index, row in enumerate(rows):

@@ -25,17 +25,17 @@ import time
 import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from embedfit import console
 from embedfit.config import checked_address, is_header_name
 from embedfit.errors import ConfigError, EmbedfitError, EndpointError, require
+from embedfit.errors import connected as connected  # whoever asks a host uses them beside what is here
+from embedfit.errors import header_value as header_value
 from embedfit.ledger import Cost, Ledger, Line, digest
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
-
-_Client = TypeVar("_Client")
 
 OPENAI = "https://api.openai.com/v1"
 
@@ -97,24 +97,6 @@ def key_variable(url: str) -> str:
     return "EMBEDFIT_KEY_" + re.sub(r"[^A-Z0-9]+", "_", host_of(url).upper()).strip("_")
 
 
-def header_value(value: str, source: str) -> str:
-    """Return a key, or another secret, as it goes into a header: without white space around it, such as a file's last line break.
-
-    Args:
-        value: Of an environment variable, or typed.
-        source: Name of the variable, for the error.
-
-    Raises:
-        ConfigError: It cannot stand in a header (RFC 9110, 5.5). The error names the source, never the value.
-    """
-    value = value.strip()
-    if not (value.isascii() and value.isprintable()):
-        raise ConfigError(
-            f"{source} holds a character that cannot be sent in a header, such as a line break or a letter outside ASCII; fix: set it anew"
-        )
-    return value
-
-
 def host_of(url: str) -> str:
     """Return the host and port of an address, without a password or a query."""
     with contextlib.suppress(ValueError):
@@ -141,27 +123,6 @@ def authorization(key: str, query: Mapping[str, str], omitted: Any) -> dict[str,
     if "api-version" not in query or (key.startswith("eyJ") and key.count(".") == 2):
         return {}
     return {"Authorization": omitted, "api-key": key}
-
-
-def connected(make: Callable[[], _Client]) -> _Client:
-    """Return an HTTP client, which reads proxies and certificates from the environment when it is made.
-
-    Raises:
-        ConfigError: They cannot be used; what they are is not shown, as a proxy's address may hold a password.
-    """
-    try:
-        return make()
-    except EmbedfitError:
-        raise
-    except Exception as error:
-        variables = ("SSL_CERT_FILE", "SSL_CERT_DIR") if isinstance(error, OSError) else ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
-        names = [name for name in variables if os.environ.get(name) or os.environ.get(name.lower())]
-        if isinstance(error, ImportError) and "socks" in str(error).lower():
-            raise ConfigError(
-                f"{' or '.join(names) or 'the system proxy'} is a SOCKS proxy; fix: pip install socksio, or unset it"
-            ) from None
-        seen = " or ".join(names) or "the address, or a proxy of the system,"
-        raise ConfigError(f"{seen} cannot be used ({type(error).__name__}); fix: set it right, or unset it") from None
 
 
 def one_line(text: str, limit: int = 200) -> str:

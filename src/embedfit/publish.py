@@ -31,7 +31,7 @@ from embedfit.data import Dataset, load, write_jsonl, writing
 from embedfit.encode import CachedEncoder, Kind, LocalEncoder, Vectors
 from embedfit.errors import ConfigError, EmbedfitError, ModelError, OfflineError, StorageError
 from embedfit.files import clear_leftovers, temporary_folder, temporary_path
-from embedfit.hub import MINILM, check_reachable
+from embedfit.hub import MINILM, check_reachable, hub_address, hub_errors, hub_token, reason_of
 from embedfit.parity import COSINE_TOLERANCE, QUERIES_TOLERANCE
 from embedfit.retrieve import run_of, top_k
 from embedfit.score import PerQuery, score_run
@@ -49,8 +49,6 @@ EXAMPLES = 5
 """Training queries that a card quotes, if it is to quote any."""
 _QUERIES, _DOCUMENTS = 64, 2000
 """What is encoded again by the model that was fetched."""
-_REASON = 600
-"""Characters that are kept of what the Hub says."""
 _MOST = 0.25
 """How much of the metric may differ, where a few queries' worth (`QUERIES_TOLERANCE`) would be more."""
 
@@ -144,8 +142,8 @@ class Publication:
 
     def describe(self) -> str:
         """Return what will be sent where, for a person to agree to; several lines."""
-        endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-        place = {"hub": f"{endpoint}/{'datasets/' if self.kind == 'dataset' else ''}", "folder": "the folder ", "archive": "the archive "}
+        endpoint = f"{hub_address()}/{'datasets/' if self.kind == 'dataset' else ''}" if self.target.kind == "hub" else ""
+        place = {"hub": endpoint, "folder": "the folder ", "archive": "the archive "}
         seen = f", {'PUBLIC: anybody can see it' if self.public else 'private'}" if self.target.kind == "hub" else ""
         text = "holds" if self.has_text else "holds none of"
         lines = [f"The {self.kind} goes to {place[self.target.kind]}{self.target.where}{seen}. It {text} the labelled text."]
@@ -200,11 +198,11 @@ class Publication:
                 yield Path(folder)
 
     def _push(self) -> str:
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, get_token
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
         from huggingface_hub.errors import RepositoryNotFoundError
 
         repo = self.target.where
-        if not get_token():
+        if not hub_token():
             raise ConfigError(f"publishing to {repo} on the Hub needs a token that may write; fix: set HF_TOKEN, or 'hf auth login'")
         try:
             check_reachable(repo)
@@ -622,21 +620,7 @@ def _hub_errors(repo: str) -> Iterator[None]:
     Raises:
         EmbedfitError: Instead of it.
     """
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    lost: Any = HfHubHTTPError.__mro__[1]  # HTTPError of the HTTP library that the client uses; its versions differ
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, lost, OSError, ValueError) as error:
-        raise EmbedfitError(f"{repo}: the Hub did not take or give it: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    """Return all that an error says, on one line of bounded length, without secrets: signatures, tokens, names in an address."""
-    from huggingface_hub import get_token
-
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = re.sub(r"\?[^\s'\"<>)]+", "", text)
-    text = re.sub(r"//[^/@\s]+@", "//", text)
-    text = re.sub(r"hf_\w{8,}|(?i:bearer) \S+", "...", text.replace(get_token() or "\0", "..."))
-    return text if len(text) <= _REASON else f"{text[:_REASON]} ..."
+    except hub_errors() as error:
+        raise EmbedfitError(f"{repo}: the Hub did not take or give it: {reason_of(error)}") from None

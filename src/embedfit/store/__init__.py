@@ -23,11 +23,11 @@ from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, quote_plus
 
-from embedfit.config import StoreConfig, from_environment
+from embedfit.config import StoreConfig, from_environment, is_server
 from embedfit.encode import Vectors, cache_folder
-from embedfit.errors import ConfigError, DataError, EmbedfitError, StorageError, shown
+from embedfit.errors import ConfigError, DataError, EmbedfitError, StorageError, header_value, shown
 from embedfit.locks import locked
 
 if TYPE_CHECKING:
@@ -202,8 +202,10 @@ def open_store(config: StoreConfig) -> Iterator[Store]:
         ConfigError: An environment variable that it names is not set, or the location is not of the store's kind.
         EmbedfitError: The store's package is not installed.
     """
-    location = from_environment(config.location, "store.location")
-    key = from_environment(config.api_key, "store.api_key") if config.api_key else None
+    location = from_environment(config.location, "store.location").strip()
+    if not location.isprintable():
+        raise ConfigError("store.location holds a line break or another control character; it is not shown; fix: set it anew")
+    key = header_value(from_environment(config.api_key, "store.api_key"), "the variable of store.api_key") if config.api_key else None
     if key and (config.kind == "pgvector" or not is_url(location)):
         fix = "the connection string holds the password" if config.kind == "pgvector" else "leave it out, or give a server's URL"
         raise ConfigError(f"store.api_key is for a server of Chroma or Qdrant, and store.location is none; fix: {fix}")
@@ -233,10 +235,9 @@ def check_url(location: str) -> None:
     """Refuse a URL that says more than the server, without showing it: it may hold a password.
 
     Raises:
-        ConfigError: It has a user, or a path.
+        ConfigError: It has a user, a path, a query, a fragment or no right port.
     """
-    url = urlsplit(location)
-    if is_url(location) and (url.username is not None or url.path.strip("/") or url.query or url.scheme not in ("http", "https")):
+    if is_url(location) and not is_server(location):
         raise ConfigError("store.location is not a plain URL; expected one like https://host:port, and the server's key in store.api_key")
 
 
@@ -398,12 +399,28 @@ def one_line(method: Callable[Concatenate[_Self, _Arguments], _Returned]) -> Cal
         except EmbedfitError:
             raise
         except self.errors as error:
-            said = " ".join(str(error).split()) or type(error).__name__
-            for secret in self.secrets:
-                said = said.replace(secret, "***")
-            raise StorageError(f"{self.where}: {said}") from None
+            said = str(error)
+            for form in _forms(self.secrets):
+                said = said.replace(form, "***")
+            raise StorageError(f"{self.where}: {' '.join(said.split()) or type(error).__name__}") from None
 
     return call
+
+
+def _forms(secrets: Sequence[str]) -> list[str]:
+    """Return how libraries and servers write secrets: as they are, on one line, in Python, in JSON and in a URL; the longest first."""
+    writings: tuple[Callable[[str], str], ...] = (
+        str,
+        lambda secret: " ".join(secret.split()),
+        lambda secret: repr(secret)[1:-1],
+        lambda secret: repr(secret.encode())[2:-1],
+        lambda secret: json.dumps(secret)[1:-1],
+        lambda secret: json.dumps(secret, ensure_ascii=False)[1:-1],
+        quote,
+        lambda secret: quote(secret, safe=""),
+        quote_plus,
+    )
+    return sorted({form for secret in secrets for form in (write(secret) for write in writings) if form}, key=len, reverse=True)
 
 
 def writable_folder(location: str) -> Path:
