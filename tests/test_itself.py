@@ -3,14 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from bm25s.stopwords import STOPWORDS_EN
 
+from embedfit.compare import compare_scores
 from embedfit.config import StoreConfig
 from embedfit.data import Dataset, Document, Query
 from embedfit.duplicates import queries_that_are_documents
 from embedfit.parity import _Measured
-from embedfit.rerank import RerankedRetriever
+from embedfit.report import per_query
+from embedfit.rerank import RerankedRetriever, rerank
 from embedfit.retrieve import BM25Retriever, DenseRetriever, FusedRetriever, top_k, without_own
 from embedfit.score import score_run
+from embedfit.suspects import find_suspects
+from embedfit.track import Tracker
 from embedfit.tune.adapter import Adapter, _dev_scores
 from embedfit.tune.candidates import AllDocuments, BatchAndOthers
 from embedfit.tune.classifier import VectorsClassifier, WordsClassifier
@@ -44,6 +49,10 @@ class Alike:
         return np.array([len(set(query.lower().split()) & set(text.split())) for query, text in pairs], np.float32)
 
 
+def words(text):
+    return set(text.split()) - set(STOPWORDS_EN)
+
+
 def retrievers(encoder, data):
     return {
         "dense": DenseRetriever(encoder),
@@ -69,7 +78,9 @@ def test_no_retriever_finds_the_query_itself_and_each_finds_as_much_as_it_should
     assert run.ranked.shape == run.scores.shape == (4, min(k, 4))
     for id in data.queries:
         assert id not in run.documents(id)
-        assert len(set(run.documents(id))) == min(k, 4)
+        # A search for words finds what has one of the query's words, and that alone.
+        sharing = sum(bool(words(TICKETS[id]) & words(text)) for other, text in TICKETS.items() if other != id)
+        assert len(set(run.documents(id))) == min(k, sharing if name in ("BM25", "reranked") else 4)
     assert (np.diff(run.scores, axis=1) <= 0).all()
 
 
@@ -128,6 +139,44 @@ def test_an_id_in_common_by_chance_makes_a_query_no_document(query, text, title)
     assert not is_document(query, text, title)
 
 
+@pytest.mark.parametrize("k", [2, 3, 10])
+def test_where_one_query_is_a_document_the_others_lose_nothing(k, word_encoder, tmp_path):
+    corpus = {id: Document(id, TICKETS[id]) for id in ("t1", "t2", "t3")}
+    queries = {"t1": Query("t1", TICKETS["t1"]), "new": Query("new", "printer on floor three")}
+    data = Dataset(queries, corpus, {"t1": {"t2": 1}, "new": {"t3": 1}})
+    run = DenseRetriever(word_encoder).search(data, k)
+    assert sorted(run.documents("t1")) == ["t2", "t3"]
+    assert len(run.documents("new")) == min(k, 3)
+    assert score_run(run, data.qrels, ks=(3,)).mean("recall@3") == (1 if k > 2 else 0.5)
+    assert "" not in run.to_frame().document_id.tolist()
+    pytest.importorskip("chromadb")
+    from embedfit.store import open_store
+    from embedfit.store.versions import LiveIndex, index_documents
+
+    with open_store(StoreConfig(kind="chroma", location=str(tmp_path / "index"))) as store:
+        assert index_documents(store, data, word_encoder, k=k).recall == 1
+        stored = LiveIndex(store, word_encoder).search(data, k)
+    assert [stored.documents(id) for id in queries] == [run.documents(id) for id in queries]
+
+
+def test_empty_places_are_read_by_nobody_and_shown_nowhere(word_encoder, tmp_path):
+    data = tickets([("new", "zzz", "t3")])
+    run = BM25Retriever().search(data, 5)
+    again = rerank(run, data, Alike(), top=3)
+    assert again.documents("new") == []
+    assert {id: set(again.documents(id)) for id in SIMILAR} == {id: set(run.documents(id)) for id in SIMILAR}
+    assert (np.diff(again.scores, axis=1) <= 0).all()
+    only = data.select(["new"])
+    assert rerank(BM25Retriever().search(only, 5), only, Alike()).documents("new") == []
+    scores = score_run(run, data.qrels, ks=(1,))
+    frame = per_query(data, compare_scores(scores, scores, metric="mrr@1"), run, run).set_index("query_id")
+    assert (frame.base_found["new"], frame.base_found["t1"]) == ([], run.documents("t1")[:3])
+    assert "new" not in find_suspects(data, run, run).query_id.tolist()
+    tracker = Tracker("name", "run", tmp_path)
+    tracker.add("BM25", data, run, scores, template="{text}")
+    assert {row["query"]: len(row["retrieved"]) for row in tracker._rows}["zzz"] == 0
+
+
 def test_numbered_queries_and_documents_lose_nothing(word_encoder):
     texts = ["tea", "coffee", "bus", "train"]
     corpus = {str(number): Document(str(number), text) for number, text in enumerate(texts)}
@@ -137,13 +186,13 @@ def test_numbered_queries_and_documents_lose_nothing(word_encoder):
 
 def test_the_own_document_is_taken_out_of_each_row_and_the_last_where_there_is_none():
     positions, scores = np.array([[3, 1, 2], [1, 0, 2], [0, 2, 1]]), np.array([[3.0, 2, 1]] * 3, np.float32)
-    ranked, left = without_own((positions, scores), np.array([3, -1, 1]), 2)
+    ranked, left = without_own((positions, scores), np.array([3, -1, 1]), 2, 4)
     assert ranked.tolist() == [[1, 2], [1, 0], [0, 2]]
     assert left.tolist() == [[2, 1], [3, 2], [3, 2]]
     deep = np.random.default_rng(0).permutation(500)[None]
-    left, _ = without_own((deep, -np.arange(500, dtype=np.float32)[None]), deep[:, 250], 499)
+    left, _ = without_own((deep, -np.arange(500, dtype=np.float32)[None]), deep[:, 250], 499, 500)
     np.testing.assert_array_equal(left[0], np.delete(deep[0], 250))
-    assert without_own((positions, scores), np.array([-1, -1, -1]), 2)[0].tolist() == [[3, 1], [1, 0], [0, 2]]
+    assert without_own((positions, scores), np.array([-1, -1, -1]), 2, 4)[0].tolist() == [[3, 1], [1, 0], [0, 2]]
 
 
 @pytest.mark.parametrize("source", [AllDocuments, lambda data: BatchAndOthers(data, random=5, seed=0)])

@@ -90,15 +90,60 @@ def test_what_nobody_sees_makes_no_difference(copy):
         ("±5", "5"),
         ("!x", "x"),
         ("кот", "кит"),
+        ("a≠b", "a=b"),
+        ("x ∈ A", "x ∉ A"),
+        ("x < y", "x ≮ y"),
+        ("∃", "∄"),
+        ("≡", "≢"),
+        ("10′", "10″"),
+        ("5'", '5"'),
+        ("5'", "5"),
+        ('27" TV', "27 TV"),
+        ("5 μA", "5 mA"),
+        ("ΔT", "ΔH"),
     ],
 )
 def test_what_carries_meaning_makes_a_difference(one, other):
     assert near_duplicates([one, other]) == Duplicates(same=((0,), (1,)), near=())
 
 
+WRITTEN_IN_TWO_WAYS = [
+    ("Пpивет", "Привет"),  # a Latin p
+    ("где cтол", "где стол"),  # a Latin c
+    ("где cоp", "где сор"),  # all letters look like Latin ones: the text tells
+    ("Aθήνα", "Αθήνα"),  # a Latin A
+    ("Kαι Αθήνα", "Και Αθήνα"),  # a Latin K
+    ("ΔT", "Δt"),  # one sign of each script: Latin stays Latin
+    ("کتاب علی", "كتاب علي"),  # a Persian and an Arabic keyboard
+    ("١٢٣", "123"),
+    ("१२३ रुपये", "123 रुपये"),
+    ("١٢٫٥", "12.5"),
+    ("हिन्दी", "हिंदी"),
+    ("सम्बन्ध", "संबंध"),
+    ("10′", "10'"),
+    ("10″", "10''"),
+    ("5′10″", "5'10\""),
+    ("27”", '27"'),
+    ('say "5"', "say 5"),
+    ("“route 66”", "route 66"),
+    ("‘route 66’", "'route 66'"),
+    ("'route 66'", "route 66"),
+]
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("don’t", "don't"), ("m²", "m^2"), ("1–2", "1-2"), ("½", "1/2"), ("H₂O", "h2o"), ("5 %", "5%"), ("e-mail", "e mail"), ("ﬁne", "fine")],
+    [
+        ("don’t", "don't"),
+        ("m²", "m^2"),
+        ("1–2", "1-2"),
+        ("½", "1/2"),
+        ("H₂O", "h2o"),
+        ("5 %", "5%"),
+        ("e-mail", "e mail"),
+        ("ﬁne", "fine"),
+        *WRITTEN_IN_TWO_WAYS,
+    ],
 )
 def test_two_ways_of_writing_one_thing_are_the_same(one, other):
     assert words_of(one) == words_of(other)
@@ -117,7 +162,18 @@ def test_a_lookalike_by_itself_is_read_as_latin_where_no_other_letter_speaks_for
 
 @pytest.mark.parametrize(
     ("word", "without"),
-    [("café", "cafe"), ("ёлка", "елка"), ("øl", "ol"), ("شَدّة", "شدة"), ("की", "की"), ("が", "が"), ("กิ่น", "กิ่น"), ("각", "각")],
+    [
+        ("café", "cafe"),
+        ("ёлка", "елка"),
+        ("øl", "ol"),
+        ("شَدّة", "شدة"),
+        ("की", "की"),
+        ("が", "が"),
+        ("กิ่น", "กิ่น"),
+        ("각", "각"),
+        ("≠", "≠"),
+        ("1̶", "1̶"),
+    ],
 )
 def test_accents_and_vowel_points_are_left_out_but_no_other_mark(word, without):
     assert plain(word) == unicodedata.normalize("NFC", without)
@@ -137,6 +193,11 @@ def test_accents_and_vowel_points_are_left_out_but_no_other_mark(word, without):
 )
 def test_a_search_looks_for_words_and_for_pairs_where_there_are_no_spaces(text, pieces):
     assert search_words(text) == pieces
+
+
+def test_a_document_is_also_found_by_each_character_where_there_are_no_spaces():
+    assert search_words("消費税 R", single=True) == ["消費", "費税", "消", "費", "税", "r"]
+    assert search_words("돈을 卡", single=True) == ["돈을", "돈", "을", "卡"]
 
 
 @settings(max_examples=150, deadline=None)

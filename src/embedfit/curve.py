@@ -30,7 +30,7 @@ from embedfit import console
 from embedfit.compare import bootstrap_means, metric_label, new_chart
 from embedfit.data import Dataset, writing
 from embedfit.errors import ConfigError, DataError, StorageError
-from embedfit.retrieve import Run, joined
+from embedfit.retrieve import Run, joined, named
 from embedfit.score import Groups, PerQuery, check_metric, score_run
 from embedfit.split import Split, group_numbers
 
@@ -398,11 +398,11 @@ def _kept(train: Dataset, test: Dataset, train_and_search: TrainAndSearch, folde
         with np.load(path, allow_pickle=False) as kept:
             if str(kept["identity"]) != mine:
                 raise StorageError(f"{folder}: holds a curve of other data or another training; fix: give another folder, or remove it")
-            return Run(tuple(test.queries), document_ids, kept["ranked"], kept["scores"])
+            return Run(tuple(test.queries), named(document_ids, kept["ranked"]), kept["ranked"], kept["scores"])
     work = folder / "work" / name
     work.mkdir(parents=True, exist_ok=True)
     run = train_and_search(train, test, work)
-    if run.query_ids != tuple(test.queries) or run.document_ids != document_ids:
+    if run.query_ids != tuple(test.queries) or run.document_ids != named(document_ids, run.ranked):
         raise ConfigError("train_and_search must return a Run of the test queries, in their order, on the whole corpus")
     with writing(path) as file:
         np.savez(file, identity=mine, ranked=run.ranked, scores=run.scores)

@@ -26,7 +26,7 @@ from embedfit.encode import CachedEncoder, Kind, LocalEncoder, Vectors, load_mod
 from embedfit.errors import ConfigError, ModelError
 from embedfit.files import temporary_folder
 from embedfit.hub import model_folder
-from embedfit.retrieve import Run, own_positions, top_k, without_own
+from embedfit.retrieve import Run, named, own_positions, top_k, without_own
 from embedfit.score import KS, PerQuery, check_metric, score_run
 
 if TYPE_CHECKING:
@@ -250,8 +250,8 @@ class _Measured:
         return exchanged, rows, _lowest_cosine(measured[rows], encoded)
 
     def _values(self, rows: npt.NDArray[np.int64], ranked: Ranked) -> PerQuery:
-        ranked = without_own(ranked, self._own[rows], self._k)
-        run = Run(tuple(self._query_ids[row] for row in rows), self._document_ids, *ranked)
+        ranked = without_own(ranked, self._own[rows], self._k, len(self._document_ids))
+        run = Run(tuple(self._query_ids[row] for row in rows), named(self._document_ids, ranked[0]), *ranked)
         return score_run(run, self._dataset.qrels, ks=(self._k, int(self._metric.partition("@")[2]))).values[self._metric]
 
 

@@ -144,7 +144,7 @@ def per_query(dataset: Dataset, comparison: Comparison, base: Run, tuned: Run) -
     frame.insert(2, "expected", [list(dataset.relevant(id)) for id in frame.query_id])
     for name, run in (("base", base), ("tuned", tuned)):
         row = {id: index for index, id in enumerate(run.query_ids)}
-        found = [[run.document_ids[position] for position in run.ranked[row[id], :3]] for id in frame.query_id]
+        found = [run.documents_at(row[id], 3) for id in frame.query_id]
         frame.insert(5, f"{name}_found", found)
     return frame
 
@@ -390,8 +390,8 @@ def _rows(queries: pd.DataFrame, doubted: Collection[str]) -> list[dict[str, Any
                 "expected": list(query["expected"]),
                 "base_rank": before,
                 "tuned_rank": after,
-                "base_first": query["base_found"][0],
-                "tuned_first": query["tuned_found"][0],
+                "base_first": next(iter(query["base_found"]), ""),
+                "tuned_first": next(iter(query["tuned_found"]), ""),
                 "change": change,
                 "outcome": edge or direction,
                 "is": [kind for kind, holds in kinds.items() if holds],

@@ -145,13 +145,14 @@ def rerank(run: Run, dataset: Dataset, reranker: Reranker, template: str = DOCUM
         raise ConfigError(f"top is {top}; expected the number of documents to rerank, at least 1")
     texts = dict(zip(dataset.corpus, dataset.document_texts(template), strict=True))
     asked = [dataset.queries[id].text for id in run.query_ids]
-    head = run.ranked[:, :top]
+    head, empty = run.ranked[:, :top], run.empty[:, :top]
     places: dict[tuple[str, str], int] = {}
     index = [
-        [places.setdefault((query, texts[run.document_ids[position]]), len(places)) for position in row]
-        for query, row in zip(asked, head, strict=True)
+        places.setdefault((asked[row], texts[run.document_ids[head[row, rank]]]), len(places)) for row, rank in np.argwhere(~empty).tolist()
     ]
-    found = reranker.score(list(places))[np.array(index, np.int64).reshape(head.shape)]
+    read = reranker.score(list(places)) if places else np.empty(0, np.float32)
+    found = np.full(head.shape, read.min(initial=0) - 1, np.float32)  # empty places stay last
+    found[~empty] = read[index]
     order = np.lexsort((head, -found), axis=1)
     scores = np.empty_like(run.scores)
     scores[:, : head.shape[1]] = np.take_along_axis(found, order, axis=1)

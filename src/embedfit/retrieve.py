@@ -22,6 +22,8 @@ Ranked: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 """Positions and scores, each of shape (n, k), best first."""
 DEPTH = 100
 """How far down a ranking the right answer is looked for."""
+NOTHING = np.float32(-1)
+"""The score of an empty place: no cosine and no sum of weights is less."""
 _DOCUMENTS, _QUERIES = 2048, 1024
 """How many are multiplied at a time: large enough for BLAS, and the products stay in the processor's cache."""
 _CHUNK = 64
@@ -38,9 +40,10 @@ class Run:
 
     Attributes:
         query_ids: n of them.
-        document_ids: The whole corpus, sorted.
-        ranked: Positions in `document_ids`, best first; shape (n, k). Equal scores stand in order of document id.
-        scores: The similarities; shape (n, k).
+        document_ids: The whole corpus, sorted. If there are empty places, a last id ``""`` stands for them.
+        ranked: Positions in `document_ids`, best first; shape (n, k). Equal scores stand in order of document id. Where fewer than k
+            documents were found, the places left over are empty.
+        scores: The similarities; shape (n, k); `NOTHING` at an empty place.
     """
 
     query_ids: tuple[str, ...]
@@ -50,14 +53,18 @@ class Run:
 
     def documents(self, query_id: str) -> list[str]:
         """Return the ids of the documents found for a query, best first."""
-        return [self.document_ids[position] for position in self.ranked[self.query_ids.index(query_id)]]
+        return self.documents_at(self.query_ids.index(query_id))
+
+    def documents_at(self, row: int, k: int | None = None) -> list[str]:
+        """Return the ids of the documents in the first k places of a row (all if None), best first, without empty places."""
+        return [id for id in (self.document_ids[position] for position in self.ranked[row, :k]) if id]
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per query and rank: query id, rank (from 1), document id, score."""
+        """Return one row per query and document found: query id, rank (from 1), document id, score."""
         import pandas as pd
 
         n, k = self.ranked.shape
-        return pd.DataFrame(
+        frame = pd.DataFrame(
             {
                 "query_id": np.repeat(np.array(self.query_ids, dtype=object), k),
                 "rank": np.tile(np.arange(1, k + 1), n),
@@ -65,16 +72,29 @@ class Run:
                 "score": self.scores.ravel(),
             }
         )
+        return frame[frame.document_id != ""].reset_index(drop=True)
+
+    @property
+    def empty(self) -> npt.NDArray[np.bool_]:
+        """Which places are empty; shape (n, k)."""
+        if self.document_ids[-1:] != ("",):
+            return np.zeros(self.ranked.shape, bool)
+        return np.asarray(self.ranked == len(self.document_ids) - 1)
 
 
 def joined(runs: Sequence[Run]) -> Run:
     """Return the Runs of different queries on one corpus as one, for example out of fold."""
     return Run(
         tuple(id for run in runs for id in run.query_ids),
-        runs[0].document_ids,
+        max((run.document_ids for run in runs), key=len),  # some may have empty places, others none
         np.concatenate([run.ranked for run in runs]),
         np.concatenate([run.scores for run in runs]),
     )
+
+
+def named(document_ids: tuple[str, ...], ranked: npt.NDArray[np.int64]) -> tuple[str, ...]:
+    """Return a corpus' ids, with one for the empty places if there are any; at these stands the number of documents."""
+    return (*document_ids, "") if (ranked == len(document_ids)).any() else document_ids
 
 
 def run_of(dataset: Dataset, document_ids: tuple[str, ...], search: Callable[[int], Ranked], k: int) -> Run:
@@ -85,11 +105,13 @@ def run_of(dataset: Dataset, document_ids: tuple[str, ...], search: Callable[[in
     Args:
         dataset: With the queries, in the order of the rows that are found.
         document_ids: What the positions that are found stand for.
-        search: From how many to the best so many of each query: positions and scores, each of shape (n, so many).
-        k: How many to return of each query; at most the others of a corpus in which a query is.
+        search: From how many to the best so many of each query: positions and scores, each of shape (n, so many). Empty places come
+            last, with the number of documents as the position and the score `NOTHING`.
+        k: How many to return of each query.
     """
     own = own_positions(dataset, document_ids)
-    return Run(tuple(dataset.queries), document_ids, *without_own(search(k + bool((own >= 0).any())), own, k))
+    ranked, scores = without_own(search(k + bool((own >= 0).any())), own, k, len(document_ids))
+    return Run(tuple(dataset.queries), named(document_ids, ranked), ranked, scores)
 
 
 def own_positions(dataset: Dataset, document_ids: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -101,19 +123,22 @@ def own_positions(dataset: Dataset, document_ids: Sequence[str]) -> npt.NDArray[
     return np.array([position.get(id, -1) for id in dataset.queries], np.int64)
 
 
-def without_own(ranked: Ranked, own: npt.NDArray[np.int64], k: int) -> Ranked:
-    """Return the k best of each row without the document that the query itself is.
+def without_own(ranked: Ranked, own: npt.NDArray[np.int64], k: int, count: int) -> Ranked:
+    """Return the k best of each row without the document that the query itself is; a row that has no other ends with an empty place.
 
     Args:
         ranked: The k + 1 best of each, or the whole corpus; just k will do where no query is a document.
         own: What `own_positions` returns for the rows.
         k: How many to keep.
+        count: Of the documents, which is the position of an empty place.
     """
     positions, scores = ranked
     if not (own >= 0).any():
         return positions[:, :k], scores[:, :k]
     is_own = positions == own[:, None]
-    others = np.argsort(is_own, axis=1, kind="stable")[:, : min(k, positions.shape[1] - 1)]
+    width = min(k, positions.shape[1] - int(is_own.any(axis=1).all()))  # no column is empty in all rows
+    others = np.argsort(is_own, axis=1, kind="stable")[:, :width]
+    positions, scores = np.where(is_own, count, positions), np.where(is_own, NOTHING, scores)
     return np.take_along_axis(positions, others, axis=1), np.take_along_axis(scores, others, axis=1)
 
 
@@ -165,13 +190,13 @@ class BM25Retriever:
         self.template = template
 
     def search(self, dataset: Dataset, k: int) -> Run:
-        """Return the k best documents for each query of a data set."""
+        """Return the k best documents for each query of a data set, of those that have a word of it."""
         import bm25s
 
         order, document_ids = sorted_corpus(dataset)
         texts = dataset.document_texts(self.template)
         index = bm25s.BM25()
-        words_of_documents = _words([texts[position] for position in order])
+        words_of_documents = _words([texts[position] for position in order], single=True)
         vocabulary: set[str] = set()
         if any(words_of_documents):  # signs alone, such as "?", are no words, and the library takes no corpus without any
             index.index(words_of_documents, show_progress=False)
@@ -184,7 +209,8 @@ class BM25Retriever:
                 known = [word for word in words if word in vocabulary]
                 scores = index.get_scores(known) if known else np.zeros(len(texts), np.float32)
                 ranked[row], found[row] = (best[0] for best in best_of(scores[None].astype(np.float32), depth))
-            return ranked, found
+            nothing = found <= 0  # such documents would stand in order of their ids
+            return np.where(nothing, len(texts), ranked), np.where(nothing, NOTHING, found)
 
         return run_of(dataset, document_ids, best, k)
 
@@ -206,31 +232,31 @@ class FusedRetriever:
     def search(self, dataset: Dataset, k: int) -> Run:
         """Return the k best documents for each query of a data set."""
         runs = [retriever.search(dataset, max(k, self.depth)) for retriever in self.retrievers]
-        ranked, scores = [], []
-        for rows in zip(*(run.ranked for run in runs), strict=True):
+        found_by = [~run.empty for run in runs]
+        document_ids = tuple(id for id in runs[0].document_ids if id)
+        fused = []
+        for place in range(len(runs[0].query_ids)):
+            rows = [run.ranked[place][is_found[place]] for run, is_found in zip(runs, found_by, strict=True)]
             # Only what was found by one of them can be among the best; the corpus may be large.
             found = np.unique(np.concatenate(rows))
             sums = np.zeros(len(found), np.float64)
             for row in rows:
                 sums[np.searchsorted(found, row)] += 1 / (60 + np.arange(1, len(row) + 1))
             best, best_scores = best_of(sums.astype(np.float32)[None], k)
-            ranked.append(found[best[0]])
-            scores.append(best_scores[0])
-        depth = min(map(len, ranked))
-        return Run(
-            runs[0].query_ids,
-            runs[0].document_ids,
-            np.array([row[:depth] for row in ranked]),
-            np.array([row[:depth] for row in scores]),
-        )
+            fused.append((found[best[0]], best_scores[0]))
+        ranked = np.full((len(fused), max((len(row) for row, _ in fused), default=0) or 1), len(document_ids), np.int64)
+        scores = np.full(ranked.shape, NOTHING, np.float32)
+        for place, (row, row_scores) in enumerate(fused):
+            ranked[place, : len(row)], scores[place, : len(row)] = row, row_scores
+        return Run(runs[0].query_ids, named(document_ids, ranked), ranked, scores)
 
 
-def _words(texts: Sequence[str]) -> list[list[str]]:
-    """Return the words of each text without the commonest English ones, unless it has no others."""
+def _words(texts: Sequence[str], *, single: bool = False) -> list[list[str]]:
+    """Return the words of each text (see `search_words`) without the commonest English ones, unless it has no others."""
     from bm25s.stopwords import STOPWORDS_EN
 
     common = frozenset(STOPWORDS_EN)
-    words = [search_words(text) for text in texts]
+    words = [search_words(text, single=single) for text in texts]
     return [[word for word in some if word not in common] or some for some in words]
 
 

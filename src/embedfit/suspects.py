@@ -54,14 +54,15 @@ def find_suspects(dataset: Dataset, base: Run, tuned: Run, *, scale: float = 14.
     """
     import pandas as pd
 
-    first = {id: base.document_ids[ranked[0]] for id, ranked in zip(base.query_ids, base.ranked, strict=True)}
+    first = {id: base.documents_at(row, 1) for row, id in enumerate(base.query_ids)}
     rows = []
-    for id, ranked, scores in zip(tuned.query_ids, tuned.ranked, tuned.scores, strict=True):
-        suggested, expected = tuned.document_ids[ranked[0]], dataset.relevant(id)
-        if suggested != first[id] or suggested in dataset.qrels.get(id, {}) or not expected:
+    for row, (id, scores) in enumerate(zip(tuned.query_ids, tuned.scores, strict=True)):
+        found, expected = tuned.documents_at(row), dataset.relevant(id)
+        if not found or found[:1] != first[id] or found[0] in dataset.qrels.get(id, {}) or not expected:
             continue
-        ranks = [rank for rank, position in enumerate(ranked) if tuned.document_ids[position] in expected]
-        gap = float(scores[0]) - float(scores[ranks[0] if ranks else -1])
+        suggested = found[0]
+        ranks = [rank for rank, document in enumerate(found) if document in expected]
+        gap = float(scores[0]) - float(scores[ranks[0] if ranks else len(found) - 1])
         confidence = 1 / (1 + math.exp(-scale * gap))
         kind = "mislabel" if confidence >= _SURE else "also right"
         rows.append((id, dataset.queries[id].text, list(expected), suggested, kind, confidence))

@@ -122,10 +122,10 @@ class Tracker:
         row_of = {id: row for row, id in enumerate(run.query_ids)}
         for index, id in enumerate(scores.query_ids):
             row = row_of[id]
-            found = [run.document_ids[position] for position in run.ranked[row, :k]]
+            found = run.documents_at(row, k)
             chunks = [
                 {"document_id": document, "content": said[document], "score": round(float(score), 6)}
-                for document, score in zip(found, run.scores[row, :k], strict=True)
+                for document, score in zip(found, run.scores[row, : len(found)], strict=True)
             ]
             self._rows.append(
                 {

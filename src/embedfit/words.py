@@ -6,6 +6,7 @@ space, compatible forms (full width, ligatures), invisible characters and lookal
 Punctuation between words is dropped, unless it carries meaning. These signs do:
 
 - an apostrophe inside a word (``he'll`` is not ``hell``), and ``. , : ; / ' -`` between two digits (``2.5``, ``1-2``, ``12:30``);
+- an apostrophe, a prime or a quote after a digit (``5'``, ``5"``), but not where it ends what another one began;
 - ``-``, ``.`` and ``!`` that touch a word on one side alone (``-5``, ``.NET``, ``!x``, ``A-``), but not the end of a sentence;
 - symbols, wherever they stand (``+``, ``$``, ``%``, ``#``, ``&``, ``/``, ``@``, emoji). Each run of one symbol is a word of its own,
   so ``C++`` is ``c`` and ``++``, and ``5 %`` is ``5%``.
@@ -21,7 +22,7 @@ import re
 import unicodedata
 from typing import Any
 
-_APOSTROPHES = dict.fromkeys("’‘‛ʼʹ´`", "'")
+_APOSTROPHES = dict.fromkeys("’‘‛ʼʹ´`′", "'") | {"″": '"', "‴": "'\""}
 _HYPHENS = dict.fromkeys("‐‑‒–−", "-")
 _RAISED = {raised: f"^{digit}" for digit, raised in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
 # NFKC makes 2½ "21/2" and 10² "102".
@@ -37,6 +38,13 @@ _GREEK = str.maketrans("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧαικνορυχ", "ABEZHIKM
 _ALONE = frozenset("АВЕКМНОРСТУХІЈЅаеорсухіјѕһԁԛԝΑΒΕΖΗΙΚΜΝΟΡΤΥΧο")
 """Those that are read as Latin even in a word without a Latin letter, where the text has no other letter of such a script."""
 _LOOKALIKES = _CYRILLIC | _GREEK
+_BACK = {name: {latin: code for code, latin in letters.items()} for name, letters in (("cyrillic", _CYRILLIC), ("greek", _GREEK))}
+"""The same the other way round: Latin letters in a word of another script."""
+
+# One letter each, that keyboards of Arabic and of Persian put in different ways.
+_ARABIC = str.maketrans("یک", "يك")
+_NASALS = {"ङ": "कखगघ", "ञ": "चछजझ", "ण": "टठडढ", "न": "तथदध", "म": "पफबभ"}
+"""Devanagari writes a nasal before these letters by itself or as a dot, the anusvara: हिन्दी, हिंदी."""
 
 _PLAIN = str.maketrans("øłđıħŧŀ", "oldihtl")
 
@@ -55,11 +63,16 @@ def words_of(text: str) -> tuple[str, ...]:
     return tuple(pieces or folded.split())
 
 
-def search_words(text: str) -> list[str]:
+def search_words(text: str, *, single: bool = False) -> list[str]:
     """Return what a text is found by, in a search for words.
 
     As `words_of`, without the English 's. Words that spaces do not tell apart (Chinese, Japanese, Thai, Lao, Khmer, Burmese), or not
-    by themselves (Korean writes its particles onto the words), are found by each two characters that stand beside each other.
+    by themselves (Korean writes its particles onto the words), are found by each two characters that stand beside each other. A
+    character that stands alone is found by itself.
+
+    Args:
+        text: Of a query or a document.
+        single: Add each single character of such words. A document has them, so that a query of one character finds it.
     """
     folded = _folded(text)
     if folded.isascii():
@@ -70,7 +83,9 @@ def search_words(text: str) -> list[str]:
             pieces.append(match[0].removesuffix("'s"))
             continue
         characters = _patterns().character.findall(match[0])
-        pieces.extend(map("".join, itertools.pairwise(characters)) if len(characters) > 1 else characters)
+        pieces.extend(map("".join, itertools.pairwise(characters)))
+        if single or len(characters) == 1:
+            pieces.extend(characters)
     return pieces
 
 
@@ -81,6 +96,7 @@ def plain(word: str) -> str:
     """
     if word.isascii():
         return word
+    # Only after letters: the stroke through ≠, ∉ or ≮ is no accent.
     bare = _patterns().accent.sub("", unicodedata.normalize("NFD", word).translate(_PLAIN))
     return unicodedata.normalize("NFC", bare)
 
@@ -90,28 +106,66 @@ def _folded(text: str) -> str:
     if text.count("*") > 1:
         text = _patterns().emphasis.sub(r"\2", text)
     if text.isascii():
-        return text.replace("`", "'").lower()
+        return _measures(text.replace("`", "'")).lower()
     text = unicodedata.normalize("NFKC", text.translate(_BEFORE))
     text = _patterns().invisible.sub("", text)
     if _patterns().other_script.search(text):
-        text = _latin_lookalikes(text)
-    return unicodedata.normalize("NFKC", text.casefold())
+        text = _one_script(text)
+    text = _patterns().other_digit.sub(lambda digit: _digit(digit[0]), text)
+    text = _patterns().nasal.sub("ं", text.translate(_ARABIC))
+    return unicodedata.normalize("NFKC", _measures(text).casefold())
 
 
-def _latin_lookalikes(text: str) -> str:
-    """Return a text with Cyrillic and Greek letters that stand for Latin ones made Latin: in words of both, and in a Latin text."""
+def _measures(text: str) -> str:
+    """Return a text in which quotes after a digit stand for feet, inches, minutes or seconds alone, and two single ones are a double.
+
+    A quote that ends what another one began is put as a bracket, which carries no meaning.
+    """
+    if "'" not in text and '"' not in text and "”" not in text:
+        return text
+    patterns = _patterns()
+    text = patterns.quotation.sub(lambda quotation: f"{quotation[0][:-1]}(", text)
+    return str(patterns.seconds.sub('"', text))
+
+
+def _digit(sign: str) -> str:
+    return {"٫": ".", "٬": ","}.get(sign) or str(unicodedata.decimal(sign))
+
+
+def _one_script(text: str) -> str:
+    """Return a text with letters that stand for those of another script made what they stand for.
+
+    A word of several scripts is of the one that its letters without a lookalike are of; if it has none, of the one that the text's
+    are of; or else Latin. A word of lookalikes alone is Latin in a Latin text.
+    """
     patterns = _patterns()
     if not patterns.latin.search(text):
         return text
-    latin_text = all(ord(letter) in _LOOKALIKES for letter in patterns.other_script.findall(text))
+    own = _scripts(text)
+    latin_text = not own & {"cyrillic", "greek"}
 
     def replaced(match: re.Match[str]) -> str:
         word = match[0]
-        if patterns.latin.search(word) or (latin_text and all(letter in _ALONE for letter in word)):
-            return word.translate(_LOOKALIKES)
-        return word
+        if not patterns.latin.search(word):
+            return word.translate(_LOOKALIKES) if latin_text and all(letter in _ALONE for letter in word) else word
+        scripts = _scripts(word) or (own if patterns.other_script.search(word) else set())
+        for script, back in _BACK.items():
+            # A Greek letter beside a Latin one is a sign: ΔT.
+            if scripts == {script} and (script == "cyrillic" or 2 * len(patterns.latin.findall(word)) < len(word)):
+                return word.translate(back)
+        return word.translate(_LOOKALIKES) if scripts <= {"latin"} else word
 
     return str(patterns.letters.sub(replaced, text))
+
+
+def _scripts(text: str) -> set[str]:
+    """Return the scripts of a text's letters that have no lookalike in another one."""
+    patterns = _patterns()
+    scripts = {"latin"} if patterns.latin_alone.search(text) else set()
+    for script, pattern in (("cyrillic", patterns.cyrillic), ("greek", patterns.greek)):
+        if any(ord(letter) not in _LOOKALIKES for letter in pattern.findall(text)):
+            scripts.add(script)
+    return scripts
 
 
 class _Patterns:
@@ -131,6 +185,7 @@ class _Patterns:
             | (?P<hangul>\p{{Hangul}}+)
             | {word}+ (?: (?: (?<=\p{{N}})[.,:;/'٫٬-](?=\p{{N}}) | (?<=[{letter}])['_·](?=[{letter}]) ) {word}+ )*
             | ({symbol})\3*
+            | (?<=\p{{N}})['"]
             | (?<![{letter}\-])-+(?=[{letter}\p{{S}}.])
             | (?<=[{letter}<])-+(?![{letter}\-])
             | (?<![{letter}.!?…,;:)\]}}])\.(?=[{letter}])
@@ -144,6 +199,7 @@ class _Patterns:
         self.ascii_token: Any = re.compile(
             r"[a-z0-9]+(?:(?:(?<=[0-9])[.,:;/'-](?=[0-9])|['_](?=[a-z0-9]))[a-z0-9]+)*"
             rf"|{symbols}"
+            r"|(?<=[0-9])['\"]"
             r"|(?<![a-z0-9\-])-+(?=[a-z0-9$+<=>^|~.])"
             r"|(?<=[a-z0-9<])-+(?![a-z0-9\-])"
             r"|(?<![a-z0-9.!?,;:)\]}])[.!](?=[a-z0-9])"
@@ -153,10 +209,22 @@ class _Patterns:
         self.emphasis: Any = regex.compile(rf"(?<![{letter}*])(\*{{1,3}})(?![\s*])([^*\n]*[^\s*])\1(?![{letter}*])")
         self.character: Any = regex.compile(r"\X")
         points = r"\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06dc"
-        self.accent: Any = regex.compile(rf"[\u0300-\u036f{points}]")
+        self.accent: Any = regex.compile(rf"(?<=\p{{L}}\p{{M}}*)[\u0300-\u036f{points}]")
         self.invisible: Any = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
         self.other_script: Any = regex.compile(r"[\p{Cyrillic}\p{Greek}]")
+        self.cyrillic: Any = regex.compile(r"\p{Cyrillic}")
+        self.greek: Any = regex.compile(r"\p{Greek}")
         self.latin: Any = regex.compile(r"\p{Latin}")
+        with_lookalike = "".join({chr(code) if isinstance(code, int) else code for code in _LOOKALIKES.values()})
+        self.latin_alone: Any = regex.compile(rf"(?V1)[\p{{Latin}}--[{with_lookalike}]]")
+        self.other_digit: Any = regex.compile(r"(?V1)[\p{Nd}--[0-9]]|(?<=\p{Nd})[٫٬](?=\p{Nd})")
+        self.nasal: Any = regex.compile("|".join(rf"{nasal}्(?=[{letters}])" for nasal, letters in _NASALS.items()))
+        # What begins after a digit or a letter, or before a blank, is no quotation.
+        begins = rf"(?<![{letter}])"
+        self.quotation: Any = regex.compile(
+            rf"""{begins}(?:"(?=[^\s"])[^"]*(?<=\p{{N}})"|'(?=[^\s'])[^']*(?<=\p{{N}})'(?![{letter}])|“[^”]*(?<=\p{{N}})”)"""
+        )
+        self.seconds: Any = regex.compile(r"(?<=\p{N})(?:''|”)")
         self.letters: Any = regex.compile(r"[\p{Latin}\p{Cyrillic}\p{Greek}]+")
 
 

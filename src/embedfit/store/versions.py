@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from embedfit import console
 from embedfit.data import DOCUMENT_TEMPLATE, Dataset
 from embedfit.encode import CachedEncoder, Encoder, Vectors
 from embedfit.errors import DataError, ModelError, StorageError
-from embedfit.retrieve import DEPTH, DenseRetriever, Ranked, Run, run_of, sorted_corpus
+from embedfit.retrieve import DEPTH, NOTHING, DenseRetriever, Ranked, Run, run_of, sorted_corpus
 from embedfit.store import BATCH_BYTES, Entry, Filters, Hit, Live, Stamp, Store, check_entries, is_encodable
 
 _QUERIES = 1000
@@ -229,9 +229,9 @@ class Version:
         vectors = self.encoder.encode(dataset.query_texts(), "query")
 
         def nearest(depth: int) -> Ranked:
-            # Approximate search may find fewer than were asked for: such places hold a document that is none, and last.
+            # Approximate search may find fewer than were asked for.
             ranked = np.full((len(dataset.queries), min(depth, len(ids))), len(ids), np.int64)
-            scores = np.full(ranked.shape, -1, np.float32)
+            scores = np.full(ranked.shape, NOTHING, np.float32)
             for row, found in enumerate(self.store.nearest(self.collection, vectors, ranked.shape[1], {})):
                 if any(id not in position for id, _ in found):
                     raise self._changed()
@@ -239,8 +239,7 @@ class Version:
                 scores[row, : len(found)] = [score for _, score in found]
             return ranked, scores
 
-        run = run_of(dataset, (*ids, ""), nearest, k)
-        return run if (run.ranked == len(ids)).any() else replace(run, document_ids=ids)
+        return run_of(dataset, ids, nearest, k)
 
     def find(self, text: str, k: int = 10, filters: Filters | None = None) -> list[Hit]:
         """Return up to k documents for a query, best first.
@@ -330,11 +329,13 @@ def overlap(found: Run, exact: Run, k: int) -> float:
         k: Where both are cut.
     """
     shares = []
-    for mine, best, scores in zip(found.ranked[:, :k], exact.ranked, exact.scores, strict=True):
-        last = min(k, len(best))
-        good = best[scores >= scores[last - 1] - _ROUNDING]
+    for mine, best, scores, empty in zip(found.ranked[:, :k], exact.ranked, exact.scores, exact.empty, strict=True):
+        last = min(k, int((~empty).sum()))
+        if not last:  # the query is the only document
+            continue
+        good = best[(scores >= scores[last - 1] - _ROUNDING) & ~empty]
         shares.append(min(last, len(np.intersect1d(mine, good))) / last)
-    return float(np.mean(shares))
+    return float(np.mean(shares)) if shares else 1.0
 
 
 def entries_of(dataset: Dataset, template: str) -> list[Entry]:
