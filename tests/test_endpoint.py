@@ -174,7 +174,7 @@ def test_errors_that_do_not_go_away_are_given_up_with_one_line(tmp_path):
     with Server(respond=lambda number, body: (503, {}, b"busy")) as server:
         _, asker, _ = asked(tmp_path / "a", server.url, limits=Limits(first_wait=0.001))
         assert len(server.bodies) == 8
-    stopped(asker, "failed 8 times in a row (HTTP 503)")
+    stopped(asker, "failed 8 times in a row (HTTP 503: busy)")
     _, asker, _ = asked(tmp_path / "b", "http://127.0.0.1:9/v1", limits=Limits(first_wait=0.001))
     stopped(asker, "cannot be reached")
     assert asker.ledger.lost_requests == 0
@@ -196,13 +196,85 @@ def test_a_reply_that_trickles_beyond_the_time_is_given_up_and_may_have_been_cha
 
 
 @pytest.mark.parametrize(
-    "body", [b"<html>login</html>", b"{}", b'{"choices": []}', b'{"choices": [null]}', b'{"choices": [{"message": null}]}', b"[1]", b"null"]
+    ("body", "charged"),
+    [
+        (b"{}", 0),
+        (b"", 0),
+        (b"[1]", 0),
+        (b"null", 0),
+        (b"Bad gateway, try again", 0),
+        (b'{"choices": null, "message": "try again"}', 0),
+        (b'{"choices": []}', 1),
+        (b'{"choices": [null]}', 1),
+        (b'{"choices": [{"message": null}]}', 1),
+        (b'{"choices": [{"message": {"content": "fi', 1),
+        (b'data: {"choices": [{"delta": {"content": "fine"}}]}\n\ndata: [DONE]', 1),
+        (b'{"output": "fine", "usage": {"completion_tokens": 3}}', 1),
+    ],
 )
-def test_what_is_no_completion_is_asked_again(tmp_path, body):
+def test_what_is_no_completion_is_asked_again_and_charged_if_it_has_choices(tmp_path, body, charged):
     with Server(respond=lambda number, asked: (200, {}, body) if number == 1 else plain(number, asked)) as server:
         [line], asker, _ = asked(tmp_path, server.url)
     assert line["tries"] == 2
-    assert asker.ledger.lost_requests == 1
+    assert asker.ledger.lost_requests == charged
+
+
+@pytest.mark.parametrize("body", [b"<!DOCTYPE html><title>Sign in</title>", b"<html>login</html>", b"\xef\xbb\xbf\n<HTML>login</HTML>"])
+def test_a_page_in_place_of_the_api_stops_at_once_and_costs_nothing(tmp_path, body):
+    with Server(respond=lambda number, asked: (200, {"Content-Type": "text/html"}, body)) as server:
+        _, asker, _ = asked(tmp_path, server.url, 20, limits=Limits(concurrency=1, budget=0.02), prices={"m": (1.0, 1.0)})
+        assert len(server.bodies) == 1
+    stopped(asker, f"{server.url} answered 200 with an HTML page")
+    assert "base_url" in str(asker.stopping)
+    assert asker.ledger.spent.price == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"code": 41, "msg": "out of cards"},
+        {"base_resp": {"status_code": 1013, "status_msg": "out of cards"}},
+        {"fault": {"faultstring": "out of cards", "detail": {"errorcode": "x"}}},
+        {"status": "error", "message": "out of cards"},
+        {"error_code": 17, "error_msg": "out of cards"},
+        {"errcode": 45009, "errmsg": "out of cards"},
+        {"Error": {"Code": "Busy", "Message": "out of cards"}},
+        {"Response": {"Error": {"Code": "Busy", "Message": "out of cards"}}},
+        {"choices": None, "message": "out of cards"},
+        {"success": False, "errors": [{"code": 7, "message": "out of cards"}]},
+        "out of cards",
+        b"out of cards",
+    ],
+)
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_error_in_any_form_costs_nothing_and_keeps_its_reason(tmp_path, status, body):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with Server(respond=lambda number, asked: (status, {}, content)) as server:
+        _, asker, _ = asked(tmp_path, server.url, limits=Limits(first_wait=0.001, budget=0.02), prices={"m": (1.0, 1.0)})
+        assert len(server.bodies) == 8
+    stopped(asker, "out of cards")
+    assert asker.ledger.spent.price == 0
+    assert asker.ledger.lost_requests == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"message": "Unauthorized"},
+        {"code": 401, "msg": "token"},
+        {"base_resp": {"status_code": 1004, "status_msg": "login fail"}},
+        {"fault": {"faultstring": "Invalid ApiKey"}},
+        {"error_code": 110, "error_msg": "Access token invalid or no longer valid"},
+        {"Error": {"Code": "Unauthenticated", "Message": "no"}},
+        {"choices": None, "message": "Missing API key"},
+    ],
+)
+def test_a_refused_key_in_any_form_under_status_200_stops_at_once_and_costs_nothing(tmp_path, body):
+    with Server(respond=lambda number, asked: (200, {}, json.dumps(body).encode())) as server:
+        _, asker, _ = asked(tmp_path, server.url, 20, limits=Limits(concurrency=1, budget=0.02), prices={"m": (1.0, 1.0)})
+        assert len(server.bodies) == 1
+    stopped(asker, "does not accept MY_KEY (401)")
+    assert asker.ledger.spent.price == 0
 
 
 def test_parameters_that_a_model_does_not_know_are_renamed_or_left_out(tmp_path, capsys):

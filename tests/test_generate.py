@@ -20,6 +20,7 @@ from openai_server import Server, completion, error
 from pydantic import BaseModel
 
 from embedfit import generate as generate_module
+from embedfit import pipeline
 from embedfit.cli import main
 from embedfit.config import GenerateConfig, make_config, read_config
 from embedfit.data import Document, load, read_documents
@@ -375,10 +376,21 @@ JSON = json.dumps(OBJECT)
         {"content": JSON, "tool_calls": []},
         {"content": JSON, "reasoning_content": "hm", "refusal": None},
         {"content": None, "function_call": {"name": "Ticket", "arguments": JSON}},
+        {"content": f'<tool_call>{{"name": "Ticket", "arguments": {JSON}}}</tool_call>'},
+        {"content": f'<tool_call>\n{{"name": "Other", "arguments": {json.dumps(JSON)}}}\n</tool_call>'},
+        {"content": f'[TOOL_CALLS][{{"name": "Ticket", "arguments": {JSON}}}]'},
+        {"content": f'{{"name": "Ticket", "parameters": {JSON}}}'},
+        {"content": f'<think>a {{"query": "draft"}}</think>{{"type": "function", "name": "Ticket", "arguments": {JSON}}}'},
+        {"content": None, "reasoning_content": JSON},
+        {"content": "", "reasoning": f" {JSON}\n"},
+        {"content": [{"type": "text", "text": {"value": JSON, "annotations": []}}]},
+        {"content": f'<seed:think>{{"query": "a draft"}}</seed:think>{JSON}'},
+        {"content": json.dumps({"type": "object", "properties": {"query": {"type": "string"}}}) + f"\n{JSON}"},
+        {"content": f"```json\n{json.dumps({'$schema': 'x', 'properties': {}})}\n```\nSo: ```json\n{JSON}\n```"},
     ],
 )
 def test_an_answer_is_found_whatever_stands_around_it(message):
-    found = answer_of(message)
+    found = answer_of(message, "Ticket")
     assert {**found, "query": found["query"].replace("\n", " ")} == {**OBJECT, "query": OBJECT["query"].replace("\n", " ")}
 
 
@@ -386,7 +398,13 @@ def test_an_answer_is_found_whatever_stands_around_it(message):
     ("message", "why"),
     [
         ({"content": None}, "empty"),
-        ({"content": None, "reasoning_content": JSON}, "empty"),
+        ({"content": None, "reasoning_content": f"I could say {JSON}"}, "empty"),
+        ({"content": "none", "reasoning_content": JSON}, "Invalid JSON"),
+        (
+            {"content": f'<tool_call>{{"name": "a", "arguments": {JSON}}}</tool_call><tool_call>{{"name": "a", "arguments": {{}}}}'},
+            "two different",
+        ),
+        ({"content": '<tool_call>{"name": "a", "arguments": "no"}</tool_call>'}, "Invalid JSON"),
         ({"content": ""}, "empty"),
         ({"content": '{"query": "a"} or rather {"query": "b"}'}, "two different objects"),
         ({"content": f'Like {{"query": "a draft"}}.\n```json\n{JSON}\n```'}, "two different objects"),
@@ -415,6 +433,13 @@ def anything(*words):
 
 
 PIECES = ("content", "tool_calls", "function", "arguments", "type", "text", "refusal", JSON, "```json", "<think>", "</think>", "{", "}")
+
+
+def test_a_record_with_a_name_and_arguments_is_no_tool_call():
+    row = {"name": "grep", "arguments": {"pattern": "x"}}
+    assert answer_of({"content": json.dumps(row)}, "Command") == row
+    assert answer_of({"content": f"Here: {json.dumps(row)}"}, "Command") == row
+    assert answer_of(called(json.dumps(row), "Command"), "Command") == row
 
 
 @given(st.dictionaries(st.sampled_from(PIECES), anything(*PIECES)))
@@ -452,7 +477,17 @@ def test_whatever_a_reply_holds_it_is_asked_for_again_or_used(tmp_path_factory, 
         generate(task, tmp_path_factory.mktemp("any") / "r.jsonl", settings(server.url, mode=mode, tries=2, price=None))
 
 
-@pytest.mark.parametrize(("mode", "odd"), [("tools", "content"), ("tools", "object"), ("json", "fence"), ("json_schema", "parts")])
+@pytest.mark.parametrize(
+    ("mode", "odd"),
+    [
+        ("tools", "content"),
+        ("tools", "object"),
+        ("tools", "written call"),
+        ("json", "fence"),
+        ("json", "thoughts"),
+        ("json_schema", "parts"),
+    ],
+)
 def test_odd_replies_are_paid_for_once(tmp_path, mode, odd):
     def answer(body, draw, **more):
         label = re.search(r"for (red|blue),", body["messages"][-1]["content"])[1]
@@ -463,6 +498,8 @@ def test_odd_replies_are_paid_for_once(tmp_path, mode, odd):
             "object": called(row),
             "fence": {"content": f"<think>{{}}</think>```json\n{text}\n```<|im_end|>"},
             "parts": {"content": [{"type": "text", "text": text}]},
+            "written call": {"content": f'<tool_call>{{"name": "Ticket", "arguments": {text}}}</tool_call>'},
+            "thoughts": {"content": None, "reasoning_content": text},
         }
         return odd_ones[odd]
 
@@ -606,6 +643,72 @@ def test_questions_are_what_the_main_job_reads(tmp_path):
     dataset = load(found.output)
     assert Counter(document for id in dataset.judged for document in dataset.relevant(id)) == dict.fromkeys(documents, 3)
     assert {query.metadata["style"] for query in dataset.queries.values()} == {"keywords", "question", "situation"}
+
+
+def question_config(folder, url, data=None, **more):
+    (folder / "documents.jsonl").write_text(
+        "".join(
+            json.dumps({"id": f"d;{n}", "text": f"The {n}th passage tells of something else than all others."}) + "\n" for n in range(4)
+        )
+    )
+    data = {"queries": str(folder / "q.jsonl"), "documents": str(folder / "documents.jsonl"), **(data or {})}
+    asked = {"questions": 2, "base_url": url, "model": "rote", "price": (1.0, 2.0), **more}
+    return make_config({"data": data, "generate": asked})
+
+
+def test_questions_stand_in_the_columns_that_the_configuration_reads(tmp_path):
+    with Server() as server:
+        config = question_config(tmp_path, server.url, {"query": "question", "label": "answer"})
+        found = pipeline.run_generate(config)
+    assert found.accepted == 8
+    assert set(found.labels) == {f"d;{n}" for n in range(4)}
+    assert found.diversity is not None
+    dataset = pipeline.read(config.data)
+    assert Counter(document for id in dataset.judged for document in dataset.relevant(id)) == {f"d;{n}": 2 for n in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"query": "evidence"}, "data.query is 'evidence'"),
+        ({"query": "text", "label": "text"}, "data.label is 'text'"),
+        ({"label": "id"}, "data.label is 'id'"),
+        ({"grade": "points"}, "data.grade is 'points'"),
+        ({"separator": ";"}, "'d;0' holds data.separator"),
+        ({"record": "transaction"}, "leave data.record out"),
+    ],
+)
+def test_columns_that_could_not_be_read_again_are_refused_before_anything_is_paid(tmp_path, data, message):
+    with Server() as server:
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            pipeline.run_generate(question_config(tmp_path, server.url, data))
+        assert server.bodies == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["documents.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"base_url": "https://llm.example/v1"}, "EMBEDFIT_KEY_LLM_EXAMPLE is not set"),
+        ({"headers": {"X-Gateway": "NO_SUCH_VARIABLE"}}, "NO_SUCH_VARIABLE is not set"),
+        ({"price": None, "budget": 1.0}, "a budget needs the price"),
+        ({"judge": "rote", "judge_prompt": "no-such-file.jinja"}, "no-such-file.jinja"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_leaves_no_folder_behind(tmp_path, more, message):
+    output = tmp_path / "new" / "o.jsonl"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        generate(
+            transactions_task(2),
+            output,
+            settings("http://127.0.0.1:9/v1", **more) if "base_url" not in more else settings(more["base_url"]),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_estimate_leaves_no_folder_behind(tmp_path):
+    assert estimate(transactions_task(2), tmp_path / "new" / "o.jsonl", settings("http://127.0.0.1:9/v1")).requests == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_judge_says_what_is_easy_hard_and_suspect(tmp_path):

@@ -432,11 +432,21 @@ def test_a_usage_that_is_no_number_is_not_told(server, encoder, usage):
 
 @pytest.mark.parametrize("name", ["openai:m@{}/v1", "hf-inference:{}/embed"])
 @pytest.mark.parametrize(
-    "body", [{"error": "no room left"}, {"error": {"message": "no room left", "code": 503}}, {"detail": "no room left"}]
+    "body",
+    [
+        {"error": "no room left"},
+        {"error": {"message": "no room left", "code": 503}},
+        {"detail": "no room left"},
+        {"message": "no room left"},
+        {"code": 41, "msg": "no room left"},
+        {"Error": {"Message": "no room left"}},
+        {"base_resp": {"status_code": 1013, "status_msg": "no room left"}},
+        "no room left",
+    ],
 )
 def test_an_error_under_status_200_keeps_its_reason(server, monkeypatch, name, body):
     monkeypatch.setattr(remote, "_TRIES", 2)
-    server.fault = lambda request: (200, {}, json.dumps(body).encode())
+    server.fault = lambda request: (200, {}, body.encode() if isinstance(body, str) else json.dumps(body).encode())
     with pytest.raises(ModelError, match="no room left"):
         RemoteEncoder(name.format(server.address)).encode(["a"], "query")
     assert len(server.requests) == (2 if "503" in str(body) else 1)
@@ -487,6 +497,57 @@ def test_any_refusal_of_many_texts_is_tried_with_fewer(server, encoder, status, 
     server.fault = picky
     np.testing.assert_allclose(encoder.encode(texts(64), "query"), unit(word_vectors(texts(64))), atol=1e-6)
     assert set(server.bought.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (424, "CUDA OOM"),
+        (400, "API key batch too large: invalid key count"),
+        (400, "the key of the row is not to my taste"),
+        (429, "batch too large"),
+        (429, "Request too large for this model: Limit 30000, Requested 60000"),
+        (413, "no"),
+    ],
+)
+def test_a_batch_that_is_too_large_is_halved_at_once_whatever_the_status(server, encoder, status, message):
+    def picky(request):
+        return (status, {}, json.dumps({"error": message}).encode()) if len(request.json["input"]) > 5 else None
+
+    server.fault = picky
+    np.testing.assert_allclose(encoder.encode(texts(32), "query"), unit(word_vectors(texts(32))), atol=1e-6)
+    assert len(server.requests) == 1 + 2 + 4 + 8  # 32, 16, 8, 4
+    assert set(server.bought.values()) == {1}
+
+
+def test_too_many_requests_are_no_batch_that_is_too_large_and_424_is_tried_again(server, encoder):
+    passing = [(429, {}, b'{"error": "Rate limit reached: too many requests per minute"}'), (424, {}, b'{"error": "CUDA OOM"}')]
+    server.faults = passing[:1]
+    encoder.encode(texts(8), "query")
+    assert [len(request.json["input"]) for request in server.requests] == [8, 8]
+    server.faults = passing[1:]
+    encoder.encode(["a"], "query")
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize("message", ["Unauthorized", "invalid api key", "Incorrect API key provided", "no authorization"])
+def test_a_wrong_key_that_a_host_calls_400_is_not_tried_with_fewer_texts(server, encoder, message):
+    server.fault = lambda request: (400, {}, json.dumps({"error": message}).encode())
+    with pytest.raises(ModelError, match=message):
+        encoder.encode(texts(32), "query")
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("name", ["openai:m@{}/v1", "hf-inference:{}/embed"])
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_takes_no_text_to_another_host(server, name, status):
+    with running(Embeddings()) as other:
+        server.fault = lambda request: (status, {"Location": f"{other.address}{request.path}?token=hunter2"}, b"")
+        with pytest.raises(ModelError, match=f"answered {status}: it sends requests on to {other.address[7:]}; fix: give the") as caught:
+            RemoteEncoder(name.format(server.address)).encode(["a"], "query")
+        assert other.requests == []
+    assert "hunter2" not in str(caught.value)
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("fault", [400, 422, 500, 503, "drop", (200, {}, b'{"error": "no"}')])

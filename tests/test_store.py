@@ -555,6 +555,13 @@ def test_changed_metadata_makes_another_version(store):
     assert LiveIndex(store, encoder).find("query 3", 1)[0].metadata["colour"] == "red"
 
 
+@pytest.mark.parametrize("kind", ["chroma", "qdrant"])
+def test_roll_back_of_a_store_that_is_not_there_makes_no_folder(config_of, tmp_path, kind):
+    with open_store(config_of(kind)) as store, pytest.raises(StorageError, match="no version to go back to"):
+        roll_back(store)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_roll_back_goes_to_the_version_before_and_forward_again(store):
     old, new = Numbers(0), Numbers(1)
     with pytest.raises(StorageError, match="no version to go back to"):

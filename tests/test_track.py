@@ -333,6 +333,9 @@ def larger_than(limit, status=413, body=b"<html>413 Request Entity Too Large</ht
         (413, b""),
         (400, b'{"message": "request entity too large", "error": "PayloadTooLargeError"}'),
         (400, b'{"error": "Payload too large"}'),
+        (400, b"Body exceeded 1mb limit"),
+        (500, b'{"message": "request entity too large"}'),
+        (500, b"request entity too large"),
     ],
 )
 def test_what_is_too_large_for_one_request_is_sent_in_smaller_ones(langwatch, dataset, word_encoder, status, body):
@@ -384,6 +387,11 @@ def test_a_result_that_is_too_large_alone_is_named_and_kept_and_all_others_are_d
         ((200, {}, b"<html>Log in</html>"), "answered 200 with an HTML page"),
         ((200, {}, b"please log in"), "answered 200 with no JSON"),
         ((200, {}, b'{"error": "please log in"}'), "answered 200: please log in"),
+        ((200, {"Content-Type": "text/html"}, b""), "answered 200 with an empty body"),
+        ((200, {}, b'{"message": "Unauthorized"}'), "answered 200: Unauthorized"),
+        ((200, {}, b'{"success": false, "message": "no room"}'), "answered 200: no room"),
+        ((200, {}, b'{"status": "error", "msg": "no room"}'), "answered 200: no room"),
+        ((200, {}, b"[]"), "answered 200 with JSON that is no object"),
         ((302, {"Location": "https://login.example/?token=hunter2"}, b""), "answered 302 and sends to login.example"),
         ((307, {"Location": "/login"}, b""), "answered 307 and sends to another page of its own"),
     ],
@@ -398,6 +406,35 @@ def test_a_login_page_takes_no_results(langwatch, dataset, word_encoder, capsys,
     assert "hunter2" not in err
     [folder] = undelivered()
     langwatch.fault = lambda request: None
+    assert resend(folder).delivered == 20
+
+
+def partial_success(rejected, why=""):
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+    response = ExportTraceServiceResponse()
+    response.partial_success.rejected_spans, response.partial_success.error_message = rejected, why
+    return response.SerializeToString()
+
+
+@pytest.mark.parametrize("form", ["camel", "text", "snake", "protobuf"])
+def test_spans_that_were_rejected_are_kept(langwatch, dataset, word_encoder, capsys, form):
+    bodies = {
+        "camel": json.dumps({"partialSuccess": {"rejectedSpans": 5, "errorMessage": "too old"}}).encode(),
+        "text": b'{"partialSuccess": {"rejectedSpans": "5", "errorMessage": "too old"}}',
+        "snake": b'{"partial_success": {"rejected_spans": 5, "error_message": "too old"}}',
+        "protobuf": partial_success(5, "too old"),
+    }
+    kind = {"Content-Type": "application/x-protobuf" if form == "protobuf" else "application/json"}
+    langwatch.fault = lambda request: (200, kind, bodies[form]) if request.path.startswith(TRACES) else None
+    with tracking("support") as tracker:
+        pipeline.measure(word_encoder, dataset, tracker=tracker)
+    err = capsys.readouterr().err
+    assert "20 results were not delivered" in err
+    assert "answered 200 and rejected 5 spans: too old" in err
+    [folder] = undelivered()
+    taken = partial_success(0, "a warning") if form == "protobuf" else b'{"partialSuccess": {"rejectedSpans": 0}}'
+    langwatch.fault = lambda request: (200, kind, taken) if request.path.startswith(TRACES) else None
     assert resend(folder).delivered == 20
 
 

@@ -5,9 +5,9 @@ An `Asker` looks into the ledger first. What is not there is sent: at most so ma
 says (too long, or caught by a content filter) is refused alone, and the ledger knows. Other errors that do not pass stop everything
 at once. What is under way then is waited for, as it has to be paid for.
 
-A request counts as charged when it was sent and no answer came: a timeout while reading, a dropped connection, an answer that is no
-completion. What never left (no connection, no host of that name, a refused certificate or proxy, a header that cannot be sent) and
-what came back as an error, also under status 200, does not.
+A request counts as charged when it was sent and no answer came: a timeout while reading, a dropped connection, a completion that is
+broken. What never left (no connection, no host of that name, a refused certificate or proxy, a header that cannot be sent) and what
+came back as anything else than a completion, also under status 200, does not.
 """
 
 from __future__ import annotations
@@ -150,7 +150,24 @@ def described(content: bytes) -> str:
         return f"JSON with {one_line(', '.join(map(repr, body)), 80) or 'no key'}"
     if body is not None or text == b"null":
         return f"JSON that is no object ({type(body).__name__})"
-    return "an HTML page" if text.startswith((b"<!doctype html", b"<html")) or b"</html>" in text else "no JSON"
+    if is_html(content):
+        return "an HTML page"
+    return f"no JSON: {one_line(words, 80)}" if (words := _plain(content)) else "no JSON"
+
+
+def is_html(content: bytes) -> bool:
+    """Return whether a body is a page for people, such as that of a login."""
+    text = content.lstrip().lstrip(b"\xef\xbb\xbf").lower()
+    return text.startswith((b"<!doctype html", b"<html")) or b"</html>" in text
+
+
+def _plain(content: bytes) -> str:
+    """Return the words of a body that is neither JSON nor a page; empty if it holds none."""
+    if is_html(content) or read_json(content) is not None:
+        return ""
+    with contextlib.suppress(UnicodeDecodeError):
+        return content.decode("utf-8-sig").strip()
+    return ""
 
 
 @dataclass(frozen=True)
@@ -208,6 +225,7 @@ _TOO_LONG = re.compile(
     r"|max_(model|seq|sequence|input)_len"
     r"|\b(prompt|inputs?|messages?|request|text|documents?|sequence)\b[^.;]{0,60}(too (long|large|many tokens)|longer than)"
     r"|tokens?`?s? ?\+ ?`?max_(new_)?tokens|less than \d+ tokens|too many (input |prompt )?tokens|too large for model|reduce the length"
+    r"|\b(body|payload|entity)\b[^.;]{0,40}(too (large|big)|larger than|exceed)|exceed\w*\b[^.;]{0,40}\b(body|payload)\b"
     r"|tokens?\b[^.;]{0,40}exceed|exceed\w*\b[^.;]{0,40}\b(tokens?|context|length)\b|is too large: \d+|request_too_large|payload too large",
     re.IGNORECASE,
 )
@@ -219,30 +237,60 @@ _UNKNOWN = (
 """How hosts say that they do not know a parameter; not that its value is out of range."""
 
 
+_UNAUTHORIZED = re.compile(
+    r"\bunauthori[sz]ed\b|\bunauthenticated\b|\bforbidden\b|\baccess denied\b|\blog ?in (fail(ed|s|ure)?|required)\b"
+    r"|\bauthentication[ _]?(failed|required|error)|\bnot (authenticated|authori[sz]ed)\b"
+    r"|\b(invalid|incorrect|bad|wrong|missing|expired|unknown|no)[ _-]?(api[ _-]?)?key\b(?! (count|number|size))"
+    r"|\b(invalid|incorrect|bad|wrong|missing|expired|no)[ _-](access[ _-]?token|auth\w*[ _-]token|bearer|credentials?|authorization)\b"
+    r"|\b(key|access[ _-]?token|credentials?)\b (is |are |was )?(invalid|incorrect|missing|expired|revoked|disabled|not valid)\b",
+    re.IGNORECASE,
+)
+"""How hosts that give no status of their own say that a key is wrong."""
+_MESSAGES = ("message", "msg", "error_message", "error_msg", "errormessage", "errmsg", "status_msg", "faultstring")
+_ERRORS = ("error", "errors", "detail", "fault", *_MESSAGES)
+_CODES = ("code", "error_code", "errorcode", "errcode", "status_code", "statuscode")
+"""Keys in small letters; beside OpenAI's those of MiniMax, Apigee, Baidu, WeChat, AWS."""
+
+
 def complaint_of(content: bytes) -> Complaint:
-    """Return what an error's body complains of, in the form of OpenAI, Azure, FastAPI, vLLM, Gemini, Mistral, TGI, Ollama or Anthropic."""
-    return _complaint(read_json(content))
+    """Return what an error's body complains of, in the form of OpenAI, Azure, FastAPI, vLLM, Gemini, Mistral, TGI, Ollama or Anthropic.
+
+    A body that is neither JSON nor a page is taken as the message itself.
+    """
+    return _complaint(_plain(content) or read_json(content))
 
 
-def _complaint(body: Any) -> Complaint:
+def _complaint(body: Any, depth: int = 3) -> Complaint:
     if isinstance(body, list):
         body = body[0] if body else None
     if isinstance(body, str):
-        return Complaint(body)
+        return Complaint(body, status=401 if _UNAUTHORIZED.search(body) else None)
     if not isinstance(body, dict):
         return Complaint()
-    error = next((body[key] for key in ("error", "errors", "detail", "message", "msg") if body.get(key)), "")
-    inner = error if isinstance(error, dict) else body
+    body = _small(body)
+    error = next((body[key] for key in _ERRORS if body.get(key)), "")
+    inner = _small(error) if isinstance(error, dict) else body
     problems = _problems(error) or _problems(inner.get("detail")) or _problems(inner.get("message"))
-    told = (error, inner.get("message"), inner.get("msg"), inner.get("detail"), inner.get("error"))
+    told = (error, *(inner.get(key) for key in (*_MESSAGES, "detail", "error")))
     texts = dict.fromkeys(text for text in told if isinstance(text, str) and text)
     message = ": ".join(texts) or "; ".join(text for _, text in problems)
+    if not (message or error) and depth:  # some wrap it once more: {"base_resp": {...}}, {"Response": {"Error": {...}}}
+        wrapped = (_complaint(value, depth - 1) for value in body.values() if isinstance(value, dict))
+        if nested := next((complaint for complaint in wrapped if complaint.message), None):
+            return nested
     innermost = inner.get("innererror")
     codes = [inner.get("code"), innermost.get("code") if isinstance(innermost, dict) else "", inner.get("type"), inner.get("status")]
+    codes += [inner.get(key) for key in _CODES]
     words = [str(code) for code in (*codes, body.get("error_type"), body.get("code")) if isinstance(code, (str, int)) and code]
     status = next((int(word) for word in words if re.fullmatch(r"[45][0-9][0-9]", word)), None)
+    if status is None and _UNAUTHORIZED.search(" ".join([message, *words])):
+        status = 401
     parameters = [name for name in (*(name for name, _ in problems), inner.get("param")) if name and isinstance(name, str)]
     return Complaint(message, " ".join(dict.fromkeys(word for word in words if not word.isdigit())), status, tuple(parameters))
+
+
+def _small(body: dict[str, Any]) -> dict[str, Any]:
+    return {key.lower(): value for key, value in body.items()}
 
 
 def _problems(value: Any) -> list[tuple[str, str]]:
@@ -264,7 +312,17 @@ def complains(body: Any) -> bool:
     """Return whether a body is an error, whatever the status: some gateways and servers give 200 with it."""
     if isinstance(body, list):
         return bool(body) and isinstance(body[0], dict) and complains(body[0])
-    return isinstance(body, dict) and (bool(body.get("error") or body.get("errors") or body.get("detail")) or body.get("object") == "error")
+    if not isinstance(body, dict):
+        return False
+    body = _small(body)
+    return (
+        any(body.get(key) for key in ("error", "errors", "detail", "fault", "error_code", "errcode"))
+        or str(body.get("object")).lower() == "error"
+        or str(body.get("status")).lower() in ("error", "fail", "failed", "failure")
+        or body.get("success") is False
+        or body.get("ok") is False
+        or _complaint(body).status is not None
+    )
 
 
 class BudgetError(EndpointError):
@@ -421,11 +479,18 @@ class Endpoint:
             text = json.dumps(completion)
             hidden = self.hidden(text)
             return completion if hidden == text else json.loads(hidden)  # type: ignore[no-any-return]
-        if status < 300 and not complains(completion):
-            if not (choice := _complaining_choice(completion)):
-                raise _Broken(one_line(self.hidden(f"not a chat completion: {described(content)}")), charged=True)
-            completion = choice
-        complaint = _complaint(completion)
+        complaint = complaint_of(content)
+        if status < 300 and (choice := _complaining_choice(completion)):
+            complaint = _complaint(choice)
+        elif status < 300 and not complains(completion):
+            if is_html(content):
+                raise EndpointError(
+                    f"{self.base_url} answered {status} with an HTML page, as for a login; "
+                    "fix: give the address of the API as base_url, which often ends in /v1"
+                )
+            broken = _is_broken_completion(completion, content)
+            if broken or not complaint.message:
+                raise _Broken(one_line(self.hidden(f"not a chat completion: {described(content)}")), charged=broken)
         if self._adapts(status, complaint, body["model"], sent):
             return await self.once(body, timeout)
         raise self._meaning(status, headers, complaint)
@@ -493,7 +558,7 @@ class Endpoint:
             return EndpointError(f"{self.base_url} does not accept {self.key_name} ({status}); fix: set it right, and run the same command")
         if status == 429:
             return _Busy(retry_after(headers))
-        if status in (200, 408, 409, 425) or status >= 500:
+        if status < 300 or status in (408, 409, 425) or status >= 500:
             return _Broken(f"HTTP {status}" + (f": {message}" if message else ""), charged=False)
         if 300 <= status < 400:
             there = one_line(host_of(headers.get("location", ""))) or "another address"
@@ -524,6 +589,15 @@ def _is_completion(body: Any) -> bool:
     choices = body.get("choices") if isinstance(body, dict) else None
     first = choices[0] if isinstance(choices, list) and choices else None
     return isinstance(first, dict) and isinstance(first.get("message"), dict) and not first.get("error")
+
+
+def _is_broken_completion(body: Any, content: bytes) -> bool:
+    """Return whether a body is a completion that nobody can use, and that was charged all the same: it has choices, or counts tokens."""
+    if body is None:  # cut off, or a stream that nobody asked for
+        return b'"choices"' in content
+    if not isinstance(body, dict):
+        return False
+    return isinstance(body.get("choices"), list) or any(_count(body.get("usage"), name) for name in ("prompt_tokens", "completion_tokens"))
 
 
 def _complaining_choice(body: Any) -> Line | None:

@@ -18,11 +18,12 @@ import os
 import re
 import signal
 import statistics
+import tempfile
 import threading
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,7 +50,7 @@ from embedfit.endpoint import (
 )
 from embedfit.errors import ConfigError, DataError, EmbedfitError, EndpointError, require, shown
 from embedfit.ledger import Ledger, Line, digest, open_ledger
-from embedfit.plan import Records, Rejected, Slot, Task, drawn, filled, prompt_template
+from embedfit.plan import Questions, Records, Rejected, Slot, Task, drawn, filled, prompt_template
 from embedfit.words import words_of
 
 if TYPE_CHECKING:
@@ -214,8 +215,12 @@ def generate(task: Task, output: Path, config: GenerateConfig, endpoint: Callabl
         DataError: The output is a file of yours.
     """
     _check_output(output)
+    make = functools.cache(endpoint or functools.partial(endpoint_of, config))
+    if not _ledger_folder(output).exists():  # a setting that cannot be used should leave nothing behind
+        estimate(task, output, config)
+        make()
     with open_ledger(_ledger_folder(output), _start(task, config)) as ledger:
-        writer = _Writer(task, config, ledger, endpoint or functools.partial(endpoint_of, config))
+        writer = _Writer(task, config, ledger, make)
         console.note(f"{task.count:,} {task.kind}: {writer.estimate().sentence}")
         stopping = _ran(writer.write())
         found = writer.result(output)
@@ -230,7 +235,11 @@ def generate(task: Task, output: Path, config: GenerateConfig, endpoint: Callabl
 
 def estimate(task: Task, output: Path, config: GenerateConfig) -> Estimate:
     """Return what `generate` would still have to ask, and about what that costs; nothing is sent."""
-    with open_ledger(_ledger_folder(output), _start(task, config)) as ledger:
+    folder, unused = _ledger_folder(output), contextlib.ExitStack()
+    with unused:
+        if not folder.exists():
+            folder = Path(unused.enter_context(tempfile.TemporaryDirectory()))
+        ledger = unused.enter_context(open_ledger(folder, _start(task, config)))
         return _Writer(task, config, ledger, functools.partial(endpoint_of, config)).estimate()
 
 
@@ -537,7 +546,7 @@ class _Writer:
             raise Rejected("cut off", f"after {reply['completion_tokens']} tokens")
         model = self._prepared(self._shape(slot.label if slot else None), options)[0]
         try:
-            row: dict[str, Any] = model.model_validate(answer_of(message)).model_dump()
+            row: dict[str, Any] = model.model_validate(answer_of(message, model.__name__)).model_dump()
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -652,7 +661,7 @@ def measure_diversity(rows: Iterator[Row], task: Task) -> Diversity:
     words: Counter[str] = Counter()
     pairs: Counter[tuple[str, str]] = Counter()
     sets: dict[str, list[frozenset[str]]] = {}
-    label_field = task.record.label if isinstance(task, Records) else "expected"
+    label_field = task.record.label if isinstance(task, Records) else task.label if isinstance(task, Questions) else "expected"
     for row in rows:
         own = {name: value for name, value in row.items() if name not in ("id", "generated", label_field, "evidence")}
         for name, value in own.items():
@@ -795,28 +804,81 @@ def _chosen(options: tuple[str, ...]) -> Callable[[Mapping[str, Any]], dict[str,
     return validate
 
 
-def answer_of(message: Mapping[str, Any]) -> dict[str, Any]:
+def answer_of(message: Mapping[str, Any], tool: str = "") -> dict[str, Any]:
     """Return the JSON object that a message holds: in a tool call or in the text, with whatever models put around it.
+
+    Args:
+        message: Of a completion.
+        tool: Name of the tool that the model was given; a call of it may be written out as text.
 
     Raises:
         Rejected: It holds none, or two that differ, so that one would have to guess.
     """
     texts = [text for text in (*_arguments(message), _text(message.get("content"))) if text]
     problem = Rejected("invalid", "Invalid JSON: the reply is empty")
+    if not texts:
+        texts = [text for key in _THOUGHTS if _is_object(text := message.get(key))][:1]
     for text in texts:
         if isinstance(text, dict):
-            return text
+            return _called(text, tool)
         try:
-            return _strict(text)
+            return _called(_strict(text), tool)
         except ValueError as error:
             problem = Rejected("invalid", f"Invalid JSON: {error}")
     for text in texts:
         objects = _objects(str(text))
+        if len(objects) > 1:  # some repeat the schema before they answer
+            objects = [row for row in objects if not _is_schema(row)] or objects
+        try:
+            objects = _distinct(_called(row, tool, marked=bool(_WRITTEN_CALL.search(str(text)))) for row in objects)
+        except ValueError as error:
+            raise Rejected("invalid", f"Invalid JSON: {error}") from None
         if len(objects) > 1:
             raise Rejected("invalid", "Invalid JSON: there are two different objects; answer with one")
         if objects:
             return objects[0]
     raise problem
+
+
+_THOUGHTS = ("reasoning_content", "reasoning")
+"""Where some servers put a whole answer, for which they leave the content empty."""
+
+
+def _is_object(text: Any) -> bool:
+    with contextlib.suppress(ValueError):
+        return isinstance(text, str) and bool(_strict(text))
+    return False
+
+
+def _distinct(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        if row not in found:
+            found.append(row)
+    return found
+
+
+def _is_schema(row: Any) -> bool:
+    """Return whether an object is a JSON Schema rather than what it describes."""
+    return isinstance(row.get("properties"), dict) and (row.get("type") == "object" or "$schema" in row or "$defs" in row)
+
+
+_WRITTEN_CALL = re.compile(r"<\|?(?:tool|function)_?calls?\b[^>]*>|\[TOOL_CALLS?\]|<function[=>]", re.IGNORECASE)
+"""What stands before a tool call that a model writes out, and its server does not read."""
+
+
+def _called(row: dict[str, Any], tool: str, *, marked: bool = False) -> dict[str, Any]:
+    """Return the arguments of a tool call that is written out as an object; any other object as it is.
+
+    Raises:
+        ValueError: The arguments are no object.
+    """
+    arguments = row.get("arguments", row.get("parameters"))
+    if not (marked or (tool and row.get("name") == tool)) or not row.keys() <= {"name", "type", "id", "arguments", "parameters"}:
+        return row
+    if isinstance(arguments, str):
+        return _strict(arguments)
+    return arguments if isinstance(arguments, dict) else row
 
 
 def _arguments(message: Mapping[str, Any]) -> list[Any]:
@@ -843,6 +905,7 @@ def _text(content: Any) -> Any:
     for part in parts:
         if isinstance(part, dict) and str(part.get("type") or "text") in ("text", "output_text"):
             part = part.get("text")
+            part = part.get("value") if isinstance(part, dict) else part
         if isinstance(part, str):
             texts.append(part)
     return "".join(texts).strip().removeprefix("\ufeff")
@@ -858,7 +921,7 @@ def _refusal(message: Mapping[str, Any]) -> str:
 _REFUSALS = ("content_filter", "content_filtered", "safety", "prohibited_content", "blocklist", "recitation", "spii", "refusal")
 _CUT_OFF = ("length", "max_tokens", "model_length", "max_output_tokens")
 """Why a reply ended, in the words of OpenAI and those of others behind the same API."""
-_TAG = r"(?:ant)?(?:think|thinking|thoughts?|reasoning|analysis|reflection|scratchpad)"
+_TAG = r"(?:\w+:)?(?:ant)?(?:think|thinking|thoughts?|reasoning|analysis|reflection|scratchpad)"
 _LANDMARK = re.compile(
     rf"(?P<end></{_TAG}>|◁/think▷|\[/THINK\]|<\|end_of_thought\|>|<\|channel\|>\s*final\b.*?<\|message\|>)"
     rf"|(?P<start><{_TAG}>|◁think▷|\[THINK\]|<\|begin_of_thought\|>|<\|channel\|>)|\{{",

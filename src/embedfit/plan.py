@@ -238,6 +238,11 @@ class Questions:
         personas: Who may ask.
         examples: Real queries, to imitate.
         seed: Another seed, other questions.
+        query: The column to write the query to.
+        label: The column to write the passage's id to.
+
+    Raises:
+        ConfigError: The two columns are one, or one of them holds something else already.
     """
 
     documents: Mapping[str, Document]
@@ -247,7 +252,16 @@ class Questions:
     personas: Sequence[str] = PERSONAS
     examples: Sequence[str] = ()
     seed: int = 0
+    query: str = "query"
+    label: str = "expected"
     kind: str = "queries"
+
+    def __post_init__(self) -> None:
+        """Refuse columns that cannot be written, before anything is paid for."""
+        others = ("id", "_id", "part", "generated", "style", "persona", "evidence")
+        for name, column, taken in (("query", self.query, others), ("label", self.label, (*others, self.query))):
+            if column in taken:
+                raise ConfigError(f"data.{name} is {column!r}, a column that generated queries hold something else in; fix: another name")
 
     @property
     def count(self) -> int:
@@ -301,7 +315,7 @@ class Questions:
     def output(self, slot: Slot, row: dict[str, Any]) -> Row:
         """Return the query with the passage that is right for it."""
         asked = {"style": self._style(slot), "persona": self._persona(slot), "evidence": row["evidence"]}
-        return {"query": row["query"], "expected": slot.label, **asked}
+        return {self.query: row["query"], self.label: slot.label, **asked}
 
     def shown(self, row: dict[str, Any]) -> str:
         """Return the query."""

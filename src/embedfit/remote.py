@@ -46,6 +46,7 @@ from embedfit.endpoint import (
     connected,
     described,
     header_value,
+    host_of,
     key_variable,
     one_line,
     openai_headers,
@@ -426,6 +427,9 @@ class _Failure(Exception):
     def __init__(
         self, complaint: Complaint, status: int | None = None, headers: Mapping[str, str] | None = None, *, breaks: bool = False
     ) -> None:
+        if status and 300 <= status < 400:
+            there = one_line(host_of((headers or {}).get("location", ""))) or "another address"
+            complaint = Complaint(f"it sends requests on to {there}; fix: give the address that answers itself")
         super().__init__(complaint.message)
         self.complaint, self.wait, self.breaks = complaint, retry_after(headers or {}), breaks
         self.status = complaint.status or status if status == 200 else status
@@ -438,13 +442,26 @@ class _Failure(Exception):
     @property
     def too_much(self) -> bool:
         """Whether less might be taken: fewer texts, or all but one of them. A wrong key, which some hosts call 400, stays wrong."""
-        wrong_key = self.status == 400 and re.search(r"\bkey\b", self.complaint.message, re.IGNORECASE)
-        return not self.quota and not wrong_key and self.status in (200, 400, 413, 422)
+        wrong_key = self.status == 400 and self.complaint.status in (401, 403) and not self._of_its_size
+        return not self.quota and not wrong_key and (self.status in (200, 400, 413, 422, 424) or self._of_its_size)
+
+    @property
+    def _of_its_size(self) -> bool:
+        """Whether the host says that a request is too large, rather than that there are too many of them."""
+        return self.status in (400, 429) and bool(_LARGE_BATCH.search(self.complaint.message))
 
     @property
     def again(self) -> bool:
         """Whether the same request may be answered later."""
-        return self.status is None or (self.status in (408, 409, 425, 429) and not self.quota) or self.status >= 500
+        passing = self.status in (408, 409, 424, 425, 429) and not self._of_its_size
+        return self.status is None or (passing and not self.quota) or self.status >= 500
+
+
+_LARGE_BATCH = re.compile(
+    r"\b(batch(es)?|requests?|payload|body|inputs?)\b[^.;]{0,40}\btoo (large|big|long)\b|\bbatch[ _]size\b|\btoo (large|big) a? ?batch"
+    r"|\btoo many (inputs?|texts|items|documents|sequences)\b",
+    re.IGNORECASE,
+)
 
 
 def _difference(after: Spent, before: Spent) -> Spent:
@@ -510,7 +527,7 @@ def _openai(address: Address, key: str | None) -> _Ask:
         content = answer.content
         body = read_json(content)
         rows = body.get("data") if isinstance(body, dict) else None
-        if complains(body) and not rows:
+        if not rows and (complains(body) or (isinstance(body, dict) and complaint_of(content).message)):
             raise _Failure(complaint_of(content), 200, answer.headers)
         where = f"openai:{address.model}: {address.host} answered {answer.status_code}"
         if not isinstance(rows, list):
@@ -574,7 +591,8 @@ def _tokens(usage: Any) -> int | None:
 def _hugging_face(address: Address, key: str | None) -> _Ask:
     """Return how to ask Hugging Face Inference, by its own client."""
     from huggingface_hub import InferenceClient, get_session
-    from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import hf_raise_for_status
 
     lost: Any = HfHubHTTPError.__mro__[1]  # HTTPError of the HTTP library that the client uses; its versions differ
     # Without a key the client would look for the user's token itself, whatever the host.
@@ -582,10 +600,25 @@ def _hugging_face(address: Address, key: str | None) -> _Ask:
     last = threading.local()
 
     class Client(InferenceClient):
-        """Keeps the body of the last answer, since the client turns anything that numpy can read into vectors."""
+        """Keeps the body of the last answer, since the client turns anything that numpy can read into vectors.
 
-        def _inner_post(self, *arguments: Any, **named: Any) -> Any:
-            last.body = super()._inner_post(*arguments, **named)
+        It follows no redirect, which would take the texts to another host; the session that it shares with downloads has to.
+        """
+
+        def _inner_post(self, request_parameters: Any, *, stream: bool = False) -> Any:
+            response = get_session().post(
+                request_parameters.url,
+                json=request_parameters.json,
+                content=request_parameters.data,
+                headers=request_parameters.headers,
+                cookies=self.cookies,
+                timeout=self.timeout,
+                follow_redirects=False,
+            )
+            if response.is_redirect:
+                raise _Failure(Complaint(), response.status_code, response.headers)
+            hf_raise_for_status(response)
+            last.body = response.content
             return last.body
 
     client = Client(address.model, provider="hf-inference", token=key, timeout=_TIMEOUT, headers=headers)  # type: ignore[arg-type]
@@ -597,16 +630,17 @@ def _hugging_face(address: Address, key: str | None) -> _Ask:
         try:
             # A local model cuts long texts as well.
             found = client.feature_extraction(texts, truncate=True)  # type: ignore[arg-type]
-        except InferenceTimeoutError:
-            raise _Failure(Complaint(f"no answer within {_TIMEOUT:.0f} s"), breaks=True) from None
         except HfHubHTTPError as error:
             complaint = complaint_of(error.response.content)
             complaint = complaint if complaint.message else Complaint(_told(error))
             raise _Failure(complaint, error.response.status_code, error.response.headers) from None
         except (lost, OSError) as error:
+            if type(error).__name__ in ("ReadTimeout", "WriteTimeout"):
+                raise _Failure(Complaint(f"no answer within {_TIMEOUT:.0f} s"), breaks=True) from None
             raise _Failure(Complaint(_told(error)), breaks=type(error).__name__ not in _NO_CONNECTION) from None
         except (ValueError, TypeError, OverflowError, RecursionError):
-            if complains(read_json(last.body)):
+            body = read_json(last.body)
+            if complains(body) or (isinstance(body, dict) and complaint_of(last.body).message):
                 raise _Failure(complaint_of(last.body), 200) from None
             raise ModelError(f"{where} with {described(last.body)}; expected one vector for each text") from None
         rows = read_json(last.body) if isinstance(last.body, bytes) else None

@@ -371,8 +371,10 @@ class _Sender:
         host, status, body = _shown_endpoint(), response.status_code, read_json(response.content)
         complaint = complaint_of(response.content)
         if response.is_success and not complains(body):
-            kind = response.headers.get("content-type", "").partition(";")[0].strip()
-            if isinstance(body, (dict, list)) or not response.content or kind == "application/x-protobuf":
+            kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if rejected := _rejected_spans(body, response.content if kind == "application/x-protobuf" else b""):
+                raise _Refused(f"{host} answered {status} and rejected {rejected}")
+            if isinstance(body, dict) or kind == "application/x-protobuf" or (not response.content and kind != "text/html"):
                 return body
             raise _Refused(f"{host} answered {status} with {described(response.content)}; fix: see whether LANGWATCH_ENDPOINT is right")
         if response.is_redirect:
@@ -380,7 +382,8 @@ class _Sender:
             raise _Refused(f"{host} answered {status} and sends to {there}; fix: see whether LANGWATCH_ENDPOINT is right")
         why = one_line(complaint.message.replace(langwatch_key() or "\0", "***"))
         raise _Refused(
-            f"{host} answered {status}" + (f": {why}" if why else ""), too_large=status == 413 or (status == 400 and complaint.too_long)
+            f"{host} answered {status}" + (f": {why}" if why else ""),
+            too_large=status == 413 or (complaint.too_long and status not in (401, 403, 429)),
         )
 
     def _results(self, slug: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -423,6 +426,30 @@ class _Sender:
             "total": len(self._rows),
             "timestamps": {"created_at": self._head["created_at"], **finished},
         }
+
+
+def _rejected_spans(body: Any, protobuf: bytes) -> str:
+    """Return how many spans OTLP's reply says were not taken, and why; empty if they all were.
+
+    Source: OpenTelemetry Protocol 1.x, "Partial Success", in JSON or in protobuf.
+    """
+    count: Any = 0
+    why = ""
+    if protobuf:
+        from google.protobuf.message import DecodeError
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+        with contextlib.suppress(DecodeError):
+            partial = ExportTraceServiceResponse.FromString(protobuf).partial_success
+            count, why = partial.rejected_spans, partial.error_message
+    elif isinstance(body, dict):
+        partial = body.get("partialSuccess", body.get("partial_success"))
+        if isinstance(partial, dict):
+            count = partial.get("rejectedSpans", partial.get("rejected_spans", 0))
+            why = str(partial.get("errorMessage", partial.get("error_message", "")))
+    if str(count or 0) == "0":
+        return ""
+    return one_line(f"{count} spans" + (f": {why}" if why else "")).replace(langwatch_key() or "\0", "***")
 
 
 def _span_encoder() -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedfit.config import Config
-from embedfit.data import read_documents, writing
-from embedfit.errors import ConfigError
+from embedfit.data import Document, read_documents, writing
+from embedfit.errors import ConfigError, shown
 from embedfit.generate import Estimate, Generated, estimate, generate
 from embedfit.plan import PERSONAS, STYLES, Questions, Records, Task, prompt_template, read_examples
 from embedfit.records import record_type
@@ -50,12 +50,39 @@ def _task(config: Config) -> Task:
     documents, examples = read_documents(config.data.documents), read_examples(said.examples)
     if said.questions:
         template = prompt_template(said.prompt, "question")
-        return Questions(documents, said.questions, template, said.styles or STYLES, said.personas or PERSONAS, examples, said.seed)
+        _check_reading_back(config, documents)
+        return Questions(
+            documents,
+            said.questions,
+            template,
+            said.styles or STYLES,
+            said.personas or PERSONAS,
+            examples,
+            said.seed,
+            config.data.query,
+            config.data.label or "expected",
+        )
     if not config.data.record:
         raise ConfigError("generate.records needs data.record: 'transaction', 'module:Class' or a JSON Schema file")
     record = record_type(config.data.record, template=config.data.query_template, label=config.data.label)
     template = prompt_template(said.prompt, "transaction" if config.data.record == "transaction" else "record")
     return Records(documents, said.records, record, template, examples, said.seed)
+
+
+def _check_reading_back(config: Config, documents: Mapping[str, Document]) -> None:
+    """Refuse settings of ``[data]`` by which written queries could not be read again, before they are paid for.
+
+    Raises:
+        ConfigError: One of them asks for what they do not have.
+    """
+    data = config.data
+    if data.record:
+        raise ConfigError("generate.questions writes queries, which are no records; fix: leave data.record out")
+    if data.grade:
+        raise ConfigError(f"data.grade is {data.grade!r}, and generated queries have no grade; fix: leave it out")
+    split = next((id for id in documents if data.separator and data.separator in id), None)
+    if split is not None:
+        raise ConfigError(f"the document id {shown(split)} holds data.separator, {data.separator!r}; fix: another separator, or none")
 
 
 def write_queries(config: Config) -> None:

@@ -132,12 +132,14 @@ class Store(Protocol):
     Attributes:
         index: The live name; collections are called ``<index>_<version>``.
         where: For messages; holds no secret.
+        location: A folder, a server's URL or a connection string; may hold a secret.
         takes_nul: Whether a text may hold the character of code 0.
         longest_id: Bytes of a document's id in UTF-8, at most; None for any number.
     """
 
     index: str
     where: str
+    location: str
     takes_nul: bool
     longest_id: int | None
 

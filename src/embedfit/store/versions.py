@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from embedfit.data import DOCUMENT_TEMPLATE, Dataset
 from embedfit.encode import CachedEncoder, Encoder, Vectors
 from embedfit.errors import DataError, ModelError, StorageError
 from embedfit.retrieve import DEPTH, NOTHING, DenseRetriever, Ranked, Run, run_of, sorted_corpus
-from embedfit.store import BATCH_BYTES, Entry, Filters, Hit, Live, Stamp, Store, check_entries, is_encodable
+from embedfit.store import BATCH_BYTES, Entry, Filters, Hit, Live, Stamp, Store, check_entries, is_encodable, is_url
 
 _QUERIES = 1000
 """A version is checked with so many queries at the most, spread evenly over them all; this tells recall to about 0.01."""
@@ -183,10 +184,14 @@ def roll_back(store: Store) -> Stamp:
     Raises:
         StorageError: There is none, or another process is writing.
     """
+    none = StorageError(f"{store.where}: the index {store.index!r} has no version to go back to")
+    # Writing would make the folder of a store that is not there.
+    if not is_url(store.location) and not os.path.exists(store.location) and not store.live().previous:
+        raise none
     with store.writing():
         live = store.live()
         if not live.previous:
-            raise StorageError(f"{store.where}: the index {store.index!r} has no version to go back to")
+            raise none
         if live.previous not in store.collections():
             raise StorageError(f"{store.where}: the version to go back to, {live.previous}, is gone; fix: run 'embedfit index'")
         stamp = store.stamp(live.previous)
