@@ -592,7 +592,7 @@ def _hugging_face(address: Address, key: str | None) -> _Ask:
     """Return how to ask Hugging Face Inference, by its own client."""
     from huggingface_hub import InferenceClient, get_session
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import hf_raise_for_status
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
     lost: Any = HfHubHTTPError.__mro__[1]  # HTTPError of the HTTP library that the client uses; its versions differ
     # Without a key the client would look for the user's token itself, whatever the host.
