@@ -327,7 +327,7 @@ _UNUSED = {
     "tune": ("split.folds", "evaluate.seeds", "general.queries", "general.documents", "general.keep"),
     "ladder": ("evaluate.bm25", "evaluate.seeds", "general.queries", "general.documents", "general.keep"),
     "curve": ("tune.patience", "evaluate.bm25", "evaluate.seeds", "general.queries", "general.documents", "general.keep"),
-    "evaluate": ("split.folds", "split.leaks", "evaluate.metric", "evaluate.bm25"),
+    "evaluate": ("split.folds", "split.leaks", "evaluate.bm25"),
     "compare": ("split.folds", "split.leaks"),
 }
 """Command -> settings that have no part in it though one could think so: a command says so where they are given. Of the others that it
