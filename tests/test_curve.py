@@ -205,7 +205,11 @@ def base(shop, word_encoder):
 def test_subsets_are_nested_scored_on_the_same_queries_and_no_model_is_kept(shop, base, word_encoder, tmp_path):
     learner = Learner(word_encoder)
     split = Split(tuple(shop.queries)[:160], (), tuple(shop.queries)[160:])
+    for name in ("10-0", "160-0"):
+        (tmp_path / "work" / name).mkdir(parents=True)
+        (tmp_path / "work" / name / "notes").write_text("mine")
     curve = learning_curve(shop, [split], learner, tmp_path, base=base, metric="recall@1")
+    assert len(list(tmp_path.glob("work/*/notes"))) == 2  # somebody else's, with the names that subsets have
     assert [point.pairs for point in curve.points] == [0, 10, 20, 40, 80, 160]
     assert [len(asked) for asked in learner.asked] == [10, 20, 40, 80, 160]
     for smaller, larger in zip(learner.asked, learner.asked[1:], strict=False):

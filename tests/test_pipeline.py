@@ -12,7 +12,7 @@ import pytest
 
 from embedfit import pipeline
 from embedfit.cli import main
-from embedfit.config import make_config
+from embedfit.config import Config, make_config
 from embedfit.data import Dataset, Document, Query, write_beir
 from embedfit.encode import LocalEncoder
 from embedfit.engine import LocalEngine
@@ -413,7 +413,7 @@ def passages_run(passages, tiny_model):
 
 
 def test_a_run_divides_its_queries_into_seen_and_new_answers_by_each_folds_own_training(passages_run):
-    config = make_config(passages_run.manifest["config"])
+    config = Config.model_validate(passages_run.manifest["config"])
     data = pipeline.read(config.data)
     expected = {}
     for split in pipeline.splits_of(config, data):
@@ -470,9 +470,9 @@ def test_answers_of_a_further_data_set_count_as_seen(passages, tiny_model, tmp_p
 
 
 def test_compare_tells_the_strata_of_a_model_whose_folder_says_what_it_was_trained_on(passages, passages_run, tiny_model):
-    data = pipeline.read(make_config(passages_run.manifest["config"]).data)
+    data = pipeline.read(Config.model_validate(passages_run.manifest["config"]).data)
     fold = LocalEncoder(passages_run.folder / "folds" / "0" / "model")
-    first, second = pipeline.splits_of(make_config(passages_run.manifest["config"]), data)
+    first, second = pipeline.splits_of(Config.model_validate(passages_run.manifest["config"]), data)
     assert pipeline.answers_seen_in_training([LocalEncoder(tiny_model)], data, "{title} {text}") is None
     seen = pipeline.answers_seen_in_training([LocalEncoder(tiny_model), fold], data.select(first.test), "{title} {text}")
     expected = dict(zip(passages_run.comparison.base.query_ids, passages_run.comparison.seen, strict=True))
@@ -544,8 +544,8 @@ def test_compare_on_the_command_line_says_both_strata(passages, passages_run, ti
     with pytest.raises(SystemExit):
         main(["--quiet", "compare", str(path), str(tiny_model), str(fold / "model"), "--part", "all", "--json"])
     said = json.loads(capsys.readouterr().out)
-    data = pipeline.read(make_config(passages_run.manifest["config"]).data)
-    trained = pipeline.splits_of(make_config(passages_run.manifest["config"]), data)[0].train
+    data = pipeline.read(Config.model_validate(passages_run.manifest["config"]).data)
+    trained = pipeline.splits_of(Config.model_validate(passages_run.manifest["config"]), data)[0].train
     answers = {document for id in trained for document in data.relevant(id)}
     new = sum(answers.isdisjoint(data.relevant(id)) for id in data.judged)
     assert 0 < new < 45
