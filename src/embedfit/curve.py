@@ -398,13 +398,8 @@ def _kept(train: Dataset, test: Dataset, train_and_search: TrainAndSearch, folde
         with np.load(path, allow_pickle=False) as kept:
             if str(kept["identity"]) != mine:
                 raise StorageError(f"{folder}: holds a curve of other data or another training; fix: give another folder, or remove it")
-<<<<<<< HEAD
             return Run(tuple(test.queries), named(document_ids, kept["ranked"]), kept["ranked"], kept["scores"])
-    work = folder / "work" / name
-=======
-            return Run(tuple(test.queries), document_ids, kept["ranked"], kept["scores"])
     work = folder / ".embedfit-work" / name  # removed in the end, so it has a name that nobody else uses
->>>>>>> w-publish
     work.mkdir(parents=True, exist_ok=True)
     run = train_and_search(train, test, work)
     if run.query_ids != tuple(test.queries) or run.document_ids != named(document_ids, run.ranked):
