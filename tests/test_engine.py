@@ -68,6 +68,7 @@ def test_the_workers_pool_as_this_process_does(cluster, tiny_model, tmp_path):
     plain = tmp_path / "plain"
     shutil.copytree(tiny_model, plain)
     (plain / "modules.json").unlink()
+    shutil.rmtree(plain / "1_Pooling")
     encoder = LocalEncoder(plain, precision="fp32", pooling="cls")
     there = cluster.encoder(encoder)
     np.testing.assert_allclose(there.encode(TEXTS[:8], "query"), encoder.encode(TEXTS[:8], "query"), atol=1e-5)

@@ -153,6 +153,7 @@ def test_a_lora_on_a_plain_checkpoint_is_read_with_the_pooling_it_was_trained_wi
     plain = tmp_path / "plain"
     shutil.copytree(tiny_model, plain)
     (plain / "modules.json").unlink()
+    shutil.rmtree(plain / "1_Pooling")
     lora_on(plain, tmp_path, pooling="cls")
     tuned = LocalEncoder(tmp_path / "model", precision="fp32")
     assert pooling_of(tuned.folder) == "cls"

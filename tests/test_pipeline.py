@@ -537,7 +537,8 @@ def test_split_by_documents_a_further_data_set_loses_what_has_a_held_out_answer(
         assert pipeline.without_held_out(config, config.mix.data[0], other, test)[0].query_texts() == kept
 
 
-def test_compare_on_the_command_line_says_both_strata(passages, passages_run, tiny_model, capsys):
+def test_compare_on_the_command_line_says_both_strata(passages, passages_run, tiny_model, capsys, monkeypatch):
+    monkeypatch.setattr("embedfit.console.quiet", False)  # as it is to be afterwards
     path = passages / "embedfit.toml"
     path.write_text('[data]\nqueries = "queries.jsonl"\ndocuments = "documents.jsonl"\n[general]\n')
     fold = passages_run.folder / "folds" / "0"
@@ -645,6 +646,7 @@ def test_another_model_keeps_the_pooling_that_its_folder_says(settings, tiny_mod
     plain = tmp_path / "plain"
     shutil.copytree(tiny_model, plain)
     (plain / "modules.json").unlink()
+    shutil.rmtree(plain / "1_Pooling")
     config = make_config({**settings, "model": {"name": str(plain), "pooling": "cls", "price": 1.0}}).model
     assert pipeline.encoder(config).pooling == "cls"
     assert pipeline.encoder(config, str(tiny_model)).pooling is None

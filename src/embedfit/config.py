@@ -65,7 +65,11 @@ class SplitConfig(_Section):
         "fail", description="When a held-out query says what a training query says: stop, drop the training query, or go on and say so."
     )
     seed: int = Field(0, ge=0, description="Another seed, another split.")
-    group_by: str | None = Field(None, description="A field of the queries; those with the same value stay in one part.")
+    group_by: str | None = Field(
+        None,
+        description="A field of the queries; those with the same value stay in one part. Where the data brings parts, train and dev queries "
+        "that share a value with a more held-out part are left out.",
+    )
     by: Literal["queries", "documents"] = Field(
         "queries",
         description="documents: answers are held out, so that no right answer of a held-out query was one in training or choosing.",
