@@ -67,8 +67,8 @@ class SplitConfig(_Section):
     seed: int = Field(0, ge=0, description="Another seed, another split.")
     group_by: str | None = Field(
         None,
-        description="A field of the queries; those with the same value stay in one part. Where the data brings parts, train and dev queries "
-        "that share a value with a more held-out part are left out.",
+        description="A field of the queries; those with the same value stay in one part. "
+        "Where the data brings parts, train and dev queries that share a value with a more held-out part are left out.",
     )
     by: Literal["queries", "documents"] = Field(
         "queries",
