@@ -1178,7 +1178,7 @@ def test_places_that_a_store_leaves_empty_count_as_not_found(config_of, monkeypa
         monkeypatch.setattr(type(store), "nearest", lambda *args: [row[:2] for row in nearest(*args)])
         run = LiveIndex(store, encoder).search(data, 10)
     assert run.ranked.shape == (20, 10)
-    assert run.documents("q1")[2:] == [""] * 8
+    assert len(run.documents("q1")) == 2
     scores = score_run(run, data.qrels, ks=[1, 10])
     assert scores.mean("recall@1") == scores.mean("recall@10") == 1
 
