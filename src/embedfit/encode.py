@@ -372,7 +372,7 @@ def pooling_of(folder: Path) -> str | None:
         said = _json(path, dict)
         mode = said.get("pooling_mode")
         # Up to sentence-transformers 5 each mode had a flag.
-        modes = [name for flag, name in _POOLING_FLAGS.items() if said.get(flag)] if mode is None else mode
+        modes = [name for flag, name in POOLING_FLAGS.items() if said.get(flag)] if mode is None else mode
         return modes if isinstance(modes, str) else "+".join(modes) or "mean"
     return None
 
@@ -399,7 +399,7 @@ _POOLING_CONFIG = Path("1_Pooling", "config.json")
 """Where sentence-transformers keeps the pooling of nearly every model."""
 
 
-_POOLING_FLAGS = {
+POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -407,6 +407,7 @@ _POOLING_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+"""Flag of sentence-transformers before 6 -> mode since then, in the order in which several are joined."""
 
 
 def _missing_pooling(name: str, folder: Path, settings: dict[str, Any], asked: Pooling) -> str | None:

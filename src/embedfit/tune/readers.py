@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from embedfit.encode import POOLING_FLAGS
+
 OLDEST = "5.1"
 """The oldest sentence-transformers that reads the old form; a test loads a model with it."""
 
@@ -23,15 +25,6 @@ _TRANSFORMER = {
     "module_output_name": "token_embeddings",
 }
 """What the old form takes for granted."""
-_POOLING = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-"""Old flag -> new mode, in the order in which several are joined."""
 _NAMES = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
 _NO_LIMIT = 1_000_000
 
@@ -111,9 +104,9 @@ def _pooling(settings: Settings) -> Settings:
         return settings
     modes = [settings["pooling_mode"]] if isinstance(settings["pooling_mode"], str) else list(settings["pooling_mode"])
     _only(settings, "embedding_dimension", "pooling_mode", "include_prompt")
-    if modes != [mode for mode in _POOLING.values() if mode in modes]:
+    if modes != [mode for mode in POOLING_FLAGS.values() if mode in modes]:
         raise _NotTheSame
-    flags = {flag: mode in modes for flag, mode in _POOLING.items()}
+    flags = {flag: mode in modes for flag, mode in POOLING_FLAGS.items()}
     return {"word_embedding_dimension": settings["embedding_dimension"], **flags, "include_prompt": settings.get("include_prompt", True)}
 
 
