@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedfit.duplicates import near_duplicates
+from embedfit.data.duplicates import near_duplicates
 
 RESULTS = Path(__file__).parent / "results"
 _VOCABULARY = 50_000

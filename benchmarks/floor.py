@@ -15,7 +15,7 @@ def parameters(model: Any) -> int:
 
 def matmul_rate(dtype: torch.dtype, device: str = "cpu") -> float:
     """Return the FLOP/s of products of a small transformer's usual shape, or on a GPU of products large enough to fill it."""
-    from embedfit.encode import matmul_seconds
+    from embedfit.encode.precision import matmul_seconds
 
     m, k, n = (1024, 384, 1536) if device == "cpu" else (8192, 8192, 8192)
     return 2 * m * k * n / matmul_seconds(dtype, (m, k, n), device=device)

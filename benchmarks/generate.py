@@ -26,10 +26,11 @@ from pathlib import Path
 
 from embedfit import console
 from embedfit.config import GenerateConfig
-from embedfit.data import read_documents
-from embedfit.generate import Records, generate, prompt_template
-from embedfit.ledger import Ledger
-from embedfit.records import record_type
+from embedfit.data.documents import read_documents
+from embedfit.data.records import record_type
+from embedfit.generate.ledger import Ledger
+from embedfit.generate.tasks import Records, prompt_template
+from embedfit.generate.writer import generate
 from embedfit.samples import TRANSACTIONS
 
 RESULTS = Path(__file__).parent / "results"
@@ -109,7 +110,7 @@ def parts() -> dict[str, float]:
     from instructor.processing.response import handle_response_model, process_response
     from openai.types.chat import ChatCompletion
 
-    from embedfit.records import Transaction
+    from embedfit.data.records import Transaction
 
     row = json.loads((TRANSACTIONS / "transactions.jsonl").read_text(encoding="utf-8").splitlines()[0])
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": json.dumps(row)}}

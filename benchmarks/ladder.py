@@ -16,7 +16,7 @@ import time
 
 from quality import RESULTS, configurations
 
-from embedfit import run_ladder
+from embedfit.pipeline.experiment import run_ladder
 
 NAMES = {"transactions-names": "Card transactions", "banking77-10": "BANKING77, 10 training queries per intent"}
 

@@ -79,7 +79,9 @@ def kept(found: dict[str, Any]) -> dict[str, Any]:
 
 def parts(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """Return the official train and test parts; what leaks is left out of the train part."""
-    from embedfit import Split, check_leaks, load, without_leaks
+    from embedfit.data.check import check_leaks
+    from embedfit.data.load import load
+    from embedfit.data.split import Split, without_leaks
 
     data = load(arguments.data / arguments.name)
     official = Split(tuple(data.parts["train"]), (), tuple(data.parts["test"]))
@@ -91,7 +93,7 @@ def parts(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 def measured(encoder: Any, test: Any) -> dict[str, Any]:
     """Return the means, and nDCG@10 of each query."""
-    from embedfit import measure
+    from embedfit.pipeline.measuring import measure
 
     scores = measure(encoder, test)
     means = {name: scores.mean(name) for name in ("recall@1", "recall@10", "mrr@10", METRIC)}
@@ -100,14 +102,16 @@ def measured(encoder: Any, test: Any) -> dict[str, Any]:
 
 def base(train: Any, test: Any) -> dict[str, Any]:
     """Measure the model as it is."""
-    from embedfit import LocalEncoder
+    from embedfit.encode.local import LocalEncoder
 
     return measured(LocalEncoder(MODEL), test)
 
 
 def embedfit(train: Any, test: Any, epochs: int | None = None) -> dict[str, Any]:
     """Tune with embedfit's defaults."""
-    from embedfit import LocalEncoder, TuneConfig, tune_model
+    from embedfit.config import TuneConfig
+    from embedfit.encode.local import LocalEncoder
+    from embedfit.tune.full import tune_model
 
     encoder, config = LocalEncoder(MODEL), TuneConfig(epochs=epochs)
     with tempfile.TemporaryDirectory() as folder:
@@ -126,8 +130,8 @@ def peer(train: Any, test: Any, epochs: int = 3) -> dict[str, Any]:
     from sentence_transformers.sentence_transformer.training_args import BatchSamplers
     from sentence_transformers.util import mine_hard_negatives
 
-    from embedfit import LocalEncoder
-    from embedfit.encode import use_bf16
+    from embedfit.encode.local import LocalEncoder
+    from embedfit.encode.precision import use_bf16
     from embedfit.hub import model_folder
 
     model = SentenceTransformer(str(model_folder(MODEL)))
@@ -177,7 +181,10 @@ def write(name: str, sides: dict[str, dict[str, Any]], both: tuple[Any, Any]) ->
     """Print and keep the table."""
     import numpy as np
 
-    from embedfit import Dataset, Scores, answers_seen, compare_scores
+    from embedfit.data.dataset import Dataset
+    from embedfit.data.split import answers_seen
+    from embedfit.evaluation.compare import compare_scores
+    from embedfit.evaluation.score import Scores
 
     train, test = both
     whole = Dataset({**train.queries, **test.queries}, test.corpus, {**train.qrels, **test.qrels})

@@ -19,7 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from embedfit import Config, Dataset, load, make_config, run, write_jsonl
+from embedfit.config import Config, make_config
+from embedfit.data.dataset import Dataset
+from embedfit.data.load import load
+from embedfit.data.write import write_jsonl
+from embedfit.pipeline.experiment import run
 from embedfit.samples import TRANSACTIONS
 
 RESULTS = Path(__file__).parent / "results"

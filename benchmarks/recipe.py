@@ -67,7 +67,8 @@ def in_own_process(side: str, seed: int) -> dict[str, Any]:
 
 def parts(seed: int) -> tuple[Any, Any, Any]:
     """Return the train, dev and test data sets."""
-    from embedfit import load, split_dataset
+    from embedfit.data.load import load
+    from embedfit.data.split import split_dataset
     from embedfit.samples import TRANSACTIONS
 
     data = load(TRANSACTIONS / "transactions.jsonl", TRANSACTIONS / "categories.json", record="transaction")
@@ -80,8 +81,10 @@ def embedfit(seed: int) -> dict[str, Any]:
     import torch
     from floor import matmul_rate, parameters
 
-    from embedfit import LocalEncoder, measure, tune_model
     from embedfit.config import TuneConfig
+    from embedfit.encode.local import LocalEncoder
+    from embedfit.pipeline.measuring import measure
+    from embedfit.tune.full import tune_model
 
     train, dev, test = parts(seed)
     base = LocalEncoder(MODEL)

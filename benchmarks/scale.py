@@ -1,6 +1,6 @@
 """Exact search and the embedding cache as the corpus grows.
 
-- ``embedfit.retrieve.top_k`` beside faiss' IndexFlatIP, which is exact too: 1,000 queries, k of 10 and 100, 384 float32
+- ``embedfit.retrieve.exact.top_k`` beside faiss' IndexFlatIP, which is exact too: 1,000 queries, k of 10 and 100, 384 float32
   dimensions, the same vectors (random, unit length), the same number of threads, in turn. faiss holds all vectors in
   memory; top_k reads them from a file. Beside both, the floor: the matrix product alone, in blocks (2 FLOPs for each
   query, document and dimension), and one reading of the file.
@@ -80,7 +80,7 @@ def measure_peer(documents: int, folder: Path, rounds: int) -> dict[str, Any]:
     """Measure top_k, faiss and the matrix product alone, in turn."""
     import faiss
 
-    from embedfit.retrieve import top_k
+    from embedfit.retrieve.exact import top_k
 
     faiss.omp_set_num_threads(threads())
     queries, vectors = unit(QUERIES, 1), read_vectors(folder / "documents", documents)
@@ -117,7 +117,7 @@ def measure_peer(documents: int, folder: Path, rounds: int) -> dict[str, Any]:
 
 def measure_search(documents: int, folder: Path, rounds: int) -> dict[str, Any]:
     """Measure top_k on a file of vectors."""
-    from embedfit.retrieve import top_k
+    from embedfit.retrieve.exact import top_k
 
     queries, vectors = unit(QUERIES, 1), read_vectors(folder / "documents", documents)
     top_k(queries[:10], vectors[:100], 10)
@@ -131,7 +131,7 @@ def measure_search(documents: int, folder: Path, rounds: int) -> dict[str, Any]:
 
 def measure_cache(documents: int, folder: Path, rounds: int) -> dict[str, Any]:
     """Measure writing vectors to the embedding cache, and reading them."""
-    from embedfit.encode import CachedEncoder
+    from embedfit.encode.cache import CachedEncoder
 
     class Drawn:
         name = fingerprint = f"drawn{documents}"

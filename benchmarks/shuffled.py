@@ -24,10 +24,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from embedfit import LocalEncoder, TuneConfig, compare_scores, load, score_run, split_dataset, split_folds, tune_model
-from embedfit.encode import CachedEncoder
-from embedfit.retrieve import DEPTH, DenseRetriever, joined
+from embedfit.config import TuneConfig
+from embedfit.data.load import load
+from embedfit.data.split import split_dataset, split_folds
+from embedfit.encode.cache import CachedEncoder
+from embedfit.encode.local import LocalEncoder
+from embedfit.evaluation.compare import compare_scores
+from embedfit.evaluation.score import score_run
+from embedfit.retrieve.retrievers import DenseRetriever
+from embedfit.retrieve.run import DEPTH, joined
 from embedfit.samples import TRANSACTIONS
+from embedfit.tune.full import tune_model
 
 FOLDS = 5
 RESULTS = Path(__file__).parent / "results" / "shuffled.json"

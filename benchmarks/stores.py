@@ -24,12 +24,16 @@ from pathlib import Path
 
 import pgserver
 
-from embedfit import CachedEncoder, Dataset, DenseRetriever, Document, LocalEncoder, load
 from embedfit.config import StoreConfig
-from embedfit.data import DOCUMENT_TEMPLATE
-from embedfit.retrieve import DEPTH
-from embedfit.store import open_store
+from embedfit.data.dataset import Dataset, Document
+from embedfit.data.load import load
+from embedfit.encode.cache import CachedEncoder
+from embedfit.encode.local import LocalEncoder
+from embedfit.retrieve.retrievers import DenseRetriever
+from embedfit.retrieve.run import DEPTH
+from embedfit.store.open import open_store
 from embedfit.store.versions import LiveIndex, index_documents, overlap
+from embedfit.template import DOCUMENT_TEMPLATE
 
 RESULTS = Path(__file__).parent / "results"
 K = 10

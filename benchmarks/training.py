@@ -67,7 +67,7 @@ def measured(side: str, queries: int, documents: int, data: Path) -> dict[str, A
 
 def part(folder: Path, queries: int, documents: int) -> Any:
     """Return so many training queries at most, and so many documents, those that they ask for first."""
-    from embedfit import load
+    from embedfit.data.load import load
 
     data = load(folder)
     drawn = random.Random(0).sample(list(data.parts["train"]), queries)
@@ -81,7 +81,9 @@ def part(folder: Path, queries: int, documents: int) -> Any:
 
 def tuning(train: Any) -> dict[str, Any]:
     """Train for one epoch."""
-    from embedfit import LocalEncoder, TuneConfig, tune_model
+    from embedfit.config import TuneConfig
+    from embedfit.encode.local import LocalEncoder
+    from embedfit.tune.full import tune_model
 
     base, config = LocalEncoder(MODEL), TuneConfig(epochs=1, candidates="batch")
     with tempfile.TemporaryDirectory() as folder:
@@ -92,8 +94,8 @@ def tuning(train: Any) -> dict[str, Any]:
 
 def mining(train: Any) -> dict[str, Any]:
     """Mine once, with nothing in the cache."""
-    from embedfit import LocalEncoder
-    from embedfit.data import DOCUMENT_TEMPLATE
+    from embedfit.encode.local import LocalEncoder
+    from embedfit.template import DOCUMENT_TEMPLATE
     from embedfit.tune.mine import Guards, mine
 
     base = LocalEncoder(MODEL)

@@ -1,7 +1,7 @@
 """How often the verdict is wrong, and how often it finds what is there, by simulation.
 
 Gaps (a query's metric with the second model minus that with the first) are drawn from shapes as retrieval has them,
-whose mean is zero, and judged by `embedfit.compare.evidence`, the code behind `compare_scores`:
+whose mean is zero, and judged by `embedfit.evaluation.statistics.evidence`, the code behind `compare_scores`:
 
 - **False verdicts**: the share of "better" and of "worse"; goal: at most 2.5% each, whatever the shape and the number of
   queries. Beside it the methods that were rejected: the percentile bootstrap, BCa and bootstrap-t, each together with the
@@ -38,8 +38,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from embedfit.compare import DRAWS, bootstrap_means, evidence, extended_means, holm, may_be_best, not_worse, randomised_means
-from embedfit.score import Scores
+from embedfit.evaluation.families import may_be_best, not_worse
+from embedfit.evaluation.score import Scores
+from embedfit.evaluation.statistics import DRAWS, bootstrap_means, evidence, extended_means, holm, randomised_means
 
 RESULTS = Path(__file__).parent / "results"
 Floats = npt.NDArray[np.float64]

@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from openai_server import completion, hashed, schema_of
 from servers import Embeddings, Hub, LangWatch, Server, Storage, running
 
-from embedfit.remote import key_variable
+from embedfit.hosts import key_variable
 from embedfit.samples import TRANSACTIONS
 
 warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm has no bars for a notebook without ipywidgets

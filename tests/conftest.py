@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedfit.data import load
+from embedfit.data.load import load
 from embedfit.samples import TRANSACTIONS
 
 BENCH = Path(__file__).parents[2] / "shared" / "data" / "bench"
@@ -54,7 +54,7 @@ def word_encoder():
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """The folder of all-MiniLM-L6-v2 cut down to its first layer: real weights, a sixth of the time."""
-    from embedfit.encode import load_model
+    from embedfit.encode.local import load_model
     from embedfit.hub import model_folder
 
     model = load_model(model_folder("all-MiniLM-L6-v2"))

@@ -13,10 +13,11 @@ import pytest
 from nbclient import NotebookClient
 
 from embedfit.cli import main
-from embedfit.data import Dataset, Query, read_documents
-from embedfit.encode import LocalEncoder
-from embedfit.remote import key_variable
-from embedfit.retrieve import DenseRetriever
+from embedfit.data.dataset import Dataset, Query
+from embedfit.data.documents import read_documents
+from embedfit.encode.local import LocalEncoder
+from embedfit.hosts import key_variable
+from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.samples import TRANSACTIONS, write_start
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

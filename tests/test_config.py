@@ -185,7 +185,7 @@ def test_the_json_schema_takes_what_init_writes(tmp_path):
 
 
 def test_what_init_writes_can_be_loaded(tmp_path):
-    from embedfit.data import load
+    from embedfit.data.load import load
 
     write_start(tmp_path)
     config = read_config(tmp_path / "embedfit.toml")

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from embedfit import console
 from embedfit.cli import main
-from embedfit.data import load
+from embedfit.data.load import load
 from embedfit.files import neutral
-from embedfit.suspects import relabelled
+from embedfit.studies.suspects import relabelled
 
 HOSTILE = "\x1b[31mred\x1b]0;title\x07 \x9b2J \u202egnp.exe\u2066 \r\n:100: [red]x[/] [link=http://x]y[/link] \x7f"
 HARMLESS = "\\u001b[31mred\\u001b]0;title\\u0007 \\u009b2J \\u202egnp.exe\\u2066 \\r\\n:100: [red]x[/] [link=http://x]y[/link] \\u007f"
@@ -149,8 +149,8 @@ ids = st.text(st.sampled_from("=+-@'\t\r\n ,;|a1"), min_size=1, max_size=5).filt
 def test_what_is_neutralised_for_a_spreadsheet_is_known_again(tmp_path_factory, names, data):
     import pandas as pd
 
-    from embedfit.data import Dataset, Document, Query
-    from embedfit.suspects import COLUMNS, write_suspects
+    from embedfit.data.dataset import Dataset, Document, Query
+    from embedfit.studies.suspects import COLUMNS, write_suspects
 
     if len({neutral(name).strip() for name in names} | {name.strip() for name in names}) < len({*names, *map(neutral, names)}):
         return  # two ids that cannot be told apart in a spreadsheet

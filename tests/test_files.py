@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from embedfit.data import Dataset, Document, Query, write_beir
+from embedfit.data.dataset import Dataset, Document, Query
+from embedfit.data.write import write_beir
+from embedfit.encode.saving import save_in_place
 from embedfit.errors import StorageError
 from embedfit.files import clear_leftovers, replace_folder, temporary_folder, temporary_path, writing
-from embedfit.pipeline import locked
-from embedfit.tune.result import claim, save_in_place
+from embedfit.pipeline.job import locked
+from embedfit.tune.result import claim
 
 MARK = "embedfit is writing here: model"
 

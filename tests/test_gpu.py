@@ -11,9 +11,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from embedfit import LocalEncoder, TuneConfig, measure, tune_model
-from embedfit.encode import ModelEncoder, load_model, use_bf16
+from embedfit.config import TuneConfig
+from embedfit.encode.local import LocalEncoder, ModelEncoder, load_model
+from embedfit.encode.precision import use_bf16
 from embedfit.hub import weights_of
+from embedfit.pipeline.measuring import measure
+from embedfit.tune.full import tune_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -61,10 +64,13 @@ def test_little_memory_gives_the_same_model(transactions, tiny_model, tmp_path):
 
 _TUNE = """
 import sys
-from embedfit import LocalEncoder, TuneConfig, load, tune_model
+from embedfit.encode.local import LocalEncoder
+from embedfit.config import TuneConfig
+from embedfit.data.load import load
+from embedfit.tune.full import tune_model
 from embedfit.samples import TRANSACTIONS
-from embedfit.tune import full
-full._SAVE_SECONDS, full._SAVE_SHARE = 0.0, 1.0
+from embedfit.tune import trainer
+trainer._SAVE_SECONDS, trainer._SAVE_SHARE = 0.0, 1.0
 data = load(TRANSACTIONS / "transactions.jsonl", TRANSACTIONS / "categories.json", record="transaction")
 tune_model(LocalEncoder(sys.argv[1], precision="fp32"), data, None, sys.argv[2], TuneConfig(epochs=20, candidates="mined"))
 """

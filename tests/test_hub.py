@@ -11,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from embedfit.errors import ConfigError, EmbedfitError, ModelError, check_package
-from embedfit.hub import check_reachable, file_sha256, model_folder, reason_of, weights_of
+from embedfit.files import file_sha256
+from embedfit.hub import check_reachable, model_folder, reason_of, weights_of
 
 COMMIT = "a" * 40
 

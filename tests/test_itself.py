@@ -5,18 +5,21 @@ import pytest
 import torch
 from bm25s.stopwords import STOPWORDS_EN
 
-from embedfit.compare import compare_scores
 from embedfit.config import StoreConfig
-from embedfit.data import Dataset, Document, Query
-from embedfit.duplicates import queries_that_are_documents
-from embedfit.parity import _Measured
-from embedfit.report import per_query
-from embedfit.rerank import RerankedRetriever, rerank
-from embedfit.retrieve import BM25Retriever, DenseRetriever, FusedRetriever, top_k, without_own
-from embedfit.score import score_run
-from embedfit.suspects import find_suspects
-from embedfit.track import Tracker
-from embedfit.tune.adapter import Adapter, _dev_scores
+from embedfit.data.dataset import Dataset, Document, Query
+from embedfit.data.duplicates import queries_that_are_documents
+from embedfit.encode.adapted import Adapter
+from embedfit.evaluation.compare import compare_scores
+from embedfit.evaluation.score import score_run
+from embedfit.report.tables import per_query
+from embedfit.retrieve.exact import top_k
+from embedfit.retrieve.rerank import RerankedRetriever, rerank
+from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever
+from embedfit.retrieve.run import without_own
+from embedfit.studies.forms import _Measured
+from embedfit.studies.suspects import find_suspects
+from embedfit.track.tracker import Tracker
+from embedfit.tune.adapter import _dev_scores
 from embedfit.tune.candidates import AllDocuments, BatchAndOthers
 from embedfit.tune.classifier import VectorsClassifier, WordsClassifier
 from embedfit.tune.index import class_centroids, nearest_examples
@@ -150,7 +153,7 @@ def test_where_one_query_is_a_document_the_others_lose_nothing(k, word_encoder, 
     assert score_run(run, data.qrels, ks=(3,)).mean("recall@3") == (1 if k > 2 else 0.5)
     assert "" not in run.to_frame().document_id.tolist()
     pytest.importorskip("chromadb")
-    from embedfit.store import open_store
+    from embedfit.store.open import open_store
     from embedfit.store.versions import LiveIndex, index_documents
 
     with open_store(StoreConfig(kind="chroma", location=str(tmp_path / "index"))) as store:
@@ -246,7 +249,7 @@ def test_forms_are_measured_without_the_query_itself(word_encoder):
 
 def test_a_store_does_not_find_the_query_itself(word_encoder, tmp_path):
     pytest.importorskip("chromadb")
-    from embedfit.store import open_store
+    from embedfit.store.open import open_store
     from embedfit.store.versions import LiveIndex, index_documents
 
     data = tickets()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedfit.duplicates import Duplicates, near_duplicates
+from embedfit.data.duplicates import Duplicates, near_duplicates
 from embedfit.words import plain, search_words, words_of
 
 

@@ -19,73 +19,151 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embedfit.check import Finding, check_dataset, check_leaks
-    from embedfit.compare import Comparison, Seeds, Stratum, compare_many, compare_scores, holm, may_be_best, not_worse
     from embedfit.config import Config, TuneConfig, make_config, read_config
-    from embedfit.data import Dataset, Document, Query, load, write_beir, write_jsonl
-    from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
+    from embedfit.data.check import Finding, check_dataset, check_leaks
+    from embedfit.data.dataset import Dataset, Document, Query
+    from embedfit.data.load import load
+    from embedfit.data.records import RecordType, Transaction, record_type
+    from embedfit.data.split import Split, answers_seen, split_dataset, split_folds, without_leaks
+    from embedfit.data.write import write_beir, write_jsonl
+    from embedfit.encode.adapted import AdaptedEncoder, load_adapter, save_adapted
+    from embedfit.encode.cache import CachedEncoder
+    from embedfit.encode.encoder import Encoder
+    from embedfit.encode.local import LocalEncoder
+    from embedfit.encode.remote import RemoteEncoder
     from embedfit.errors import EmbedfitError
-    from embedfit.general import Forgetting, general_set, measure_forgetting
-    from embedfit.generate import Generated
-    from embedfit.pipeline import (
-        Result,
-        evaluate,
-        measure,
-        prepare_publications,
-        publish_run,
-        read_result,
-        run,
-        run_curve,
-        run_generate,
-        run_ladder,
-    )
-    from embedfit.records import RecordType, Transaction, record_type
-    from embedfit.remote import RemoteEncoder
-    from embedfit.rerank import LocalReranker, RerankedRetriever
-    from embedfit.retrieve import BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run
-    from embedfit.score import Scores, score_run
-    from embedfit.split import Split, answers_seen, split_dataset, split_folds, without_leaks
-    from embedfit.store import open_store
+    from embedfit.evaluation.compare import Comparison, Seeds, Stratum, compare_scores
+    from embedfit.evaluation.families import compare_many, may_be_best, not_worse
+    from embedfit.evaluation.score import Scores, score_run
+    from embedfit.evaluation.statistics import holm
+    from embedfit.generate.outcome import Generated
+    from embedfit.pipeline.experiment import Result, read_result, run, run_curve, run_ladder
+    from embedfit.pipeline.generating import run_generate
+    from embedfit.pipeline.measuring import evaluate, measure
+    from embedfit.pipeline.publishing import prepare_publications, publish_run
+    from embedfit.retrieve.rerank import LocalReranker, RerankedRetriever
+    from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever
+    from embedfit.retrieve.run import Retriever, Run
+    from embedfit.store.open import open_store
     from embedfit.store.versions import LiveIndex, index_documents, roll_back
-    from embedfit.track import trace_search, tracking
-    from embedfit.tune.adapter import AdaptedEncoder, load_adapter, save_adapted, tune_adapter
+    from embedfit.studies.forgetting import Forgetting, general_set, measure_forgetting
+    from embedfit.track.tracker import trace_search, tracking
+    from embedfit.tune.adapter import tune_adapter
     from embedfit.tune.full import tune_model
     from embedfit.tune.merge import Merges, merge_models
     from embedfit.tune.result import Tuned
 
 _ROOMS = {
-    "check": ("Finding", "check_dataset", "check_leaks"),
-    "compare": ("Comparison", "Seeds", "Stratum", "compare_many", "compare_scores", "holm", "may_be_best", "not_worse"),
-    "config": ("Config", "TuneConfig", "make_config", "read_config"),
-    "data": ("Dataset", "Document", "Query", "load", "write_beir", "write_jsonl"),
-    "encode": ("CachedEncoder", "Encoder", "LocalEncoder"),
+    "config": (
+        "Config",
+        "TuneConfig",
+        "make_config",
+        "read_config",
+    ),
+    "data.check": (
+        "Finding",
+        "check_dataset",
+        "check_leaks",
+    ),
+    "data.dataset": (
+        "Dataset",
+        "Document",
+        "Query",
+    ),
+    "data.load": ("load",),
+    "data.records": (
+        "RecordType",
+        "Transaction",
+        "record_type",
+    ),
+    "data.split": (
+        "Split",
+        "answers_seen",
+        "split_dataset",
+        "split_folds",
+        "without_leaks",
+    ),
+    "data.write": (
+        "write_beir",
+        "write_jsonl",
+    ),
+    "encode.adapted": (
+        "AdaptedEncoder",
+        "load_adapter",
+        "save_adapted",
+    ),
+    "encode.cache": ("CachedEncoder",),
+    "encode.encoder": ("Encoder",),
+    "encode.local": ("LocalEncoder",),
+    "encode.remote": ("RemoteEncoder",),
     "errors": ("EmbedfitError",),
-    "general": ("Forgetting", "general_set", "measure_forgetting"),
-    "generate": ("Generated",),
-    "pipeline": (
+    "evaluation.compare": (
+        "Comparison",
+        "Seeds",
+        "Stratum",
+        "compare_scores",
+    ),
+    "evaluation.families": (
+        "compare_many",
+        "may_be_best",
+        "not_worse",
+    ),
+    "evaluation.score": (
+        "Scores",
+        "score_run",
+    ),
+    "evaluation.statistics": ("holm",),
+    "generate.outcome": ("Generated",),
+    "pipeline.experiment": (
         "Result",
-        "evaluate",
-        "measure",
-        "prepare_publications",
-        "publish_run",
         "read_result",
         "run",
         "run_curve",
-        "run_generate",
         "run_ladder",
     ),
-    "records": ("RecordType", "Transaction", "record_type"),
-    "remote": ("RemoteEncoder",),
-    "rerank": ("LocalReranker", "RerankedRetriever"),
-    "retrieve": ("BM25Retriever", "DenseRetriever", "FusedRetriever", "Retriever", "Run"),
-    "score": ("Scores", "score_run"),
-    "split": ("Split", "answers_seen", "split_dataset", "split_folds", "without_leaks"),
-    "store": ("open_store",),
-    "store.versions": ("LiveIndex", "index_documents", "roll_back"),
-    "track": ("trace_search", "tracking"),
-    "tune.adapter": ("AdaptedEncoder", "load_adapter", "save_adapted", "tune_adapter"),
+    "pipeline.generating": ("run_generate",),
+    "pipeline.measuring": (
+        "evaluate",
+        "measure",
+    ),
+    "pipeline.publishing": (
+        "prepare_publications",
+        "publish_run",
+    ),
+    "retrieve.rerank": (
+        "LocalReranker",
+        "RerankedRetriever",
+    ),
+    "retrieve.retrievers": (
+        "BM25Retriever",
+        "DenseRetriever",
+        "FusedRetriever",
+    ),
+    "retrieve.run": (
+        "Retriever",
+        "Run",
+    ),
+    "store.open": ("open_store",),
+    "store.versions": (
+        "LiveIndex",
+        "index_documents",
+        "roll_back",
+    ),
+    "studies.forgetting": (
+        "Forgetting",
+        "general_set",
+        "measure_forgetting",
+    ),
+    "track.tracker": (
+        "trace_search",
+        "tracking",
+    ),
+    "tune.adapter": ("tune_adapter",),
     "tune.full": ("tune_model",),
-    "tune.merge": ("Merges", "merge_models"),
+    "tune.merge": (
+        "Merges",
+        "merge_models",
+    ),
     "tune.result": ("Tuned",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from embedfit.check import Finding
     from embedfit.config import Config
-    from embedfit.data import Dataset
-    from embedfit.encode import Encoder
+    from embedfit.data.check import Finding
+    from embedfit.data.dataset import Dataset
+    from embedfit.encode.encoder import Encoder
     from embedfit.errors import EmbedfitError
-    from embedfit.pipeline import Result
+    from embedfit.pipeline.experiment import Result
 
 app = typer.Typer(
     name="embedfit",
@@ -68,14 +68,14 @@ def options(
     ] = False,
 ) -> None:
     """Set what holds for every command."""
-    from embedfit import console, ranks
+    from embedfit import console, processes
     from embedfit.errors import ConfigError
 
     console.quiet = quiet
     _State.debug = debug
-    if ranks.count() > 1 and context.invoked_subcommand not in ("run", "tune"):
+    if processes.count() > 1 and context.invoked_subcommand not in ("run", "tune"):
         raise ConfigError(f"'{context.invoked_subcommand}' runs in one process; fix: without torchrun, which is for 'run' and 'tune'")
-    if not ranks.main():
+    if not processes.main():
         console.quiet, sys.stdout = True, open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
@@ -112,25 +112,25 @@ def check(config: OptionalConfigPath = HERE, as_json: AsJson = False) -> None:
     """Look at the data: rows, labels, conflicts, bad rows, and texts that are too long for the model."""
     from dataclasses import asdict
 
-    from embedfit import pipeline
-    from embedfit.check import Finding, check_dataset, check_truncation
     from embedfit.config import read_config
+    from embedfit.data.check import Finding, check_dataset, check_truncation
     from embedfit.errors import ConfigError, DataError, ModelError
+    from embedfit.pipeline import job
 
     settings = read_config(config)
     bad: list[DataError] = []
-    dataset = pipeline.read(settings.data, bad)
+    dataset = job.read(settings.data, bad)
     findings = check_dataset(dataset) if dataset.judged else []
     skipped = ""
     # What goes wrong from here on is one more finding: it must not hide the bad rows.
     try:
-        findings += pipeline.leaks(settings, dataset) if dataset.judged else []
+        findings += job.leaks(settings, dataset) if dataset.judged else []
     except (ConfigError, DataError) as error:
         findings.append(Finding("problem", "parts", str(error)))
     try:
         if not dataset.corpus:
             raise ModelError("there are no documents")
-        findings += check_truncation(dataset, pipeline.local(pipeline.encoder(settings.model)).loaded, settings.data.document_template)
+        findings += check_truncation(dataset, job.local(job.encoder(settings.model)).loaded, settings.data.document_template)
     except ModelError as error:
         skipped = f"truncation was not looked at: {error}"
     except (ConfigError, DataError) as error:
@@ -171,16 +171,16 @@ def ladder(
     as_json: AsJson = False,
 ) -> None:
     """Measure every method on the same held-out queries, cheapest first, and recommend the simplest good one."""
-    from embedfit import pipeline
-    from embedfit.report import ladder_table
+    from embedfit.pipeline import experiment
+    from embedfit.report.tables import ladder_table
 
     settings = _changed(config, folds, allow_leaks, {"ladder": {"rungs": tuple(rung) if rung else None}, "model": {"price": price}})
-    folder, found = pipeline.run_ladder(_with_engine(settings, engine))
+    folder, found = experiment.run_ladder(_with_engine(settings, engine))
     if as_json:
         _echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
         return
     console = _stdout()
-    console.print(ladder_table(pipeline.ladder_rows(found)))
+    console.print(ladder_table(experiment.ladder_rows(found)))
     for name, why in found.skipped.items():
         console.print(f"Left out: {name}, as {why}.", highlight=False, soft_wrap=True)
     console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
@@ -198,10 +198,10 @@ def curve(
     as_json: AsJson = False,
 ) -> None:
     """Measure with less training data, and estimate what more would bring."""
-    from embedfit import pipeline
+    from embedfit.pipeline import experiment
 
     settings = _changed(config, folds, allow_leaks, {"model": {"price": price}})
-    folder, found = pipeline.run_curve(_with_engine(settings, engine), points)
+    folder, found = experiment.run_curve(_with_engine(settings, engine), points)
     if as_json:
         _echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
         return
@@ -219,15 +219,15 @@ def relabel(
     output: Annotated[Path, typer.Option(help="The folder where the corrected data set goes.")],
 ) -> None:
     """Correct the labels as decided in a run's suspects.csv, and write the data set anew."""
-    from embedfit import pipeline
     from embedfit.config import read_config
-    from embedfit.data import write_jsonl
+    from embedfit.data.write import write_jsonl
     from embedfit.errors import ConfigError
-    from embedfit.suspects import relabelled
+    from embedfit.pipeline import job
+    from embedfit.studies.suspects import relabelled
 
     _check_folder("--output", output)
     settings = read_config(config)
-    corrected, counts = relabelled(pipeline.read(settings.data), suspects)
+    corrected, counts = relabelled(job.read(settings.data), suspects)
     sources = {Path(path).resolve() for path in (settings.data.queries, settings.data.documents) if path}
     if sources & {path.resolve() for path in (output, output / "queries.jsonl", output / "documents.jsonl")}:
         raise ConfigError(f"{output} holds the data set that is to be corrected, which would be lost; fix: give another --output")
@@ -258,13 +258,13 @@ def evaluate(
     """Measure a grid of models, document templates, ways of retrieval and rerankers, without tuning anything."""
     from contextlib import nullcontext
 
-    from embedfit import pipeline
-    from embedfit.compare import metric_label
     from embedfit.errors import ConfigError
     from embedfit.files import neutral, writing
-    from embedfit.rerank import LocalReranker
-    from embedfit.store import open_store
-    from embedfit.track import tracking
+    from embedfit.metrics import metric_label
+    from embedfit.pipeline import job, measuring
+    from embedfit.retrieve.rerank import LocalReranker
+    from embedfit.store.open import open_store
+    from embedfit.track.tracker import tracking
 
     said = {"retrieval": retrieval or None, "rerankers": rerank or None, "rerank_top": rerank_top}
     if csv and csv.is_dir():
@@ -277,17 +277,17 @@ def evaluate(
         raise ConfigError("--model is not used by bm25, which reads words; fix: --retrieval dense or hybrid, or no --model")
     names = list(dict.fromkeys(model or [settings.model.name]))
     for name in names:
-        pipeline.check_installed(settings, stores=store, model=name)
-    pipeline.note_unused(settings, "evaluate")
-    dataset = pipeline.read(settings.data)
-    encoders = [pipeline.encoder(settings.model, name) for name in names]
+        job.check_installed(settings, stores=store, model=name)
+    job.note_unused(settings, "evaluate")
+    dataset = job.read(settings.data)
+    encoders = [job.encoder(settings.model, name) for name in names]
     dataset = dataset.select(_part(settings, dataset, part))
     _warn_of_seen(encoders, dataset)
     with (
         open_store(settings.store) if store else nullcontext() as opened,
         tracking(f"{settings.name}-evaluate", wanted=settings.track.langwatch) as tracker,
     ):
-        frame = pipeline.evaluate(
+        frame = measuring.evaluate(
             dataset,
             encoders,
             templates=document or [settings.data.document_template],
@@ -295,7 +295,7 @@ def evaluate(
             retrieval=settings.evaluate.retrieval,
             rerankers=[LocalReranker(name, precision=settings.model.precision) for name in settings.evaluate.rerankers],
             rerank_top=settings.evaluate.rerank_top,
-            engine=pipeline.engine_of(settings.engine),
+            engine=job.engine_of(settings.engine),
             store=opened,
             group_by=settings.split.group_by,
             seed=settings.split.seed,
@@ -341,11 +341,11 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Tune the model on the train part of one split, choosing on dev, without measuring anything."""
-    from embedfit import pipeline
+    from embedfit.pipeline import training
 
     _check_folder("--output", output)
     settings = _with_engine(_changed(config, None, allow_leaks, {"model": {"price": price}}), engine)
-    tuned, findings = pipeline.run_tune(settings, output)
+    tuned, findings = training.run_tune(settings, output)
     if as_json:
         _echo(json.dumps({**vars(tuned), "folder": str(tuned.folder), "over": tuned.over and tuned.over.name}))
         return
@@ -368,31 +368,31 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two models on the same queries."""
-    from embedfit import pipeline
-    from embedfit.compare import compare_scores
-    from embedfit.track import tracking
+    from embedfit.evaluation.compare import compare_scores
+    from embedfit.pipeline import job, measuring
+    from embedfit.track.tracker import tracking
 
     settings = _with_engine(_changed(config, None, False, {"model": {"price": price}}), engine)
-    pipeline.note_unused(settings, "compare")
+    job.note_unused(settings, "compare")
     for model in (first, second):
-        pipeline.check_installed(settings, model=model)
-    using = pipeline.engine_of(settings.engine)
-    dataset = pipeline.read(settings.data)
+        job.check_installed(settings, model=model)
+    using = job.engine_of(settings.engine)
+    dataset = job.read(settings.data)
     dataset = dataset.select(_part(settings, dataset, part))
     ks, template = settings.evaluate.k, settings.data.document_template
-    encoders = [pipeline.encoder(settings.model, name) for name in (first, second)]
+    encoders = [job.encoder(settings.model, name) for name in (first, second)]
     _warn_of_seen(encoders, dataset)
     with tracking(f"{settings.name}-compare", wanted=settings.track.langwatch) as tracker:
         base, tuned = [
-            pipeline.measure(encoder, dataset, template=template, ks=ks, group_by=settings.split.group_by, engine=using, tracker=tracker)
+            measuring.measure(encoder, dataset, template=template, ks=ks, group_by=settings.split.group_by, engine=using, tracker=tracker)
             for encoder in encoders
         ]
-    seen = pipeline.answers_seen_in_training(encoders, dataset, template)
+    seen = measuring.answers_seen_in_training(encoders, dataset, template)
     comparison = compare_scores(base, tuned, metric=settings.evaluate.metric, seed=settings.split.seed, seen=seen)
     if as_json:
         _echo(json.dumps(comparison.to_dict()))
         return
-    from embedfit.report import terminal_table
+    from embedfit.report.tables import terminal_table
 
     console = _stdout()
     console.print(terminal_table(comparison))
@@ -479,17 +479,17 @@ def index(
     as_json: AsJson = False,
 ) -> None:
     """Put documents and vectors into the vector store, check them against exact search, and go live."""
-    from embedfit import pipeline
     from embedfit.config import read_config
     from embedfit.errors import ConfigError
-    from embedfit.store import open_store
+    from embedfit.pipeline import measuring
+    from embedfit.store.open import open_store
     from embedfit.store.versions import roll_back
 
     if rollback and model:
         raise ConfigError("--rollback writes nothing, and so has no use for --model; fix: give one of them")
     settings = _with_engine(read_config(config), engine)
     if not rollback:
-        found = pipeline.index(settings, model)
+        found = measuring.index(settings, model)
         _echo(json.dumps(found.to_dict()) if as_json else found.sentence)
         return
     with open_store(settings.store) as store:
@@ -514,17 +514,17 @@ def search(
     from textwrap import shorten
     from time import monotonic
 
-    from embedfit import pipeline
     from embedfit.config import read_config
-    from embedfit.publish import public_name
-    from embedfit.store import open_store
+    from embedfit.hub import public_name
+    from embedfit.pipeline import job
+    from embedfit.store.open import open_store
     from embedfit.store.versions import LiveIndex
-    from embedfit.track import trace_search
+    from embedfit.track.tracker import trace_search
 
     settings = read_config(config)
     filters = _filters(where or [])
-    pipeline.check_installed(settings.model_copy(update={"engine": "local"}), stores=True, model=model)
-    encoder = pipeline.encoder(settings.model, model)
+    job.check_installed(settings.model_copy(update={"engine": "local"}), stores=True, model=model)
+    encoder = job.encoder(settings.model, model)
     with open_store(settings.store) as store:
         started = monotonic()
         hits = LiveIndex(store, encoder).find(text, k, filters)
@@ -563,10 +563,10 @@ def publish(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Publish a run's model with its evidence, fetch it again, and check that it gives the same vectors and scores."""
-    from embedfit import pipeline
     from embedfit.errors import ConfigError
+    from embedfit.pipeline import publishing
 
-    publications = pipeline.prepare_publications(run, target, dataset=dataset, public=public, examples=include_examples)
+    publications = publishing.prepare_publications(run, target, dataset=dataset, public=public, examples=include_examples)
     for publication in publications:
         for line in publication.describe().splitlines():
             _echo(line, err=True)
@@ -575,7 +575,7 @@ def publish(
             raise ConfigError("nobody is there to agree to this; fix: --yes")
         typer.confirm("Publish this?", abort=True, err=True)
     for publication in publications:
-        parity = pipeline.publish_run(run, publication)
+        parity = publishing.publish_run(run, publication)
         said = parity.sentence if parity else "Fetched again: it is the same."
         _echo(f"Published the {publication.kind}: {publication.target.where}. {said}")
 
@@ -587,7 +587,7 @@ app.add_typer(track, name="track")
 @track.command()
 def resend(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or the folder that the note named.")]) -> None:
     """Send again what could not be delivered to LangWatch."""
-    from embedfit.track import resend as send_again
+    from embedfit.track.sender import resend as send_again
 
     found = send_again(run)
     _echo(f"{found.delivered:,} results delivered" + (f": {found.address}" if found.address else ""))
@@ -602,8 +602,9 @@ def cache(
     """Show how much is kept of each model's vectors, so that nothing is encoded twice, or remove it."""
     from datetime import datetime
 
-    from embedfit.encode import cache_folder, cache_limit, cached_models, clear_cache, in_bytes
+    from embedfit.encode.cache import cached_models, clear_cache
     from embedfit.errors import ConfigError, StorageError, did_you_mean
+    from embedfit.files import cache_folder, cache_limit, in_bytes
 
     folder, limit, models = cache_folder(), cache_limit(), cached_models()
     if model is not None:
@@ -642,7 +643,7 @@ def schema() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit code 2 for anything the user can mend, 130 when interrupted."""
-    from embedfit import ranks
+    from embedfit import processes
     from embedfit.errors import EmbedfitError
 
     try:
@@ -650,7 +651,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except EmbedfitError as error:
         if _State.debug:
             raise
-        if not ranks.main():
+        if not processes.main():
             # Processes that train together meet the same errors. The first says so, and the launcher then ends the others: it
             # would end the first, before it has spoken, if another went sooner.
             time.sleep(_FIRST_SPEAKS_SECONDS)
@@ -718,9 +719,9 @@ _FILES = {".jsonl", ".json", ".csv", ".tsv", ".parquet", ".toml", ".safetensors"
 
 
 def _generate(path: Path | None, data: dict[str, Any], said: dict[str, Any], dry_run: bool, as_json: bool) -> None:
-    from embedfit import pipeline
     from embedfit.config import make_config, read_config
-    from embedfit.generate import endpoint_of
+    from embedfit.generate.writer import endpoint_of
+    from embedfit.pipeline import generating
 
     given = {name: {key: value for key, value in some.items() if value is not None} for name, some in (("data", data), ("generate", said))}
     if path is None:
@@ -732,11 +733,11 @@ def _generate(path: Path | None, data: dict[str, Any], said: dict[str, Any], dry
     else:
         settings = read_config(path, given)
     if dry_run:
-        found = pipeline.estimate_generate(settings)
+        found = generating.estimate_generate(settings)
         _echo(json.dumps(vars(found)) if as_json else found.sentence)
         return
     asked = _asked if sys.stdin.isatty() else None
-    written = pipeline.run_generate(settings, lambda: endpoint_of(settings.generate, asked))
+    written = generating.run_generate(settings, lambda: endpoint_of(settings.generate, asked))
     if as_json:
         _echo(json.dumps(written.to_dict()))
         return
@@ -762,28 +763,29 @@ def _whole(path: Path | None) -> str | None:
 
 
 def _run(settings: Config) -> Result:
-    from embedfit import pipeline
+    from embedfit.pipeline import experiment
 
-    return pipeline.run(settings)
+    return experiment.run(settings)
 
 
 def _part(settings: Config, dataset: Dataset, part: str) -> tuple[str, ...]:
-    from embedfit import pipeline
     from embedfit.errors import ConfigError
+    from embedfit.pipeline import job
 
     if part == "all":
         return tuple(dataset.judged)
     if part not in ("train", "dev", "test"):
         raise ConfigError(f"part {part!r} is unknown; expected all, train, dev or test")
-    ids: tuple[str, ...] = getattr(pipeline.one_split(settings, dataset), part)
+    ids: tuple[str, ...] = getattr(job.one_split(settings, dataset), part)
     return ids
 
 
 def _warn_of_seen(encoders: Sequence[Encoder], dataset: Dataset) -> None:
-    from embedfit import console, pipeline
+    from embedfit import console
+    from embedfit.pipeline import measuring
 
     for encoder in encoders:
-        seen = pipeline.seen_in_training(encoder, dataset)
+        seen = measuring.seen_in_training(encoder, dataset)
         if seen:
             total = len(dataset.queries)
             console.note(f"Warning: {encoder.name} was trained on {seen:,} of these {total:,} queries; its figures here are too good")
@@ -793,7 +795,7 @@ def _show(result: Result, as_json: bool) -> None:
     if as_json:
         _echo(json.dumps({**result.comparison.to_dict(), "folder": str(result.folder), "reused": result.reused}))
         return
-    from embedfit.report import terminal_table
+    from embedfit.report.tables import terminal_table
 
     console = _stdout()
     _print_findings(result.findings)
@@ -810,8 +812,8 @@ def _print_findings(findings: Sequence[Finding]) -> None:
     """Print what must not be missed of the data: leaks that were allowed, and warnings."""
     from rich.text import Text
 
-    from embedfit.check import warnings
-    from embedfit.pipeline import alerts
+    from embedfit.data.check import warnings
+    from embedfit.pipeline.experiment import alerts
 
     console = _stdout()
     for alert in alerts(findings):

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import tomllib
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from embedfit.data import DOCUMENT_TEMPLATE
 from embedfit.errors import ConfigError, did_you_mean, shown
-from embedfit.score import KS, check_metric
+from embedfit.hosts import checked_address, is_header_name
+from embedfit.metrics import KS, check_metric
+from embedfit.secrets import (
+    FROM_ENVIRONMENT,
+    NO_SECRETS_IN,
+    SECRET_KEYS,
+    is_variable,
+    no_variable,
+    refuse_secrets,
+    refuse_urls_with_secrets,
+)
+from embedfit.template import DOCUMENT_TEMPLATE
 
 
 class _Section(BaseModel):
@@ -285,14 +293,14 @@ class GenerateConfig(_Section):
     @classmethod
     def _key_is_a_variable(cls, value: Any) -> Any:
         if value is not None and not is_variable(value):
-            raise _no_variable('key = "NAME"')
+            raise no_variable('key = "NAME"')
         return value
 
     @field_validator("headers", mode="before")
     @classmethod
     def _headers_are_variables(cls, value: Any) -> Any:
         if not (isinstance(value, dict) and all(map(is_header_name, value)) and all(map(is_variable, value.values()))):
-            raise _no_variable('headers = {X-Gateway = "NAME"}')
+            raise no_variable('headers = {X-Gateway = "NAME"}')
         return value
 
     @field_validator("base_url", mode="after")
@@ -391,9 +399,9 @@ def make_config(said: dict[str, Any], *, where: str = "config", folder: Path = P
         ConfigError: An unknown key (with the nearest known one), or a value that is out of range.
     """
     try:
-        _refuse_secrets(said.get("store"), where)
-        for section in _NO_SECRETS_IN:
-            _refuse_urls_with_secrets(said.get(section), section, where)
+        refuse_secrets(said.get("store"), where)
+        for section in NO_SECRETS_IN:
+            refuse_urls_with_secrets(said.get(section), section, where)
         config = Config.model_validate(said)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_problem(error)}") from None
@@ -431,159 +439,12 @@ def placed_in(config: Config, folder: Path) -> Config:
     if (folder / model.name).exists():  # a model's folder, or an adapter's file
         model = model.model_copy(update={"name": str(folder / model.name)})
     store = config.store
-    if store.kind != "pgvector" and "://" not in store.location and not store.location.startswith(_FROM_ENVIRONMENT):
+    if store.kind != "pgvector" and "://" not in store.location and not store.location.startswith(FROM_ENVIRONMENT):
         store = store.model_copy(update={"location": str(folder / store.location)})
     rerankers = tuple(str(folder / name) if (folder / name).is_dir() else name for name in config.evaluate.rerankers)
     evaluate = config.evaluate.model_copy(update={"rerankers": rerankers})
     found = {"data": data, "mix": mix, "general": general, "generate": written, "model": model, "evaluate": evaluate, "store": store}
     return config.model_copy(update={**found, "output": str(folder / config.output)})
-
-
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_PLAIN_VARIABLE = re.compile(r"_?[A-Z][A-Z0-9]{0,15}(_[A-Z0-9]{1,15})*")
-"""What people call a variable. A key looks otherwise: hf_..., gsk_..., AKIA... are longer, or have small letters."""
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,60}")
-
-
-def is_variable(value: Any) -> bool:
-    """Return whether a setting can only be the name of an environment variable, and not a secret itself.
-
-    Many keys are valid names. So a name must be one that is set here, or look like what variables are usually called.
-
-    >>> is_variable("MY_KEY"), is_variable("sk-0123456789"), is_variable("hf_" + 30 * "aB")
-    (True, False, False)
-    """
-    if not isinstance(value, str) or not _VARIABLE.fullmatch(value):
-        return False
-    return value in os.environ or bool(_PLAIN_VARIABLE.fullmatch(value))
-
-
-def is_header_name(value: Any) -> bool:
-    """Return whether this is the name of an HTTP header (RFC 9110, 5.6.2)."""
-    return isinstance(value, str) and bool(_HEADER_NAME.fullmatch(value))
-
-
-def _no_variable(example: str) -> PydanticCustomError:
-    problem = (
-        "expected the name of an environment variable, which is set or in capitals like MY_KEY; "
-        f"what stands there is not shown, as it may be a secret; fix: {example}, and set that variable"
-    )
-    return PydanticCustomError("variable", "{problem}", {"problem": problem})
-
-
-def checked_address(url: str) -> SplitResult:
-    """Return the parts of a service's address, which holds no secret. Azure's ``?api-version=`` is the one query that it may have.
-
-    Raises:
-        ConfigError: It is not http or https, or has a password, a fragment or another query in it, which is not shown.
-    """
-    host = ""
-    try:
-        parts = urlsplit(url.strip())
-        if parts.scheme in ("http", "https") and parts.hostname:
-            host = f" {parts.scheme}://{parts.hostname}"
-        query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        right = bool(host) and (parts.port is None or parts.port > 0) and "@" not in parts.netloc and not parts.fragment
-        right = right and url.strip().isprintable() and " " not in url.strip()
-    except ValueError:  # of a port, an IPv6 address or a query
-        query, right = [], False
-    if not right or [name for name, _ in query] not in ([], ["api-version"]) or not all(map(_API_VERSION.fullmatch, dict(query).values())):
-        without = re.match(r"[A-Za-z0-9.-]+:\d{1,5}(?=/|$)", url)  # the usual slip
-        seen = host or (f" {without[0]}" if without else "")
-        raise ConfigError(f"base URL{seen}: expected http(s)://host/v1, without a password and without a query but Azure's api-version")
-    return parts
-
-
-_API_VERSION = re.compile(r"[A-Za-z0-9.-]{1,40}")
-_FROM_ENVIRONMENT = "env:"
-_SECRET_KEYS = ("generate.key", "generate.headers", "store.location", "store.api_key", "generate.base_url")
-"""Settings whose value is never shown, as it may be a secret that stands in the wrong place."""
-
-
-def from_environment(setting: str, key: str) -> str:
-    """Return a setting, or what the environment variable holds that it names as env:NAME.
-
-    Raises:
-        ConfigError: The variable is not set.
-    """
-    if not setting.startswith(_FROM_ENVIRONMENT):
-        return setting
-    name = setting.removeprefix(_FROM_ENVIRONMENT)
-    if not os.environ.get(name):
-        shown_name = name if is_variable(name) else "that it names"
-        raise ConfigError(f"key {key!r}: the environment variable {shown_name} is not set")
-    return os.environ[name]
-
-
-def _refuse_secrets(store: Any, where: str) -> None:
-    """Refuse a secret that stands in the file itself, without showing it: the file is copied into every run directory."""
-    said = store if isinstance(store, dict) else {}
-    location, key = str(said.get("location", "")), said.get("api_key")
-    if not location.startswith(_FROM_ENVIRONMENT) and _may_hold_secret(location, said.get("kind") == "pgvector"):
-        raise ConfigError(
-            f"{where}: key 'store.location' holds a password, or something else that may be secret and is not shown; "
-            'fix: location = "env:NAME", and set that variable'
-        )
-    for name, value in (("location", location), ("api_key", key)):
-        told = value is None or (name == "location" and not location.startswith(_FROM_ENVIRONMENT))
-        if not told and not (str(value).startswith(_FROM_ENVIRONMENT) and is_variable(str(value).removeprefix(_FROM_ENVIRONMENT))):
-            raise ConfigError(f"{where}: key 'store.{name}' is not env:NAME; fix: {name} = \"env:NAME\", and set that variable")
-
-
-_PASSWORD = re.compile(r"://[^/@]*:[^@]*@|^https?://[^/]*@|(?:password|passwd|pwd|api[_-]?key|token|secret|signature|[?&]key)\s*=", re.I)
-"""What a password looks like in a URL or a connection string of PostgreSQL."""
-_SERVER = re.compile(r"https?://(?:[^\s/@?#:\[\]\\]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?/*", re.I)
-_PARAMETER = re.compile(
-    r"host|hostaddr|port|dbname|user|ssl(mode|rootcert|cert|crl)|connect_timeout|application_name|client_encoding|gssencmode|"
-    r"channel_binding|target_session_attrs|load_balance_hosts|keepalives(_idle|_interval|_count)?",
-    re.I,
-)
-"""Parameters of a PostgreSQL connection that hold no secret."""
-_URL_WITH_MORE = re.compile(r"://\S*[@#]|://\S*\?(?!api-version=[A-Za-z0-9.-]+$)|^[^\s/@:]+:[^\s/@]+@(?!https?:)[^\s/@]+/")
-"""A URL with a user, a fragment or a query, which may all be secret; Azure's version is none."""
-_NO_SECRETS_IN = ("model", "data", "mix", "general", "evaluate", "tune", "output")
-_FREE_TEXTS = ("query_template", "document_template", "query_prompt", "document_prompt", "separator")
-
-
-def is_server(location: str) -> bool:
-    """Return whether this is the URL of a server and no more: no user, path, query or fragment, and a port that can be one.
-
-    >>> is_server("https://host:6333"), is_server("https://host/?jwt=x"), is_server("http://host:secret")
-    (True, False, False)
-    """
-    server = _SERVER.fullmatch(location)
-    return server is not None and 0 < int(server[1] or 1) < 65_536
-
-
-def _may_hold_secret(location: str, postgres: bool) -> bool:
-    """Return whether a store's location says more than where it is."""
-    if not postgres and "://" in location:
-        return not is_server(location)
-    if _PASSWORD.search(location) or re.match(r"[^\s/@:\\]+:(?!//)[^\s@]*@", location):
-        return True
-    if not postgres:
-        return bool(re.search(r"\?\w+=", location))
-    if "://" not in location:
-        return not all(map(_PARAMETER.fullmatch, re.findall(r"(\w+)\s*=", location)))
-    before, _, query = location.partition("?")
-    names = [part.partition("=")[0] for part in query.split("&") if part]
-    return before.count("@") > 1 or "#" in location or not all(map(_PARAMETER.fullmatch, names))
-
-
-def _refuse_urls_with_secrets(value: Any, key: str, where: str) -> None:
-    """Refuse a URL with a user, a query or a fragment in a setting that names a model or a file; it would be kept in every run."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            if name not in _FREE_TEXTS:
-                _refuse_urls_with_secrets(inner, f"{key}.{name}", where)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            _refuse_urls_with_secrets(inner, key, where)
-    elif isinstance(value, str) and _URL_WITH_MORE.search(value):
-        raise ConfigError(
-            f"{where}: key {key!r} has a user, a password, a query or a fragment in its URL, which is not shown; "
-            "fix: leave it out; keys come from environment variables"
-        )
 
 
 def json_schema() -> str:
@@ -604,7 +465,7 @@ def _first_problem(error: ValidationError) -> str:
         return f"key {key!r} is unknown" + (did_you_mean(str(first["loc"][-1]), known) or f"; known: {', '.join(known)}")
     if first["type"] == "missing":
         return f"key {key!r} is missing"
-    if key.startswith(_SECRET_KEYS) or first["loc"] in (("generate",), ("store",)):
+    if key.startswith(SECRET_KEYS) or first["loc"] in (("generate",), ("store",)):
         return f"key {key!r}: {first['msg']}"
     seen = shown(first["input"]) if _is_plain(first["input"]) else "something that is not shown, as it may be a secret"
     return f"key {key!r}: {first['msg']}, seen {seen}"

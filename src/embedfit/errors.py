@@ -13,14 +13,10 @@ A message is one line: where, what was seen, what was expected, how to mend it.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import ModuleType
-from typing import Any, TypeVar
-
-_Client = TypeVar("_Client")
+from typing import Any
 
 
 class EmbedfitError(Exception):
@@ -106,42 +102,3 @@ def require(package: str, *, extra: str) -> ModuleType:
     except ImportError as error:
         seen = "is not installed" if error.name == package else f"cannot be imported: {error}"
         raise EmbedfitError(f"{package} {seen}; fix: pip install 'embedfit[{extra}]'") from None
-
-
-def header_value(value: str, source: str) -> str:
-    """Return a key, or another secret, as it goes into a header: without white space around it, such as a file's last line break.
-
-    Args:
-        value: Of an environment variable, or typed.
-        source: Name of the variable, for the error.
-
-    Raises:
-        ConfigError: It cannot stand in a header (RFC 9110, 5.5). The error names the source, never the value.
-    """
-    value = value.strip()
-    if not (value.isascii() and value.isprintable()):
-        raise ConfigError(
-            f"{source} holds a character that cannot be sent in a header, such as a line break or a letter outside ASCII; fix: set it anew"
-        )
-    return value
-
-
-def connected(make: Callable[[], _Client]) -> _Client:
-    """Return an HTTP client, which reads proxies and certificates from the environment when it is made.
-
-    Raises:
-        ConfigError: They cannot be used; what they are is not shown, as a proxy's address may hold a password.
-    """
-    try:
-        return make()
-    except EmbedfitError:
-        raise
-    except Exception as error:
-        variables = ("SSL_CERT_FILE", "SSL_CERT_DIR") if isinstance(error, OSError) else ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
-        names = [name for name in variables if os.environ.get(name) or os.environ.get(name.lower())]
-        if isinstance(error, ImportError) and "socks" in str(error).lower():
-            raise ConfigError(
-                f"{' or '.join(names) or 'the system proxy'} is a SOCKS proxy; fix: pip install socksio, or unset it"
-            ) from None
-        seen = " or ".join(names) or "the address, or a proxy of the system,"
-        raise ConfigError(f"{seen} cannot be used ({type(error).__name__}); fix: set it right, or unset it") from None

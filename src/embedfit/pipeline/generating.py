@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedfit.config import Config
-from embedfit.data import Document, read_documents, writing
+from embedfit.data.dataset import Document
+from embedfit.data.documents import read_documents
+from embedfit.data.records import record_type
 from embedfit.errors import ConfigError, shown
-from embedfit.generate import Estimate, Generated, estimate, generate
-from embedfit.plan import PERSONAS, STYLES, Questions, Records, Task, prompt_template, read_examples
-from embedfit.records import record_type
-from embedfit.report import generated_html
+from embedfit.files import writing
+from embedfit.generate.outcome import Estimate, Generated
+from embedfit.generate.tasks import PERSONAS, STYLES, Questions, Records, Task, prompt_template, read_examples
+from embedfit.generate.writer import estimate, generate
+from embedfit.report.pages import generated_html
 
 if TYPE_CHECKING:
-    from embedfit.endpoint import Endpoint
+    from embedfit.generate.endpoint import Endpoint
 
 
 def run_generate(config: Config, endpoint: Callable[[], Endpoint] | None = None) -> Generated:

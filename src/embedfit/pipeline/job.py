@@ -13,24 +13,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from embedfit import console, locks, ranks
-from embedfit.check import Finding, check_dataset, check_groups, check_leaks, check_truncation
+from embedfit import console, files, processes
 from embedfit.config import Config, DataConfig, ModelConfig, TuneConfig, unused_settings
-from embedfit.data import Dataset, load
-from embedfit.duplicates import copies_among
-from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, pooling_of, pools_itself
-from embedfit.engine import Engine, LocalEngine, RayEngine
+from embedfit.data.check import Finding, check_dataset, check_groups, check_leaks, check_truncation
+from embedfit.data.dataset import Dataset
+from embedfit.data.duplicates import copies_among
+from embedfit.data.load import load
+from embedfit.data.records import record_type
+from embedfit.data.split import Split, answers_seen, group_numbers, split_dataset, split_folds, without_leaks
+from embedfit.encode.cache import CachedEncoder
+from embedfit.encode.encoder import Encoder
+from embedfit.encode.local import LocalEncoder
+from embedfit.encode.pooling import pooling_of, pools_itself
+from embedfit.encode.remote import RemoteEncoder, is_remote
 from embedfit.errors import ConfigError, DataError, ModelError, check_package
+from embedfit.evaluation.score import Scores, score_run
 from embedfit.files import clear_leftovers
 from embedfit.hub import model_folder
 from embedfit.pipeline.generating import write_queries
-from embedfit.records import record_type
-from embedfit.remote import RemoteEncoder, is_remote
-from embedfit.rerank import LocalReranker
-from embedfit.retrieve import DEPTH, DenseRetriever, Run
-from embedfit.score import Scores, score_run
-from embedfit.split import Split, answers_seen, group_numbers, split_dataset, split_folds, without_leaks
-from embedfit.track import langwatch_key
+from embedfit.retrieve.engine import Engine, LocalEngine, RayEngine
+from embedfit.retrieve.rerank import LocalReranker
+from embedfit.retrieve.retrievers import DenseRetriever
+from embedfit.retrieve.run import DEPTH, Run
+from embedfit.track.sender import langwatch_key
 
 _FOLDS, _FEW_QUERIES = 5, 1000
 """Under so many judged queries, each is held out once by default, in so many folds."""
@@ -84,7 +89,7 @@ def encoder(config: ModelConfig, name: str | None = None) -> Encoder:
             console.note(f"model.precision is not used: {name} computes elsewhere")
         return RemoteEncoder(name, query_prompt=config.query_prompt, document_prompt=config.document_prompt, price=config.price)
     if name.endswith(".safetensors") and Path(name).is_file():
-        from embedfit.tune.adapter import AdaptedEncoder, load_adapter
+        from embedfit.encode.adapted import AdaptedEncoder, load_adapter
 
         adapter = load_adapter(name)
         return AdaptedEncoder(CachedEncoder(encoder(config, adapter.base_name)), adapter)
@@ -306,9 +311,9 @@ class Job:
             EmbedfitError: Either is not there or cannot be used.
         """
         if config.generate.records or config.generate.questions:
-            if ranks.main():
+            if processes.main():
                 write_queries(config)
-            ranks.agreed(None)  # nobody reads before all is written
+            processes.agreed(None)  # nobody reads before all is written
         dataset = read(config.data)
         dataset.document_texts(config.data.document_template)  # refuse a wrong template now, not after the queries are encoded
         return cls(config, dataset, encoder(config.model))
@@ -439,9 +444,9 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         StorageError: There is one in it already, or the directory cannot be made.
     """
-    if not ranks.main():
+    if not processes.main():
         yield
         return
-    with locks.locked(folder / ".lock", f"{folder}: another embedfit is at work in it; fix: wait for it, or change 'name'"):
+    with files.locked(folder / ".lock", f"{folder}: another embedfit is at work in it; fix: wait for it, or change 'name'"):
         clear_leftovers(folder, deep=True)
         yield

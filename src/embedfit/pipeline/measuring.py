@@ -9,20 +9,26 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from embedfit.compare import compare_scores
 from embedfit.config import Config
-from embedfit.data import DOCUMENT_TEMPLATE, Dataset, text_key
-from embedfit.encode import CachedEncoder, Encoder, LocalEncoder, seconds_alone
-from embedfit.engine import Engine, LocalEngine
+from embedfit.data.dataset import Dataset, text_key
+from embedfit.data.split import group_numbers
+from embedfit.encode.cache import CachedEncoder
+from embedfit.encode.encoder import Encoder
+from embedfit.encode.local import LocalEncoder, seconds_alone
+from embedfit.evaluation.compare import compare_scores
+from embedfit.evaluation.score import Scores, score_run
+from embedfit.hub import public_name
+from embedfit.metrics import KS
 from embedfit.pipeline.job import check_installed, encoder, engine_of, read
-from embedfit.publish import public_name
-from embedfit.rerank import TOP, Reranker, rerank
-from embedfit.retrieve import DEPTH, BM25Retriever, DenseRetriever, FusedRetriever, Retriever, Run
-from embedfit.score import KS, Scores, score_run
-from embedfit.split import group_numbers
-from embedfit.store import Store, open_store
+from embedfit.retrieve.engine import Engine, LocalEngine
+from embedfit.retrieve.rerank import TOP, Reranker, rerank
+from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever
+from embedfit.retrieve.run import DEPTH, Retriever, Run
+from embedfit.store.base import Store
+from embedfit.store.open import open_store
 from embedfit.store.versions import Indexed, LiveIndex, index_documents, overlap
-from embedfit.track import Tracker
+from embedfit.template import DOCUMENT_TEMPLATE
+from embedfit.track.tracker import Tracker
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -212,7 +218,7 @@ def answers_seen_in_training(models: Sequence[Encoder], dataset: Dataset, templa
 
 
 def _seen_by(model: Encoder, what: Literal["seen", "answers"]) -> set[str]:
-    from embedfit.tune.adapter import AdaptedEncoder
+    from embedfit.encode.adapted import AdaptedEncoder
     from embedfit.tune.result import seen_by
 
     if isinstance(model, LocalEncoder):

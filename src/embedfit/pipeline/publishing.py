@@ -5,21 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from embedfit.config import Config
-from embedfit.data import Dataset, Query
-from embedfit.encode import LocalEncoder
+from embedfit.data.dataset import Dataset, Query
+from embedfit.encode.local import LocalEncoder
 from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError
 from embedfit.pipeline.experiment import Result, read_result
 from embedfit.pipeline.job import read
-from embedfit.publish import (
-    EXAMPLES,
-    Parity,
-    Publication,
-    Target,
-    check_dataset_parity,
-    check_parity,
-    dataset_publication,
-    model_publication,
-)
+from embedfit.publish.publication import Parity, Publication, check_dataset_parity, check_parity, dataset_publication, model_publication
+from embedfit.publish.target import EXAMPLES, Target
 
 
 def prepare_publications(

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from embedfit import console, ranks
-from embedfit.check import Finding
+from embedfit import console, processes
 from embedfit.config import Config, TuneConfig
-from embedfit.data import Dataset
-from embedfit.encode import CachedEncoder, Encoder, LocalEncoder
+from embedfit.data.check import Finding
+from embedfit.data.dataset import Dataset
+from embedfit.data.mix import with_others
+from embedfit.encode.cache import CachedEncoder
+from embedfit.encode.encoder import Encoder
+from embedfit.encode.local import LocalEncoder
 from embedfit.errors import ConfigError
-from embedfit.mix import with_others
 from embedfit.pipeline.job import Job, check_installed, check_method, engine_of, local, locked, note_unused
 
 if TYPE_CHECKING:
@@ -92,9 +94,10 @@ def tune(
 ) -> Tuned:
     """Tune a model by the method that the settings name (see `check_method`); the result is the same kind of folder for all."""
     if config.method == "adapter":
-        if ranks.count() > 1:
+        if processes.count() > 1:
             raise ConfigError("tune.method 'adapter' trains in seconds, in one process; fix: without torchrun")
-        from embedfit.tune.adapter import AdapterConfig, tune_adapter
+        from embedfit.tune.adapter import tune_adapter
+        from embedfit.tune.frozen import AdapterConfig
         from embedfit.tune.result import Tuned
 
         encoder = engine_of(engine).encoder(base)
@@ -108,5 +111,5 @@ def tune(
         return Tuned(found.folder / "adapter.safetensors", (), 1, 0, found.seconds, "all", "fp32", over=found.base)
     from embedfit.tune.full import tune_model
 
-    where = engine_of(engine) if ranks.count() == 1 else None
+    where = engine_of(engine) if processes.count() == 1 else None
     return tune_model(local(base), train, dev, folder, config, template=template, report_to=report_to, engine=where)

@@ -6,8 +6,8 @@ from importlib import resources
 from pathlib import Path
 
 from embedfit.config import Config, DataConfig, ModelConfig, SplitConfig, json_schema
-from embedfit.data import writing
 from embedfit.errors import StorageError
+from embedfit.files import writing
 
 TRANSACTIONS = Path(str(resources.files(__name__) / "transactions"))
 GENERAL = Path(str(resources.files(__name__) / "general"))

@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from embedfit.encode import Vectors
+from embedfit.encode.encoder import Vectors
 from embedfit.errors import StorageError, require
-from embedfit.store import (
+from embedfit.store.base import (
     Entry,
     Filters,
     Found,

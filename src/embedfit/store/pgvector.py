@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, LiteralString
 
-from embedfit.encode import Vectors
+from embedfit.encode.encoder import Vectors
 from embedfit.errors import ConfigError, StorageError, require
-from embedfit.store import Entry, Filters, Found, Live, Stamp, belongs, is_exact, one_line, readings
+from embedfit.store.base import Entry, Filters, Found, Live, Stamp, belongs, is_exact, one_line, readings
 
 if TYPE_CHECKING:
     from psycopg import Connection

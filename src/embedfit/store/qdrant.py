@@ -18,9 +18,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedfit.encode import Vectors
+from embedfit.encode.encoder import Vectors
 from embedfit.errors import StorageError, require
-from embedfit.store import (
+from embedfit.store.base import (
     Entry,
     Filters,
     Found,

@@ -21,11 +21,14 @@ from typing import Any
 import numpy as np
 
 from embedfit import console
-from embedfit.data import DOCUMENT_TEMPLATE, Dataset
-from embedfit.encode import CachedEncoder, Encoder, Vectors
+from embedfit.data.dataset import Dataset
+from embedfit.encode.cache import CachedEncoder
+from embedfit.encode.encoder import Encoder, Vectors
 from embedfit.errors import DataError, ModelError, StorageError
-from embedfit.retrieve import DEPTH, NOTHING, DenseRetriever, Ranked, Run, run_of, sorted_corpus
-from embedfit.store import BATCH_BYTES, Entry, Filters, Hit, Live, Stamp, Store, check_entries, is_encodable, is_url
+from embedfit.retrieve.retrievers import DenseRetriever
+from embedfit.retrieve.run import DEPTH, NOTHING, Ranked, Run, run_of, sorted_corpus
+from embedfit.store.base import BATCH_BYTES, Entry, Filters, Hit, Live, Stamp, Store, check_entries, is_encodable, is_url
+from embedfit.template import DOCUMENT_TEMPLATE
 
 _QUERIES = 1000
 """A version is checked with so many queries at the most, spread evenly over them all; this tells recall to about 0.01."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from embedfit.tokens import Tokens, length_batches
+from embedfit.encode.tokens import Tokens, length_batches
 from embedfit.tune.candidates import CandidateSource
 
 

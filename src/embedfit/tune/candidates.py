@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from embedfit.data import Dataset
-from embedfit.retrieve import own_positions
+from embedfit.data.dataset import Dataset
+from embedfit.retrieve.run import own_positions
 
 
 @dataclass(frozen=True)

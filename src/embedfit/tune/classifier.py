@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedfit.data import Dataset
-from embedfit.encode import Encoder
+from embedfit.data.dataset import Dataset
+from embedfit.encode.encoder import Encoder
 from embedfit.errors import DataError
-from embedfit.retrieve import Run, best_of, run_of, sorted_corpus
+from embedfit.retrieve.exact import best_of
+from embedfit.retrieve.run import Run, run_of, sorted_corpus
 from embedfit.words import search_words
 
 if TYPE_CHECKING:

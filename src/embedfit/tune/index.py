@@ -19,12 +19,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from embedfit.data import DOCUMENT_TEMPLATE, Dataset
-from embedfit.encode import Encoder, Vectors
+from embedfit.data.dataset import Dataset
+from embedfit.encode.encoder import Encoder, Vectors
 from embedfit.errors import DataError
-from embedfit.retrieve import Ranked, Run, best_of, run_of, sorted_corpus, top_k
-from embedfit.tune.adapter import AdapterConfig, judged, minimise, vectors_of
+from embedfit.retrieve.exact import best_of, top_k
+from embedfit.retrieve.run import Ranked, Run, run_of, sorted_corpus
+from embedfit.template import DOCUMENT_TEMPLATE
 from embedfit.tune.candidates import relevant_positions
+from embedfit.tune.frozen import AdapterConfig, judged, minimise, vectors_of
 from embedfit.tune.result import Fitted
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, distributed, nn
 from torch.utils.checkpoint import checkpoint
 
-from embedfit import ranks
-from embedfit.encode import without_cudnn_attention
+from embedfit import processes
+from embedfit.encode.precision import without_cudnn_attention
 
 _BACKWARD = 0.5
 """Weight of the direction from documents to queries (docs/decisions.md)."""
@@ -93,9 +93,9 @@ class CandidateLoss(nn.Module):
         """Return the vectors of all chunks; shape (texts, dimensions)."""
         sizes = [_texts(chunk).numel() for chunk in features]
         encode = self._encoded if sum(sizes) <= self.memory_tokens else partial(checkpoint, self._encoded, use_reentrant=False)
-        if ranks.count() == 1:
+        if processes.count() == 1:
             return torch.cat([encode(chunk) for chunk in features])
-        mine = shares(sizes, ranks.count())[ranks.number()]
+        mine = shares(sizes, processes.count())[processes.number()]
         # A process without a share takes part all the same, or it would have no gradient to add.
         own = {number: encode(features[number]) for number in mine} or {0: 0 * encode(features[0])}
         empty = next(iter(own.values())).detach()

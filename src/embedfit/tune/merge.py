@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from embedfit.encode import Kind, LocalEncoder, ModelEncoder, Vectors, load_model, use_bf16
+from embedfit.encode.encoder import Kind, Vectors
+from embedfit.encode.local import LocalEncoder, ModelEncoder, load_model
+from embedfit.encode.precision import use_bf16
+from embedfit.encode.saving import save_in_place, why_not_written
 from embedfit.errors import ConfigError, ModelError, StorageError
-from embedfit.tune.result import claim, save_in_place, seen_by, why_not_written
+from embedfit.tune.result import claim, seen_by
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from embedfit import ranks
+from embedfit import processes
 from embedfit.config import TuneConfig
-from embedfit.data import Dataset, writing
-from embedfit.duplicates import nearly_same
-from embedfit.encode import Encoder
-from embedfit.engine import Engine, LocalEngine
-from embedfit.retrieve import best_of, own_positions
+from embedfit.data.dataset import Dataset
+from embedfit.data.duplicates import nearly_same
+from embedfit.encode.encoder import Encoder
+from embedfit.files import writing
+from embedfit.retrieve.engine import Engine, LocalEngine
+from embedfit.retrieve.exact import best_of
+from embedfit.retrieve.run import own_positions
 from embedfit.tune.candidates import BatchAndOthers, Candidates, relevant_positions
 
 _JUDGED = 256
@@ -112,7 +114,7 @@ def _nearest(
             holders.setdefault(position, []).append(row)
     # Processes that train together share the corpus out among them.
     at_once = engine.at_once
-    for start in range(ranks.number() * at_once, len(texts), ranks.count() * at_once):
+    for start in range(processes.number() * at_once, len(texts), processes.count() * at_once):
         vectors = encoder.encode(texts[start : start + at_once], "document")
         for offset, vector in enumerate(vectors):
             for row in holders.get(start + offset, ()):
@@ -120,7 +122,7 @@ def _nearest(
         some, similar = engine.top_k(queries, vectors, depth)
         ranked, scores = np.concatenate([ranked, some + start], axis=1), np.concatenate([scores, similar], axis=1)
         ranked, scores = _best(ranked, scores, depth)
-    parts = ranks.gathered((ranked, scores, least))
+    parts = processes.gathered((ranked, scores, least))
     ranked, scores = (np.concatenate(some, axis=1) for some in list(zip(*parts, strict=True))[:2])
     ranked, scores = _best(ranked, scores, depth)
     return ranked, scores, np.min([part[2] for part in parts], axis=0)
@@ -147,7 +149,7 @@ def _judged(
     """Return which of the allowed documents score lower than all of the query's positives."""
     lower = np.zeros_like(allowed)
     # Processes that train together share the queries out among them.
-    rows = range(ranks.number(), len(asked), ranks.count())
+    rows = range(processes.number(), len(asked), processes.count())
     for start in range(0, len(rows), _JUDGED):
         some = rows[start : start + _JUDGED]
         positions = [[*relevant[row], *ranked[row][allowed[row]].tolist()] for row in some]
@@ -155,7 +157,7 @@ def _judged(
         for row, own in zip(some, np.split(scores, np.cumsum([len(each) for each in positions])[:-1]), strict=True):
             known = len(relevant[row])
             lower[row, allowed[row]] = own[known:] < own[:known].min()
-    everywhere: npt.NDArray[np.bool_] = np.any(ranks.gathered(lower), axis=0)
+    everywhere: npt.NDArray[np.bool_] = np.any(processes.gathered(lower), axis=0)
     return everywhere
 
 
@@ -204,11 +206,11 @@ class MinedCandidates:
         self.batch += 1
         if number != self._held:
             path = self._folder / f"{number}.npy"
-            if ranks.agreed(path.exists()):
+            if processes.agreed(path.exists()):
                 self._source.mined = np.load(path)
             else:
                 self._source.mined = self._find(number)
-                if ranks.main():
+                if processes.main():
                     with writing(path) as file:
                         np.save(file, self._source.mined)
             self._held = number

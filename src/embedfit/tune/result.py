@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from embedfit.data import Dataset, text_key, writing
-from embedfit.encode import Encoder, LocalEncoder, Precision
+from embedfit.data.dataset import Dataset, text_key
+from embedfit.encode.encoder import Encoder, Precision
+from embedfit.encode.local import LocalEncoder
 from embedfit.errors import StorageError
-from embedfit.files import replace_folder, temporary_path
-from embedfit.retrieve import Retriever
-from embedfit.tune.readers import write_older_form
+from embedfit.files import writing
+from embedfit.retrieve.run import Retriever
 
 _REPLACED = ("model", "lora", "adapter.safetensors", "tuned.json", "checkpoints", "mined")
 """What a tuning writes into its folder, replaces, and removes in the end."""
@@ -55,7 +54,7 @@ class Tuned:
     def encoder(self) -> Encoder:
         """The tuned model."""
         if self.over:
-            from embedfit.tune.adapter import AdaptedEncoder, load_adapter
+            from embedfit.encode.adapted import AdaptedEncoder, load_adapter
 
             return AdaptedEncoder(self.over, load_adapter(self.folder))
         return LocalEncoder(self.folder, precision=self.precision)
@@ -117,22 +116,6 @@ def claim(folder: Path, described: list[Any], seen: list[str], answers: list[str
         raise StorageError(f"{folder}: holds a tuning of another model, data or settings; fix: give another folder, or remove it")
 
 
-def save_in_place(save: Callable[[str], Any], target: Path) -> None:
-    """Save a model beside its final place, then move it there.
-
-    Args:
-        save: Writes the model to the folder that it is given.
-        target: Where the model goes, in a folder that was claimed: a model that is there is replaced.
-    """
-    with temporary_path(target) as temporary:
-        save(str(temporary))
-        write_older_form(temporary)
-        settings = next(temporary.glob("*.json"))
-        for weights in temporary.rglob("*.safetensors"):
-            weights.chmod(settings.stat().st_mode)  # the library lets nobody else read them
-        replace_folder(temporary, target)
-
-
 def write_tuned(tuned: Tuned, path: Path) -> None:
     """Write tuned.json; with it, a tuning is done."""
     with writing(path) as file:
@@ -144,12 +127,3 @@ def read_tuned(path: Path) -> Tuned:
     said = json.loads(path.read_text(encoding="utf-8"))
     lists = {key: tuple(said[key]) for key in ("history", "matryoshka")}
     return Tuned(**{**said, **lists, "folder": path.parent / said["folder"]})
-
-
-def why_not_written(error: Exception) -> str | None:
-    """Return the reason if an error is about writing a file: torch and safetensors wrap the system's errors in their own."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    text = str(error).splitlines()[0] if str(error) else ""
-    marks = ("PytorchStreamWriter", "inline_container", "I/O error", "No space left", "File too large")
-    return text if any(mark in text for mark in marks) else None

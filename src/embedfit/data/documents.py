@@ -1,0 +1,92 @@
+"""A file of documents, and which of them a label means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from embedfit.data.cells import read_id, read_text, read_title, without_point
+from embedfit.data.dataset import Document, Row
+from embedfit.data.formats import read_rows, without_errors
+from embedfit.data.records import RecordType
+from embedfit.errors import DataError, did_you_mean, shown
+
+
+def read_documents(path: str | Path) -> dict[str, Document]:
+    """Read a file of documents, as `load` does.
+
+    Raises:
+        DataError: A row cannot be used.
+    """
+    found: list[DataError] = []
+    corpus = collect_documents(path, found)
+    if found:
+        raise found[0]
+    return corpus
+
+
+def collect_documents(path: str | Path, found: list[DataError]) -> dict[str, Document]:
+    """Return the documents of a file by id; its bad rows are appended to ``found``."""
+    corpus: dict[str, Document] = {}
+    for where, row in without_errors(read_rows(path), found):
+        try:
+            if "text" not in row and "category" in row:
+                # The categories.json shape: the name is both the id and what the document says by itself.
+                text = read_text(row, "category", where)
+                document = Document(text, text, "", row)
+            else:
+                title = read_title(row, where)
+                # Public sets have documents that are a title and no more.
+                text = "" if title and row.get("text") == "" else read_text(row, "text", where)
+                id = read_id(row, where)
+                if not id:
+                    raise DataError(where, "key 'id' is missing", expected="an id for each document")
+                document = Document(id, text, title, metadata_of(row, _DOCUMENT_KEYS, where))
+            if document.id in corpus:
+                raise DataError(where, f"document id {document.id!r} stands here a second time", expected="ids that differ")
+        except DataError as error:
+            found.append(error)
+            continue
+        corpus[document.id] = document
+    return corpus
+
+
+_DOCUMENT_KEYS = ("id", "_id", "text", "title")
+HINTS = 20
+"""So many unknown documents get the nearest known one. It is searched for among all documents, which takes its time."""
+
+
+def check_known(id: str, corpus: Mapping[str, Document], where: str, kind: str, *, hint: bool = True) -> None:
+    """Raise a DataError if there is no document with this id."""
+    if id not in corpus:
+        whole = without_point(id)
+        near = (f"; did you mean {whole!r}?" if whole in corpus else did_you_mean(id, corpus)) if hint else ""
+        raise DataError(
+            where,
+            f"{kind} {shown(id)} is not among the {len(corpus):,} documents{near}",
+            fix="correct it, or add the document",
+        )
+
+
+def fields(row: Row, record: RecordType, grade: str) -> Row:
+    """Return a record's own fields: a row's id, part, origin and grade are ours, unless the record type has such fields too."""
+    ours = ("id", "_id", "part", "generated", grade)
+    return {key: value for key, value in row.items() if key in record.fields or key not in ours}
+
+
+def metadata_of(row: Row, taken: Sequence[str], where: str) -> dict[str, Any]:
+    """Return the other keys of a row; a ``metadata`` object is opened.
+
+    Raises:
+        DataError: It has a key that the row has too, with another value.
+    """
+    rest = {key: value for key, value in row.items() if key not in taken and key != "metadata"}
+    nested = row.get("metadata")
+    if not isinstance(nested, dict):
+        return rest if nested is None else {**rest, "metadata": nested}
+    for key in rest.keys() & nested.keys():
+        if rest[key] != nested[key]:
+            problem = f"key {key!r} is {shown(rest[key])}, and {shown(nested[key])} in 'metadata'"
+            raise DataError(where, problem, expected="one value", fix="leave one of them out")
+    return {**rest, **nested}

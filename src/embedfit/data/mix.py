@@ -1,0 +1,74 @@
+"""Several data sets as one to train on, in shares that a temperature sets."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from embedfit.data.dataset import Dataset, Document, Query, normalised
+from embedfit.template import DOCUMENT_TEMPLATE
+
+
+def rendered(dataset: Dataset, template: str) -> Dataset:
+    """Return a data set whose documents say, as their text, what they say under a template."""
+    texts = dataset.document_texts(template)
+    corpus = {id: Document(id, text) for id, text in zip(dataset.corpus, texts, strict=True)}
+    return Dataset(dataset.queries, corpus, dataset.qrels, dataset.parts)
+
+
+def with_others(
+    train: Dataset,
+    dev: Dataset | None,
+    template: str,
+    others: Sequence[tuple[Dataset, str]],
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> tuple[Dataset, Dataset | None, str]:
+    """Return (train with further data sets mixed in, dev, the template of both); all as given where there are none."""
+    if not others:
+        return train, dev, template
+    return mixed([(train, template), *others], temperature=temperature, seed=seed), dev and rendered(dev, template), DOCUMENT_TEMPLATE
+
+
+def mixed(datasets: Sequence[tuple[Dataset, str]], *, temperature: float = 1.0, seed: int = 0) -> Dataset:
+    """Return one data set of the judged queries of several.
+
+    A set of n queries has the share n ** (1 / temperature) of an epoch, which is as long as all sets together (temperature-
+    scaled mixing: Raffel et al. 2020, section 3.5.2). At 1 every query comes once; above, those of small sets come more often and
+    those of large ones more seldom. Documents that say the same in two sets become one, so that neither is a wrong answer to
+    the other's queries.
+
+    Args:
+        datasets: Each with the template of its documents.
+        temperature: 1 or more.
+        seed: Of which queries come once more than others, or not at all.
+
+    Returns:
+        Documents have their text alone: its template is the default one.
+    """
+    corpus: dict[str, Document] = {}
+    kept: dict[str, str] = {}
+    queries: dict[str, Query] = {}
+    qrels: dict[str, dict[str, int]] = {}
+    rng = random.Random(seed)
+    weights = [len(dataset.judged) ** (1 / temperature) for dataset, _ in datasets]
+    total = sum(len(dataset.judged) for dataset, _ in datasets)
+    for number, ((dataset, template), weight) in enumerate(zip(datasets, weights, strict=True)):
+        names = {}
+        for id, document in rendered(dataset, template).corpus.items():
+            names[id] = kept.setdefault(normalised(document.text), f"{number}/{id}")
+            corpus.setdefault(names[id], Document(names[id], document.text))
+        judged = list(dataset.judged)
+        rounds, rest = divmod(round(total * weight / sum(weights)), len(judged))
+        again = set(rng.sample(judged, rest))
+        for turn in range(rounds + 1):
+            for id in judged:
+                if turn < rounds or id in again:
+                    name = f"{number}/{id}/{turn}"
+                    queries[name] = Query(name, dataset.queries[id].text)
+                    grades: dict[str, int] = {}
+                    for document_id, grade in dataset.relevant(id).items():
+                        grades[names[document_id]] = max(grade, grades.get(names[document_id], 0))
+                    qrels[name] = grades
+    return Dataset(queries, corpus, qrels)

@@ -1,0 +1,341 @@
+"""Parts of a data set for training, for choosing, and for the one honest look at the end.
+
+Queries that say the same or nearly (or share a named field) form a group, and a group is never divided, not even a large
+one whose first and last have little in common but a chain of copies of copies (`check_dataset` warns of those). Groups are
+shuffled, sorted by label and dealt out evenly, which stratifies by label where labels repeat and is a plain random split
+where they don't (systematic sampling: W. G. Cochran, Sampling Techniques, 3rd ed., chapter 8).
+
+A split by documents also keeps queries with a common answer together: each answer of a held-out query is then new to training.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from embedfit.data.check import Finding
+from embedfit.data.dataset import Dataset
+from embedfit.data.duplicates import connected, near_duplicates
+from embedfit.errors import ConfigError, DataError, did_you_mean
+
+By: TypeAlias = Literal["queries", "documents"]
+_DEV, _DEV_AT_LEAST, _DEV_AT_MOST = 0.1, 100, 500
+"""The dev part by default: this share of the queries that are not test, none if that is under 100, at most 500."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which queries are for training, for choosing among checkpoints, and for the comparison."""
+
+    train: tuple[str, ...]
+    dev: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def datasets(self, dataset: Dataset) -> tuple[Dataset, Dataset | None, Dataset]:
+        """Return the train, dev (None if it is empty) and test data of a data set."""
+        return dataset.select(self.train), dataset.select(self.dev) if self.dev else None, dataset.select(self.test)
+
+
+def split_dataset(
+    dataset: Dataset,
+    *,
+    test: float = 0.2,
+    dev: float | None = None,
+    seed: int = 0,
+    group_by: str | None = None,
+    by: By = "queries",
+) -> Split:
+    """Split the judged queries of a data set in three.
+
+    Official parts are kept: if there is a test part it is the test part, and what is missing is dealt from the rest.
+    A query that stands in several belongs to test before dev, and to dev before train.
+
+    Args:
+        dataset: With at least one judged query for each part.
+        test: Share of all queries for the test part.
+        dev: Share of the queries that are not test for the dev part, which is at most 500 queries; 0 for none. By default
+            a tenth, and none where that is under 100 queries: so few cannot tell two epochs apart, and are missed in
+            training.
+        seed: Another seed, another split.
+        group_by: A metadata field; queries with the same value stay together. Of official parts, train and dev queries that share a
+            value with a part that is more held out are left out.
+        by: ``documents`` holds answers out: no document that is right for a test query (and no copy or near copy of one) is right for
+            a dev or train query, and none of dev for train. Of official parts, train and dev queries that share an answer with a part
+            that is more held out are left out. Shares are of queries, met as closely as undivided groups allow.
+
+    Raises:
+        DataError: A part would be empty, or too many queries hang together through shared answers.
+        ConfigError: No query has the field ``group_by``.
+    """
+    judged = set(dataset.judged)
+    assigned: set[str] = set()
+    official: dict[str, tuple[str, ...]] = {}
+    for part in ("test", "dev", "train"):  # what is in two of them is held out
+        official[part] = tuple(id for id in dataset.parts.get(part, ()) if id in judged and id not in assigned)
+        assigned.update(official[part])
+    # Queries of no part are there to be learned from, beside an official train part or without one.
+    rest = official["train"] + tuple(id for id in dataset.judged if id not in assigned)
+    test_ids, rest = _official_or_dealt(official["test"], dataset, rest, test, seed, group_by, by)
+    if by == "documents":
+        rest = _with_new_answers(dataset, rest, test_ids)
+    rest = _with_new_values(dataset, rest, test_ids, group_by)
+    if dev == 0:
+        return _whole(Split(rest, (), test_ids), dev, by)
+    dev_ids, train_ids = _official_or_dealt(official["dev"], dataset, rest, _dev_share(dev, len(rest)), seed + 1, group_by, by, least=dev)
+    if by == "documents":
+        dev_ids = _with_new_answers(dataset, dev_ids, test_ids)
+        train_ids = _with_new_answers(dataset, train_ids, dev_ids)
+    dev_ids = _with_new_values(dataset, dev_ids, test_ids, group_by)
+    train_ids = _with_new_values(dataset, train_ids, dev_ids, group_by)
+    return _whole(Split(train_ids, dev_ids, test_ids), dev, by)
+
+
+def split_folds(
+    dataset: Dataset, k: int, *, dev: float | None = None, seed: int = 0, group_by: str | None = None, by: By = "queries"
+) -> list[Split]:
+    """Return k splits whose test parts together hold every judged query once.
+
+    Args:
+        dataset: With judged queries.
+        k: Number of folds.
+        dev: As for `split_dataset`, of each fold's other queries.
+        seed: Another seed, other folds.
+        group_by: As for `split_dataset`.
+        by: As for `split_dataset`, in each fold.
+
+    Raises:
+        DataError: There are fewer groups of queries than folds, or more than half of the queries hang together through shared answers.
+        ConfigError: ``k`` is under 2, or no query has the field ``group_by``.
+    """
+    if k < 2:
+        raise ConfigError(f"folds is {k}; expected 2 or more (or 0 for one split)")
+    groups = _stratified(dataset, dataset.judged, seed, group_by, by)
+    if len(groups) < k:
+        what = "distinct queries" if by == "queries" else "groups of queries without a common answer"
+        raise DataError("data", f"has {len(groups)} {what} for {k} folds", fix="use fewer folds, or add queries")
+    if by == "documents" and max(map(len, groups)) > len(dataset.judged) / 2:
+        raise _hang_together(groups, "fewer than half of them can be trained on when they are held out")
+    fold_of = _folds_by_size(groups, k) if by == "documents" else [position % k for position in range(len(groups))]
+    splits = []
+    for fold in range(k):
+        test = tuple(id for group, number in zip(groups, fold_of, strict=True) if number == fold for id in group)
+        rest = tuple(id for group, number in zip(groups, fold_of, strict=True) if number != fold for id in group)
+        dev_ids, train = _official_or_dealt((), dataset, rest, _dev_share(dev, len(rest)), seed + 1, group_by, by, least=dev)
+        splits.append(_whole(Split(train, dev_ids, test), dev, by))
+    return splits
+
+
+def without_leaks(split: Split, findings: Iterable[Finding]) -> Split:
+    """Return a split without the train and dev queries that leak from a part that is more held out; test stays as it is.
+
+    Args:
+        split: Such as official parts make.
+        findings: What `check_leaks` found in it.
+
+    Raises:
+        DataError: No query is left for train.
+    """
+    leaking = {id for finding in findings if finding.kind == "leak" for id in finding.ids[1:]}
+    train, dev = (tuple(id for id in part if id not in leaking) for part in (split.train, split.dev))
+    return _whole(Split(train, dev, split.test), dev=None)
+
+
+def answers_of(dataset: Dataset) -> dict[str, int]:
+    """Return, for each document, the number of the answer that it gives: copies and near copies give the same one.
+
+    What is near is what `near_duplicates` says, and copies of copies hang together, as with queries.
+    """
+    ids = list(dataset.corpus)
+    texts = [f"{document.title} {document.text}".strip() for document in dataset.corpus.values()]  # as `check_dataset` asks for
+    return {ids[place]: number for number, chain in enumerate(near_duplicates(texts).chains) for place in chain}
+
+
+def answers_seen(dataset: Dataset, trained: Iterable[str], held_out: Iterable[str], *, more: Iterable[str] = ()) -> tuple[bool, ...]:
+    """Return, for each held-out query, whether training saw one of its right answers: as the right answer to another query.
+
+    One of several is enough. A document that was there in training only as a wrong answer was not seen in this sense.
+
+    Args:
+        dataset: With the judgements and the documents.
+        trained: Ids of the queries that were trained on or chosen by.
+        held_out: Ids of the queries to tell about.
+        more: Ids of further documents that were right answers in training, such as those of another data set that say the same.
+    """
+    answer = answers_of(dataset)
+    seen = {answer[document] for id in trained for document in dataset.relevant(id)} | {answer[document] for document in more}
+    return tuple(any(answer[document] in seen for document in dataset.relevant(id)) for id in held_out)
+
+
+def _dev_share(share: float | None, queries: int) -> float:
+    """Return the share for the dev part: choosing an epoch needs no more than some hundred queries, and training does."""
+    if share is None:
+        share = _DEV if _DEV * queries >= _DEV_AT_LEAST else 0.0
+    return min(share, _DEV_AT_MOST / max(1, queries))
+
+
+def _official_or_dealt(
+    official: tuple[str, ...],
+    dataset: Dataset,
+    ids: tuple[str, ...],
+    share: float,
+    seed: int,
+    group_by: str | None,
+    by: By,
+    least: float | None = 1.0,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return (the part, the rest). By documents the part may come out small: an error, or no part where ``least`` is None."""
+    if official:
+        return official, ids
+    groups = _stratified(dataset, ids, seed, group_by, by)
+    if by == "queries":
+        return _dealt(groups, share)
+    taken, rest = _dealt_by_size(groups, share)
+    if len(taken) >= int(share * len(ids)) / 2:
+        return taken, rest
+    if least is None:
+        return (), ids
+    raise _hang_together(groups, f"{len(taken):,} of {len(ids):,} can be held out, where {share:.0%} are wanted")
+
+
+def _hang_together(groups: Sequence[tuple[str, ...]], problem: str) -> DataError:
+    largest = max(groups, key=len)
+    return DataError(
+        "data",
+        f"{len(largest):,} of {sum(map(len, groups)):,} queries, such as {largest[0]!r}, hang together through common answers: {problem}",
+        fix='split.by = "queries", which reports seen and new answers apart',
+    )
+
+
+def _with_new_answers(dataset: Dataset, ids: tuple[str, ...], held_out: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the queries that have no answer of a held-out one."""
+    return tuple(id for id, seen in zip(ids, answers_seen(dataset, held_out, ids), strict=True) if not seen)
+
+
+def _with_new_values(dataset: Dataset, ids: tuple[str, ...], held_out: tuple[str, ...], group_by: str | None) -> tuple[str, ...]:
+    """Return the queries that have no value of ``group_by`` that a held-out one has."""
+    if not group_by:
+        return ids
+    known = {_value(dataset, id, group_by) for id in held_out} - {None}
+    return tuple(id for id in ids if _value(dataset, id, group_by) not in known)
+
+
+def _value(dataset: Dataset, id: str, group_by: str) -> str | None:
+    """Return a query's value of a field as a text; None where it has none, which empty text and NaN are too."""
+    value = dataset.queries[id].metadata.get(group_by)
+    if isinstance(value, float):
+        value = None if value != value else int(value) if value.is_integer() else value
+    return None if value is None else str(value).strip() or None
+
+
+def _dealt(groups: Sequence[tuple[str, ...]], share: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Take every (1/share)-th group. Returns (taken, rest)."""
+    taken: list[str] = []
+    rest: list[str] = []
+    for position, group in enumerate(groups):
+        # Position p is taken when the running total p * share passes a half: evenly spaced, and rounded, not cut.
+        hit = int((position + 1) * share + 0.5) > int(position * share + 0.5)
+        (taken if hit else rest).extend(group)
+    return tuple(taken), tuple(rest)
+
+
+def _dealt_by_size(groups: Sequence[tuple[str, ...]], share: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Take a share of the queries of groups of any size. Returns (taken, rest).
+
+    Large groups come first, and one is taken when at least half of it is due; small ones make up for what is then missing. A group
+    larger than twice the share of all queries is never taken, and the rest keeps at least half of its own share.
+    """
+    most = sum(map(len, groups)) * (1 + share) / 2
+    taken: list[str] = []
+    rest: list[str] = []
+    for group in sorted(groups, key=len, reverse=True):
+        due = share * (len(taken) + len(rest) + len(group)) - len(taken)
+        (taken if due >= len(group) / 2 and len(taken) + len(group) <= most else rest).extend(group)
+    return tuple(taken), tuple(rest)
+
+
+def _folds_by_size(groups: Sequence[tuple[str, ...]], k: int) -> list[int]:
+    """Return a fold for each group: the largest group first, each to the fold with the fewest queries so far."""
+    sizes, fold_of = [0] * k, [0] * len(groups)
+    for number in sorted(range(len(groups)), key=lambda number: -len(groups[number])):
+        fold_of[number] = sizes.index(min(sizes))
+        sizes[fold_of[number]] += len(groups[number])
+    return fold_of
+
+
+def _stratified(dataset: Dataset, ids: Sequence[str], seed: int, group_by: str | None, by: By) -> list[tuple[str, ...]]:
+    """Return the groups of queries that belong together: label by label, labels and groups within them in random order."""
+    rng = random.Random(seed)
+    groups = query_groups(dataset, ids, group_by)
+    if by == "documents":
+        groups = _with_common_answers(dataset, groups)
+    rng.shuffle(groups)
+    label = {group: min(dataset.relevant(group[0])) for group in groups}
+    # Labels too, or one with fewer groups than are dealt out at a time would stand in the same part for every seed.
+    labels = sorted(set(label.values()))
+    rng.shuffle(labels)
+    place = {name: index for index, name in enumerate(labels)}
+    return sorted(groups, key=lambda group: place[label[group]])
+
+
+def _with_common_answers(dataset: Dataset, groups: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Join groups of queries that have an answer in common, directly or through others."""
+    answer = answers_of(dataset)
+    first: dict[int, int] = {}
+    pairs = []
+    for number, group in enumerate(groups):
+        for key in {answer[document] for id in group for document in dataset.relevant(id)}:
+            pairs.append((number, first.setdefault(key, number)))
+    return [tuple(id for number in joined for id in groups[number]) for joined in connected(len(groups), pairs)]
+
+
+def query_groups(dataset: Dataset, ids: Sequence[str], group_by: str | None = None) -> list[tuple[str, ...]]:
+    """Return the groups of queries that belong together, so that none of them says anything about another group.
+
+    Two queries belong together if they say the same or nearly, or if they have the same value of ``group_by``; so do the
+    first and the last of a chain of such pairs. Each id is in one group. Groups and ids keep the order of ``ids``.
+
+    Args:
+        dataset: With the queries.
+        ids: Of the queries to group.
+        group_by: A metadata field. Queries without a value (none, empty or NaN) share none.
+
+    Raises:
+        ConfigError: No query has the field ``group_by``.
+    """
+    if group_by:
+        known = {name for query in dataset.queries.values() for name in query.metadata}
+        if group_by not in known:
+            hint = did_you_mean(group_by, known) or f"; known: {', '.join(sorted(known)) or 'none'}"
+            raise ConfigError(f"group_by: no query has the field {group_by!r}{hint}")
+    # Of the whole data set, which is searched once, although train and dev are dealt from a part of it.
+    queries = list(dataset.queries)
+    chain_of = {queries[place]: number for number, chain in enumerate(near_duplicates(dataset.query_texts()).chains) for place in chain}
+    first: dict[tuple[str, str | int], int] = {}
+    pairs = []
+    for place, id in enumerate(ids):
+        value = _value(dataset, id, group_by) if group_by else None
+        pairs.append((place, first.setdefault(("chain", chain_of[id]), place)))
+        if value is not None:
+            pairs.append((place, first.setdefault(("field", value), place)))
+    return [tuple(ids[place] for place in group) for group in connected(len(ids), pairs)]
+
+
+def group_numbers(dataset: Dataset, group_by: str | None = None) -> dict[str, int]:
+    """Return query id -> number of its group, for every query; see `query_groups`.
+
+    Raises:
+        ConfigError: No query has the field ``group_by``.
+    """
+    groups = query_groups(dataset, list(dataset.queries), group_by)
+    return {id: number for number, group in enumerate(groups) for id in group}
+
+
+def _whole(split: Split, dev: float | None, by: By = "queries") -> Split:
+    for part in ("train", "dev", "test"):
+        if not getattr(split, part) and (part != "dev" or dev):
+            total = len(split.train) + len(split.dev) + len(split.test)
+            fix = "add labelled queries" if by == "queries" else 'add labelled queries with other answers, or split.by = "queries"'
+            raise DataError("data", f"is too small: no query is left for {part} out of {total}", fix=fix)
+    return split

@@ -1,0 +1,189 @@
+"""CSV and TSV: rows, their headers, and quotes that were never closed."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from embedfit import console
+from embedfit.data.dataset import Row
+from embedfit.data.encodings import carriage_return, read_lines
+from embedfit.errors import DataError, shown
+
+
+def csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
+    """Yield (place, row or error) for each row of a CSV file."""
+    csv.field_size_limit(2**31 - 1)
+    lines: list[str] = []  # of the row that is being read
+
+    def each_line() -> Iterator[str]:
+        for _, line in read_lines(path):
+            lines.append(line)
+            yield line
+
+    reader = csv.reader(each_line(), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    rows: list[tuple[int, list[str]]] = []
+    problem = None
+    try:
+        for cells in reader:
+            number = reader.line_num - len(lines) + 1
+            lines.clear()
+            if header is None:
+                header = _header(cells, f"{path}:{number}")
+            elif any(cells):
+                rows.append((number, cells))
+    except csv.Error as error:
+        number = reader.line_num - len(lines) + 1 + _open_quote("".join(lines), delimiter)
+        fix = "close the quote; a quote within a quoted cell is written twice"
+        expected, seen = "quotes that close, in the cell that begins here", str(error)
+        if seen.startswith("new-line character"):
+            fix, expected, seen = (
+                "save it with Unix or Windows line ends",
+                "lines that end in a line feed",
+                "it has a carriage return alone",
+            )
+        problem = DataError(f"{path}:{number}", f"is not CSV ({seen})", expected=expected, fix=fix)
+    except DataError as error:  # such as text that is not UTF-8, after rows that may have problems of their own
+        if not rows:
+            raise
+        problem = error
+    swallowed = _swallowed([cells for _, cells in rows], len(header or ()), delimiter)
+    for place, (number, cells) in enumerate(rows):
+        if place in swallowed:
+            before, cell = swallowed[place]
+            seen = f"begins a cell of {cell.count(chr(10)) + 1:,} lines that read like rows of their own: {shown(cell)}"
+            fix = "close the quote that begins the cell, or double it; if it really is one cell, write the file as JSONL"
+            number += before
+            yield f"{path}:{number}", DataError(f"{path}:{number}", seen, expected="quotes that close", fix=fix)
+        else:
+            yield f"{path}:{number}", _cells_by_name(header or [], cells, f"{path}:{number}")
+    if problem is not None:
+        yield problem.where, problem
+
+
+def _open_quote(text: str, delimiter: str) -> int:
+    """Return in which line of a broken row, from 0, the quote stands that does not close where a cell ends."""
+    place = 0
+    while place < len(text):
+        if text[place] != '"':
+            end = re.compile(rf"[{re.escape(delimiter)}\r\n]").search(text, place)
+            place = end.end() if end else len(text)
+            continue
+        quoted = re.compile('"[^"]*(?:""[^"]*)*"').match(text, place)
+        if quoted is None or text[quoted.end() : quoted.end() + 1] not in ("", delimiter, "\r", "\n"):
+            break
+        place = quoted.end() + 1
+    return text.count("\n", 0, place)
+
+
+_MANY_ROWS = 30
+"""In so many rows, a column of labels has most of its values more than once."""
+
+
+def _swallowed(rows: Sequence[Sequence[str]], width: int, delimiter: str) -> dict[int, tuple[int, str]]:
+    """Return the cells that hold whole rows: place of the row -> (lines of the row before the cell, cell).
+
+    A quote that never closes runs on to the next quote at the end of a cell, which may be many rows further. Each line of such a
+    cell has as many cells as the header. Lines of prose may have as many by chance. So at least half of those with a delimiter must
+    repeat a value of a column in which values repeat, such as the label's. In a file of few rows it is enough that no cell is
+    empty or begins with a blank, and that most lines have a delimiter that is not within a number.
+
+    A single line with a delimiter is no sign of rows by itself: the cell must also stand in the column of labels, or end in a number,
+    whose sign for inches may have closed the quote.
+    """
+    suspects = []
+    for place, cells in enumerate(rows):
+        for column, cell in enumerate(cells) if len(cells) == width > 1 else ():
+            # The cells before this one are those of its first line, and those behind it of its last.
+            texts = [line.rstrip("\r") for line in cell.split("\n")]
+            first, *rest = ([*enumerate(line.split(delimiter))] for line in texts)
+            lines = [[(column + number, value) for number, value in first], *rest]
+            if rest and len(first) == width - column and len(lines[-1]) == column + 1 and all(len(line) == width for line in lines[1:-1]):
+                suspects.append((place, column, texts, lines))
+    if not suspects:
+        return {}
+    values = [Counter(cells[column] for cells in rows if len(cells) == width and cells[column]) for column in range(width)]
+    repeating = [2 * sum(count for count in counts.values() if count > 1) >= sum(counts.values()) > 1 for counts in values]
+    few = len(rows) < _MANY_ROWS or not any(repeating)
+    within_number = re.compile(rf"(?<=\d){re.escape(delimiter)}(?=\d)")
+    found = {}
+    for place, column, texts, lines in suspects:
+        like_rows = [line for line in lines if len(line) > 1]
+        if len(like_rows) < 2 and not (repeating[column] or texts[-1][-1:].isdigit()):
+            continue
+        repeats = sum(any(repeating[name] and value in values[name] for name, value in line) for line in like_rows)
+        parted = sum(delimiter in within_number.sub("", text) for text in texts)
+        whole = all(value and not value[0].isspace() for line in lines for _, value in line)
+        if 2 * repeats >= len(like_rows) or (few and whole and 2 * parted > len(like_rows)):
+            cells = rows[place]
+            found[place] = (sum(cell.count("\n") for cell in cells[:column]), cells[column])
+    return found
+
+
+def _header(names: Sequence[str], where: str) -> list[str]:
+    """Return the names of the columns, without white space around them.
+
+    Raises:
+        DataError: One stands twice, so that a column would win over another.
+    """
+    header = [name.strip() for name in names]
+    check_distinct(header, where)
+    return header
+
+
+def check_distinct(names: Iterable[str], where: str) -> None:
+    """Raise a DataError if two column names are the same but for case and white space."""
+    first: dict[str, str] = {}
+    for name in names:
+        key = name.strip().casefold()
+        if key and key in first:
+            raise DataError(where, f"column {name!r} stands beside column {first[key]!r}", expected="names that differ", fix="rename one")
+        first[key] = name
+
+
+def _cells_by_name(header: Sequence[str], cells: Sequence[str], where: str) -> Row | DataError:
+    if len(cells) != len(header):
+        return DataError(where, f"has {len(cells)} cells", expected=f"{len(header)}, as in the header")
+    row = {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
+    if "" in row and header.count("") > 1:
+        return DataError(where, f"has {shown(row[''])} in a column without a name", expected="a name for each column")
+    return row
+
+
+_QUOTED = re.compile('"(?=[^"]*"")(?:[^"]|"")*"')
+"""A cell in quotes that holds a doubled quote, as it is written where cells are quoted."""
+
+
+def tsv_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of a file of cells between tabs, in which a quote is a sign like others.
+
+    pandas and Excel quote such files all the same. Where all cells are quoted, the header too, the file is read as CSV with tabs.
+    Where each cell with a quote is written as they write it, the quotes are taken away.
+    """
+    lines = [(number, line.rstrip("\r\n").split("\t")) for number, line in read_lines(path)]
+    lines = [(number, cells) for number, cells in lines if any(cells)]
+    if not lines:
+        return
+    if len(lines) == 1 and any("\r" in cell for cell in lines[0][1]):
+        raise carriage_return(f"{path}:{lines[0][0]}")
+    (number, names), *rows = lines
+    if all(re.fullmatch('"[^"]+"', name) for name in names):
+        yield from csv_rows(path, "\t")
+        return
+    header = _header(names, f"{path}:{number}")
+    with_quotes = [cell for _, cells in rows for cell in cells if '"' in cell]
+    quoted = bool(with_quotes) and all(_QUOTED.fullmatch(cell) and re.search(r"\w", cell) for cell in with_quotes)
+    if quoted:
+        console.note(f"{path}: cells that were quoted as in CSV, and have lost these quotes: {len(with_quotes):,}")
+    for number, cells in rows:
+        where = f"{path}:{number}"
+        row = _cells_by_name(header, [cell[1:-1].replace('""', '"') if quoted and '"' in cell else cell for cell in cells], where)
+        if isinstance(row, DataError) and any(cell.count('"') % 2 for cell in cells):
+            fix = "a tab or the end of a line cannot stand within a cell of TSV, quoted or not; write CSV or JSONL"
+            row = DataError(where, row.problem, expected=row.expected, fix=fix)
+        yield where, row

@@ -1,0 +1,167 @@
+"""An encoder with a small learned map over its query vectors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from embedfit.encode.encoder import Encoder, Kind, Vectors
+from embedfit.encode.local import LocalEncoder, load_model
+from embedfit.encode.saving import save_in_place, why_not_written
+from embedfit.errors import ModelError, StorageError
+from embedfit.files import writing
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+_FORMAT = "embedfit query adapter 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A linear map for the query vectors of one encoder.
+
+    Attributes:
+        weight: W; float32, shape (dimensions, dimensions).
+        bias: b; float32, shape (dimensions,).
+        base: Fingerprint of the encoder that it was fitted on.
+        base_name: That encoder's name, for messages.
+        path: The file that it was read from, if it was.
+    """
+
+    weight: Vectors
+    bias: Vectors
+    base: str
+    base_name: str
+    path: Path | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the map and of what it was fitted on."""
+        return hashlib.sha256(self.weight.tobytes() + self.bias.tobytes() + self.base.encode()).hexdigest()
+
+    def apply(self, queries: Vectors) -> Vectors:
+        """Return the adapted vectors, of unit length.
+
+        Args:
+            queries: Unit vectors of the base encoder; shape (n, dimensions).
+        """
+        moved = queries @ self.weight + self.bias
+        unit: Vectors = moved / np.linalg.norm(moved, axis=1, keepdims=True)
+        return unit
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as a safetensors file, whole or not at all.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        from safetensors.numpy import save
+
+        metadata = {"format": _FORMAT, "base": self.base, "base_name": self.base_name}
+        with writing(Path(path)) as file:
+            file.write(save({"weight": self.weight, "bias": self.bias}, metadata))
+        return Path(path)
+
+
+def load_adapter(path: str | Path) -> Adapter:
+    """Read an adapter that `Adapter.save` wrote.
+
+    Raises:
+        ModelError: It is not there, or not an adapter.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise ModelError(f"{path}: is no query adapter; expected a file that embedfit wrote, marked {_FORMAT!r}")
+            return Adapter(file.get_tensor("weight"), file.get_tensor("bias"), metadata["base"], metadata["base_name"], Path(path))
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ModelError(f"{path}: cannot be read as a query adapter: {str(error).splitlines()[0]}") from None
+
+
+class AdaptedEncoder:
+    """An encoder whose queries go through an adapter; documents have the vectors that they had.
+
+    Args:
+        encoder: The one that the adapter was fitted on. If it is cached, adapting costs no new encoding.
+        adapter: The map.
+
+    Raises:
+        ModelError: The adapter was fitted on another encoder.
+    """
+
+    def __init__(self, encoder: Encoder, adapter: Adapter) -> None:
+        if encoder.fingerprint != adapter.base:
+            raise ModelError(
+                f"the adapter was fitted on {adapter.base_name!r} (fingerprint {adapter.base[:12]}), not on {encoder.name!r} "
+                f"({encoder.fingerprint[:12]}); fix: use that encoder, or fit an adapter on this one"
+            )
+        self.encoder, self.adapter = encoder, adapter
+        self.name = f"{encoder.name}, query adapter"
+
+    @property
+    def fingerprint(self) -> str:
+        """The adapter's, which holds the encoder's."""
+        return self.adapter.fingerprint
+
+    def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        """Return one unit vector per text, in order."""
+        vectors = self.encoder.encode(texts, kind)
+        return self.adapter.apply(vectors) if kind == "query" else vectors
+
+
+def save_adapted(encoder: LocalEncoder, adapter: Adapter, folder: str | Path) -> Path:
+    """Write a local model with its adapter as an ordinary sentence-transformers folder.
+
+    A Router behind the model's own modules sends queries through the map and documents past it, so the transformer is
+    stored once. ``SentenceTransformer(folder)`` loads it without embedfit: ``encode_query`` applies the map,
+    ``encode_document`` does not, nor does ``encode``, which knows no task.
+
+    Raises:
+        ModelError: The adapter was fitted on another encoder.
+        StorageError: The folder cannot be written, or holds something already.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StorageError(f"{folder}: is there already; fix: give another folder, or move it away")
+    return write_adapted(encoder, adapter, folder)
+
+
+def write_adapted(encoder: LocalEncoder, adapter: Adapter, folder: Path) -> Path:
+    """Write what `save_adapted` writes; a model that is there is replaced."""
+    AdaptedEncoder(encoder, adapter)  # refuses another encoder's
+    model = _routed(load_model(encoder.folder, encoder.prompts, encoder.pooling), adapter)
+    try:
+        save_in_place(partial(model.save_pretrained, create_model_card=False), folder)
+    except Exception as error:
+        reason = why_not_written(error)
+        if reason is None:
+            raise
+        raise StorageError(f"{folder}: cannot be written: {reason}; fix: make room, or give another folder") from None
+    return folder
+
+
+def _routed(model: SentenceTransformer, adapter: Adapter) -> SentenceTransformer:
+    from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    size = len(adapter.bias)
+    if model.truncate_dim:  # the map was fitted on the cut vectors, so they are cut before it
+        sizes = [module.get_embedding_dimension() for module in model.children() if isinstance(module, (Dense, Pooling, Transformer))]
+        whole = sizes[-1]
+        model.append(Dense(whole, size, bias=False, activation_function=None, init_weight=torch.eye(size, whole)))
+    weight = torch.from_numpy(np.ascontiguousarray(adapter.weight.T))
+    dense = Dense(size, size, activation_function=None, init_weight=weight, init_bias=torch.from_numpy(adapter.bias.copy()))
+    # Not every model ends in unit vectors, and those are what the adapter was fitted on.
+    model.append(Router.for_query_document([Normalize(), dense, Normalize()], [Normalize()], default_route="document"))
+    return model

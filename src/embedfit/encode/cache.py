@@ -1,0 +1,167 @@
+"""Never the same text twice: vectors kept on disk between runs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from embedfit import console
+from embedfit.encode.encoder import SLICE, Encoder, Kind, Part, Vectors, slices
+from embedfit.encode.vector_file import VectorFile, file_size, open_read_only, other_width, remove_file, vector_files
+from embedfit.errors import ModelError
+from embedfit.files import cache_folder
+
+
+def _parts(encoder: Encoder, texts: Sequence[str], kind: Kind) -> Iterator[Part]:
+    """Yield vectors as an encoder has them ready; one that works on several parts at once has a method for it."""
+    if hasattr(encoder, "encode_parts"):
+        yield from encoder.encode_parts(texts, kind)
+        return
+    for rows in slices(texts):
+        yield Part(rows, np.asarray(encoder.encode([texts[row] for row in rows], kind), np.float32))
+
+
+class CachedEncoder:
+    """An encoder that remembers every vector on disk, by fingerprint, kind and text.
+
+    What is read is checked first: a vector that is damaged, or of another width, is encoded again. Where the disk is full, it
+    goes on without remembering.
+
+    Args:
+        encoder: What to ask for texts not seen before.
+        folder: Where the cache lives; one SQLite file for each fingerprint, safe to delete.
+    """
+
+    def __init__(self, encoder: Encoder, folder: Path | None = None) -> None:
+        self.encoder, self.name = encoder, encoder.name
+        self.path = (folder or cache_folder()) / f"{_file_name(encoder.fingerprint)}.sqlite"
+        self.misses = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """The encoder's own."""
+        return self.encoder.fingerprint
+
+    def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        """Return one unit vector per text, asking the encoder only for those not in the cache.
+
+        Beside the vectors it needs 50 bytes for each text, and one slice.
+
+        Raises:
+            ModelError: The encoder gives something other than a vector for each text, or vectors of another width than before.
+            StorageError: The cache's folder cannot be used.
+        """
+        if not texts:
+            return self.encoder.encode(texts, kind)
+        keys = _keys(texts, kind)
+        same = _first_of_its_kind(keys)
+        rows = np.flatnonzero(same == np.arange(len(texts)))
+        vectors: Vectors | None = None
+        with contextlib.closing(VectorFile(self.path, self.name)) as file:
+            known = np.zeros(len(texts), np.bool_)
+            for some, found in file.read(keys, rows):
+                vectors = np.empty((len(texts), found.shape[1]), np.float32) if vectors is None else vectors
+                vectors[some], known[some] = found, True
+            missing = rows[~known[rows]]
+            if file.damaged:
+                console.note(f"Warning: {file.damaged:,} of {len(rows):,} vectors in {self.path} are damaged; they are encoded again")
+            self.misses += len(missing)
+            with console.progress(f"encoding {kind} texts", len(missing)) as done:
+                for part in _parts(self.encoder, [texts[row] for row in missing], kind):
+                    some, found = missing[part.rows], np.asarray(part.vectors, np.float32)
+                    _check_vectors(found, len(some), self.name)
+                    width = file.width if vectors is None else vectors.shape[1]
+                    if width not in (None, found.shape[1]):
+                        raise other_width(self.name, found.shape[1], width)
+                    file.write(keys[some], found)
+                    vectors = np.empty((len(texts), found.shape[1]), np.float32) if vectors is None else vectors
+                    vectors[some] = found
+                    done(len(some))
+        assert vectors is not None
+        again = np.flatnonzero(same != np.arange(len(texts)))
+        for start in range(0, len(again), SLICE):
+            some = again[start : start + SLICE]
+            vectors[some] = vectors[same[some]]
+        return vectors
+
+
+def _check_vectors(vectors: Vectors, count: int, name: str) -> None:
+    if vectors.ndim != 2 or len(vectors) != count:
+        raise ModelError(f"{name} gave an array of shape {vectors.shape}; expected one vector for each of {count:,} texts")
+    if not vectors.shape[1]:
+        raise ModelError(f"{name} gave vectors of no dimensions")
+    if not np.isfinite(vectors).all():
+        raise ModelError(f"{name} gave a vector that is not finite")
+
+
+def _file_name(fingerprint: str) -> str:
+    """Return a file's name that no other fingerprint has."""
+    if re.fullmatch(r"[0-9a-f]{64}", fingerprint):
+        return fingerprint[:32]
+    if re.fullmatch(r"[A-Za-z0-9_-]{1,31}", fingerprint):
+        return fingerprint
+    return hashlib.sha256(fingerprint.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """The vectors of one model in the cache.
+
+    Attributes:
+        model: Its name; the file's where an earlier version did not keep it.
+        path: The file.
+        vectors: How many.
+        bytes: On disk.
+        used: When last, in seconds since 1970.
+    """
+
+    model: str
+    path: Path
+    vectors: int
+    bytes: int
+    used: float
+
+
+def cached_models(folder: Path | None = None) -> list[CachedModel]:
+    """Return what is in the cache, the model used last first; files of others are left out."""
+    models = []
+    for path in reversed(vector_files(folder or cache_folder())):
+        with contextlib.suppress(sqlite3.Error, OSError), contextlib.closing(open_read_only(path)) as database:
+            [(count,)] = database.execute("SELECT count(key) FROM vectors")
+            about = {}
+            with contextlib.suppress(sqlite3.OperationalError):
+                about = dict(database.execute("SELECT name, value FROM about"))
+            models.append(CachedModel(about.get("model", path.stem), path, count, file_size(path), path.stat().st_mtime))
+    return models
+
+
+def clear_cache(models: Sequence[CachedModel]) -> list[CachedModel]:
+    """Remove models from the cache; returns those that are not removed, as another process uses them."""
+    return [model for model in models if not remove_file(model.path)]
+
+
+def _keys(texts: Sequence[str], kind: Kind) -> npt.NDArray[np.uint64]:
+    """Return 16 bytes for each text that no other text has; shape (n, 2)."""
+    keys = np.empty((len(texts), 2), np.uint64)
+    for row, text in enumerate(texts):
+        digest = hashlib.blake2b(f"{kind}\0{text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        keys[row] = np.frombuffer(digest, np.uint64)
+    return keys
+
+
+def _first_of_its_kind(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Return, for each row, the first row that is the same."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: of those that are equal, the first comes first
+    begins = np.ones(len(keys), np.bool_)
+    begins[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    same = np.empty(len(keys), np.int64)
+    same[order] = order[begins][np.cumsum(begins) - 1]
+    return same

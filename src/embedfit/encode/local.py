@@ -1,0 +1,343 @@
+"""Encoders in this process: a sentence-transformers model, loaded or named."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedfit import console
+from embedfit.encode.encoder import PROMPT_NAMES, Encoder, Kind, Part, Precision, Vectors, slices
+from embedfit.encode.pooling import Pooling, missing_pooling, note_changes, set_pooling, settings_of
+from embedfit.encode.precision import autocast, processor, use_bf16, without_cudnn_attention
+from embedfit.encode.tokens import Tokens, length_batches, tokenizer_suffices
+from embedfit.errors import ModelError
+from embedfit.files import file_sha256
+from embedfit.hub import model_folder, weights_of
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+_BATCH_TOKENS = {"cpu": 1024}
+_BATCH_TOKENS_ELSEWHERE = 32_768
+"""Padded tokens in a batch: on a processor, what its caches hold (a fifth faster than 4,096); on a device, what fills it."""
+_FEW = 16
+"""Texts up to this number are left to the library whole."""
+
+
+class ModelEncoder:
+    """A sentence-transformers model in memory.
+
+    Args:
+        model: Loaded; it may be in the middle of its training.
+        prompts: Put before each query and each document.
+        bf16: Whether to run matrix products in bfloat16, under autocast.
+        warns: Whether to say, once for each kind of text, that some are longer than the model reads.
+    """
+
+    def __init__(self, model: SentenceTransformer, prompts: dict[Kind, str], *, bf16: bool, warns: bool = True) -> None:
+        self.model, self.prompts, self.bf16 = model, prompts, bf16
+        self._to_warn_of: set[Kind] = {"query", "document"} if warns else set()
+        self._parts: dict[Kind, list[Truncation]] | None = None
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Warn of long texts once for all that is encoded within, and not of the first part alone."""
+        parts = self._parts = {}
+        try:
+            yield
+        finally:
+            self._parts = None
+        for kind, found in parts.items():
+            self._warn(Truncation(np.concatenate([part.counts for part in found]), self._limit()), kind)
+
+    def _warn(self, found: Truncation, kind: Kind) -> None:
+        if kind not in self._to_warn_of:
+            return
+        if self._parts is not None:
+            self._parts.setdefault(kind, []).append(found)
+        elif found.cut.any():
+            self._to_warn_of.remove(kind)
+            console.note(f"Warning: {found.describe(kind)}")
+
+    def truncation(self, texts: Sequence[str], kind: Kind) -> Truncation:
+        """Return how much of some texts the model does not read."""
+        counts = self._token_counts(texts, kind)
+        return Truncation(counts, self._limit())
+
+    def _limit(self) -> int:
+        """Return how many tokens the model reads of a text; a huge number if it has no limit, or one like transformers' 1e30."""
+        return min(self.model.max_seq_length or sys.maxsize, sys.maxsize)
+
+    def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions).
+
+        Raises:
+            ModelError: A vector is not finite.
+        """
+        import torch
+
+        if not texts:
+            return np.zeros((0, self.model.get_embedding_dimension() or 0), np.float32)
+        device = self.model.device
+        lengths, features_of = self._read(texts, kind)
+        vectors: Vectors | None = None
+        self.model.eval()
+        with (
+            torch.inference_mode(),
+            autocast(device.type, self.bf16),
+            without_cudnn_attention(device.type),
+            console.progress(f"encoding {kind} texts", len(texts)) as done,
+        ):
+            for batch in length_batches(lengths, _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)):
+                features = {key: value.to(device) if torch.is_tensor(value) else value for key, value in features_of(batch).items()}
+                # The kind is the task that the library's own encode_query and encode_document name: a Router needs it.
+                found = self._output(features, kind)[:, : self.model.truncate_dim].float()
+                found = torch.nn.functional.normalize(found, dim=-1).cpu().numpy()
+                if vectors is None:
+                    vectors = np.empty((len(texts), found.shape[1]), np.float32)
+                vectors[batch] = found
+                done(len(batch))
+        assert vectors is not None
+        if not np.isfinite(vectors).all():
+            raise ModelError('the model gives vectors that are not finite; fix: precision = "fp32", or another model')
+        return vectors
+
+    def _output(self, features: dict[str, Any], kind: Kind) -> Any:
+        try:
+            return self.model(features, task=kind)["sentence_embedding"]
+        except KeyError as error:
+            if error.args != ("sentence_embedding",):
+                raise
+            raise ModelError(
+                "the model gives no vector for a whole text: its modules.json names no layer that pools token vectors; "
+                "fix: put its Pooling layer in, or use another model"
+            ) from None
+
+    def _read(self, texts: Sequence[str], kind: Kind) -> tuple[npt.NDArray[np.int64], Callable[[npt.NDArray[np.int64]], dict[str, Any]]]:
+        """Return how many tokens of each text the model will read, and what makes the features of those at some positions.
+
+        Texts that it will not read whole are warned of.
+        """
+        prompt, limit = self.prompts[kind], self._limit()
+
+        def by_library(positions: npt.NDArray[np.int64]) -> dict[str, Any]:
+            return dict(self.model.preprocess([texts[position] for position in positions], prompt=prompt or None, task=kind))
+
+        if len(texts) > _FEW and tokenizer_suffices(self.model, texts, prompt, kind):
+            tokens = Tokens(self.model, texts, prompt, kind, alone=True)
+            lengths, features_of, counts = tokens.lengths, tokens.padded, tokens.lengths.copy()
+            if kind in self._to_warn_of:
+                full = np.flatnonzero(counts >= limit).tolist()  # the others have no more tokens than these
+                counts[full] = self._token_counts([texts[position] for position in full], kind)
+        else:
+            counts = self._token_counts(texts, kind)
+            lengths, features_of = np.minimum(counts, limit), by_library
+        self._warn(Truncation(counts, limit), kind)
+        return lengths, features_of
+
+    def _token_counts(self, texts: Sequence[str], kind: Kind) -> npt.NDArray[np.int64]:
+        """Return the number of tokens of each text with its prompt, untruncated (of characters, without a tokenizer)."""
+        if not texts:
+            return np.zeros(0, np.int64)  # the tokenizer takes no empty list
+        tokenizer = self.model.tokenizer
+        whole = [self.prompts[kind] + text for text in texts]
+        if not callable(tokenizer):
+            return np.array([len(text) for text in whole], np.int64)
+        # Not verbose, or the tokenizer would warn of every long text.
+        encoded = tokenizer(whole, truncation=False, verbose=False, return_attention_mask=False)
+        return np.array([len(ids) for ids in encoded["input_ids"]], np.int64)
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """How much of some texts a model reads.
+
+    Attributes:
+        counts: Tokens of each text.
+        limit: Tokens that the model reads.
+    """
+
+    counts: npt.NDArray[np.int64]
+    limit: int
+
+    @property
+    def cut(self) -> npt.NDArray[np.bool_]:
+        """Which texts are longer than the limit."""
+        return self.counts > self.limit
+
+    @property
+    def share_lost(self) -> float:
+        """Tokens that are not read, of all tokens."""
+        return float(np.maximum(self.counts - self.limit, 0).sum() / max(1, self.counts.sum()))
+
+    def describe(self, kind: Kind) -> str:
+        """Return one line on it."""
+        return (
+            f"{self.cut.sum():,} of {len(self.counts):,} {kind} texts are longer than the {self.limit} tokens the model reads: "
+            f"{self.share_lost:.1%} of all their tokens are lost"
+        )
+
+
+class LocalEncoder:
+    """A sentence-transformers model on this machine, loaded when first needed.
+
+    Args:
+        name: A folder, a Hub name, or ``all-MiniLM-L6-v2`` (offline).
+        query_prompt: Put before each query; by default the model's own prompt, if it has one.
+        document_prompt: Put before each document, likewise.
+        precision: ``bf16`` runs matrix products in bfloat16 under autocast; ``auto`` does where that is faster.
+        pooling: How token vectors become one, for a folder that does not say so.
+
+    Attributes:
+        pooling: The pooling that is put in, where the folder does not say its own; else None.
+
+    Raises:
+        ModelError: The model cannot be found, has no safetensors weights, is of another type (a cross-encoder, a sparse encoder), or
+            says another pooling.
+    """
+
+    def __init__(
+        self,
+        name: str | Path,
+        *,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        precision: Precision = "auto",
+        pooling: Pooling = "auto",
+    ) -> None:
+        self.name = str(name)
+        self.folder = model_folder(self.name, proof="modules.json" if pooling == "auto" else "config.json")
+        self.precision = precision
+        settings = settings_of(self.folder)
+        self.pooling = missing_pooling(self.name, self.folder, settings, pooling)
+        own = settings.get("prompts") or {}
+        self.prompts: dict[Kind, str] = {
+            "query": _first(own, "query") if query_prompt is None else query_prompt,
+            "document": _first(own, "document") if document_prompt is None else document_prompt,
+        }
+        note_changes(self.name, self.folder, settings, both_prompts=query_prompt is not None and document_prompt is not None)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of weights, tokenizer, pooling, prompts and precision, and of the library that applies them."""
+        libraries = [version(name) for name in ("sentence-transformers", "transformers", "torch")]
+        # What "auto" becomes depends on the device and the processor; asking torch for it would take seconds.
+        where = [processor(), Path("/dev/nvidia0").exists(), os.environ.get("CUDA_VISIBLE_DEVICES")]
+        described = [*self._read_as, libraries, where, self.prompts, self.precision]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of weights, tokenizer, pooling and prompts alone, the same on every machine."""
+        return hashlib.sha256(json.dumps([*self._read_as, self.prompts]).encode()).hexdigest()
+
+    @property
+    def _read_as(self) -> list[Any]:
+        """The files, and what is put in beside them."""
+        return [self._files, *([self.pooling] if self.pooling else [])]
+
+    @cached_property
+    def _files(self) -> list[list[str]]:
+        files = {*weights_of(self.folder), *(path for end in ("json", "txt", "model") for path in self.folder.rglob(f"*.{end}"))}
+        files = {path for path in files if path.name != "embedfit.json"}  # what is published beside a model is no part of it
+        return [[str(path.relative_to(self.folder)), file_sha256(path)] for path in sorted(files)]
+
+    @cached_property
+    def loaded(self) -> ModelEncoder:
+        """The model in memory.
+
+        Raises:
+            ModelError: sentence-transformers cannot load the folder.
+        """
+        model = load_model(self.folder, self.prompts, self.pooling)
+        return ModelEncoder(model, self.prompts, bf16=use_bf16(self.precision, model.device.type))
+
+    def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions)."""
+        return self.loaded.encode(texts, kind)
+
+    def encode_parts(self, texts: Sequence[str], kind: Kind) -> Iterator[Part]:
+        """Yield the vectors slice by slice, and warn of long texts when all of them are counted."""
+        with self.loaded.together():
+            for rows in slices(texts):
+                yield Part(rows, self.encode([texts[row] for row in rows], kind))
+
+
+def load_model(folder: Path, prompts: dict[Kind, str] | None = None, pooling: str | None = None) -> SentenceTransformer:
+    """Return the sentence-transformers model of a folder, in fp32, set to what is measured of it.
+
+    Saved again it says so: these prompts and no default one, cosine similarity, and unit vectors where it was made for another
+    similarity, so that a client that takes the dot product ranks alike.
+
+    Args:
+        folder: Of the model.
+        prompts: Its prompts from here on; None for those it has.
+        pooling: Put in place of the library's guess, for a folder that does not say its own; None for none.
+
+    Raises:
+        ModelError: The library cannot load it, or it has no tokens to pool.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize
+
+    quiet_libraries()
+    try:
+        model = SentenceTransformer(
+            str(folder), trust_remote_code=False, local_files_only=True, model_kwargs={"use_safetensors": True, "dtype": "float32"}
+        )
+    except Exception as error:  # the library raises whatever its parts raise
+        raise ModelError(f"model folder {folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    for kind, prompt in (prompts or {}).items():
+        for alias in PROMPT_NAMES[kind]:
+            model.prompts.pop(alias, None)
+            if model.default_prompt_name == alias:
+                model.default_prompt_name = None
+        # An empty one too, so that the saved model gives anybody the vectors that were measured.
+        model.prompts[kind] = prompt
+    model.default_prompt_name = None
+    if pooling:
+        set_pooling(model, pooling, folder)
+    if model.similarity_fn_name != "cosine":
+        if not isinstance(model[-1], Normalize):
+            model.append(Normalize())
+        model.similarity_fn_name = "cosine"
+    return model
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' own progress bars and notices off the terminal."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _first(prompts: dict[str, str], kind: Kind) -> str:
+    return next((prompts[name] for name in PROMPT_NAMES[kind] if prompts.get(name)), "")
+
+
+_TIMED_QUERIES, _TIMED_REMOTE = 64, 5
+
+
+def seconds_alone(encoder: Encoder, texts: Sequence[str]) -> float:
+    """Return the mean seconds that an encoder takes for one query, one at a time as they come in production."""
+    # Behind an API each is paid for, and the way there is what takes the time.
+    texts = texts[: _TIMED_QUERIES if isinstance(encoder, LocalEncoder) else _TIMED_REMOTE]
+    encoder.encode(texts[:1], "query")
+    start = time.perf_counter()
+    for text in texts:
+        encoder.encode([text], "query")
+    return (time.perf_counter() - start) / len(texts)

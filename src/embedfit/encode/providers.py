@@ -1,0 +1,356 @@
+"""How each provider is asked for vectors, and what its refusals mean."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from embedfit.encode.encoder import Vectors
+from embedfit.errors import ConfigError, ModelError, require, shown
+from embedfit.hosts import (
+    OPENAI,
+    authorization,
+    checked_address,
+    connected,
+    header_value,
+    host_of,
+    key_variable,
+    openai_headers,
+    openais,
+    retry_after,
+    split_query,
+)
+from embedfit.replies import Complaint, complains, complaint_of, described, one_line, read_json
+
+LONGEST_ASKED = 900.0
+"""A host that asks for more seconds than these is not waited for."""
+_TIMEOUT = 60.0
+Provider: TypeAlias = Literal["openai", "hf-inference"]
+Ask: TypeAlias = Callable[[list[str]], tuple[Vectors, int | None]]
+Answers: TypeAlias = list[tuple[list[int], Vectors]]
+"""Positions of texts, and their vectors."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a remote encoder is, and what to ask it for.
+
+    Attributes:
+        provider: How to ask.
+        model: Its name there; of a Hugging Face endpoint, its URL.
+        url: Up to ``/embeddings``, with Azure's ``?api-version=`` if there is one, or of the endpoint; None for a model that Hugging Face
+            serves by name.
+        dimensions: How many to ask for; None for all.
+    """
+
+    provider: Provider
+    model: str
+    url: str | None
+    dimensions: int | None = None
+
+    @classmethod
+    def of(cls, name: str) -> Address:
+        """Read a name; see the module for what it looks like.
+
+        Raises:
+            ConfigError: It is not one, or its URL holds a password or an unknown query; neither is shown.
+        """
+        provider, _, rest = name.partition(":")
+        if provider == "hf-inference":
+            model, url = rest, rest if rest.startswith(("http://", "https://")) else None
+            options = ""
+        elif provider == "openai":
+            model, at, url = re.fullmatch(r"(.*?)(?:(@)(https?://.*))?", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+            model, _, options = model.partition("?")
+            url = url if at else os.environ.get("OPENAI_BASE_URL") or OPENAI
+        else:
+            raise ConfigError(f"model {name!r} is not remote; expected openai:MODEL or hf-inference:MODEL")
+        if "://" in model and model != url:
+            raise ConfigError(f"model {provider}:... names an address that is not http(s)://host; it is not shown")
+        if not model:
+            raise ConfigError(
+                f"model '{provider}:' says no model; expected openai:MODEL, openai:MODEL@URL, hf-inference:MODEL or hf-inference:URL"
+            )
+        if url:
+            try:
+                parts = checked_address(url)
+            except ConfigError as error:
+                secret = "has a password in its URL, or something else that" if "@" in url else "has something in its URL that"
+                raise ConfigError(
+                    f"model {provider}:... {secret} does not belong there and would be written to reports ({error}); "
+                    f"fix: the environment holds the key ({key_variable(url)})"
+                ) from None
+            if provider == "hf-inference" and parts.query:
+                raise ConfigError("model hf-inference:... has a query in its URL, which is not sent on; fix: leave it out")
+        found = re.fullmatch(r"(?:dimensions=([1-9][0-9]*))?", options)
+        if not found:
+            option = options if re.fullmatch(r"\w+=\d{0,6}", options) else options.partition("=")[0]
+            raise ConfigError(
+                f"model {provider}:{one_line(model, 60)}: option {shown(option)} is unknown; expected dimensions=N, "
+                "like openai:text-embedding-3-large?dimensions=256"
+            )
+        return cls(
+            "openai" if provider == "openai" else "hf-inference",
+            model,
+            url.strip().rstrip("/") if url else None,
+            int(found[1]) if found[1] else None,
+        )
+
+    @property
+    def host(self) -> str:
+        """The host's name, and port if it says one."""
+        return urlsplit(self.url).netloc if self.url else "huggingface.co"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that holds the key for this host."""
+        if self.provider == "openai" and openais(self.url or OPENAI):
+            return "OPENAI_API_KEY"
+        name = self.host.partition(":")[0]
+        if name in ("huggingface.co", "huggingface.cloud") or name.endswith((".huggingface.co", ".huggingface.cloud")):
+            return "HF_TOKEN"
+        return key_variable(f"//{self.host}")
+
+    @property
+    def metered(self) -> bool:
+        """Whether this is api.openai.com, with its prices and limits."""
+        return self.host == urlsplit(OPENAI).netloc
+
+
+class Failure(Exception):
+    """A request that was not answered with vectors.
+
+    Attributes:
+        complaint: What the host says, or what is known of the connection.
+        status: Of HTTP, or that in an error's body under 200; None if there was no answer.
+        wait: Seconds that it asks for; None if it does not.
+        breaks: Whether the request was sent, and the connection then broke or timed out.
+    """
+
+    def __init__(
+        self, complaint: Complaint, status: int | None = None, headers: Mapping[str, str] | None = None, *, breaks: bool = False
+    ) -> None:
+        if status and 300 <= status < 400:
+            there = one_line(host_of((headers or {}).get("location", ""))) or "another address"
+            complaint = Complaint(f"it sends requests on to {there}; fix: give the address that answers itself")
+        super().__init__(complaint.message)
+        self.complaint, self.wait, self.breaks = complaint, retry_after(headers or {}), breaks
+        self.status = complaint.status or status if status == 200 else status
+
+    @property
+    def quota(self) -> bool:
+        """Whether the account can buy no more, which waiting does not mend."""
+        return self.status == 402 or self.complaint.quota
+
+    @property
+    def too_much(self) -> bool:
+        """Whether less might be taken: fewer texts, or all but one of them. A wrong key, which some hosts call 400, stays wrong."""
+        wrong_key = self.status == 400 and self.complaint.status in (401, 403) and not self._of_its_size
+        return not self.quota and not wrong_key and (self.status in (200, 400, 413, 422, 424) or self._of_its_size)
+
+    @property
+    def _of_its_size(self) -> bool:
+        """Whether the host says that a request is too large, rather than that there are too many of them."""
+        return self.status in (400, 429) and bool(_LARGE_BATCH.search(self.complaint.message))
+
+    @property
+    def again(self) -> bool:
+        """Whether the same request may be answered later."""
+        passing = self.status in (408, 409, 424, 425, 429) and not self._of_its_size
+        return self.status is None or (passing and not self.quota) or self.status >= 500
+
+
+_LARGE_BATCH = re.compile(
+    r"\b(batch(es)?|requests?|payload|body|inputs?)\b[^.;]{0,40}\btoo (large|big|long)\b|\bbatch[ _]size\b|\btoo (large|big) a? ?batch"
+    r"|\btoo many (inputs?|texts|items|documents|sequences)\b",
+    re.IGNORECASE,
+)
+
+
+def key_of(address: Address) -> str | None:
+    """Return the key for a host, or None where it may do without.
+
+    Raises:
+        ModelError: There is none, and it cannot do without.
+        ConfigError: It cannot be sent in a header.
+    """
+    variable = address.variable
+    if variable == "HF_TOKEN":
+        from huggingface_hub import get_token
+
+        key = get_token()  # also from 'hf auth login'
+    else:
+        key = os.environ.get(variable)
+    key = header_value(key or "", variable)
+    if not key and variable == "OPENAI_API_KEY":
+        raise ModelError(
+            f"openai:{address.model} needs a key; fix: set {variable}, or name another server: openai:MODEL@http://localhost:8080/v1"
+        )
+    return key or None
+
+
+def openai_asker(address: Address, key: str | None) -> Ask:
+    """Return how to ask an OpenAI-compatible server, by OpenAI's SDK."""
+    openai = require("openai", extra="openai")
+    headers: dict[str, Any] = {}
+    if not key:
+        headers["Authorization"] = openai.Omit()
+    if address.variable != "OPENAI_API_KEY":
+        headers |= {name: openai.Omit() for name in openai_headers()}
+    url, query = split_query(address.url or OPENAI)
+    headers |= authorization(key, query, openai.Omit()) if key else {}
+    # A redirect would take the headers to another host.
+    client = connected(
+        lambda: openai.OpenAI(
+            api_key=key or "none",
+            base_url=url,
+            default_query=query,
+            max_retries=0,
+            timeout=_TIMEOUT,
+            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+        )
+    )
+    dimensions = address.dimensions or openai.omit
+
+    def ask(texts: list[str]) -> tuple[Vectors, int | None]:
+        create = client.embeddings.with_raw_response.create
+        try:
+            answer = create(model=address.model, input=texts, dimensions=dimensions, extra_headers=headers)
+        except openai.APIStatusError as error:
+            raise Failure(complaint_of(error.response.content), error.status_code, error.response.headers) from None
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise Failure(Complaint(_told(cause)), breaks=type(cause).__name__ not in _NO_CONNECTION) from None
+        content = answer.content
+        body = read_json(content)
+        rows = body.get("data") if isinstance(body, dict) else None
+        if not rows and (complains(body) or (isinstance(body, dict) and complaint_of(content).message)):
+            raise Failure(complaint_of(content), 200, answer.headers)
+        where = f"openai:{address.model}: {address.host} answered {answer.status_code}"
+        if not isinstance(rows, list):
+            raise ModelError(f"{where} with {described(content)}; expected JSON with 'data'")
+        return _in_order(rows, len(texts), where), _tokens(body.get("usage"))
+
+    return ask
+
+
+_NO_CONNECTION = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "LocalProtocolError", "UnsupportedProtocol", "InvalidURL")
+
+
+def _told(error: BaseException) -> str:
+    """Return what a connection's error says, without an address that it may name."""
+    return re.sub(r"\S+://\S+", "...", str(error)) or type(error).__name__
+
+
+def _in_order(rows: list[Any], count: int, where: str) -> Vectors:
+    """Return the vectors of ``data`` in the order of the texts, by ``index``.
+
+    Raises:
+        ModelError: An index or a vector is not what it should be.
+    """
+    found: list[Any] = [None] * count
+    if len(rows) != count:
+        raise ModelError(f"{where} with {len(rows):,} vectors; expected one vector for each of {count:,} texts")
+    for row in rows:
+        index = row.get("index") if isinstance(row, dict) else None
+        if type(index) is not int or not 0 <= index < count or found[index] is not None:
+            seen = shown(row.get("index")) if isinstance(row, dict) and "index" in row else "none"
+            raise ModelError(f"{where} with a vector whose index is {seen}; expected each of 0 to {count - 1:,} once")
+        found[index] = _vector(row.get("embedding"))
+        if found[index] is None:
+            seen = shown(row.get("embedding"), 40)
+            raise ModelError(f"{where} with {seen} as embedding; expected numbers")
+        if len(found[index]) != len(found[rows[0]["index"]]):
+            raise ModelError(f"{where} with vectors of different lengths")
+    return np.stack(found) if found else np.zeros((0, 0), np.float32)
+
+
+def _vector(value: Any) -> Vectors | None:
+    """Return an embedding, as numbers or as base64 of little-endian float32; None if it is neither."""
+    try:
+        if isinstance(value, str):
+            return np.frombuffer(base64.b64decode(value, validate=True), "<f4")
+        numbers = np.array(value) if isinstance(value, list) else np.array(None)
+    except (ValueError, OverflowError):
+        return None
+    return numbers.astype(np.float64) if numbers.ndim == 1 and numbers.dtype.kind in "fiu" else None
+
+
+def _tokens(usage: Any) -> int | None:
+    """Return the tokens that a server counted, None if it says no number."""
+    for name in ("total_tokens", "prompt_tokens"):
+        count = usage.get(name) if isinstance(usage, dict) else None
+        if type(count) is int and 0 <= count < 2**53:
+            return count
+    return None
+
+
+def hugging_face_asker(address: Address, key: str | None) -> Ask:
+    """Return how to ask Hugging Face Inference, by its own client."""
+    from huggingface_hub import InferenceClient, get_session
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
+
+    lost: Any = HfHubHTTPError.__mro__[1]  # HTTPError of the HTTP library that the client uses; its versions differ
+    # Without a key the client would look for the user's token itself, whatever the host.
+    headers = {} if key else {"authorization": None}
+    last = threading.local()
+
+    class Client(InferenceClient):
+        """Keeps the body of the last answer, since the client turns anything that numpy can read into vectors.
+
+        It follows no redirect, which would take the texts to another host; the session that it shares with downloads has to.
+        """
+
+        def _inner_post(self, request_parameters: Any, *, stream: bool = False) -> Any:
+            response = get_session().post(
+                request_parameters.url,
+                json=request_parameters.json,
+                content=request_parameters.data,
+                headers=request_parameters.headers,
+                cookies=self.cookies,
+                timeout=self.timeout,
+                follow_redirects=False,
+            )
+            if response.is_redirect:
+                raise Failure(Complaint(), response.status_code, response.headers)
+            hf_raise_for_status(response)
+            last.body = response.content
+            return last.body
+
+    client = Client(address.model, provider="hf-inference", token=key, timeout=_TIMEOUT, headers=headers)  # type: ignore[arg-type]
+    connected(get_session)
+
+    def ask(texts: list[str]) -> tuple[Vectors, int | None]:
+        last.body = b""
+        where = f"hf-inference:{address.host if address.url else address.model}: {address.host} answered 200"
+        try:
+            # A local model cuts long texts as well.
+            found = client.feature_extraction(texts, truncate=True)  # type: ignore[arg-type]
+        except HfHubHTTPError as error:
+            complaint = complaint_of(error.response.content)
+            complaint = complaint if complaint.message else Complaint(_told(error))
+            raise Failure(complaint, error.response.status_code, error.response.headers) from None
+        except (lost, OSError) as error:
+            if type(error).__name__ in ("ReadTimeout", "WriteTimeout"):
+                raise Failure(Complaint(f"no answer within {_TIMEOUT:.0f} s"), breaks=True) from None
+            raise Failure(Complaint(_told(error)), breaks=type(error).__name__ not in _NO_CONNECTION) from None
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            body = read_json(last.body)
+            if complains(body) or (isinstance(body, dict) and complaint_of(last.body).message):
+                raise Failure(complaint_of(last.body), 200) from None
+            raise ModelError(f"{where} with {described(last.body)}; expected one vector for each text") from None
+        rows = read_json(last.body) if isinstance(last.body, bytes) else None
+        if isinstance(rows, list) and any(_vector(row) is None for row in rows) and found.ndim == 2:
+            raise ModelError(f"{where} with something other than numbers in a vector")
+        return found, None
+
+    return ask

@@ -1,0 +1,303 @@
+"""Encoders that live elsewhere: any OpenAI-compatible ``/v1/embeddings``, and Hugging Face Inference.
+
+A remote encoder is named like a local one, and stands wherever a local one does:
+
+    openai:MODEL[?dimensions=N][@URL]    openai:text-embedding-3-large
+                                         openai:BAAI/bge-m3@http://localhost:8080/v1    (TEI, vLLM, Ollama ...)
+                                         openai:ada@https://me.openai.azure.com/openai/deployments/ada?api-version=2024-06-01
+    hf-inference:MODEL                   hf-inference:BAAI/bge-base-en-v1.5
+    hf-inference:URL                     hf-inference:https://abc.endpoints.huggingface.cloud
+
+No folder and no name on the Hub begins so: a name on the Hub has no colon, and a folder that has one can be given as ``./openai:x``.
+
+A key goes to its own host and nowhere else: ``OPENAI_API_KEY`` to the host of ``OPENAI_BASE_URL``, or else api.openai.com; ``HF_TOKEN``
+to huggingface.co and huggingface.cloud; to any other host the key of its own variable (`key_variable`), or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from embedfit import console
+from embedfit.encode.encoder import Kind, Part, Vectors
+from embedfit.encode.providers import LONGEST_ASKED, Address, Answers, Ask, Failure, hugging_face_asker, key_of, openai_asker
+from embedfit.errors import ConfigError, EmbedfitError, ModelError, OfflineError, shown
+from embedfit.replies import one_line
+
+PRICES = {"text-embedding-3-small": 0.02, "text-embedding-3-large": 0.13, "text-embedding-ada-002": 0.10}
+"""US dollars for a million tokens at api.openai.com, as listed in November 2026. Anything else is ``price`` or unknown."""
+_OPENAI_TEXTS, _OPENAI_TOKENS = 2048, 300_000
+"""What api.openai.com takes in one request."""
+_SERVER_TEXTS, _SERVER_BYTES = 32, 1_000_000
+"""What any server takes: text-embeddings-inference, unless told otherwise, refuses more than 32 texts and 2 MB."""
+_CONCURRENT = 8
+_TRIES, _TRIES_AT_FIRST = 7, 3
+"""How often a request is sent before giving up; fewer where there is no connection and never was, as nobody may be there."""
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
+"""Seconds before the second try, twice as long before each one after it. The host may ask for more, by Retry-After."""
+_TRIES_WHOLE, _TRIES_ALONE = 2, 3
+"""How often a request is sent that breaks the server, before it is cut in halves; and what is left of it as a single text."""
+
+
+def is_remote(name: str) -> bool:
+    """Return whether a model's name is one of an encoder that lives elsewhere."""
+    return name.startswith(("openai:", "hf-inference:"))
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What an encoder has bought, in this process.
+
+    Attributes:
+        texts: Sent and answered.
+        requests: Answered.
+        tokens: As the host counted them; None if it does not say.
+        dollars: At the price per token; None if the tokens or the price are not known.
+    """
+
+    texts: int = 0
+    requests: int = 0
+    tokens: int | None = 0
+    dollars: float | None = 0.0
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        tokens = "tokens not told" if self.tokens is None else f"{self.tokens:,} tokens"
+        dollars = "price not known" if self.dollars is None else f"US${self.dollars:.4f}"
+        requests = "1 request" if self.requests == 1 else f"{self.requests:,} requests"
+        return f"{self.texts:,} texts in {requests}, {tokens}, {dollars}"
+
+
+class RemoteEncoder:
+    """An encoder behind an API. Put a `CachedEncoder` around it, and nothing is bought twice.
+
+    Requests go out side by side, within what the host takes in one. Where it asks for time (429, Retry-After), all of them
+    wait; where it fails (5xx, a dropped connection), a request is sent again after growing, random pauses. What cannot get better
+    by trying again (a refused key, an account without quota) stops at once.
+
+    Args:
+        name: Like ``openai:text-embedding-3-large``; see the module.
+        query_prompt: Put before each query.
+        document_prompt: Put before each document.
+        price: US dollars for a million tokens; by default from `PRICES`, for api.openai.com.
+        concurrent: Requests under way at a time.
+
+    Raises:
+        ConfigError: The name is none, or the price is not one.
+        ModelError: The key is not set.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        price: float | None = None,
+        concurrent: int = _CONCURRENT,
+    ) -> None:
+        self.name, self.address, self.concurrent = name, Address.of(name), concurrent
+        self.prompts: dict[Kind, str] = {"query": query_prompt or "", "document": document_prompt or ""}
+        self.price = PRICES.get(self.address.model) if price is None and self.address.metered else price
+        if self.price is not None and not (math.isfinite(self.price) and self.price >= 0):
+            raise ConfigError(f"price is {self.price:g}; expected US dollars for a million tokens, such as 0.13")
+        self.spent = Spent()
+        self._lock, self._free_at, self._answered = threading.Lock(), 0.0, False
+        self._key = key_of(self.address)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of host, model, dimensions and prompts: what is known of a model whose weights are not."""
+        address = self.address
+        described = ["remote", address.provider, address.model, address.url, address.dimensions, self.prompts]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions).
+
+        Raises:
+            ModelError: The host refuses, or gives something other than a vector for each text.
+            OfflineError: It cannot be reached.
+        """
+        vectors: Vectors = np.zeros((len(texts), self.address.dimensions or 0), np.float32)
+        for positions, found in self.encode_parts(texts, kind):
+            if vectors.shape[1] != found.shape[1]:
+                vectors = np.zeros((len(texts), found.shape[1]), np.float32)
+            vectors[positions] = found
+        return vectors
+
+    def encode_parts(self, texts: Sequence[str], kind: Kind) -> Iterator[Part]:
+        """Yield the vectors of each request as it is answered, so that what was paid for can be kept.
+
+        Raises:
+            ModelError: As `encode`; what was answered until then has been yielded.
+            OfflineError: Likewise.
+        """
+        # No API takes an empty text, and half a surrogate pair cannot be sent.
+        whole = [((self.prompts[kind] + text) or " ").encode("utf-8", "replace").decode() for text in texts]
+        before, stop, ask = self.spent, threading.Event(), self._ask
+        executor = ThreadPoolExecutor(self.concurrent)
+        width, problem = None, None
+        try:
+            with console.progress(f"{kind} texts from {self.address.host}", len(texts)) as done:
+                waiting = {executor.submit(self._answers, ask, positions, whole, stop) for positions in self._cut(whole)}
+                while waiting:
+                    ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in ready:
+                        answers, refusal = future.result()
+                        problem = problem or refusal  # what others are being answered meanwhile is still taken in
+                        for positions, vectors in answers:
+                            if width not in (None, vectors.shape[1]):
+                                raise ModelError(f"{self.name} gave vectors of {width} and of {vectors.shape[1]} dimensions")
+                            width = vectors.shape[1]
+                            yield Part(np.array(positions), vectors)
+                            done(len(positions))
+            if problem:
+                raise problem
+        finally:
+            stop.set()
+            executor.shutdown(wait=False, cancel_futures=True)
+            bought = _difference(self.spent, before)
+            if bought.texts > 1:  # the cost of one query is no news
+                console.note(f"{self.name}: {bought}")
+
+    def _cut(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Yield the positions of texts that may go in one request."""
+        # A token of a byte-level tokenizer stands for one byte or more, so bytes are an upper bound that needs no tokenizer.
+        most, most_bytes = (_OPENAI_TEXTS, _OPENAI_TOKENS) if self.address.metered else (_SERVER_TEXTS, _SERVER_BYTES)
+        batch: list[int] = []
+        size = 0
+        for position, text in enumerate(texts):
+            length = len(text.encode("utf-8", "surrogatepass"))
+            if batch and (len(batch) == most or size + length > most_bytes):
+                yield batch
+                batch, size = [], 0
+            batch.append(position)
+            size += length
+        if batch:
+            yield batch
+
+    def _answers(
+        self, ask: Ask, positions: list[int], texts: Sequence[str], stop: threading.Event, failures: int | None = None
+    ) -> tuple[Answers, EmbedfitError | None]:
+        """Ask for some texts until there is an answer, in halves if they are too many for one request or one of them breaks the server.
+
+        Args:
+            ask: Sends one request.
+            positions: Of the texts to ask for.
+            texts: All of them.
+            stop: Set when nothing more is to be sent.
+            failures: How often the server has failed in a row on what these texts are a half of; None if they are a whole request.
+
+        Returns:
+            What was answered, and why that is not all.
+        """
+        tries, halved, failures = 0, failures is not None, failures or 0
+        while not stop.wait(max(0.0, self._free_at - time.monotonic())):
+            try:
+                vectors, tokens = ask([texts[position] for position in positions])
+                vectors = self._checked(vectors, len(positions))
+            except Failure as failure:
+                tries += 1
+                failures += 1
+                breaks = (failure.breaks and self._answered) or (failure.status or 0) >= 500
+                if len(positions) > 1 and (failure.too_much or (breaks and failures >= _TRIES_WHOLE)):
+                    if not failure.too_much:
+                        self._pause(failure, failures, stop)
+                    half = len(positions) // 2
+                    first, problem = self._answers(ask, positions[:half], texts, stop, None if failure.too_much else failures)
+                    second, also = self._answers(ask, positions[half:], texts, stop, None if failure.too_much else 0)
+                    return [*first, *second], problem or also
+                nobody_there = failure.status is None and not self._answered
+                most = _TRIES_AT_FIRST if nobody_there else _TRIES
+                alone = halved and len(positions) == 1 and tries >= _TRIES_ALONE
+                if not failure.again or failures >= most or alone or (failure.wait or 0.0) > LONGEST_ASKED:
+                    stop.set()  # here, before this thread begins another request
+                    return [], self._refusal(failure, failures, positions, texts)
+                self._pause(failure, failures, stop)
+                continue
+            except EmbedfitError as error:
+                stop.set()
+                return [], error
+            except Exception as error:  # a library's own, or a server nobody thought of: one line, not a traceback from a thread
+                stop.set()
+                return [], ModelError(f"{self.name}: {self.address.host} gave no vectors ({type(error).__name__})")
+            with self._lock:
+                self._answered = True
+                self.spent = self._with(len(positions), tokens)
+            return [(positions, vectors)], None
+        return [], None
+
+    def _pause(self, failure: Failure, tries: int, stop: threading.Event) -> None:
+        pause = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)
+        if failure.wait is None:
+            stop.wait(pause)
+            return
+        # It asks for time, and means all requests.
+        if failure.wait > _LONGEST_WAIT:
+            console.note(f"{self.address.host} asks to wait for {failure.wait:.0f} s")
+        self._free_at = max(self._free_at, time.monotonic() + failure.wait + random.uniform(0.0, 0.1) * pause)
+
+    @cached_property
+    def _ask(self) -> Ask:
+        return openai_asker(self.address, self._key) if self.address.provider == "openai" else hugging_face_asker(self.address, self._key)
+
+    def _with(self, texts: int, tokens: int | None) -> Spent:
+        total = None if tokens is None or self.spent.tokens is None else self.spent.tokens + tokens
+        dollars = None if total is None or self.price is None else total * self.price / 1e6
+        return Spent(self.spent.texts + texts, self.spent.requests + 1, total, dollars)
+
+    def _checked(self, vectors: Vectors, count: int) -> Vectors:
+        """Return the vectors at unit length."""
+        if vectors.ndim != 2 or len(vectors) != count:
+            kind = "a vector for each token" if vectors.ndim == 3 else f"an array of shape {vectors.shape}"
+            raise ModelError(f"{self.name} gave {kind}; expected one vector for each of {count:,} texts")
+        with np.errstate(over="ignore", invalid="ignore"):
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        if not (np.isfinite(lengths).all() and lengths.all()):
+            raise ModelError(f"{self.name} gave a vector that is not finite, or all zero")
+        wanted = self.address.dimensions
+        if wanted and vectors.shape[1] != wanted:
+            raise ModelError(f"{self.name} gave {vectors.shape[1]} dimensions, not the {wanted} asked for; this model cannot be cut")
+        unit: Vectors = (vectors / lengths).astype(np.float32)
+        return unit
+
+    def _refusal(self, failure: Failure, tries: int, positions: list[int], texts: Sequence[str]) -> ModelError:
+        """Return what to tell the user; never a key, and of a single text its place and its first words."""
+        host, variable, status = self.address.host, self.address.variable, failure.status
+        told = one_line(failure.complaint.message.replace(self._key or "\0", "***")) or "it does not say why"
+        if status is None:
+            return OfflineError(f"{self.name}: {host} cannot be reached ({told}); what was answered before is kept")
+        if status in (401, 403) and not failure.complaint.filtered:
+            what = f"the key in {variable}" if self._key else "to answer without a key"
+            return ModelError(f"{self.name}: {host} refuses {what} ({status}); fix: set {variable}")
+        if failure.quota:
+            return ModelError(f"{self.name}: the account at {host} has no quota left; what was answered before is kept")
+        if (failure.wait or 0.0) > LONGEST_ASKED:
+            return ModelError(
+                f"{self.name}: {host} answered {status} and asks to wait for {failure.wait:,.0f} s; fix: run the same command then"
+            )
+        text = texts[positions[0]]
+        place = f"text {positions[0] + 1:,} of {len(texts):,}, {shown(text)}" if len(texts) > 1 else shown(text)
+        if len(positions) == 1 and (status == 413 or failure.complaint.too_long):
+            return ModelError(f"{self.name}: {host} refuses a text of {len(text):,} characters as too long ({status}: {told}): {place}")
+        again = f" {tries} times" if failure.again else ""
+        alone = f" (to one text alone: {place})" if len(positions) == 1 and (failure.too_much or failure.again) else ""
+        return ModelError(f"{self.name}: {host} answered {status}{again}: {told}{alone}")
+
+
+def _difference(after: Spent, before: Spent) -> Spent:
+    tokens = None if after.tokens is None else after.tokens - (before.tokens or 0)
+    dollars = None if after.dollars is None else after.dollars - (before.dollars or 0.0)
+    return Spent(after.texts - before.texts, after.requests - before.requests, tokens, dollars)

@@ -1,0 +1,147 @@
+"""Texts as tokens: each text tokenised once, and padded to the longest of its batch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from embedfit.errors import ModelError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+_SLICE = 1024
+"""Texts tokenised at once."""
+_TRIED = 4
+"""Of the first texts, and of the longest, that are read both ways."""
+_Read: TypeAlias = tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[Any]]]
+"""Tokens of each text, and, for each input of the model, those of all texts end to end."""
+
+
+class Tokens:
+    """The tokens of many texts, cut to the model's length and not padded.
+
+    They lie end to end in one array for each input of the model: as objects, those of a million texts would not fit.
+
+    Args:
+        model: Its tokenizer and length.
+        texts: What to tokenise.
+        prompt: Put before each text.
+        task: ``query`` or ``document``, for models that treat them differently.
+        alone: What `tokenizer_suffices` says of them, if it was asked already.
+
+    Raises:
+        ModelError: The model does not read padded rows of tokens.
+
+    Attributes:
+        lengths: Tokens of each text.
+    """
+
+    def __init__(
+        self, model: SentenceTransformer, texts: Sequence[str], prompt: str, task: str | None = None, *, alone: bool | None = None
+    ) -> None:
+        self._model, self._prompt, self._task = model, prompt, task
+        self._same: dict[str, Any] = {}
+        if alone is None:
+            alone = tokenizer_suffices(model, texts, prompt, task)
+        self._by_library(texts[:1] or ["a text"])  # for what it adds to the tokens
+        read = partial(_by_tokenizer, model, prompt) if alone else self._by_library
+        parts = [read(texts[start : start + _SLICE]) for start in range(0, len(texts), _SLICE)]
+        self.lengths = np.concatenate([np.zeros(0, np.int64), *(lengths for lengths, _ in parts)])
+        self._ends = np.cumsum(self.lengths)
+        self._values = {key: np.concatenate([rows[key] for _, rows in parts]) for key in (parts[0][1] if parts else ())}
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def padded(self, positions: npt.NDArray[np.int64]) -> dict[str, Any]:
+        """Return the features of these texts, one matrix (texts, longest) for each input of the model."""
+        import torch
+
+        tokenizer, lengths = self._model.tokenizer, self.lengths[positions]
+        columns = np.arange(lengths.max(initial=0))
+        left = tokenizer.padding_side == "left"
+        inside = columns >= len(columns) - lengths[:, None] if left else columns < lengths[:, None]
+        # Each text's tokens end where it ends, counted on through the texts that are asked for.
+        where = np.arange(lengths.sum()) + np.repeat(self._ends[positions] - np.cumsum(lengths), lengths)
+        pads = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+        features: dict[str, Any] = {"attention_mask": torch.from_numpy(inside.astype(np.int64))}
+        for key, values in self._values.items():
+            matrix = np.full(inside.shape, pads.get(key, 0), np.int64)
+            matrix[inside] = values[where]
+            features[key] = torch.from_numpy(matrix)
+        return {**features, **self._same}
+
+    def _by_library(self, texts: Sequence[str]) -> _Read:
+        read, self._same = _by_library(self._model, self._prompt, self._task, texts)
+        return read
+
+
+def tokenizer_suffices(model: SentenceTransformer, texts: Sequence[str], prompt: str, task: str | None) -> bool:
+    """Return whether a model reads of some texts what its tokenizer alone makes of them.
+
+    Most models do. What the library does around the tokenizer, text by text, takes most of the time, and can then be left out. So the
+    model must have nothing set that treats texts in another way, and a few of the texts are read both ways to see.
+    """
+    from sentence_transformers.base.modules import Transformer
+
+    module: Any = model[0]
+    plain = (
+        type(module) is Transformer
+        and module.processor is module.tokenizer
+        and list(module.modality_config) == ["text"]
+        and not (module.processing_kwargs or module.query_expansion or module.query_length or module.document_length)
+    )
+    if not plain or not texts:
+        return plain
+    tried = [*texts[:_TRIED], *sorted(texts, key=len)[-_TRIED:]]
+    return _equal(_by_library(model, prompt, task, tried)[0], _by_tokenizer(model, prompt, tried))
+
+
+def _by_library(model: SentenceTransformer, prompt: str, task: str | None, texts: Sequence[str]) -> tuple[_Read, dict[str, Any]]:
+    """Return what the library makes of texts, and what it adds that is no tensor."""
+    import torch
+
+    whole = model.preprocess(list(texts), prompt=prompt or None, task=task)
+    tensors = {key: value for key, value in whole.items() if torch.is_tensor(value)}
+    mask = tensors.pop("attention_mask", None)
+    if mask is None or any(value.shape != mask.shape for value in tensors.values()):
+        raise ModelError(f"a {type(model[0]).__name__} that does not read padded rows of tokens cannot be tuned")
+    inside = mask.bool()
+    rows = {key: _small(key, value[inside].numpy()) for key, value in tensors.items()}
+    return (inside.sum(dim=1).numpy(), rows), {key: value for key, value in whole.items() if not torch.is_tensor(value)}
+
+
+def _by_tokenizer(model: SentenceTransformer, prompt: str, texts: Sequence[str]) -> _Read:
+    found = model.tokenizer([prompt + text for text in texts], truncation=True, return_attention_mask=False, verbose=False)
+    lengths = np.array([len(ids) for ids in found["input_ids"]], np.int64)
+    count = int(lengths.sum())
+    return lengths, {key: _small(key, np.fromiter(chain.from_iterable(rows), np.int64, count)) for key, rows in found.items()}
+
+
+def _small(key: str, values: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Return an input of the model as it is kept: token types are small, only the tokens' own numbers need more room."""
+    return values.astype(np.int32 if key == "input_ids" else np.int8)
+
+
+def _equal(one: _Read, other: _Read) -> bool:
+    return (
+        np.array_equal(one[0], other[0])
+        and one[1].keys() == other[1].keys()
+        and all(np.array_equal(values, other[1][key]) for key, values in one[1].items())
+    )
+
+
+def length_batches(lengths: npt.NDArray[np.int64], tokens: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield batches of indices, longest texts first, each within a budget of padded tokens."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, tokens // max(1, int(lengths[order[start]])))
+        yield order[start : start + size]
+        start += size

@@ -1,0 +1,1 @@
+"""Rankings into a verdict."""

@@ -1,0 +1,1 @@
+"""Labelled queries written by an LLM."""

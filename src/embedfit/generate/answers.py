@@ -1,0 +1,262 @@
+"""From a model's reply to a checked object."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from embedfit.errors import shown
+from embedfit.generate.ledger import Line
+from embedfit.generate.tasks import Rejected
+
+
+def answer_model(name: str, schema: dict[str, Any], validate: Callable[[Mapping[str, Any]], dict[str, Any]]) -> type[BaseModel]:
+    """Return a Pydantic model for instructor, of any schema and whatever checks it."""
+
+    class Answer(BaseModel):
+        model_config = ConfigDict(extra="allow")
+
+        @model_validator(mode="before")
+        @classmethod
+        def _checked(cls, row: Any) -> Any:
+            if not isinstance(row, dict):
+                raise ValueError(f"expected a JSON object, seen {shown(row)}")
+            return validate(row)
+
+        @classmethod
+        def model_json_schema(cls, *arguments: Any, **named: Any) -> dict[str, Any]:
+            return {"title": name, **json.loads(json.dumps(schema))}
+
+    Answer.__name__ = Answer.__qualname__ = name
+    Answer.__doc__ = str(schema.get("description") or "")
+    return Answer
+
+
+def choice_schema(options: tuple[str, ...]) -> dict[str, Any]:
+    """Return the JSON schema of a choice among options."""
+    return {
+        "title": "Choice",
+        "type": "object",
+        "properties": {"choice": {"type": "string", "enum": list(options)}},
+        "required": ["choice"],
+        "additionalProperties": False,
+    }
+
+
+def chosen(options: tuple[str, ...]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Return a function that checks a choice and returns it; a ValueError if it is none of the options."""
+
+    def validate(row: Mapping[str, Any]) -> dict[str, Any]:
+        if row.get("choice") not in options:
+            raise ValueError(f"choice is {shown(row.get('choice'))}, which is none of the options")
+        return {"choice": row["choice"]}
+
+    return validate
+
+
+def answer_of(message: Mapping[str, Any], tool: str = "") -> dict[str, Any]:
+    """Return the JSON object that a message holds: in a tool call or in the text, with whatever models put around it.
+
+    Args:
+        message: Of a completion.
+        tool: Name of the tool that the model was given; a call of it may be written out as text.
+
+    Raises:
+        Rejected: It holds none, or two that differ, so that one would have to guess.
+    """
+    texts = [text for text in (*_arguments(message), _text(message.get("content"))) if text]
+    problem = Rejected("invalid", "Invalid JSON: the reply is empty")
+    if not texts:
+        texts = [text for key in _THOUGHTS if _is_object(text := message.get(key))][:1]
+    for text in texts:
+        if isinstance(text, dict):
+            return _called(text, tool)
+        try:
+            return _called(_strict(text), tool)
+        except ValueError as error:
+            problem = Rejected("invalid", f"Invalid JSON: {error}")
+    for text in texts:
+        objects = _objects(str(text))
+        if len(objects) > 1:  # some repeat the schema before they answer
+            objects = [row for row in objects if not _is_schema(row)] or objects
+        try:
+            objects = _distinct(_called(row, tool, marked=bool(_WRITTEN_CALL.search(str(text)))) for row in objects)
+        except ValueError as error:
+            raise Rejected("invalid", f"Invalid JSON: {error}") from None
+        if len(objects) > 1:
+            raise Rejected("invalid", "Invalid JSON: there are two different objects; answer with one")
+        if objects:
+            return objects[0]
+    raise problem
+
+
+_THOUGHTS = ("reasoning_content", "reasoning")
+"""Where some servers put a whole answer, for which they leave the content empty."""
+
+
+def _is_object(text: Any) -> bool:
+    with contextlib.suppress(ValueError):
+        return isinstance(text, str) and bool(_strict(text))
+    return False
+
+
+def _distinct(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        if row not in found:
+            found.append(row)
+    return found
+
+
+def _is_schema(row: Any) -> bool:
+    """Return whether an object is a JSON Schema rather than what it describes."""
+    return isinstance(row.get("properties"), dict) and (row.get("type") == "object" or "$schema" in row or "$defs" in row)
+
+
+_WRITTEN_CALL = re.compile(r"<\|?(?:tool|function)_?calls?\b[^>]*>|\[TOOL_CALLS?\]|<function[=>]", re.IGNORECASE)
+"""What stands before a tool call that a model writes out, and its server does not read."""
+
+
+def _called(row: dict[str, Any], tool: str, *, marked: bool = False) -> dict[str, Any]:
+    """Return the arguments of a tool call that is written out as an object; any other object as it is.
+
+    Raises:
+        ValueError: The arguments are no object.
+    """
+    arguments = row.get("arguments", row.get("parameters"))
+    if not (marked or (tool and row.get("name") == tool)) or not row.keys() <= {"name", "type", "id", "arguments", "parameters"}:
+        return row
+    if isinstance(arguments, str):
+        return _strict(arguments)
+    return arguments if isinstance(arguments, dict) else row
+
+
+def _arguments(message: Mapping[str, Any]) -> list[Any]:
+    """Return what a message calls tools with: JSON, or the object itself."""
+    calls = message.get("tool_calls")
+    functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    functions = functions or [message.get("function_call")]
+    found: list[Any] = []
+    for function in functions:
+        arguments = function.get("arguments") if isinstance(function, dict) else None
+        if isinstance(arguments, (str, dict)) and arguments not in found:
+            found.append(arguments)
+    if len(found) > 1:
+        raise Rejected("invalid", "Invalid JSON: there are two different tool calls; answer with one")
+    return found
+
+
+def _text(content: Any) -> Any:
+    """Return the text of a message: a string, or its parts but for the thoughts among them; or the object that stands in its place."""
+    if isinstance(content, dict) and "text" not in content:
+        return content
+    parts = content if isinstance(content, list) else [content]
+    texts = []
+    for part in parts:
+        if isinstance(part, dict) and str(part.get("type") or "text") in ("text", "output_text"):
+            part = part.get("text")
+            part = part.get("value") if isinstance(part, dict) else part
+        if isinstance(part, str):
+            texts.append(part)
+    return "".join(texts).strip().removeprefix("\ufeff")
+
+
+def refusal_of(message: Mapping[str, Any]) -> str:
+    """Return in which words a model refuses to answer; empty if it does not."""
+    content = message.get("content")
+    parts = [message, *(part for part in content if isinstance(part, dict))] if isinstance(content, list) else [message]
+    return next((part["refusal"] for part in parts if isinstance(part.get("refusal"), str) and part["refusal"]), "")
+
+
+REFUSALS = ("content_filter", "content_filtered", "safety", "prohibited_content", "blocklist", "recitation", "spii", "refusal")
+CUT_OFF = ("length", "max_tokens", "model_length", "max_output_tokens")
+"""Why a reply ended, in the words of OpenAI and those of others behind the same API."""
+_TAG = r"(?:\w+:)?(?:ant)?(?:think|thinking|thoughts?|reasoning|analysis|reflection|scratchpad)"
+_LANDMARK = re.compile(
+    rf"(?P<end></{_TAG}>|◁/think▷|\[/THINK\]|<\|end_of_thought\|>|<\|channel\|>\s*final\b.*?<\|message\|>)"
+    rf"|(?P<start><{_TAG}>|◁think▷|\[THINK\]|<\|begin_of_thought\|>|<\|channel\|>)|\{{",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Where a model's thoughts start and end, in the marks of several, and where an object may start."""
+
+
+def _strict(text: str) -> dict[str, Any]:
+    """Return the object that a text is, and nothing else.
+
+    Raises:
+        ValueError: It is not one.
+    """
+    try:
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_object)
+        if isinstance(value, str):  # some servers encode twice
+            value = json.loads(value, parse_constant=_no_constant, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, seen {shown(value)}")
+    return value
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    """Return the different objects that stand in a text outside of the model's thoughts; none if what looks like one is broken."""
+    decoder = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_object, strict=False)
+    found: list[Any] = []
+    before: list[Any] | None = None  # the thoughts, while in them
+    place = 0
+    while landmark := _LANDMARK.search(text, place):
+        place = landmark.end()
+        if landmark["end"]:  # some templates swallow the start
+            found, before = before or [], None
+        elif landmark["start"]:
+            before = list(found) if before is None else before
+        else:
+            try:
+                value, place = decoder.raw_decode(text, landmark.start())
+            except (ValueError, RecursionError):
+                if re.match(r"\s*[\"'{}]", text[place : place + 200]):  # what stands in it is a part of an answer at best
+                    found.append(None)
+            else:
+                if value not in found:
+                    found.append(value)
+    found = found if before is None else before
+    return [] if None in found else found
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in row and row[name] != value:
+            raise ValueError(f"the key {shown(name)} stands there twice")
+        row[name] = value
+    return row
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def completion_of(reply: Line) -> Any:
+    """Return a reply as the SDK's object, for instructor to show it to the model again; of odd ones the text alone."""
+    from openai.types.chat import ChatCompletion
+
+    message = reply["reply"]["choices"][0]["message"]
+    calls = message.get("tool_calls")
+    well_formed = isinstance(calls, list) and all(
+        isinstance(call, dict)
+        and isinstance(call.get("id"), str)
+        and isinstance(function := call.get("function"), dict)
+        and isinstance(function.get("name"), str)
+        and isinstance(function.get("arguments"), str)
+        for call in calls
+    )
+    text = _text(message.get("content"))
+    plain: dict[str, Any] = {"role": "assistant", "content": text if isinstance(text, str) else json.dumps(text), "refusal": None}
+    if well_formed:
+        plain |= {"content": plain["content"] or None, "tool_calls": [{**call, "type": "function"} for call in calls]}
+    choice = {"finish_reason": "stop", "index": 0, "message": plain}
+    return ChatCompletion.construct(id="", created=0, model="", object="chat.completion", choices=[choice])

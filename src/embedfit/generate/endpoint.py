@@ -1,0 +1,331 @@
+"""One request to an OpenAI-compatible endpoint, and what it cost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from embedfit import console
+from embedfit.errors import ConfigError, EndpointError, require
+from embedfit.generate.ledger import Line
+from embedfit.hosts import OPENAI, authorization, host_of, is_header_name, openai_headers, openais, retry_after, split_query
+from embedfit.hosts import connected as connected
+from embedfit.hosts import header_value as header_value
+from embedfit.replies import SECRET, Complaint, complains, complaint_in, complaint_of, described, is_html, one_line, read_json
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+DOLLARS = "US dollars"
+PRICES = {
+    "gpt-4.1": (2.0, 8.0),
+    "gpt-4.1-mini": (0.4, 1.6),
+    "gpt-4.1-nano": (0.1, 0.4),
+    "gpt-4o": (2.5, 10.0),
+    "gpt-4o-mini": (0.15, 0.6),
+    "gpt-5": (1.25, 10.0),
+    "gpt-5-mini": (0.25, 2.0),
+    "gpt-5-nano": (0.05, 0.4),
+    "o4-mini": (1.1, 4.4),
+}
+"""USD for a million tokens of OpenAI's own endpoint, (prompt, completion), as published in 2025. Yours go before them."""
+_OTHER_NAME = {"max_tokens": "max_completion_tokens"}
+"""What newer models call a parameter that they refuse by its usual name."""
+_NOT_NEEDED = ("seed", "temperature")
+_CONNECT = 1.0
+"""Seconds for a connection, if the time for a request is less."""
+
+
+class BudgetError(EndpointError):
+    """The next request could cost more than there is left to spend."""
+
+
+class Stopped(Exception):
+    """Nothing more is sent; `Asker.stopping` says why."""
+
+
+class Refused(Exception):
+    """A request was refused for what it says, and no other is concerned: a word for the statistics, and why."""
+
+    def __init__(self, reason: str, why: str, *, lasting: bool = True) -> None:
+        super().__init__(why)
+        self.reason, self.why, self.lasting = reason, why, lasting
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What asking may take.
+
+    Attributes:
+        concurrency: Requests under way at a time, at most.
+        timeout: Seconds for one request, from sending to the last byte.
+        budget: Money that may be spent, all runs on a ledger together; None for any.
+        tokens: Tokens that may be used, likewise.
+        patience: Seconds without any answer after which an endpoint that only says 429 is given up.
+        first_wait: Seconds before a request is tried again, at most; each further time it is twice that.
+        currency: Of the budget, in words.
+    """
+
+    concurrency: int = 32
+    timeout: float = 120.0
+    budget: float | None = None
+    tokens: int | None = None
+    patience: float = 600.0
+    first_wait: float = 1.0
+    currency: str = DOLLARS
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to ask, and what it is for.
+
+    Attributes:
+        id: Depends on what is asked, and on nothing else.
+        body: Of POST /chat/completions; it has ``max_tokens``.
+        facts: More for the ledger.
+    """
+
+    id: str
+    body: dict[str, Any]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Busy(Exception):
+    """429: nothing was charged. ``wait`` is in seconds, if the endpoint said for how long."""
+
+    def __init__(self, wait: float | None) -> None:
+        super().__init__("429")
+        self.wait = wait
+
+
+class Broken(Exception):
+    """An error that may pass."""
+
+    def __init__(self, why: str, *, charged: bool, unreachable: bool = False) -> None:
+        super().__init__(why)
+        self.charged, self.unreachable = charged, unreachable
+
+
+class Endpoint:
+    """An OpenAI-compatible endpoint.
+
+    Args:
+        base_url: As the OpenAI SDK takes it, with ``/v1``; or Azure's, with ``?api-version=``. By default OpenAI's.
+        key: Sent as ``Authorization: Bearer``, to Azure's older addresses as ``api-key``.
+        headers: More headers, for gateways.
+        key_name: Where the key came from, to be named in errors.
+
+    Raises:
+        ConfigError: The address is not http or https, or has a password in it; the key or a header cannot be sent.
+    """
+
+    def __init__(
+        self, base_url: str = OPENAI, key: str = "none", headers: Mapping[str, str] | None = None, *, key_name: str = "the key"
+    ) -> None:
+        self._url, self._query = split_query(base_url)
+        self.base_url, self.key_name = self._url, key_name
+        self._key = header_value(key, key_name)
+        for name in headers or {}:
+            if not is_header_name(name):
+                raise ConfigError("headers: a name cannot be that of a header; fix: letters, digits and hyphens, without a colon")
+        self._headers = {name: header_value(value, f"the variable of header {name}") for name, value in (headers or {}).items()}
+        secrets = {value for value in (self._key, *self._headers.values()) if len(value) >= SECRET}
+        self._secrets = sorted({*secrets, *(json.dumps(secret)[1:-1] for secret in secrets)}, key=len, reverse=True)
+        self._client: AsyncOpenAI | None = None
+        self._unwanted: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.base_url!r})"
+
+    def hidden(self, text: str) -> str:
+        """Return a text without the key and the headers' values, should an endpoint have said them back."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+    async def once(self, body: Mapping[str, Any], timeout: float) -> Line:
+        """Send a request once, and return the completion.
+
+        Args:
+            body: Of POST /chat/completions.
+            timeout: Seconds from the last byte sent to the last byte that came; and for a connection.
+
+        Raises:
+            EndpointError: It will never be answered.
+            ConfigError: No connection can be made with the settings of this machine.
+            Refused: It will not, for what it says.
+        """
+        client, sent = self._connected(timeout), self._wanted(body)
+        import openai
+
+        sent_whole = False
+        connecting = max(timeout, _CONNECT)
+        try:
+            async with asyncio.timeout(None) as clock:
+
+                def start() -> None:
+                    nonlocal sent_whole
+                    sent_whole = True
+                    clock.reschedule(asyncio.get_running_loop().time() + timeout)
+
+                _WHEN_SENT.set(start)
+                # What is in extra_body goes out as it is; the SDK would take half a millisecond to walk through a schema.
+                named = {key: sent.pop(key) for key in ("model", "messages")}
+                keys = authorization(self._key, self._query, openai.Omit())
+                answer = await client.chat.completions.with_raw_response.create(**named, extra_body=sent, extra_headers=keys)
+            status, headers, content = answer.status_code, answer.headers, answer.content
+        except openai.APIStatusError as error:
+            status, headers, content = error.status_code, error.response.headers, error.response.content
+        except (TimeoutError, openai.APITimeoutError):
+            why = f"no answer within {timeout:g} s" if sent_whole else f"no connection within {connecting:g} s"
+            raise Broken(why, charged=sent_whole, unreachable=not sent_whole) from None
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            why = one_line(self.hidden(f"{type(cause).__name__}: {cause}"))
+            raise Broken(why, charged=sent_whole, unreachable=not sent_whole) from None
+        except (openai.APIError, ValueError, AttributeError, TypeError) as error:
+            raise Broken(one_line(self.hidden(f"not a chat completion: {error}")), charged=sent_whole) from None
+        completion = read_json(content)
+        if status < 300 and _is_completion(completion):
+            text = json.dumps(completion)
+            hidden = self.hidden(text)
+            return completion if hidden == text else json.loads(hidden)  # type: ignore[no-any-return]
+        complaint = complaint_of(content)
+        if status < 300 and (choice := _complaining_choice(completion)):
+            complaint = complaint_in(choice)
+        elif status < 300 and not complains(completion):
+            if is_html(content):
+                raise EndpointError(
+                    f"{self.base_url} answered {status} with an HTML page, as for a login; "
+                    "fix: give the address of the API as base_url, which often ends in /v1"
+                )
+            broken = _is_broken_completion(completion, content)
+            if broken or not complaint.message:
+                raise Broken(one_line(self.hidden(f"not a chat completion: {described(content)}")), charged=broken)
+        if self._adapts(status, complaint, body["model"], sent):
+            return await self.once(body, timeout)
+        raise self._meaning(status, headers, complaint)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._client:
+            await self._client.close()
+            self._client = None
+
+    def _connected(self, timeout: float) -> AsyncOpenAI:
+        if self._client is None:
+            openai = require("openai", extra="generate")
+            others: dict[str, Any] = {} if openais(self.base_url) else {name: openai.Omit() for name in openai_headers()}
+            # Trying again is the Asker's part: the SDK would do it for a spent quota too, and say nothing of it. A redirect would
+            # take the headers to another host.
+            self._client = connected(
+                lambda: openai.AsyncOpenAI(
+                    base_url=self._url,
+                    api_key=self._key or "none",
+                    default_headers={**others, **self._headers},
+                    default_query=self._query,
+                    max_retries=0,
+                    timeout=openai.Timeout(timeout, connect=max(timeout, _CONNECT)),
+                    http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, event_hooks={"request": [_watch]}),
+                )
+            )
+        return self._client  # type: ignore[return-value]
+
+    def _wanted(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a body without the parameters that this model does not know."""
+        return {_OTHER_NAME.get(key, "") if key in self._unwanted else key: value for key, value in body.items() if self._sends(key)}
+
+    def _sends(self, key: str) -> bool:
+        return key not in self._unwanted or key in _OTHER_NAME
+
+    def _adapts(self, status: int, complaint: Complaint, model: str, sent: Mapping[str, Any]) -> bool:
+        """Return whether a parameter is to blame that can be left out or has another name, and do so from now on."""
+        if status not in (200, 400, 422, 500, 501) or complaint.too_long or complaint.filtered:
+            return False
+        parameter = complaint.unknown((*_OTHER_NAME, *_NOT_NEEDED))
+        if parameter is None or parameter not in sent:
+            return False
+        if parameter not in self._unwanted:
+            self._unwanted.add(parameter)
+            instead = f"{_OTHER_NAME[parameter]!r} is sent instead" if parameter in _OTHER_NAME else "it is left out"
+            console.note(f"{model} takes no {parameter!r}: {instead}")
+        return True
+
+    def _meaning(self, status: int, headers: Mapping[str, str], complaint: Complaint) -> Exception:
+        """Return what an error means: wait, try again, leave this one out, or stop."""
+        if status < 300:
+            status = complaint.status or status
+        message, code = one_line(self.hidden(complaint.message)), one_line(self.hidden(complaint.code.partition(" ")[0]), 60)
+        if complaint.quota or status == 402:
+            return EndpointError(
+                f"{self.base_url} says that the quota is spent ({code or status}); fix: top it up, and run the same command"
+            )
+        if status not in (401, 429):
+            if complaint.filtered:
+                return Refused("filtered", message or code)
+            if status == 413 or (complaint.too_long and status != 403):
+                return Refused("too long", message or code or f"HTTP {status}")
+        if status in (401, 403):
+            return EndpointError(f"{self.base_url} does not accept {self.key_name} ({status}); fix: set it right, and run the same command")
+        if status == 429:
+            return Busy(retry_after(headers))
+        if status < 300 or status in (408, 409, 425) or status >= 500:
+            return Broken(f"HTTP {status}" + (f": {message}" if message else ""), charged=False)
+        if 300 <= status < 400:
+            there = one_line(host_of(headers.get("location", ""))) or "another address"
+            return EndpointError(f"{self.base_url} sends requests on to {there} ({status}); fix: give the address that answers itself")
+        mode = "; fix: another 'mode' in [generate]" if _MODE.search(complaint.message) else ""
+        return EndpointError(f"{self.base_url} refuses the request ({status} {code}): {message or 'it does not say why'}{mode}")
+
+
+_WHEN_SENT: contextvars.ContextVar[Callable[[], None]] = contextvars.ContextVar("_WHEN_SENT")
+"""To be called when the last byte of the request is out that this task has under way."""
+
+
+async def _watch(request: Any) -> None:
+    """Have the HTTP client tell when a request is out; until then no host can charge for it."""
+    when_sent = _WHEN_SENT.get()
+
+    async def trace(event: str, info: Mapping[str, Any]) -> None:
+        if event.endswith("send_request_body.complete") and getattr(info.get("request"), "method", b"POST") != b"CONNECT":
+            when_sent()
+
+    request.extensions = {**request.extensions, "trace": trace}
+
+
+_MODE = re.compile(r"response_format|json_schema|json_object|tool_choice|\btools?\b", re.IGNORECASE)
+
+
+def _is_completion(body: Any) -> bool:
+    choices = body.get("choices") if isinstance(body, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return isinstance(first, dict) and isinstance(first.get("message"), dict) and not first.get("error")
+
+
+def _is_broken_completion(body: Any, content: bytes) -> bool:
+    """Return whether a body is a completion that nobody can use, and that was charged all the same: it has choices, or counts tokens."""
+    if body is None:  # cut off, or a stream that nobody asked for
+        return b'"choices"' in content
+    if not isinstance(body, dict):
+        return False
+    return isinstance(body.get("choices"), list) or any(
+        token_count(body.get("usage"), name) for name in ("prompt_tokens", "completion_tokens")
+    )
+
+
+def _complaining_choice(body: Any) -> Line | None:
+    """Return a choice that is an error, as some gateways give what their provider said."""
+    choices = body.get("choices") if isinstance(body, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first if isinstance(first, dict) and first.get("error") else None
+
+
+def token_count(usage: Any, name: str) -> int | None:
+    """Return the tokens that an endpoint says it counted, None if it says no number."""
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return int(count) if isinstance(count, (int, float)) and not isinstance(count, bool) and 0 <= count < 2**53 else None

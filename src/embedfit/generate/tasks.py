@@ -1,0 +1,441 @@
+"""What to ask an LLM for, and what is right: records for labels, or questions for passages.
+
+A plan depends on the labels or passages, the seed and the numbers alone, so that a run that goes on has the same one. The
+prompts are Jinja templates, in ``templates/``; an undefined variable is an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from embedfit.data.dataset import Document, Row
+from embedfit.data.records import RecordType
+from embedfit.errors import ConfigError, shown
+from embedfit.generate.ledger import digest
+from embedfit.words import words_of
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+_EXAMPLES = 4
+"""Real texts shown in a prompt."""
+_QUOTED = 8
+"""Words in a row from the passage that make a question a quotation."""
+_OPTIONS = 10
+"""Passages among which the judge finds the one that a question was written for."""
+_OPTION_CHARACTERS = 600
+STYLES = {
+    "keywords": "a few keywords, no sentence",
+    "question": "one full question",
+    "situation": "one or two sentences that describe a situation or a problem, without a question",
+}
+PERSONAS = (
+    "an expert in a hurry",
+    "a beginner who lacks the right words",
+    "somebody to whom this has just happened",
+    "a careful person preparing a decision",
+    "somebody who makes typing errors and writes no capitals",
+    "somebody whose first language is another one",
+)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in the plan: one thing to be written.
+
+    Attributes:
+        label: The label, or the passage's id.
+        number: The how-manieth for it, from 1.
+        key: What makes it one of a kind.
+    """
+
+    label: str
+    number: int
+    key: tuple[Any, ...]
+
+
+class Rejected(Exception):
+    """A reply that cannot be used: a word for the statistics, and what to tell the model."""
+
+    def __init__(self, reason: str, why: str) -> None:
+        super().__init__(why)
+        self.reason, self.why = reason, why
+
+
+class Task(Protocol):
+    """What is to be written, and what is right."""
+
+    @property
+    def kind(self) -> str:
+        """Return ``records`` or ``queries``."""
+
+    @property
+    def count(self) -> int:
+        """Return how many places the plan has."""
+
+    def start(self) -> dict[str, Any]:
+        """Return what all requests have in common, for the ledger."""
+
+    def slot(self, position: int) -> Slot:
+        """Return a place of the plan."""
+
+    def prompt(self, slot: Slot, draw: int) -> str:
+        """Return what to ask; ``draw`` is a whole number that is another for each place."""
+
+    def schema(self, label: str) -> dict[str, Any]:
+        """Return the JSON Schema of an answer."""
+
+    def validate(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a row as it should be, or raise a ValueError that says what is wrong."""
+
+    def check(self, slot: Slot, row: dict[str, Any]) -> str:
+        """Return a valid row's own text, for comparing it with others, or raise `Rejected`."""
+
+    def output(self, slot: Slot, row: dict[str, Any]) -> Row:
+        """Return the row as the main job reads it."""
+
+    def shown(self, row: dict[str, Any]) -> str:
+        """Return what a judge is shown of a row."""
+
+    def options(self, slot: Slot, draw: int) -> tuple[list[dict[str, str]], str]:
+        """Return what a judge may choose from (name, about), and the name of the right one."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records for labels, evenly.
+
+    Attributes:
+        labels: By id; what a document says beside its id stands in the prompt.
+        count: How many records in all.
+        record: What a record looks like.
+        template: Jinja source of the prompt.
+        examples: Texts of real records, to imitate.
+        seed: Another seed, other records.
+    """
+
+    labels: Mapping[str, Document]
+    count: int
+    record: RecordType
+    template: str
+    examples: Sequence[str] = ()
+    seed: int = 0
+    kind: str = "records"
+
+    def start(self) -> dict[str, Any]:
+        """Return what all requests have in common, for the ledger."""
+        return {
+            "prompt": digest([self.template, self.examples]),
+            "schema": digest(self.record.schema()),
+            "labels": digest(self._named),
+            "seed": self.seed,
+        }
+
+    def slot(self, position: int) -> Slot:
+        """Return a place of the plan: each label once, in an order drawn by the seed, then each once more."""
+        turn, place = divmod(position, len(self._order))
+        return Slot(self._order[place], turn + 1, (self._order[place], turn + 1))
+
+    def prompt(self, slot: Slot, draw: int) -> str:
+        """Return what to ask."""
+        return filled(
+            self.template,
+            label=slot.label,
+            labels=self._named,
+            number=slot.number,
+            field=self.record.label,
+            examples=_some(self.examples, draw),
+            draw=draw,
+        )
+
+    def schema(self, label: str) -> dict[str, Any]:
+        """Return the JSON Schema of a record with this label, so that endpoints that follow schemas cannot go wrong."""
+        schema = self.record.schema()
+        if schema["properties"][self.record.label].get("type") == "string":
+            schema["properties"][self.record.label]["enum"] = [label]
+        return schema
+
+    def validate(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a record as its type has it, or raise a ValueError that says what is wrong."""
+        return self.record.validate(row)
+
+    def check(self, slot: Slot, row: dict[str, Any]) -> str:
+        """Return what a record says beside its label, or raise `Rejected`."""
+        given = row.get(self.record.label)
+        if given not in (slot.label, [slot.label]):
+            raise Rejected("wrong label", f"{self.record.label} is {shown(given)}, but it must be {slot.label!r}")
+        values = [value for name, value in row.items() if name != self.record.label and value is not None]
+        text = " ".join(", ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values)
+        said = {_stem(word) for word in words_of(_apart(text))}
+        # The whole name gives a label away, and so does any word that stands in no other label's.
+        given_away = sorted(self._telling[slot.label] & said)
+        if not given_away and f" {' '.join(words_of(slot.label))} " in f" {' '.join(words_of(text))} ":
+            given_away = [slot.label]
+        if given_away:
+            raise Rejected("label in text", f"the text names the {self.record.label}: {', '.join(given_away)}; say it in other words")
+        return text
+
+    def output(self, slot: Slot, row: dict[str, Any]) -> Row:
+        """Return the record."""
+        return row
+
+    def shown(self, row: dict[str, Any]) -> str:
+        """Return a record as the main job embeds it."""
+        return self.record.text(row)
+
+    def options(self, slot: Slot, draw: int) -> tuple[list[dict[str, str]], str]:
+        """Return all labels in an order that is drawn."""
+        return random.Random(draw).sample(self._named, len(self._named)), slot.label
+
+    @functools.cached_property
+    def _order(self) -> list[str]:
+        order = sorted(self.labels)
+        random.Random(self.seed).shuffle(order)
+        return order
+
+    @functools.cached_property
+    def _named(self) -> list[dict[str, str]]:
+        return [{"name": id, "about": _about(document)} for id, document in self.labels.items()]
+
+    @functools.cached_property
+    def _telling(self) -> dict[str, set[str]]:
+        """For each label, the words of its name that no other label's has."""
+        words = {id: {_stem(word) for word in words_of(_apart(id)) if len(word) > 3} for id in self.labels}
+        holders = Counter(word for some in words.values() for word in some)
+        return {id: {word for word in some if holders[word] == 1} for id, some in words.items()}
+
+
+class Question(BaseModel):
+    """A search query that a passage answers."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: str = Field(min_length=2, description="The search query.")
+    evidence: str = Field(min_length=1, description="The part of the passage that answers it, word for word.")
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Questions for passages, equally many for each.
+
+    Attributes:
+        documents: The passages, by id.
+        each: How many questions for each.
+        template: Jinja source of the prompt.
+        styles: Name -> how a question of that style is put.
+        personas: Who may ask.
+        examples: Real queries, to imitate.
+        seed: Another seed, other questions.
+        query: The column to write the query to.
+        label: The column to write the passage's id to.
+
+    Raises:
+        ConfigError: The two columns are one, or one of them holds something else already.
+    """
+
+    documents: Mapping[str, Document]
+    each: int
+    template: str
+    styles: Mapping[str, str] = field(default_factory=lambda: STYLES)
+    personas: Sequence[str] = PERSONAS
+    examples: Sequence[str] = ()
+    seed: int = 0
+    query: str = "query"
+    label: str = "expected"
+    kind: str = "queries"
+
+    def __post_init__(self) -> None:
+        """Refuse columns that cannot be written, before anything is paid for."""
+        others = ("id", "_id", "part", "generated", "style", "persona", "evidence")
+        for name, column, taken in (("query", self.query, others), ("label", self.label, (*others, self.query))):
+            if column in taken:
+                raise ConfigError(f"data.{name} is {column!r}, a column that generated queries hold something else in; fix: another name")
+
+    @property
+    def count(self) -> int:
+        """How many questions in all."""
+        return self.each * len(self.documents)
+
+    def start(self) -> dict[str, Any]:
+        """Return what all requests have in common, for the ledger; passages may be added and taken away."""
+        return {
+            "prompt": digest([self.template, self.examples, list(self.styles.items()), list(self.personas)]),
+            "schema": digest(Question.model_json_schema()),
+            "seed": self.seed,
+        }
+
+    def slot(self, position: int) -> Slot:
+        """Return a place of the plan: one question for each passage, then another for each."""
+        turn, place = divmod(position, len(self._order))
+        id = self._order[place]
+        return Slot(id, turn + 1, (id, digest(self._passage(id))[:16], turn + 1))
+
+    def prompt(self, slot: Slot, draw: int) -> str:
+        """Return what to ask."""
+        return filled(
+            self.template,
+            passage=self._passage(slot.label),
+            style=self.styles[self._style(slot)],
+            persona=self._persona(slot),
+            number=slot.number,
+            examples=_some(self.examples, draw),
+            draw=draw,
+        )
+
+    def schema(self, label: str) -> dict[str, Any]:
+        """Return the JSON Schema of a question."""
+        return Question.model_json_schema()
+
+    def validate(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a question as it should be, or raise a ValueError that says what is wrong."""
+        return Question.model_validate(row).model_dump()
+
+    def check(self, slot: Slot, row: dict[str, Any]) -> str:
+        """Return the query, or raise `Rejected`: its evidence must stand in the passage, and itself must not."""
+        passage, asked = words_of(self._passage(slot.label)), words_of(row["query"])
+        if not _within(words_of(row["evidence"]), passage):
+            raise Rejected("not answered", "the evidence does not stand in the passage; copy the words that answer the query")
+        runs = [asked[start : start + _QUOTED] for start in range(max(1, len(asked) - _QUOTED + 1))]
+        if any(len(run) >= min(_QUOTED, 4) and _within(run, passage) for run in runs):
+            raise Rejected("quoted", "the query quotes the passage; ask in other words")
+        return str(row["query"])
+
+    def output(self, slot: Slot, row: dict[str, Any]) -> Row:
+        """Return the query with the passage that is right for it."""
+        asked = {"style": self._style(slot), "persona": self._persona(slot), "evidence": row["evidence"]}
+        return {self.query: row["query"], self.label: slot.label, **asked}
+
+    def shown(self, row: dict[str, Any]) -> str:
+        """Return the query."""
+        return str(row["query"])
+
+    def options(self, slot: Slot, draw: int) -> tuple[list[dict[str, str]], str]:
+        """Return the passage among others that are drawn."""
+        others = [id for id in random.Random(draw).sample(self._order, min(_OPTIONS, len(self._order))) if id != slot.label]
+        ids = [*others[: _OPTIONS - 1], slot.label]
+        random.Random(draw + 1).shuffle(ids)
+        options = [{"name": str(number), "about": self._passage(id)[:_OPTION_CHARACTERS]} for number, id in enumerate(ids, 1)]
+        return [*options, {"name": "none", "about": "none of them answers it"}], str(ids.index(slot.label) + 1)
+
+    @functools.cached_property
+    def _order(self) -> list[str]:
+        order = sorted(self.documents)
+        random.Random(self.seed).shuffle(order)
+        return order
+
+    def _passage(self, id: str) -> str:
+        document = self.documents[id]
+        return f"{document.title}\n\n{document.text}".strip()
+
+    def _style(self, slot: Slot) -> str:
+        # Which style comes first is drawn for each passage, so that one question each has all styles too.
+        names = list(self.styles)
+        return names[(drawn(self.seed, slot.label) + slot.number) % len(names)]
+
+    def _persona(self, slot: Slot) -> str:
+        return self.personas[drawn(self.seed, [slot.label, slot.number]) % len(self.personas)]
+
+
+def prompt_template(name: str | None, default: str) -> str:
+    """Return the source of a prompt: a file's, or a bundled one's (transaction, record, question or judge).
+
+    Raises:
+        ConfigError: It cannot be read, or is not a Jinja template.
+    """
+    from importlib import resources
+
+    import jinja2
+
+    try:
+        if name is None:
+            return (resources.files("embedfit.generate") / "templates" / f"{default}.jinja").read_text(encoding="utf-8")
+        source = Path(name).read_text(encoding="utf-8-sig")
+        _jinja(source)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except jinja2.TemplateSyntaxError as error:
+        raise ConfigError(f"{name}:{error.lineno}: is not a Jinja template: {error.message}") from None
+    return source
+
+
+def read_examples(path: str | None) -> tuple[str, ...]:
+    """Return the texts of a file to imitate: JSONL with a key ``query`` (other keys are taken for a record), or one text per line.
+
+    Raises:
+        ConfigError: It cannot be read, or is empty.
+    """
+    if path is None:
+        return ()
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        if Path(path).suffix == ".jsonl":
+            lines = [row["query"] if set(row) >= {"query"} else json.dumps(row, ensure_ascii=False) for row in map(json.loads, lines)]
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not lines:
+        raise ConfigError(f"{path}: is empty; expected a text on each line")
+    return tuple(lines)
+
+
+@functools.lru_cache(64)
+def _jinja(source: str) -> Template:
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    # Prompts are text, not HTML, and a template from elsewhere cannot reach into Python.
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    return environment.from_string(source)
+
+
+def filled(source: str, **values: Any) -> str:
+    """Return a prompt from the source of its template.
+
+    Raises:
+        ConfigError: It names something that there is not.
+    """
+    import jinja2
+
+    try:
+        return _jinja(source).render(**values).strip()
+    except jinja2.TemplateError as error:
+        raise ConfigError(f"the prompt template cannot be filled: {error.message}; known: {', '.join(sorted(values))}") from None
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ConfigError(f"the prompt template cannot be filled: {error}") from None
+
+
+def drawn(*what: Any) -> int:
+    """Return a whole number that looks random and depends on this alone."""
+    return int(digest(what)[:12], 16)
+
+
+def _some(examples: Sequence[str], draw: int) -> list[str]:
+    return random.Random(draw).sample(list(examples), min(_EXAMPLES, len(examples)))
+
+
+def _about(document: Document) -> str:
+    """Return what a label's document says beside its id, in short."""
+    said = [document.title, document.text if document.text != document.id else ""]
+    return " ".join(part for part in said if part and part != document.id)[:_OPTION_CHARACTERS]
+
+
+def _apart(text: str) -> str:
+    """Return a text with its words apart where signs join them, as in "food/drinks"."""
+    return re.sub(r"[^\w\s]", " ", text)
+
+
+def _stem(word: str) -> str:
+    return word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 4 else word
+
+
+def _within(words: Sequence[str], text: Sequence[str]) -> bool:
+    return f" {' '.join(words)} " in f" {' '.join(text)} "

@@ -1,0 +1,1 @@
+"""A tuned model and its data set, in a folder or on the Hub."""

@@ -1,0 +1,276 @@
+"""A comparison as people read it: a table for the terminal, and one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from embedfit.metrics import metric_label
+from embedfit.report.tables import ForgettingChart, LadderRow, Report, confusions, shown_differences
+
+if TYPE_CHECKING:
+    from embedfit.generate.outcome import Generated
+    from embedfit.studies.curve import Point
+
+_MOST_ROWS = 10_000
+"""Of queries in the HTML; the Parquet file beside it has them all."""
+_MOST_LABELS = 300
+"""To choose from in a list; where there are more, they are typed."""
+_MOST_DIFFICULT = 50
+"""Labels or passages in the table of difficulty, the hardest first."""
+_MOST_SUSPECTS = 20
+"""In the report's own list of labels in doubt; the table of all queries marks every one."""
+_CHIPS = {
+    "all": "all",
+    "fixed": "fixed",
+    "broken": "broken",
+    "better": "better",
+    "worse": "worse",
+    "same": "same",
+    "wrong": "wrong in both",
+    "doubt": "label in doubt",
+    "seen": "answer seen in training",
+    "new": "new answer",
+}
+
+
+def html(report: Report) -> str:
+    """Return the report as one HTML page with everything in it; all text from data is escaped."""
+    comparison, forgetting = report.comparison, report.forgetting
+    doubted = set() if report.suspects is None else set(report.suspects.query_id)
+    rows = _rows(report.queries, doubted)
+    labels = sorted({id for row in rows for id in row["expected"]})
+    shown = sorted(sorted(rows, key=lambda row: -abs(row["change"]))[:_MOST_ROWS], key=lambda row: row["change"])
+    counts = {show: sum(show in row["is"] for row in rows) for show in _CHIPS}
+    optional = {"doubt": doubted, "seen": comparison.strata, "new": comparison.strata}
+    chart: dict[str, Any] = {}
+    if forgetting:
+        x = _axis([general for _, general, _ in forgetting.points], 66, 596)
+        y = _axis([task for _, _, task in forgetting.points], 336, 40)
+        chart = {"x": x, "y": y, "labelled": _apart(forgetting, x, y)}
+    return _page(
+        "report.html",
+        report.title,
+        report.alerts,
+        report=report,
+        comparison=comparison,
+        verdict=comparison[comparison.metric],
+        differences=shown_differences(comparison),
+        recalls=[found for found in comparison.differences if found.metric.startswith("recall@")],
+        ranks=_rank_counts(report.queries),
+        rows=shown,
+        cut=any(len(row["query"]) > 400 for row in rows),
+        counts=counts,
+        chips=[(show, name) for show, name in _CHIPS.items() if show not in optional or optional[show]],
+        labels=labels if 1 < len(labels) <= _MOST_LABELS else [],
+        confusions={name: confusions(report.queries, name)[:12] for name in ("base", "tuned")},
+        suspects=None if report.suspects is None else _records(report.suspects.head(_MOST_SUSPECTS)),
+        **chart,
+    )
+
+
+def ladder_html(
+    title: str,
+    sentence: str,
+    rungs: Sequence[LadderRow],
+    *,
+    metric: str = "mrr@10",
+    notes: Sequence[str] = (),
+    alerts: Sequence[str] = (),
+) -> str:
+    """Return a ladder of methods as one HTML page with everything in it.
+
+    Args:
+        title: Of the page.
+        sentence: The recommendation.
+        rungs: The cheapest first.
+        metric: The main one; each rung has a score of it, and its difference is of it.
+        notes: Sentences about what the figures belong to.
+        alerts: Sentences that nobody may miss; red, above everything.
+    """
+    return _page("ladder.html", title, alerts, sentence=sentence, rungs=rungs, metric=metric, notes=notes)
+
+
+def curve_html(
+    title: str,
+    sentence: str,
+    points: Sequence[Point],
+    *,
+    metric: str = "mrr@10",
+    untuned: float | None = None,
+    fitted: Sequence[tuple[float, float]] = (),
+    predictions: Sequence[Point] = (),
+    notes: Sequence[str] = (),
+    alerts: Sequence[str] = (),
+) -> str:
+    """Return what more training pairs bring as one HTML page with everything in it.
+
+    Args:
+        title: Of the page.
+        sentence: What is to be learned from it.
+        points: What was measured, by number of pairs.
+        metric: Of the points.
+        untuned: What the model scores before tuning.
+        fitted: (pairs, value) along the fitted curve, close enough to be joined by straight lines.
+        predictions: What the fit says of more pairs than there are.
+        notes: Sentences about what the figures belong to.
+        alerts: Sentences that nobody may miss; red, above everything.
+    """
+    points, predictions = list(points), list(predictions)
+    every = points + predictions
+    levels = [level for point in every for level in (point.low, point.high)] + [value for _, value in fitted]
+    return _page(
+        "curve.html",
+        title,
+        alerts,
+        sentence=sentence,
+        points=points,
+        predictions=predictions,
+        fitted=fitted,
+        metric=metric,
+        untuned=untuned,
+        notes=notes,
+        x=_axis([point.pairs for point in every] + [pairs for pairs, _ in fitted], 66, 596, logarithmic=True),
+        y=_axis(levels + ([] if untuned is None else [untuned]), 336, 40),
+    )
+
+
+def generated_html(title: str, found: Generated) -> str:
+    """Return what an LLM wrote, how hard it is and how unlike each other, as one HTML page with everything in it."""
+    counts = found.labels.values()
+    all_of_them = {kind: sum(some[kind] for some in found.difficulty.values()) for kind in ("easy", "hard", "suspect")}
+    hardest = sorted(found.difficulty.items(), key=lambda item: -(1 - item[1]["easy"] / sum(item[1].values())))
+    return _page(
+        "generate.html",
+        title,
+        (found.stopped,) if found.stopped else (),
+        sentence=found.sentence,
+        found=found,
+        replies=max(1, sum(found.outcomes.values())),
+        difficulty=[("all", all_of_them), *hardest[:_MOST_DIFFICULT]] if hardest else [],
+        least=min(counts, default=0),
+        most=max(counts, default=0),
+    )
+
+
+def _page(template: str, title: str, alerts: Sequence[str], **values: Any) -> str:
+    """Return a page from a template, with the style, and with the one script that it may run."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("embedfit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["label"] = metric_label
+    folder = resources.files("embedfit.report") / "templates"
+    script = (folder / "table.js").read_text(encoding="utf-8")
+    # The browser runs nothing but the script with this hash, even if a text from the data should pass for markup.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(
+        title=title,
+        alerts=alerts,
+        style=Markup((folder / "style.css").read_text(encoding="utf-8")),  # noqa: S704
+        script=Markup(script),  # noqa: S704
+        script_source=f"'sha256-{digest}'",
+        **values,
+    )
+
+
+def _rows(queries: pd.DataFrame, doubted: Collection[str]) -> list[dict[str, Any]]:
+    """Return what the table says of each query.
+
+    ``change`` is that of the reciprocal rank, so that a step near the top weighs more than one far down.
+    """
+    rows: list[dict[str, Any]] = []
+    for query in _records(queries):
+        before, after = int(query["base_rank"]), int(query["tuned_rank"])
+        change = (1 / after if after else 0.0) - (1 / before if before else 0.0)
+        direction = "better" if change > 0 else "worse" if change < 0 else "same"
+        edge = "fixed" if after == 1 != before else "broken" if before == 1 != after else ""
+        kinds = {"all": True, direction: True, edge: edge, "wrong": before != 1 != after, "doubt": query["query_id"] in doubted}
+        kinds |= {"seen": bool(query.get("seen")), "new": not query.get("seen", True)}
+        rows.append(
+            {
+                "query": query["query"],
+                "expected": list(query["expected"]),
+                "base_rank": before,
+                "tuned_rank": after,
+                "base_first": next(iter(query["base_found"]), ""),
+                "tuned_first": next(iter(query["tuned_found"]), ""),
+                "change": change,
+                "outcome": edge or direction,
+                "is": [kind for kind, holds in kinds.items() if holds],
+            }
+        )
+    return rows
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Where values stand in a drawing.
+
+    Attributes:
+        start: Place of the least value.
+        end: Place of the largest; above `start` for an upright axis, so smaller.
+        ticks: (value, as text), for lines across the drawing.
+    """
+
+    least: float
+    largest: float
+    start: float
+    end: float
+    ticks: tuple[tuple[float, str], ...]
+    logarithmic: bool = False
+
+    def at(self, value: float) -> float:
+        """Return the place of a value."""
+        turn = math.log10 if self.logarithmic else float
+        share = (turn(value) - turn(self.least)) / (turn(self.largest) - turn(self.least))
+        return round(self.start + share * (self.end - self.start), 2)
+
+
+def _axis(values: Sequence[float], start: float, end: float, *, logarithmic: bool = False) -> _Axis:
+    """Return an axis that has room for all values, with round numbers along it."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    least, largest = min(values), max(values)
+    if logarithmic:
+        least, largest = least / 1.2, largest * 1.2
+        places = LogLocator(subs=(1, 2, 5), numticks=20).tick_values(least, largest)
+        ticks = tuple((float(place), f"{place:,.0f}") for place in places if least <= place <= largest)
+        return _Axis(least, largest, start, end, ticks, logarithmic=True)
+    room = 0.05 * (largest - least) or 0.05
+    places = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]).tick_values(least - room, largest + room)
+    return _Axis(float(places[0]), float(places[-1]), start, end, tuple((float(place), f"{place:.10g}") for place in places))
+
+
+def _apart(forgetting: ForgettingChart, x: _Axis, y: _Axis) -> list[tuple[float, float, float]]:
+    """Return the points whose labels have room: the chosen one, both ends, then those that are far enough from these."""
+    first, last = forgetting.points[0][0], forgetting.points[-1][0]
+    labelled: list[tuple[float, float, float]] = []
+    for point in sorted(forgetting.points, key=lambda point: (point[0] != forgetting.chosen, point[0] not in (first, last))):
+        if all(abs(x.at(point[1]) - x.at(other[1])) > 50 or abs(y.at(point[2]) - y.at(other[2])) > 22 for other in labelled):
+            labelled.append(point)
+    return labelled
+
+
+def _rank_counts(queries: pd.DataFrame) -> list[tuple[str, int, int]]:
+    """Return (rank, how many queries in base, in tuned) for the rank of the first right answer."""
+    bands = [("1", 1, 1), ("2", 2, 2), ("3", 3, 3), ("4-5", 4, 5), ("6-10", 6, 10), ("11-100", 11, 100)]
+    counts = [
+        (name, int(queries.base_rank.between(low, high).sum()), int(queries.tuned_rank.between(low, high).sum()))
+        for name, low, high in bands
+    ]
+    missed = [int(((ranks < 1) | (ranks > 100)).sum()) for ranks in (queries.base_rank, queries.tuned_rank)]
+    return [*counts, ("not found", *missed)] if any(missed) else counts  # type: ignore[list-item]

@@ -1,0 +1,148 @@
+"""A ranking of documents for each query."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from embedfit.data.dataset import Dataset
+from embedfit.data.duplicates import queries_that_are_documents
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Ranked: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+"""Positions and scores, each of shape (n, k), best first."""
+DEPTH = 100
+"""How far down a ranking the right answer is looked for."""
+NOTHING = np.float32(-1)
+"""The score of an empty place: no cosine and no sum of weights is less."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """For each query, the best documents in order.
+
+    Attributes:
+        query_ids: n of them.
+        document_ids: The whole corpus, sorted. If there are empty places, a last id ``""`` stands for them.
+        ranked: Positions in `document_ids`, best first; shape (n, k). Equal scores stand in order of document id. Where fewer than k
+            documents were found, the places left over are empty.
+        scores: The similarities; shape (n, k); `NOTHING` at an empty place.
+    """
+
+    query_ids: tuple[str, ...]
+    document_ids: tuple[str, ...]
+    ranked: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+
+    def documents(self, query_id: str) -> list[str]:
+        """Return the ids of the documents found for a query, best first."""
+        return self.documents_at(self.query_ids.index(query_id))
+
+    def documents_at(self, row: int, k: int | None = None) -> list[str]:
+        """Return the ids of the documents in the first k places of a row (all if None), best first, without empty places."""
+        return [id for id in (self.document_ids[position] for position in self.ranked[row, :k]) if id]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per query and document found: query id, rank (from 1), document id, score."""
+        import pandas as pd
+
+        n, k = self.ranked.shape
+        frame = pd.DataFrame(
+            {
+                "query_id": np.repeat(np.array(self.query_ids, dtype=object), k),
+                "rank": np.tile(np.arange(1, k + 1), n),
+                "document_id": np.array(self.document_ids, dtype=object)[self.ranked.ravel()],
+                "score": self.scores.ravel(),
+            }
+        )
+        return frame[frame.document_id != ""].reset_index(drop=True)
+
+    @property
+    def empty(self) -> npt.NDArray[np.bool_]:
+        """Which places are empty; shape (n, k)."""
+        if self.document_ids[-1:] != ("",):
+            return np.zeros(self.ranked.shape, bool)
+        return np.asarray(self.ranked == len(self.document_ids) - 1)
+
+
+def joined(runs: Sequence[Run]) -> Run:
+    """Return the Runs of different queries on one corpus as one, for example out of fold."""
+    return Run(
+        tuple(id for run in runs for id in run.query_ids),
+        max((run.document_ids for run in runs), key=len),  # some may have empty places, others none
+        np.concatenate([run.ranked for run in runs]),
+        np.concatenate([run.scores for run in runs]),
+    )
+
+
+def named(document_ids: tuple[str, ...], ranked: npt.NDArray[np.int64]) -> tuple[str, ...]:
+    """Return a corpus' ids, with one for the empty places if there are any; at these stands the number of documents."""
+    return (*document_ids, "") if (ranked == len(document_ids)).any() else document_ids
+
+
+def run_of(dataset: Dataset, document_ids: tuple[str, ...], search: Callable[[int], Ranked], k: int) -> Run:
+    """Return what is found for the queries of a data set, but for a query that is itself a document: it does not find itself.
+
+    Every retriever makes its Run here. See `queries_that_are_documents`.
+
+    Args:
+        dataset: With the queries, in the order of the rows that are found.
+        document_ids: What the positions that are found stand for.
+        search: From how many to the best so many of each query: positions and scores, each of shape (n, so many). Empty places come
+            last, with the number of documents as the position and the score `NOTHING`.
+        k: How many to return of each query.
+    """
+    own = own_positions(dataset, document_ids)
+    ranked, scores = without_own(search(k + bool((own >= 0).any())), own, k, len(document_ids))
+    return Run(tuple(dataset.queries), named(document_ids, ranked), ranked, scores)
+
+
+def own_positions(dataset: Dataset, document_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return which document each query is itself, as a position in some ids; -1 where it is none of them."""
+    are_documents = queries_that_are_documents(dataset)
+    if not are_documents:
+        return np.full(len(dataset.queries), -1, np.int64)
+    position = {id: place for place, id in enumerate(document_ids) if id in are_documents}
+    return np.array([position.get(id, -1) for id in dataset.queries], np.int64)
+
+
+def without_own(ranked: Ranked, own: npt.NDArray[np.int64], k: int, count: int) -> Ranked:
+    """Return the k best of each row without the document that the query itself is; a row that has no other ends with an empty place.
+
+    Args:
+        ranked: The k + 1 best of each, or the whole corpus; just k will do where no query is a document.
+        own: What `own_positions` returns for the rows.
+        k: How many to keep.
+        count: Of the documents, which is the position of an empty place.
+    """
+    positions, scores = ranked
+    if not (own >= 0).any():
+        return positions[:, :k], scores[:, :k]
+    is_own = positions == own[:, None]
+    width = min(k, positions.shape[1] - int(is_own.any(axis=1).all()))  # no column is empty in all rows
+    others = np.argsort(is_own, axis=1, kind="stable")[:, :width]
+    positions, scores = np.where(is_own, count, positions), np.where(is_own, NOTHING, scores)
+    return np.take_along_axis(positions, others, axis=1), np.take_along_axis(scores, others, axis=1)
+
+
+class Retriever(Protocol):
+    """Anything that ranks the corpus of a data set for its queries."""
+
+    name: str
+
+    def search(self, dataset: Dataset, k: int) -> Run:
+        """Return the k best documents for each query of a data set."""
+        ...
+
+
+def sorted_corpus(dataset: Dataset) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    """Return the corpus' positions in order of document id, and the ids: ties must not depend on a file's order."""
+    ids = list(dataset.corpus)
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    return np.array(order, np.int64), tuple(ids[position] for position in order)

@@ -1,0 +1,372 @@
+"""One model in many forms: does each still do what was measured, how large is it, and how fast is the search?
+
+There are two kinds of form. A lossless one is the same model come another way: loaded by the library alone, in a process of
+its own, as a LoRA on the base model. Other vectors are a fault there, and stop the run. A lossy one is smaller on purpose:
+fewer dimensions, int8, one bit for each dimension. What that costs is measured, and held against a tolerance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from embedfit.data.dataset import Dataset
+from embedfit.encode.cache import CachedEncoder
+from embedfit.encode.encoder import Kind, Vectors
+from embedfit.encode.local import LocalEncoder, load_model, quiet_libraries
+from embedfit.encode.pooling import pooling_of, pools_itself
+from embedfit.errors import ConfigError, ModelError
+from embedfit.evaluation.score import PerQuery, score_run
+from embedfit.files import temporary_folder
+from embedfit.hub import model_folder
+from embedfit.metrics import KS, check_metric
+from embedfit.retrieve.exact import top_k
+from embedfit.retrieve.run import Run, named, own_positions, without_own
+from embedfit.studies.quantised import Binary, Int8, Ranked, lowest_cosine
+from embedfit.template import DOCUMENT_TEMPLATE
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from sentence_transformers import SentenceTransformer
+
+Search: TypeAlias = Callable[[Vectors, int], Ranked]
+"""Returns the k best documents for each query's vector."""
+Texts: TypeAlias = dict[Kind, list[str]]
+COSINE_TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
+"""How far from 1 the cosine of a lossless form's vector with the measured one may be, by the precision of the measurement.
+In fp32 only the order of sums differs; a bfloat16 has 8 bits, and is off by up to one part in 256."""
+QUERIES_TOLERANCE = {"fp32": 1, "bf16": 4}
+"""How many queries' worth of the metric a lossless form may lose: documents that are as good as equal may change places."""
+TRUNCATED_TOLERANCE = 0.02
+"""What the first dimensions may lose of the metric, in a model trained for them: such models keep 98% of it at a twelfth of
+their dimensions (sentence-transformers' documentation of MatryoshkaLoss; Kusupati et al. 2022)."""
+INT8_TOLERANCE = 0.01
+"""What int8 may lose of the metric: with 256 steps for each dimension, cosines move in the third decimal, and only near ties
+change places."""
+_TEXTS = 64
+"""Queries, and documents, that a lossless form encodes again."""
+_PAIRS = 50_000_000
+"""Pairs of query and document that a search goes through at most, some seconds' worth: more documents, fewer queries."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of a model, beside the model as measured.
+
+    Attributes:
+        name: Like ``int8``.
+        metric: The main one, like ``mrr@10``.
+        value: Its mean over the queries.
+        difference: ``value`` less the mean that the measured vectors reach on the same queries.
+        tolerance: How much may be lost; None where the loss is reported, and for the reader to judge.
+        cosine: The lowest cosine of a vector with the measured one; None where the vectors live in another space.
+        least_cosine: What that must be at least; None where it is only reported.
+        queries: How many were searched with.
+        bytes: For each document's vector.
+        queries_per_second: Of exact search through the whole corpus by this process, the queries' vectors being at hand.
+    """
+
+    name: str
+    metric: str
+    value: float
+    difference: float
+    tolerance: float | None
+    cosine: float | None
+    least_cosine: float | None
+    queries: int
+    bytes: int
+    queries_per_second: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the form is within its tolerances."""
+        # A NaN is within none.
+        near = self.least_cosine is None or (self.cosine is not None and self.cosine >= self.least_cosine)
+        return near and (self.tolerance is None or self.difference >= -self.tolerance - 1e-12)
+
+
+def check_forms(
+    encoder: LocalEncoder,
+    dataset: Dataset,
+    template: str = DOCUMENT_TEMPLATE,
+    *,
+    metric: str = "mrr@10",
+    ks: Sequence[int] = KS,
+    matryoshka: Sequence[int] = (),
+    lora: Path | None = None,
+) -> tuple[Form, ...]:
+    """Measure every form of a model.
+
+    A lossless form encodes up to 64 queries and 64 documents again, spread evenly over the data, and is searched with these
+    queries. The others are made of the measured vectors, and searched with all queries; with so many documents that this
+    would take more than some seconds, with fewer, also spread evenly. `Form.queries` says how many they were.
+
+    Args:
+        encoder: The model as measured; its vectors come from the cache if they are there.
+        dataset: The test queries.
+        template: What a document says.
+        metric: The main one.
+        ks: Where the rankings are cut.
+        matryoshka: Numbers of dimensions that the model was trained to be cut to.
+        lora: The folder, in peft's form, of a LoRA that was merged into the model; its base model is named in it.
+
+    Returns:
+        As measured, loaded by sentence-transformers alone, in a fresh process, base model and LoRA if there is one, each
+        number of dimensions, int8, binary, and binary rescored.
+
+    Raises:
+        ModelError: A lossless form gives other vectors than were measured. A lossy form that fails says so in `Form.passed`.
+        ConfigError: The metric is unknown, or the model has fewer dimensions than it is to be cut to.
+    """
+    check_metric(metric, ks)
+    measured = _Measured(encoder, dataset.select(dataset.judged), template, metric, max(ks))
+    dimensions = measured.documents.shape[1]
+    for size in matryoshka:
+        if not 0 < size <= dimensions:
+            raise ConfigError(f"the model has {dimensions} dimensions, and cannot be cut to {size}")
+    # Searches are timed, so no other process may be at work meanwhile.
+    forms = [measured.searched("as measured", measured.search, 4 * dimensions, tolerance=0.0, cosine=1.0)]
+    speed, sample = forms[0].queries_per_second, measured.sample()
+    with _fresh_process(encoder.folder, sample) as collect:
+        alone = _encoded(_loaded_alone(encoder.folder), sample)
+        forms.append(measured.encoded_again("loaded by sentence-transformers alone", sample, alone, speed))
+        if lora:
+            forms.append(measured.encoded_again("base model and LoRA", sample, _encoded(_with_lora(lora, encoder), sample), speed))
+        forms.append(measured.encoded_again("in a fresh process", sample, collect(), speed))
+    for size in matryoshka:
+        forms.append(
+            measured.searched(f"first {size} dimensions", first_dimensions(measured.documents, size), 4 * size, TRUNCATED_TOLERANCE)
+        )
+    int8 = Int8.of(measured.documents)
+    forms.append(measured.searched("int8", int8.search, dimensions, INT8_TOLERANCE, int8.lowest_cosine(measured.documents)))
+    binary = Binary.of(measured.documents)
+    forms.append(measured.searched("binary", binary.search, binary.bits.shape[1]))
+    forms.append(measured.searched("binary, rescored", binary.search_and_rescore, binary.bits.shape[1]))
+    return tuple(forms)
+
+
+def to_frame(forms: Sequence[Form]) -> pd.DataFrame:
+    """Return one row per form, with the columns of `Form`."""
+    import pandas as pd
+
+    return pd.DataFrame([{**vars(form), "passed": form.passed} for form in forms])
+
+
+class _Measured:
+    """The vectors that were measured, and what the metric makes of a ranking.
+
+    Documents stand in order of id, as in a `Run`: that is how ties are broken.
+    """
+
+    def __init__(self, encoder: LocalEncoder, dataset: Dataset, template: str, metric: str, k: int) -> None:
+        self._dataset, self._metric, self._k = dataset, metric, k
+        self._folder, self._precision = encoder.folder, "bf16" if encoder.loaded.bf16 else "fp32"
+        texts = dict(zip(dataset.corpus, dataset.document_texts(template), strict=True))
+        self._document_ids = tuple(sorted(texts))
+        self._document_texts = [texts[id] for id in self._document_ids]
+        self._query_ids, self._query_texts = list(dataset.queries), dataset.query_texts()
+        self._own = own_positions(dataset, self._document_ids)
+        self._depth = k + bool((self._own >= 0).any())
+        cached = CachedEncoder(encoder)
+        self.documents = cached.encode(self._document_texts, "document")
+        self._queries = cached.encode(self._query_texts, "query")
+        self._searched = _spread(len(self._queries), max(_TEXTS, _PAIRS // len(self.documents)))
+
+    def sample(self) -> Texts:
+        """Return the texts that lossless forms encode again, each once."""
+        return {
+            "query": list(dict.fromkeys(self._query_texts[row] for row in _spread(len(self._query_texts), _TEXTS))),
+            "document": list(dict.fromkeys(self._document_texts[row] for row in _spread(len(self._document_texts), _TEXTS))),
+        }
+
+    def search(self, queries: Vectors, k: int) -> Ranked:
+        """Return the k best documents of each query by the measured vectors."""
+        return top_k(queries, self.documents, k)
+
+    def searched(self, name: str, search: Search, bytes: int, tolerance: float | None = None, cosine: float | None = None) -> Form:
+        """Return what a form reaches that searches with the measured vectors of the queries."""
+        vectors = self._queries[self._searched]
+        seconds, ranked = _timed(lambda: search(vectors, self._depth))
+        value = self._values(self._searched, ranked).mean()
+        before = value if search == self.search else self._values(self._searched, self.search(vectors, self._depth)).mean()
+        speed = len(vectors) / seconds
+        return Form(name, self._metric, float(value), float(value - before), tolerance, cosine, None, len(vectors), bytes, speed)
+
+    def encoded_again(self, name: str, sample: Texts, vectors: dict[Kind, Vectors], speed: float) -> Form:
+        """Return how near a form comes that encoded some texts again, all others being as measured.
+
+        Raises:
+            ModelError: Not near enough.
+        """
+        queries, query_rows, of_queries = self._exchanged(self._queries, self._query_texts, sample["query"], vectors["query"])
+        documents, _, of_documents = self._exchanged(self.documents, self._document_texts, sample["document"], vectors["document"])
+        lowest = min(of_queries, of_documents)
+        value = self._values(query_rows, top_k(queries[query_rows], documents, self._depth)).mean()
+        before = self._values(query_rows, self.search(self._queries[query_rows], self._depth)).mean()
+        form = Form(
+            name,
+            self._metric,
+            float(value),
+            float(value - before),
+            QUERIES_TOLERANCE[self._precision] / len(query_rows),
+            lowest,
+            1 - COSINE_TOLERANCE[self._precision],
+            len(query_rows),
+            4 * documents.shape[1],
+            speed,
+        )
+        if not form.passed:
+            raise ModelError(
+                f"{self._folder}: the saved model, {name}, gives other vectors than were measured (lowest cosine {lowest:.6f}, expected "
+                f"at least {form.least_cosine}; {self._metric} {form.difference:+.4f}, expected at least {-(form.tolerance or 0):.4f})"
+            )
+        return form
+
+    def _exchanged(
+        self, measured: Vectors, texts: list[str], sample: list[str], vectors: Vectors
+    ) -> tuple[Vectors, npt.NDArray[np.int64], float]:
+        """Return the vectors with those of a sample of texts put in, the rows that this changes, and the lowest cosine there."""
+        if vectors.shape != (len(sample), measured.shape[1]):
+            found = f"{len(vectors)} vectors of {vectors.shape[-1]} dimensions"
+            raise ModelError(f"{self._folder}: the saved model gives {found} for {len(sample)} texts; measured were {measured.shape[1]}")
+        place = {text: row for row, text in enumerate(sample)}
+        # By text: what says the same must stay equal, or ties would be broken otherwise than by id.
+        rows = np.array([row for row, text in enumerate(texts) if text in place], np.int64)
+        encoded = vectors[[place[texts[row]] for row in rows]]
+        exchanged = measured.copy()
+        exchanged[rows] = encoded
+        return exchanged, rows, lowest_cosine(measured[rows], encoded)
+
+    def _values(self, rows: npt.NDArray[np.int64], ranked: Ranked) -> PerQuery:
+        ranked = without_own(ranked, self._own[rows], self._k, len(self._document_ids))
+        run = Run(tuple(self._query_ids[row] for row in rows), named(self._document_ids, ranked[0]), *ranked)
+        return score_run(run, self._dataset.qrels, ks=(self._k, int(self._metric.partition("@")[2]))).values[self._metric]
+
+
+def _loaded_alone(folder: Path) -> SentenceTransformer:
+    from sentence_transformers import SentenceTransformer
+
+    quiet_libraries()
+    return SentenceTransformer(str(folder), local_files_only=True)
+
+
+def _with_lora(lora: Path, encoder: LocalEncoder) -> SentenceTransformer:
+    """Return the LoRA's base model with the LoRA on it, not merged.
+
+    Raises:
+        ModelError: The folder is none of peft's, or its base model is not to be had.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise ModelError("a LoRA needs the package peft; fix: pip install 'embedfit[lora]'") from None
+    try:
+        base = json.loads((lora / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{lora}: is not a LoRA in peft's form: {error}") from None
+    if not (lora / "adapter_model.safetensors").exists():  # peft would take a pickle, which can run code
+        raise ModelError(f"{lora}: has no adapter_model.safetensors")
+    folder = model_folder(base, proof="config.json")
+    pooling = None if pools_itself(folder) else pooling_of(encoder.folder)
+    model = load_model(folder, encoder.prompts, pooling)
+    # It puts its layers into the transformer itself, so what is returned need not be kept.
+    transformer = model.transformers_model
+    if transformer is None:
+        raise ModelError(f"{lora}: its base model {base!r} has no transformer to put it on")
+    PeftModel.from_pretrained(transformer, str(lora))
+    return model.eval()
+
+
+def _encoded(model: SentenceTransformer, texts: Texts) -> dict[Kind, Vectors]:
+    query = model.encode_query(texts["query"], normalize_embeddings=True, show_progress_bar=False)
+    document = model.encode_document(texts["document"], normalize_embeddings=True, show_progress_bar=False)
+    return {"query": np.asarray(query, np.float32), "document": np.asarray(document, np.float32)}
+
+
+_FRESH = """
+import json, sys
+said = json.load(sys.stdin)
+import numpy, sentence_transformers
+model = sentence_transformers.SentenceTransformer(said["folder"], local_files_only=True)
+options = {"normalize_embeddings": True, "show_progress_bar": False}
+query, document = model.encode_query(said["query"], **options), model.encode_document(said["document"], **options)
+numpy.savez(said["target"], query=query, document=document)
+"""
+"""What a user's own program would do; nothing of embedfit is in it."""
+
+
+@contextlib.contextmanager
+def _fresh_process(folder: Path, texts: Texts) -> Iterator[Callable[[], dict[Kind, Vectors]]]:
+    """Start a process that encodes some texts, and give a function that waits for its vectors.
+
+    Raises:
+        ModelError: By that function: the process failed.
+    """
+    with temporary_folder() as place:
+        target, errors = place / "vectors.npz", place / "errors"
+        # -P: a file in the working directory that has a library's name must not be imported in its stead.
+        with errors.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _FRESH],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            )
+
+        def collect() -> dict[Kind, Vectors]:
+            if process.wait():
+                lines = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                why = lines[-1] if lines else f"it ended with {process.returncode}"
+                raise ModelError(f"{folder}: the saved model cannot be used in a fresh process: {why}")
+            with np.load(target) as found:
+                return {"query": found["query"], "document": found["document"]}
+
+        try:
+            assert process.stdin
+            with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # what went wrong is said by collect
+                pipe.write(json.dumps({**texts, "folder": str(folder.resolve()), "target": str(target)}).encode())
+            yield collect
+        finally:
+            process.kill()
+            process.wait()
+
+
+def first_dimensions(documents: Vectors, size: int) -> Search:
+    """Return a search that looks at the first dimensions alone, brought back to unit length."""
+    cut = _unit(documents[:, :size])
+    return lambda queries, k: top_k(_unit(queries[:, :size]), cut, k)
+
+
+def _spread(total: int, most: int) -> npt.NDArray[np.int64]:
+    """Return at most so many of the numbers under a total, evenly spread."""
+    return np.arange(total) if total <= most else np.linspace(0, total - 1, most).astype(np.int64)
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    unit: Vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+    return unit
+
+
+def _timed(search: Callable[[], Ranked]) -> tuple[float, Ranked]:
+    """Return the seconds of a search, the best of three if it is short, and what it found."""
+    best, spent = float("inf"), 0.0
+    for _ in range(3):
+        started = time.perf_counter()
+        ranked = search()
+        seconds = time.perf_counter() - started
+        best, spent = min(best, seconds), spent + seconds
+        if spent > 0.2:
+            break
+    return best, ranked

@@ -1,0 +1,452 @@
+"""Every method on the same held-out queries, cheapest first: is fine-tuning needed at all?
+
+A rung is fitted on the train part and searched on the test part, fold by fold. What a rung found is kept in the
+ladder's folder, so that a ladder that was interrupted goes on at the rung where it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedfit import console
+from embedfit.config import Config, with_method
+from embedfit.data.dataset import Dataset
+from embedfit.data.mix import with_others
+from embedfit.data.split import Split, group_numbers
+from embedfit.encode.cache import CachedEncoder
+from embedfit.encode.encoder import Encoder
+from embedfit.encode.local import LocalEncoder, seconds_alone
+from embedfit.errors import ConfigError, did_you_mean
+from embedfit.evaluation.compare import Difference, new_chart
+from embedfit.evaluation.families import compare_many, may_be_best
+from embedfit.evaluation.score import Scores, score_run
+from embedfit.files import writing
+from embedfit.metrics import metric_label
+from embedfit.retrieve.engine import Engine, LocalEngine
+from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever
+from embedfit.retrieve.run import DEPTH, Retriever, Run, joined
+from embedfit.template import Template
+from embedfit.tune.classifier import VectorsClassifier, WordsClassifier, labels_repeat
+from embedfit.tune.result import Fitted
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_MERGED = 0.5
+"""Weight of the tuned model in the rung of merged weights; not chosen by anything (WiSE-FT's default: Wortsman et al. 2022)."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every method is given.
+
+    Attributes:
+        base: The model to start from.
+        config: Of training.
+        template: What a document says.
+        richer: The same with every other field of the documents; None where there is none.
+        engine: Where texts are encoded and searched, and negatives mined.
+        others: Further data sets to train on, and their templates: for the methods that train a model or a map.
+    """
+
+    base: Encoder
+    config: Config
+    template: str
+    richer: str | None
+    engine: Engine = field(default_factory=LocalEngine)
+    others: tuple[tuple[Dataset, str], ...] = ()
+
+    @property
+    def vectors(self) -> CachedEncoder:
+        """The base model's vectors, each computed once for all rungs."""
+        return CachedEncoder(self.engine.encoder(self.base))
+
+    def dense(self, encoder: Encoder, template: str) -> DenseRetriever:
+        """Return the search by an encoder's vectors."""
+        return DenseRetriever(CachedEncoder(self.engine.encoder(encoder)), template, self.engine.top_k)
+
+    def mixed(self, train: Dataset, dev: Dataset | None, template: str) -> tuple[Dataset, Dataset | None, str]:
+        """Return the train and dev data and their template, with the further data sets in train."""
+        return with_others(train, dev, template, self.others, temperature=self.config.mix.temperature, seed=self.config.tune.seed)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of improving retrieval.
+
+    Attributes:
+        name: In the table.
+        deploys: What has to be put into production.
+        encodes: Whether a query goes through the embedding model.
+        fit: (setting, train, dev, folder) -> what to search with.
+        missing: (setting, train) -> why it cannot be done with this data, or "".
+    """
+
+    name: str
+    deploys: str
+    encodes: bool
+    fit: Callable[[Setting, Dataset, Dataset | None, Path], Fitted]
+    missing: Callable[[Setting, Dataset], str] = lambda setting, train: ""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A method as measured.
+
+    Attributes:
+        key: Of the method, as ``--rung`` takes it.
+        name: Of the method.
+        deploys: What has to be put into production.
+        scores: On the held-out queries.
+        seconds: Of training one model.
+        query_milliseconds: Of one query on this machine, alone: encoding it, where that is needed, and searching.
+        below: The difference to the rung below, on the ladder's metric, with its p-value adjusted for the number of
+            rungs (Holm); None for the first.
+    """
+
+    key: str
+    name: str
+    deploys: str
+    scores: Scores
+    seconds: float
+    query_milliseconds: float
+    below: Difference | None = None
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """All rungs, cheapest first.
+
+    Attributes:
+        rungs: In order.
+        metric: The one that intervals and the recommendation are about.
+        recommended: Key of the simplest rung that is not worse than the best within the interval.
+        skipped: Name of a method -> why it was left out.
+        folds: How many times each was trained; 1 without folds.
+    """
+
+    rungs: tuple[Rung, ...]
+    metric: str
+    recommended: str
+    skipped: dict[str, str]
+    folds: int
+
+    def __getitem__(self, key: str) -> Rung:
+        return next(rung for rung in self.rungs if rung.key == key)
+
+    @property
+    def best(self) -> Rung:
+        """The rung with the highest mean."""
+        return max(self.rungs, key=lambda rung: rung.scores.mean(self.metric))
+
+    @property
+    def sentence(self) -> str:
+        """The recommendation in one sentence, with its evidence."""
+        chosen, best = self[self.recommended], self.best
+        label = metric_label(self.metric)
+        said = f"Recommended: {chosen.name} ({label} {chosen.scores.mean(self.metric):.3f}"
+        if chosen is best:
+            return f"{said}), the best; every simpler one is worse by more than chance on these {len(best.scores.query_ids):,} queries."
+        return (
+            f"{said}): the simplest that is not shown to be worse than the best, {best.name} "
+            f"({best.scores.mean(self.metric):.3f}), on these {len(best.scores.query_ids):,} queries."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the per-query values, as ladder.json holds it."""
+        return {
+            "sentence": self.sentence,
+            "metric": self.metric,
+            "recommended": self.recommended,
+            "queries": len(self.rungs[0].scores.query_ids),
+            "folds": self.folds,
+            "skipped": self.skipped,
+            "rungs": [
+                {
+                    "key": rung.key,
+                    "name": rung.name,
+                    **{metric: rung.scores.mean(metric) for metric in rung.scores.values},
+                    "below": {**vars(rung.below), "verdict": rung.below.verdict} if rung.below else None,
+                    "seconds": rung.seconds,
+                    "query_milliseconds": rung.query_milliseconds,
+                    "deploys": rung.deploys,
+                }
+                for rung in self.rungs
+            ],
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per rung: name, every metric, the difference to the rung below, seconds, deployment."""
+        import pandas as pd
+
+        rows = []
+        for said in self.to_dict()["rungs"]:
+            below = said.pop("below") or {}
+            rows.append({**said, **{key: below.get(key) for key in ("difference", "low", "high", "p", "verdict")}})
+        return pd.DataFrame(rows)
+
+    def plot(self) -> Figure:
+        """Return recall at each k by rung, as dots."""
+        names = [name for name in self.rungs[0].scores.values if name.startswith("recall@")]
+        figure = new_chart(7.5, 0.4 * len(self.rungs) + 1.2)
+        axes = figure.subplots()
+        places = np.arange(len(self.rungs))[::-1]
+        for name, colour in zip(names, ("#0f766e", "#64748b", "#94a3b8", "#cbd5e1"), strict=False):
+            axes.plot([rung.scores.mean(name) for rung in self.rungs], places, "o", color=colour, label=name, markersize=6)
+        axes.set_yticks(places, [rung.name + (" *" if rung.key == self.recommended else "") for rung in self.rungs])
+        axes.set_xlim(0, 1)
+        axes.grid(axis="x", color="#e5e7eb")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.set_title(f"{len(self.rungs[0].scores.query_ids):,} held-out queries; * is recommended", fontsize=10)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.06), ncols=len(names), frameon=False)
+        return figure
+
+    def _repr_html_(self) -> str:
+        shown = [name for name in self.rungs[0].scores.values if name.startswith("recall@")] + [self.metric]
+        columns = ["name", *dict.fromkeys(shown), "difference", "low", "high", "seconds", "deploys"]
+        return f"<p>{self.sentence}</p>{self.to_frame()[columns].to_html(index=False, float_format='{:.3f}'.format)}"
+
+
+def climb(setting: Setting, dataset: Dataset, splits: Sequence[Split], folder: str | Path, rungs: Sequence[str] = ()) -> Ladder:
+    """Measure every method on the same splits.
+
+    Args:
+        setting: The model, the settings and the document templates.
+        dataset: With all queries.
+        splits: One split, or folds.
+        folder: Where trained models and what they found are kept.
+        rungs: Keys of the methods to measure; by default all.
+
+    Raises:
+        ConfigError: A key is unknown, or the data leaves fewer than two rungs.
+    """
+    chosen = check_rungs(rungs)
+    metric, ks = setting.config.evaluate.metric, setting.config.evaluate.k
+    parts = [split.datasets(dataset) for split in splits]
+    found: list[Rung] = []
+    skipped: dict[str, str] = {}
+    groups = group_numbers(dataset, setting.config.split.group_by)
+    encoding = functools.cache(lambda: seconds_alone(setting.base, parts[0][2].query_texts()) * 1000)
+    for key in chosen:
+        method = METHODS[key]
+        why = method.missing(setting, parts[0][0])
+        if why:
+            skipped[method.name] = why
+            continue
+        console.note(f"{method.name} ...")
+        run, seconds, each = _climbed(key, setting, parts, Path(folder), max(DEPTH, *ks), encoding)
+        scores = score_run(run, dataset.qrels, ks=ks, name=method.name, groups=groups)
+        console.note(f"{method.name}: {metric_label(metric)} {scores.mean(metric):.3f}")
+        found.append(Rung(key, method.name, method.deploys, scores, seconds / len(parts), each))
+    if len(found) < 2:
+        raise ConfigError(f"a ladder needs two rungs or more, there are {len(found)}")
+    differences = compare_many([rung.scores for rung in found], metric=metric, seed=setting.config.split.seed)
+    found = [found[0], *(replace(rung, below=one) for rung, one in zip(found[1:], differences, strict=True))]
+    equal = may_be_best([rung.scores for rung in found], metric=metric, seed=setting.config.split.seed)
+    best = max(found, key=lambda rung: rung.scores.mean(metric))
+    recommended = next(rung for rung, as_good in zip(found, equal, strict=True) if as_good or rung is best)
+    return Ladder(tuple(found), metric, recommended.key, skipped, len(parts))
+
+
+def check_rungs(rungs: Sequence[str]) -> list[str]:
+    """Return the keys of the methods to measure, in the ladder's order: those given, or all.
+
+    Raises:
+        ConfigError: A key is unknown, or there is only one.
+    """
+    for key in rungs:
+        if key not in METHODS:
+            hint = did_you_mean(key, METHODS) or f"; known: {', '.join(METHODS)}"
+            raise ConfigError(f"rung {key!r} is unknown{hint}")
+    chosen = [key for key in METHODS if key in (rungs or METHODS)]
+    if len(chosen) < 2:
+        raise ConfigError(f"a ladder needs two rungs or more, there are {len(chosen)}")
+    return chosen
+
+
+def _climbed(
+    key: str, setting: Setting, parts: Sequence[Any], folder: Path, depth: int, encoding: Callable[[], float]
+) -> tuple[Run, float, float]:
+    """Return (the Run on all test queries, seconds of training, milliseconds for a query), measured or as they were kept."""
+    path = folder / f"{key}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as kept:
+            said = json.loads(str(kept["said"]))
+            run = Run(tuple(said["query_ids"]), tuple(said["document_ids"]), kept["ranked"], kept["scores"])
+        return run, said["seconds"], said["milliseconds"]
+    runs, seconds, search = [], 0.0, 0.0
+    for number, (train, dev, test) in enumerate(parts):
+        fitted = METHODS[key].fit(setting, train, dev, folder / key / str(number))
+        seconds += fitted.seconds
+        runs.append(fitted.retriever.search(test, depth))
+        start = time.perf_counter()  # again, with every vector known: what is timed is the search alone
+        fitted.retriever.search(test, depth)
+        search += time.perf_counter() - start
+    run = joined(runs)
+    milliseconds = search * 1000 / len(run.query_ids) + (encoding() if METHODS[key].encodes else 0.0)
+    said = {"query_ids": run.query_ids, "document_ids": run.document_ids, "seconds": seconds, "milliseconds": milliseconds}
+    with writing(path) as file:
+        np.savez(file, ranked=run.ranked, scores=run.scores, said=np.array(json.dumps(said)))
+    return run, seconds, milliseconds
+
+
+def richer_template(dataset: Dataset, template: str) -> str | None:
+    """Return a template with all that the documents say and this one leaves out, or None if it leaves out nothing.
+
+    Only fields of text (or lists of texts) that most documents have are added, and none that says what is said already.
+    """
+    named = set(Template(template).fields)
+    documents = list(dataset.corpus.values())
+    said = dict(zip(dataset.corpus, dataset.document_texts(template), strict=True))
+    extra = []
+    for name in dict.fromkeys(name for document in documents for name in document.fields):
+        values = [document.fields.get(name) for document in documents]
+        texts = [" ".join(map(str, value)) if isinstance(value, list) else value for value in values]
+        has_text = [isinstance(text, str) and bool(text.strip()) for text in texts]
+        new = [bool(there and str(text) not in said[document.id]) for there, text, document in zip(has_text, texts, documents, strict=True)]
+        if name not in named and name != "id" and sum(new) > len(documents) / 2:
+            extra.append(f"{{{name}}}")
+    return f"{template}: {'. '.join(extra)}" if extra else None
+
+
+def _seconds(work: Callable[[], Retriever]) -> Fitted:
+    start = time.perf_counter()
+    retriever = work()
+    return Fitted(retriever, time.perf_counter() - start)
+
+
+def _untrained(make: Callable[[Setting], Retriever]) -> Callable[[Setting, Dataset, Dataset | None, Path], Fitted]:
+    return lambda setting, train, dev, folder: Fitted(make(setting), 0.0)
+
+
+def _no_richer(setting: Setting, train: Dataset) -> str:
+    return "" if setting.richer else "the documents have no other field of text"
+
+
+def _no_weights(setting: Setting, train: Dataset) -> str:
+    return "" if isinstance(setting.base, LocalEncoder) else f"{setting.base.name} has no weights here to train"
+
+
+def _no_weights_or_richer(setting: Setting, train: Dataset) -> str:
+    return _no_weights(setting, train) or _no_richer(setting, train)
+
+
+def _no_weights_or_peft(setting: Setting, train: Dataset) -> str:
+    return _no_weights(setting, train) or ("" if importlib.util.find_spec("peft") else "it needs pip install 'embedfit[lora]'")
+
+
+def _no_labels(setting: Setting, train: Dataset) -> str:
+    return "" if labels_repeat(train) else "labels hardly repeat"
+
+
+def _vectors(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
+    setting.vectors.encode(train.query_texts(), "query")  # into the cache, so that only the fitting is timed
+    return _seconds(lambda: VectorsClassifier(setting.vectors, train))
+
+
+def _adapter(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
+    from embedfit.encode.adapted import AdaptedEncoder
+    from embedfit.tune.adapter import fit_adapter
+    from embedfit.tune.frozen import AdapterConfig
+
+    config = AdapterConfig(scale=setting.config.tune.scale, seed=setting.config.tune.seed)
+    found = fit_adapter(setting.vectors, *setting.mixed(train, dev, setting.template), config)
+    return Fitted(DenseRetriever(AdaptedEncoder(setting.vectors, found.adapter), setting.template, setting.engine.top_k), found.seconds)
+
+
+def _index(name: str) -> Callable[[Setting, Dataset, Dataset | None, Path], Fitted]:
+    def fit(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
+        way: Callable[..., Fitted] = getattr(importlib.import_module("embedfit.tune.index"), name)
+        return way(setting.vectors, train, dev, setting.template)
+
+    return fit
+
+
+def _tuned(method: str, template: Callable[[Setting], str]) -> Callable[[Setting, Dataset, Dataset | None, Path], Fitted]:
+    def fit(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
+        from embedfit.tune.full import tune_model
+
+        said = template(setting)
+        assert isinstance(setting.base, LocalEncoder)  # `_no_weights` has seen to it
+        config = setting.config
+        train, dev, text = setting.mixed(train, dev, said)
+        settings, report_to = with_method(config.tune, method), config.track.report_to
+        tuned = tune_model(setting.base, train, dev, folder, settings, template=text, report_to=report_to, engine=setting.engine)
+        return Fitted(setting.dense(tuned.encoder, said), tuned.seconds)
+
+    return fit
+
+
+_full = _tuned("full", lambda setting: setting.template)
+
+
+def _merged(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
+    from embedfit.tune.merge import merge_models
+
+    tuned = folder.parent.parent / "full" / folder.name
+    assert isinstance(setting.base, LocalEncoder)
+    full = _full(setting, train, dev, tuned)  # trained for the rung of that name, and read from its folder
+    merged = merge_models(setting.base, tuned / "model", _MERGED, folder)
+    return Fitted(setting.dense(merged, setting.template), full.seconds)
+
+
+def _base(setting: Setting) -> Retriever:
+    return setting.dense(setting.base, setting.template)
+
+
+METHODS: dict[str, Method] = {
+    "bm25": Method("BM25", "a word index", False, _untrained(lambda setting: BM25Retriever(setting.template))),
+    "words": Method(
+        "TF-IDF classifier",
+        "a scikit-learn model, no vectors",
+        False,
+        lambda setting, train, dev, folder: _seconds(lambda: WordsClassifier(train)),
+        _no_labels,
+    ),
+    "base": Method("base model", "the base model", True, _untrained(_base)),
+    "richer": Method(
+        "base, richer documents",
+        "the base model, other document texts",
+        True,
+        _untrained(lambda setting: setting.dense(setting.base, setting.richer or setting.template)),
+        _no_richer,
+    ),
+    "fused": Method(
+        "base + BM25",
+        "the base model and a word index",
+        True,
+        _untrained(lambda setting: FusedRetriever(BM25Retriever(setting.template), _base(setting))),
+    ),
+    "nearest": Method("nearest training queries", "the base model, training queries in the index", True, _index("nearest_examples")),
+    "centroids": Method("class centroids", "the base model, other vectors in the index", True, _index("class_centroids")),
+    "vectors": Method(
+        "logistic regression on vectors",
+        "the base model and a scikit-learn model",
+        True,
+        _vectors,
+        _no_labels,
+    ),
+    "documents": Method("tuned document vectors", "the base model, other vectors in the index", True, _index("tuned_documents")),
+    "adapter": Method("query adapter", "the base model and a matrix", True, _adapter),
+    "lora": Method("LoRA", "the tuned model", True, _tuned("lora", lambda setting: setting.template), _no_weights_or_peft),
+    "full": Method("full fine-tuning", "the tuned model", True, _full, _no_weights),
+    "merged": Method("half base, half tuned", "the merged model", True, _merged, _no_weights),
+    "full-richer": Method(
+        "full, richer documents",
+        "the tuned model, other document texts",
+        True,
+        _tuned("full", lambda setting: setting.richer or setting.template),
+        _no_weights_or_richer,
+    ),
+}

@@ -1,0 +1,1 @@
+"""Traces to LangWatch and others."""

@@ -1,0 +1,206 @@
+"""sentence-transformers' trainer, whose checkpoints hold only what is trained, and the record that a checkpoint keeps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from accelerate.data_loader import prepare_data_loader
+from sentence_transformers import SentenceTransformerTrainer
+from torch import distributed
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerState
+
+from embedfit import processes
+from embedfit.errors import ModelError
+from embedfit.files import writing
+from embedfit.tune.batches import Collator
+from embedfit.tune.dev import DevScores
+from embedfit.tune.mine import MinedCandidates
+
+_SAVE_SECONDS = 20.0
+"""At least so long from one checkpoint to the next, unless a dev part may choose it."""
+_SAVE_SHARE = 1 / 20
+"""At most this share of the time goes into checkpoints: those of a large model take seconds."""
+_WEIGHTS = "trained.safetensors"
+_RECORD = "embedfit.json"
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint, and clear away those that a killed process left unfinished."""
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        try:
+            # The trainer writes this file last.
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            whole.append((int(state["global_step"]), path))
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(path)
+    return max(whole)[1] if whole else None
+
+
+def stopped_early(checkpoint: Path, patience: int) -> bool:
+    """Return whether training had ended with this checkpoint, for want of a better epoch."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    saved = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {})
+    return int(saved.get("attributes", {}).get("early_stopping_patience_counter", 0)) >= patience
+
+
+class RecordingTrainer(SentenceTransformerTrainer):
+    """The library's trainer, whose checkpoints hold the weights that are trained and the record, and no others.
+
+    It writes no model card, which would publish training examples, and stops when training diverges.
+    """
+
+    def __init__(self, record: TrainingRecord, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._record = record
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        pass
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        if processes.count() == 1:
+            whole: DataLoader[Any] = super().get_train_dataloader()
+            return whole
+        # Candidates belong to the whole batch, so every process sees all of it and encodes its share (see CandidateLoss).
+        loader = self._build_dataloader(self.train_dataset, self.args.train_batch_size, dataset_kind="train")
+        every: DataLoader[Any] = prepare_data_loader(
+            loader,
+            self.args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            use_seedable_sampler=True,  # as the library has it for one process, or the order would be another
+            data_seed=self.args.data_seed,
+        )
+        self._train_dataloader = every
+        return every
+
+    def training_step(self, *inputs: Any, **named: Any) -> torch.Tensor:
+        loss = super().training_step(*inputs, **named)
+        if processes.count() > 1:
+            # A sum, where DistributedDataParallel takes the mean; and it would count a chunk computed again as a second step.
+            gradients = [value.grad for value in self.model.parameters() if value.grad is not None]
+            whole = torch.cat([gradient.flatten() for gradient in gradients])
+            distributed.all_reduce(whole)
+            parts = torch.split(whole, [gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+        if not torch.isfinite(loss):
+            raise diverged(self.state)
+        self._record.losses.append(loss.item())
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return  # every process comes here, and the first alone has judged the epoch
+        target = Path(str(output_dir or self.args.output_dir))
+        target.mkdir(parents=True, exist_ok=True)
+        self._record.write(target / _RECORD)
+        safetensors.torch.save_file(_trained(self.model), target / _WEIGHTS)
+
+    def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
+        trained = _trained(self.model)
+        with torch.no_grad():
+            for name, value in safetensors.torch.load_file(Path(checkpoint_path) / _WEIGHTS).items():
+                trained[name].copy_(value)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+
+def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def diverged(state: TrainerState) -> ModelError:
+    """Return the error for a loss or a weight that is not finite."""
+    step = min(state.global_step + 1, state.max_steps)
+    return ModelError(
+        f"training diverged: the loss or a weight is not a finite number at step {step:,} of {state.max_steps:,}; "
+        'fix: a lower tune.learning_rate, or precision = "fp32" in [model]'
+    )
+
+
+class TrainingRecord(TrainerCallback):  # type: ignore[misc]
+    """All that training leaves behind beside the weights; a checkpoint keeps it, or a restart would lose it.
+
+    It also says when there shall be a checkpoint: the trainer itself knows of steps and epochs, which take
+    milliseconds or hours.
+
+    Args:
+        collator: Knows how many tokens a batch has.
+        miner: Of hard negatives, if they are mined.
+        judge: Of the dev part, if there is one.
+        advance: Moves the progress bar.
+        steps: In an epoch.
+
+    Attributes:
+        history: Per epoch, its mean loss and dev scores.
+        losses: Of this epoch's steps.
+        tokens: Trained on so far.
+    """
+
+    def __init__(
+        self, collator: Collator, miner: MinedCandidates | None, judge: DevScores | None, advance: Callable[[int], None], steps: int
+    ) -> None:
+        self._collator, self._miner, self._judge, self._advance, self._steps = collator, miner, judge, advance, steps
+        self.history: list[dict[str, float]] = []
+        self.losses: list[float] = []
+        self.tokens = 0
+        self._before = self._started = self._saving = self._saved = self._cost = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Spent training so far."""
+        return self._before + time.monotonic() - self._started
+
+    def write(self, path: Path) -> None:
+        """Write it beside a checkpoint's weights."""
+        self._saving = time.monotonic()
+        judge = {"kept": self._judge.kept, "choice": self._judge.choice} if self._judge else None
+        said = {"seconds": self.seconds, "tokens": self.tokens, "history": self.history, "losses": self.losses, "judge": judge}
+        with writing(path) as file:
+            file.write(json.dumps(said).encode())
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._started = self._saved = time.monotonic()
+        if state.global_step:
+            said = json.loads((Path(args.output_dir) / f"checkpoint-{state.global_step}" / _RECORD).read_text(encoding="utf-8"))
+            self._before, self.tokens, self.history, self.losses = (said[key] for key in ("seconds", "tokens", "history", "losses"))
+            if self._judge:
+                self._judge.kept, self._judge.choice = said["judge"]["kept"], said["judge"]["choice"]
+            if self._miner:
+                self._miner.batch = state.global_step
+        self._advance(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._advance(1)
+        self.tokens += self._collator.tokens.popleft()
+        # The last step of an epoch waits until the epoch is scored, or a restart would leave that out.
+        if state.global_step % self._steps:
+            control.should_save |= self._due()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.history.append({"epoch": len(self.history) + 1, "loss": statistics.fmean(self.losses)})
+        self.losses = []
+        if state.global_step < state.max_steps:
+            control.should_save |= self._due()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.history[-1] |= {key: kwargs["metrics"][f"eval_{key}"] for key in ("mrr@10", "recall@1")}
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._saved = time.monotonic()
+        self._cost = self._saved - self._saving
+
+    def _due(self) -> bool:
+        return processes.agreed(time.monotonic() - self._saved > max(_SAVE_SECONDS, self._cost / _SAVE_SHARE))

@@ -1,0 +1,344 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from embedfit.data.dataset import Dataset, Document, Query
+from embedfit.errors import ModelError
+from embedfit.evaluation.score import score_run
+from embedfit.retrieve import exact
+from embedfit.retrieve.exact import best_of, top_k
+from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever
+from embedfit.retrieve.run import Run, joined
+
+
+def sorted_whole(queries, documents, k):
+    """Return positions and scores by sorting the whole score matrix: best first, equal ones in order of position."""
+    scores = queries @ documents.T
+    positions = np.broadcast_to(np.arange(len(documents)), scores.shape)
+    order = np.lexsort((positions, -scores), axis=1)[:, :k]
+    return order, np.take_along_axis(scores, order, axis=1)
+
+
+def whole_numbers(rows, columns, seed, high=3):
+    """Return a matrix of small whole numbers: products are exact in any order, and ties are many."""
+    return np.random.default_rng(seed).integers(-high, high + 1, (rows, columns)).astype(np.float32)
+
+
+@pytest.mark.parametrize("k", [1, 7, 100, 300])
+@pytest.mark.parametrize(("documents_at_a_time", "queries_at_a_time", "spare"), [(2048, 1024, 2**17), (64, 5, 0), (3, 1, 10)])
+def test_top_k_is_what_sorting_everything_gives(k, documents_at_a_time, queries_at_a_time, spare, monkeypatch):
+    monkeypatch.setattr(exact, "_DOCUMENTS", documents_at_a_time)
+    monkeypatch.setattr(exact, "_QUERIES", queries_at_a_time)
+    monkeypatch.setattr(exact, "_SPARE", spare)
+    monkeypatch.setattr(exact, "_CHUNK", min(64, documents_at_a_time))
+    queries, documents = whole_numbers(31, 4, seed=1), whole_numbers(300, 4, seed=2)
+    positions, scores = top_k(queries, documents, k)
+    expected_positions, expected_scores = sorted_whole(queries, documents, k)
+    np.testing.assert_array_equal(positions, expected_positions)
+    np.testing.assert_array_equal(scores, expected_scores)
+    assert (scores < 0).any() == (k > 100)
+
+
+@pytest.mark.parametrize("order", ["as drawn", "best first", "best last"])
+def test_top_k_is_exact_over_several_blocks_of_documents(order):
+    queries, documents = whole_numbers(3, 4, seed=1), whole_numbers(40_000, 4, seed=2)
+    if order != "as drawn":
+        documents = documents[np.argsort(documents @ queries[0] * (-1 if order == "best first" else 1), kind="stable")]
+    positions, scores = top_k(queries, documents, 50)
+    expected_positions, expected_scores = sorted_whole(queries, documents, 50)
+    np.testing.assert_array_equal(positions, expected_positions)
+    np.testing.assert_array_equal(scores, expected_scores)
+
+
+def unit(rows, columns, seed):
+    vectors = np.random.default_rng(seed).standard_normal((rows, columns), np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("nearly_equal", [False, True])
+def test_a_score_is_the_product_in_double_precision_rounded_once(nearly_equal):
+    queries, documents = unit(20, 384, seed=1), unit(5_000, 384, seed=2)
+    if nearly_equal:  # products in float32 have errors as large as the differences
+        documents = documents[0] + 1e-7 * documents
+    positions, scores = top_k(queries, documents, 10)
+    exact = (queries.astype(np.float64) @ documents.T.astype(np.float64)).astype(np.float32)
+    expected = np.lexsort((np.broadcast_to(np.arange(5_000), exact.shape), -exact), axis=1)[:, :10]
+    np.testing.assert_array_equal(positions, expected)
+    np.testing.assert_array_equal(scores, np.take_along_axis(exact, expected, axis=1))
+
+
+def test_equal_vectors_have_equal_scores_wherever_they_stand_and_come_in_order():
+    # In float32 the last bits of a product depend on where in a block the vector stands, and how large the block is.
+    queries, documents = unit(7, 384, seed=1), unit(9_001, 384, seed=2)
+    copies = np.sort(np.random.default_rng(3).permutation(9_001)[:200])
+    documents[copies] = queries.mean(axis=0) * 3
+    positions, scores = top_k(queries, documents, 150)
+    np.testing.assert_array_equal(positions, np.tile(copies[:150], (7, 1)))
+    assert (scores == scores[:, :1]).all()
+
+
+def test_neither_the_blocks_nor_the_other_queries_change_a_bit_of_the_result(monkeypatch):
+    queries, documents = unit(50, 96, seed=1), unit(3_000, 96, seed=2)
+    positions, scores = top_k(queries, documents, 20)
+    alone = [top_k(queries[row : row + 1], documents, 20) for row in range(len(queries))]
+    np.testing.assert_array_equal(np.concatenate([found[0] for found in alone]), positions)
+    np.testing.assert_array_equal(np.concatenate([found[1] for found in alone]), scores)
+    monkeypatch.setattr(exact, "_DOCUMENTS", 192)
+    np.testing.assert_array_equal(top_k(queries, documents, 20)[1], scores)
+
+
+def test_documents_may_be_a_file(tmp_path):
+    queries, documents = unit(5, 16, seed=1), unit(5_000, 16, seed=2)
+    documents.tofile(tmp_path / "vectors")
+    from_file = top_k(queries, np.memmap(tmp_path / "vectors", np.float32, "r", shape=documents.shape), 9)
+    np.testing.assert_array_equal(from_file[0], top_k(queries, documents, 9)[0])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("where", [0, 1])
+def test_vectors_that_are_not_finite_are_refused(bad, where):
+    vectors = [unit(3, 4, seed=1), unit(3, 4, seed=2)]
+    vectors[where][1, 2] = bad
+    with pytest.raises(ModelError, match="not finite"):
+        top_k(*vectors, 2)
+
+
+def test_a_k_above_the_number_of_documents_gives_them_all():
+    positions, scores = top_k(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), 10)
+    assert positions.tolist() == [[0, 1], [1, 0]]
+    assert scores.tolist() == [[1, 0], [1, 0]]
+
+
+def test_no_query_gives_no_row():
+    positions, scores = top_k(np.zeros((0, 2), np.float32), np.eye(2, dtype=np.float32), 1)
+    assert positions.shape == scores.shape == (0, 1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(scores=arrays.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 12)), elements=st.sampled_from(
+    [0.0, 1.0, -1.0, 1e-45, -1e-45, 0.1, 0.1000001, -0.1, -0.1000001, 3e38, -3e38]
+)), k=st.integers(1, 12))  # fmt: skip
+def test_scores_of_either_sign_and_any_size_are_ordered_and_kept(scores, k):
+    # Documents that are the axes have exactly these scores.
+    documents = np.eye(scores.shape[1], dtype=np.float32)
+    positions, found = top_k(scores, documents, k)
+    expected_positions, expected = sorted_whole(scores, documents, k)
+    np.testing.assert_array_equal(positions, expected_positions)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_minus_zero_equals_zero():
+    keys = exact._keys(np.array([[-0.0, 0.0, -0.0, 1.0]], np.float32), 0)
+    assert exact._unpacked(exact._best(keys, 4))[0].tolist() == [[3, 0, 1, 2]]
+
+
+@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize(("n", "m"), [(200, 50_000), (400, 100_000)])
+def test_memory_is_bounded_by_the_blocks_and_not_by_queries_times_documents(n, m, alike, monkeypatch):
+    monkeypatch.setattr(exact, "_SPARE", 2**12)
+    monkeypatch.setattr(exact, "_DOCUMENTS", 256)
+    queries, documents = unit(n, 8, seed=1), unit(m, 8, seed=2)
+    if alike:  # so many documents are as good as the best that no product can tell them apart
+        documents[: m // 5] = documents[0]
+        queries[: n // 5] = documents[0]
+    tracemalloc.start()
+    top_k(queries, documents, 10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 2**20  # all scores would be 38 and 153 MiB
+
+
+# Retrievers
+
+
+def cafe(order=("tea", "coffee", "bus", "copy")):
+    texts = {"tea": "green tea leaves", "coffee": "black coffee beans", "bus": "bus to the airport", "copy": "black coffee beans"}
+    queries = {"q1": Query("q1", "coffee beans"), "q2": Query("q2", "airport bus"), "q3": Query("q3", "zzz qqq")}
+    return Dataset(queries, {id: Document(id, texts[id]) for id in order}, {id: {"coffee": 1} for id in queries})
+
+
+@pytest.fixture(params=["dense", "bm25"])
+def retriever(request, word_encoder):
+    return DenseRetriever(word_encoder) if request.param == "dense" else BM25Retriever()
+
+
+def test_the_nearest_document_is_first_and_ties_stand_in_order_of_id(retriever):
+    run = retriever.search(cafe(), 3)
+    assert run.document_ids[:4] == ("bus", "coffee", "copy", "tea")
+    assert run.documents("q1")[:2] == ["coffee", "copy"]
+    assert run.documents("q2")[0] == "bus"
+    assert run.scores[0, 0] == run.scores[0, 1] > run.scores[0, 2]
+
+
+def test_the_order_of_the_corpus_file_does_not_change_the_run(retriever):
+    one, other = retriever.search(cafe(), 4), retriever.search(cafe(("copy", "bus", "coffee", "tea")), 4)
+    assert one.document_ids == other.document_ids
+    np.testing.assert_array_equal(one.ranked, other.ranked)
+    np.testing.assert_array_equal(one.scores, other.scores)
+
+
+def test_documents_say_what_the_template_says(word_encoder):
+    data = Dataset(
+        {"q": Query("q", "lunch")},
+        {"a": Document("a", "x", metadata={"samples": ["lunch"]}), "b": Document("b", "lunch", metadata={"samples": []})},
+        {},
+    )
+    for make in (lambda template: DenseRetriever(word_encoder, template), BM25Retriever):
+        assert make("{id} {samples}").search(data, 1).documents("q") == ["a"]
+        assert make("{text}").search(data, 1).documents("q") == ["b"]
+
+
+def test_bm25_gives_the_score_of_the_published_formula():
+    # Documents of 1, 2 and 3 words; "wine" is in two of three. bm25s' default: idf = ln(1 + (N - n + 0.5) / (n + 0.5)),
+    # k1 = 1.5, b = 0.75, without the constant factor k1 + 1 (Lucene's variant).
+    texts = {"a": "wine", "b": "wine glass", "c": "three other words"}
+    data = Dataset({"q": Query("q", "Wine?")}, {id: Document(id, text) for id, text in texts.items()}, {})
+    run = BM25Retriever().search(data, 3)
+    idf = np.log(1 + (3 - 2 + 0.5) / (2 + 0.5))
+    assert run.documents("q") == ["a", "b"]
+    np.testing.assert_allclose(run.scores[0, :2], [idf / (1 + 1.5 * (0.25 + 0.75 * length / 2)) for length in (1, 2)], rtol=1e-6)
+    assert run.scores[0, 2] == -1  # "c" has no word of the query: the place is empty
+
+
+def test_bm25_finds_nothing_for_a_query_of_unknown_words():
+    run = BM25Retriever().search(cafe(), 4)
+    assert run.scores[2].tolist() == [-1] * 4
+    assert run.documents("q3") == []
+    assert run.documents("q2") == ["bus"]
+    assert run.empty.sum(axis=1).tolist() == [2, 3, 4]
+    words = ["tea", "bus", "cat", "sun", "oak", "ink", "map", "jam"]
+    data = Dataset(
+        {str(n): Query(str(n), f"zzz{n}") for n in range(8)},
+        {word: Document(word, word) for word in words},
+        {str(n): {word: 1} for n, word in enumerate(words)},
+    )
+    scores = score_run(BM25Retriever().search(data, 10), data.qrels, ks=(10,))
+    assert {metric: scores.mean(metric) for metric in scores.values} == dict.fromkeys(scores.values, 0.0)
+
+
+def test_rank_fusion_ignores_what_bm25_did_not_find(word_encoder):
+    data = cafe()
+    data.corpus["zzz"] = Document("zzz", "night flight")
+    dense = DenseRetriever(word_encoder)
+    fused = FusedRetriever(dense, BM25Retriever()).search(data, 5)
+    assert fused.documents("q3") == dense.search(data, 5).documents("q3")
+    np.testing.assert_allclose(fused.scores[2], [1 / (60 + rank) for rank in range(1, 6)], rtol=1e-6)
+    neither = FusedRetriever(BM25Retriever(), BM25Retriever()).search(data, 3)
+    assert neither.documents("q3") == []
+    assert neither.documents("q2") == ["bus"]
+
+
+@pytest.mark.parametrize(
+    ("query", "document"), [("税", "消費税"), ("车", "汽车"), ("猫", "猫が好き"), ("돈", "돈을 돌려"), ("iPhone壳", "苹果手机壳")]
+)
+def test_bm25_finds_a_word_of_one_character_in_a_script_without_spaces(query, document):
+    data = Dataset({"q": Query("q", query)}, {"a": Document("a", "别的东西 다른 것"), "z": Document("z", document)}, {})
+    assert BM25Retriever().search(data, 2).documents("q") == ["z"]
+
+
+def test_two_characters_beside_each_other_count_and_not_each_alone():
+    texts = {"a": "車税のこと", "b": "税車のこと"}
+    data = Dataset({"q": Query("q", "車税")}, {id: Document(id, text) for id, text in texts.items()}, {})
+    assert BM25Retriever().search(data, 2).documents("q") == ["a"]
+
+
+def test_bm25_takes_documents_without_a_word():
+    data = Dataset({"q": Query("q", "A")}, {"d0": Document("d0", "!"), "d1": Document("d1", "?")}, {})
+    run = BM25Retriever().search(data, 2)
+    assert run.documents("q") == []
+    assert run.scores.tolist() == [[-1, -1]]
+
+
+IN_SEVERAL_SCRIPTS = {
+    "Chinese": {"怎么激活我的新银行卡？": "银行卡激活步骤", "明天北京会下雨吗": "北京天气预报：明天有雨", "如何退货": "退货和退款的政策"},
+    "Japanese": {
+        "新しいカードを有効にするには": "カードの有効化について",
+        "明日の東京の天気": "東京は明日晴れるでしょう",
+        "返品したい": "返品の方法と返金",
+    },
+    "Korean": {"카드를 활성화하고 싶어요": "카드 활성화 방법", "내일 서울의 날씨": "서울은 내일 비가 옵니다", "반품하려면": "반품 및 환불"},
+    "Thai": {"เปิดใช้งานบัตรใหม่อย่างไร": "การเปิดใช้งานบัตร", "พรุ่งนี้ฝนตกไหม": "พยากรณ์อากาศ ฝนตกพรุ่งนี้", "คืนสินค้า": "นโยบายการคืนสินค้า"},
+    "Hindi": {"मेरा कार्ड कैसे चालू करें": "कार्ड चालू करना", "कल बारिश होगी क्या": "मौसम: कल बारिश", "पैसा कब मिलेगा": "पैसा वापस मिलना"},
+    "Arabic": {"كيف أفعّل بطاقة جديدة": "تفعيل بطاقة جديدة", "هل سيكون طقس الغد ممطرا": "طقس الغد", "متى أسترد مبلغ الشراء": "مبلغ مسترد"},
+    "signs": {
+        "loops in C++": "C++",
+        "loops in C#": "C#",
+        "loops in C": "C",
+        "loops in R": "R",
+        "is it any good with .NET": ".NET",
+        "5G?": "5G",
+    },
+}
+
+
+@pytest.mark.parametrize("script", IN_SEVERAL_SCRIPTS)
+def test_bm25_finds_what_shares_words_in_every_script(script):
+    pairs = IN_SEVERAL_SCRIPTS[script]
+    queries = {text: Query(text, text) for text in pairs}
+    data = Dataset(queries, {text: Document(text, text) for text in pairs.values()}, {})
+    run = BM25Retriever().search(data, 2)
+    assert {query: run.documents(query)[0] for query in queries} == pairs
+    assert (run.scores[:, 0] > run.scores[:, 1]).all()
+
+
+def test_bm25_leaves_out_the_commonest_english_words_but_where_there_are_no_others():
+    texts = {"a": "where there is a will", "b": "a plain", "c": "to be or not to be"}
+    data = Dataset({"q": Query("q", "There is a storm")}, {id: Document(id, text) for id, text in texts.items()}, {})
+    assert BM25Retriever().search(data, 3).documents("q") == []
+    whole = Dataset({"q": Query("q", "To be, or not?")}, data.corpus, {})
+    assert BM25Retriever().search(whole, 1).documents("q") == ["c"]
+
+
+def test_a_run_as_a_frame_has_a_row_for_each_document_found():
+    frame = BM25Retriever().search(cafe(), 2).to_frame()
+    assert frame.query_id.tolist() == ["q1", "q1", "q2"]
+    assert frame["rank"].tolist() == [1, 2, 1]
+    assert frame.document_id.tolist() == ["coffee", "copy", "bus"]
+
+
+def test_runs_with_and_without_empty_places_are_joined():
+    data = cafe()
+    run = joined([BM25Retriever().search(data.select([id]), 2) for id in ("q1", "q3")])
+    assert run.document_ids == ("bus", "coffee", "copy", "tea", "")
+    assert [run.documents(id) for id in ("q1", "q3")] == [["coffee", "copy"], []]
+
+
+def test_runs_of_different_queries_are_joined_in_order():
+    data, whole = cafe(), BM25Retriever().search(cafe(), 2)
+    run = joined([BM25Retriever().search(data.select([id]), 2) for id in ("q2", "q1")])
+    assert run.query_ids == ("q2", "q1")
+    assert run.documents("q1") == whole.documents("q1")
+    assert run.documents("q2") == whole.documents("q2")
+
+
+class Ranking:
+    """Finds what it is told to, best first."""
+
+    def __init__(self, name, *found):
+        self.name, self.found = name, found
+
+    def search(self, dataset, k):
+        ids = tuple(sorted(dataset.corpus))
+        ranked = np.array([[ids.index(id) for id in self.found[:k]]])
+        return Run(tuple(dataset.queries), ids, ranked, np.zeros(ranked.shape, np.float32))
+
+
+def test_rank_fusion_adds_one_over_sixty_plus_the_rank():
+    data = Dataset({"q": Query("q", "text")}, {id: Document(id, id) for id in "abcd"}, {"q": {"a": 1}})
+    fused = FusedRetriever(Ranking("one", "a", "b", "c"), Ranking("two", "c", "a", "d"))
+    run = fused.search(data, 4)
+    assert fused.name == "one + two"
+    # a: 1/61 + 1/62, c: 1/63 + 1/61, b: 1/62, d: 1/63
+    assert run.documents("q") == ["a", "c", "b", "d"]
+    np.testing.assert_allclose(run.scores[0], [1 / 61 + 1 / 62, 1 / 63 + 1 / 61, 1 / 62, 1 / 63], rtol=1e-6)
+    assert fused.search(data, 2).documents("q") == ["a", "c"]
+
+
+def test_best_of_orders_equal_scores_by_position():
+    ranked, scores = best_of(np.array([[0.5, 1.0, 0.5, -1.0]], np.float32), 3)
+    assert ranked.tolist() == [[1, 0, 2]]
+    assert scores.tolist() == [[1.0, 0.5, 0.5]]
