@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from embedfit.generate import ledger as ledger_module
 from embedfit.errors import DataError, StorageError
+from embedfit.generate import ledger as ledger_module
 from embedfit.generate.ledger import Cost, digest, open_ledger
 
 START = {"prompt": "p", "model": "m"}
