@@ -1,0 +1,278 @@
+"""Experiments: run, ladder, curve, relabel, evaluate, tune, compare."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from embedfit import console
+from embedfit.cli.app import app
+from embedfit.cli.options import (
+    HERE,
+    AllowLeaks,
+    AsJson,
+    ConfigPath,
+    EngineName,
+    Folds,
+    OptionalConfigPath,
+    Price,
+    check_folder,
+    settings_of,
+    with_engine,
+)
+from embedfit.cli.printing import print_findings, print_grid, print_result, print_rows, warn_of_seen
+
+if TYPE_CHECKING:
+    from embedfit.config import Config
+    from embedfit.data.dataset import Dataset
+
+
+@app.command()
+def run(
+    config: OptionalConfigPath = HERE,
+    folds: Folds = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Repeat the training with this many seeds, and show what they change.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Share of the base's score on general queries to keep, such as 0.98.")] = None,
+    allow_leaks: AllowLeaks = False,
+    price: Price = None,
+    engine: EngineName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure, tune, measure again on the same held-out queries, and say whether it got better."""
+    from embedfit.pipeline import experiment
+
+    settings = settings_of(config, folds, allow_leaks, {"evaluate": {"seeds": seeds}, "general": {"keep": keep}, "model": {"price": price}})
+    print_result(experiment.run(with_engine(settings, engine)), as_json)
+
+
+@app.command()
+def ladder(
+    config: OptionalConfigPath = HERE,
+    rung: Annotated[list[str] | None, typer.Option(help="A method to measure; may be given again. Default: all.")] = None,
+    folds: Folds = None,
+    allow_leaks: AllowLeaks = False,
+    price: Price = None,
+    engine: EngineName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure every method on the same held-out queries, cheapest first, and recommend the simplest good one."""
+    from embedfit.pipeline import experiment
+    from embedfit.report.tables import ladder_table
+
+    settings = settings_of(config, folds, allow_leaks, {"ladder": {"rungs": tuple(rung) if rung else None}, "model": {"price": price}})
+    folder, found = experiment.run_ladder(with_engine(settings, engine))
+    if as_json:
+        console.echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
+        return
+    terminal = console.terminal()
+    terminal.print(ladder_table(experiment.ladder_rows(found)))
+    for name, why in found.skipped.items():
+        terminal.print(f"Left out: {name}, as {why}.", highlight=False, soft_wrap=True)
+    terminal.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    terminal.print(found.sentence, highlight=False, style="bold", soft_wrap=True)
+
+
+@app.command()
+def curve(
+    config: OptionalConfigPath = HERE,
+    points: Annotated[int, typer.Option(min=2, help="How many sizes of the train part to try, each half of the next.")] = 4,
+    folds: Folds = None,
+    allow_leaks: AllowLeaks = False,
+    price: Price = None,
+    engine: EngineName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure with less training data, and estimate what more would bring."""
+    from embedfit.pipeline import experiment
+
+    settings = settings_of(config, folds, allow_leaks, {"model": {"price": price}})
+    folder, found = experiment.run_curve(with_engine(settings, engine), points)
+    if as_json:
+        console.echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
+        return
+    frame = found.to_frame()
+    print_rows(list(frame.columns), [[f"{cell:.3f}" if isinstance(cell, float) else cell for cell in row] for row in frame.to_numpy()])
+    terminal = console.terminal()
+    terminal.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    terminal.print(found.sentence, highlight=False, style="bold", soft_wrap=True)
+
+
+@app.command()
+def relabel(
+    config: ConfigPath,
+    suspects: Annotated[Path, typer.Argument(help="suspects.csv of a run directory, with its 'decision' column filled in.")],
+    output: Annotated[Path, typer.Option(help="The folder where the corrected data set goes.")],
+) -> None:
+    """Correct the labels as decided in a run's suspects.csv, and write the data set anew."""
+    from embedfit.config import read_config
+    from embedfit.data.write import write_jsonl
+    from embedfit.errors import ConfigError
+    from embedfit.pipeline import job
+    from embedfit.studies.suspects import relabelled
+
+    check_folder("--output", output)
+    settings = read_config(config)
+    corrected, counts = relabelled(job.read(settings.data), suspects)
+    sources = {Path(path).resolve() for path in (settings.data.queries, settings.data.documents) if path}
+    if sources & {path.resolve() for path in (output, output / "queries.jsonl", output / "documents.jsonl")}:
+        raise ConfigError(f"{output} holds the data set that is to be corrected, which would be lost; fix: give another --output")
+    write_jsonl(corrected, output)
+    console.echo(", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    console.echo(f'In [data], set queries = "{output / "queries.jsonl"}" and documents = "{output / "documents.jsonl"}".')
+    console.echo("Leave out record, query_template, query and label there: the texts are written out.")
+    if not sum(count for name, count in counts.items() if name != "undecided"):
+        console.echo("Nothing was decided: fill the column 'decision' with keep, replace, add, or document ids.", err=True)
+
+
+@app.command()
+def evaluate(
+    config: OptionalConfigPath = HERE,
+    model: Annotated[list[str] | None, typer.Option(help="A model to measure; may be given again. Default: the configuration's.")] = None,
+    document: Annotated[list[str] | None, typer.Option(help="A document template to measure; may be given again.")] = None,
+    k: Annotated[list[int] | None, typer.Option(help="Where to cut the rankings; may be given again.")] = None,
+    part: Annotated[str, typer.Option(help="Which queries: all, train, dev or test.")] = "all",
+    store: Annotated[bool, typer.Option("--store", help="Measure the live index of the vector store too.")] = False,
+    retrieval: Annotated[list[str] | None, typer.Option(help="dense, bm25 or hybrid; may be given again. Default: dense.")] = None,
+    rerank: Annotated[list[str] | None, typer.Option(help="A cross-encoder to read the top again with; may be given again.")] = None,
+    rerank_top: Annotated[int | None, typer.Option(min=1, help="Documents of each query that it reads. Default: 50.")] = None,
+    engine: EngineName = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the tidy table to this file.")] = None,
+    price: Price = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a grid of models, document templates, ways of retrieval and rerankers, without tuning anything."""
+    from contextlib import nullcontext
+
+    from embedfit.errors import ConfigError
+    from embedfit.files import neutral, writing
+    from embedfit.pipeline import job, measuring
+    from embedfit.retrieve.rerank import LocalReranker
+    from embedfit.store.open import open_store
+    from embedfit.track.tracker import tracking
+
+    said = {"retrieval": retrieval or None, "rerankers": rerank or None, "rerank_top": rerank_top}
+    if csv and csv.is_dir():
+        raise ConfigError(f"--csv {csv}: is a folder; expected a file to write, such as grid.csv")
+    settings = with_engine(settings_of(config, None, False, {"evaluate": said, "model": {"price": price}}), engine)
+    grid = settings.evaluate
+    if rerank_top and not grid.rerankers:
+        raise ConfigError(f"--rerank-top {rerank_top} is for rerankers, and there is none; fix: --rerank, a cross-encoder")
+    if model and set(grid.retrieval) == {"bm25"} and not store:
+        raise ConfigError("--model is not used by bm25, which reads words; fix: --retrieval dense or hybrid, or no --model")
+    names = list(dict.fromkeys(model or [settings.model.name]))
+    for name in names:
+        job.check_installed(settings, stores=store, model=name)
+    job.note_unused(settings, "evaluate")
+    dataset = job.read(settings.data)
+    encoders = [job.encoder(settings.model, name) for name in names]
+    dataset = dataset.select(_part(settings, dataset, part))
+    warn_of_seen(encoders, dataset)
+    with (
+        open_store(settings.store) if store else nullcontext() as opened,
+        tracking(f"{settings.name}-evaluate", wanted=settings.track.langwatch) as tracker,
+    ):
+        frame = measuring.evaluate(
+            dataset,
+            encoders,
+            templates=document or [settings.data.document_template],
+            ks=k or settings.evaluate.k,
+            retrieval=settings.evaluate.retrieval,
+            rerankers=[LocalReranker(name, precision=settings.model.precision) for name in settings.evaluate.rerankers],
+            rerank_top=settings.evaluate.rerank_top,
+            engine=job.engine_of(settings.engine),
+            store=opened,
+            group_by=settings.split.group_by,
+            seed=settings.split.seed,
+            tracker=tracker,
+        )
+    if csv:
+        with writing(csv) as file:
+            frame.map(lambda cell: neutral(cell) if isinstance(cell, str) else cell).to_csv(file, index=False)
+    if as_json:
+        console.echo(frame.to_json(orient="records"))
+        return
+    print_grid(frame, settings.evaluate.metric)
+
+
+@app.command()
+def tune(
+    config: OptionalConfigPath = HERE,
+    *,
+    output: Annotated[Path, typer.Option(help="The folder where the model goes.")],
+    allow_leaks: AllowLeaks = False,
+    price: Price = None,
+    engine: EngineName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tune the model on the train part of one split, choosing on dev, without measuring anything."""
+    from embedfit.pipeline import training
+
+    check_folder("--output", output)
+    settings = with_engine(settings_of(config, None, allow_leaks, {"model": {"price": price}}), engine)
+    tuned, findings = training.run_tune(settings, output)
+    if as_json:
+        console.echo(json.dumps({**vars(tuned), "folder": str(tuned.folder), "over": tuned.over and tuned.over.name}))
+        return
+    print_findings(findings)
+    print_rows(
+        ["epoch", "loss", "dev MRR@10"],
+        [[f"{row['epoch']}", f"{row['loss']:.3f}", f"{row.get('mrr@10', float('nan')):.3f}"] for row in tuned.history],
+    )
+    console.echo(f"Kept epoch {tuned.epoch} after {tuned.seconds:.0f} s: {tuned.folder}")
+
+
+@app.command()
+def compare(
+    config: ConfigPath,
+    first: Annotated[str, typer.Argument(help="A model: a folder or a name.")],
+    second: Annotated[str, typer.Argument(help="Another.")],
+    part: Annotated[str, typer.Option(help="Which queries: all, train, dev or test.")] = "test",
+    price: Price = None,
+    engine: EngineName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models on the same queries."""
+    from embedfit.evaluation.compare import compare_scores
+    from embedfit.pipeline import job, measuring
+    from embedfit.track.tracker import tracking
+
+    settings = with_engine(settings_of(config, None, False, {"model": {"price": price}}), engine)
+    job.note_unused(settings, "compare")
+    for model in (first, second):
+        job.check_installed(settings, model=model)
+    using = job.engine_of(settings.engine)
+    dataset = job.read(settings.data)
+    dataset = dataset.select(_part(settings, dataset, part))
+    ks, template = settings.evaluate.k, settings.data.document_template
+    encoders = [job.encoder(settings.model, name) for name in (first, second)]
+    warn_of_seen(encoders, dataset)
+    with tracking(f"{settings.name}-compare", wanted=settings.track.langwatch) as tracker:
+        base, tuned = [
+            measuring.measure(encoder, dataset, template=template, ks=ks, group_by=settings.split.group_by, engine=using, tracker=tracker)
+            for encoder in encoders
+        ]
+    seen = measuring.answers_seen_in_training(encoders, dataset, template)
+    comparison = compare_scores(base, tuned, metric=settings.evaluate.metric, seed=settings.split.seed, seen=seen)
+    if as_json:
+        console.echo(json.dumps(comparison.to_dict()))
+        return
+    from embedfit.report.tables import terminal_table
+
+    terminal = console.terminal()
+    terminal.print(terminal_table(comparison))
+    terminal.print(comparison.sentence, soft_wrap=True)
+
+
+def _part(settings: Config, dataset: Dataset, part: str) -> tuple[str, ...]:
+    from embedfit.errors import ConfigError
+    from embedfit.pipeline import job
+
+    if part == "all":
+        return tuple(dataset.judged)
+    if part not in ("train", "dev", "test"):
+        raise ConfigError(f"part {part!r} is unknown; expected all, train, dev or test")
+    ids: tuple[str, ...] = getattr(job.one_split(settings, dataset), part)
+    return ids

@@ -1,0 +1,65 @@
+"""Arguments and options that several commands share, and the settings that come of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from embedfit.config import Config
+
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml")]
+
+HERE = Path("embedfit.toml")
+
+OptionalConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml, by default the one here.")]
+
+Folds = Annotated[int | None, typer.Option(help="Hold out every query once, in this many folds, in place of split.test; 0 for one split.")]
+
+AllowLeaks = Annotated[bool, typer.Option("--allow-leaks", help="Go on where held-out queries were trained on; the report says so in red.")]
+
+Price = Annotated[float | None, typer.Option(min=0, help="US dollars for a million tokens of a remote encoder. Default: OpenAI's list.")]
+
+EngineName = Annotated[
+    Literal["local", "ray"] | None, typer.Option(help="Where texts are encoded and searched: local, or ray, a cluster. Default: local.")
+]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
+
+
+def settings_of(path: Path, folds: int | None, allow_leaks: bool, options: dict[str, dict[str, Any]]) -> Config:
+    """Return the configuration of a file with what was said on the command line in place of what the file says."""
+    from embedfit.config import read_config
+
+    options = {**options, "split": {"folds": folds, "leaks": "allow" if allow_leaks else None}}
+    given = {section: {key: value for key, value in said.items() if value is not None} for section, said in options.items()}
+    return read_config(path, given)
+
+
+def with_engine(settings: Config, engine: str | None) -> Config:
+    """Return settings with another engine, if one is named."""
+    return settings.model_copy(update={"engine": engine}) if engine else settings
+
+
+def absolute(path: Path | None) -> str | None:
+    """Return a path that means the same from anywhere, as those in a configuration are relative to its file."""
+    return str(path.resolve()) if path else None
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Refuse the name of a file where a folder will be made.
+
+    Raises:
+        ConfigError: It is a file, or ends like one.
+    """
+    from embedfit.errors import ConfigError
+
+    is_file = folder.exists() and not folder.is_dir()
+    if is_file or (folder.suffix.lower() in _FILES and not folder.exists()):
+        raise ConfigError(f"{option} {folder}: expected a folder{', and it is a file' if is_file else ''}; fix: such as {folder.stem}")
+
+
+_FILES = {".jsonl", ".json", ".csv", ".tsv", ".parquet", ".toml", ".safetensors", ".html", ".tar", ".zip", ".gz", ".txt", ".md", ".xlsx"}

@@ -1,0 +1,142 @@
+"""What comes after a run: index, search, publish, and results that are still to be delivered."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from embedfit import console
+from embedfit.cli.app import app
+from embedfit.cli.options import HERE, AsJson, EngineName, OptionalConfigPath, with_engine
+from embedfit.cli.printing import print_rows
+
+if TYPE_CHECKING:
+    pass
+
+
+@app.command()
+def index(
+    config: OptionalConfigPath = HERE,
+    model: Annotated[str | None, typer.Option(help="The model to index with. Default: the configuration's.")] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Let the version before answer again; nothing is written.")] = False,
+    engine: EngineName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put documents and vectors into the vector store, check them against exact search, and go live."""
+    from embedfit.config import read_config
+    from embedfit.errors import ConfigError
+    from embedfit.pipeline import measuring
+    from embedfit.store.open import open_store
+    from embedfit.store.versions import roll_back
+
+    if rollback and model:
+        raise ConfigError("--rollback writes nothing, and so has no use for --model; fix: give one of them")
+    settings = with_engine(read_config(config), engine)
+    if not rollback:
+        found = measuring.index(settings, model)
+        console.echo(json.dumps(found.to_dict()) if as_json else found.sentence)
+        return
+    with open_store(settings.store) as store:
+        stamp = roll_back(store)
+    said = f"Live again: {stamp.documents:,} documents by {stamp.encoder} ({stamp.fingerprint[:12]})."
+    console.echo(stamp.to_json() if as_json else said)
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(metavar="QUERY", help="What to search for.")],
+    config: OptionalConfigPath = HERE,
+    k: Annotated[int, typer.Option(min=1, help="How many documents.")] = 10,
+    where: Annotated[
+        list[str] | None, typer.Option("--filter", metavar="KEY=VALUE", help="Metadata a document must have; may be given again.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model that the index was made with. Default: the configuration's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search the live index of the vector store; long texts are cut short, but not in JSON."""
+    from dataclasses import asdict
+    from textwrap import shorten
+    from time import monotonic
+
+    from embedfit.config import read_config
+    from embedfit.hub import public_name
+    from embedfit.pipeline import job
+    from embedfit.store.open import open_store
+    from embedfit.store.versions import LiveIndex
+    from embedfit.track.tracker import trace_search
+
+    settings = read_config(config)
+    filters = _filters(where or [])
+    job.check_installed(settings.model_copy(update={"engine": "local"}), stores=True, model=model)
+    encoder = job.encoder(settings.model, model)
+    with open_store(settings.store) as store:
+        started = monotonic()
+        hits = LiveIndex(store, encoder).find(text, k, filters)
+        seconds = monotonic() - started
+    if as_json:
+        console.echo(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False))
+    else:
+        rows = []
+        for rank, hit in enumerate(hits, 1):
+            metadata = ", ".join(f"{key}={value}" for key, value in hit.metadata.items())
+            rows.append([rank, f"{hit.score:.3f}", hit.id, shorten(hit.text, 200), shorten(metadata, 200)])
+        print_rows(["", "score", "id", "text", "metadata"], rows)
+    if settings.track.langwatch:
+        trace_search(text, [(hit.id, hit.text, hit.score) for hit in hits], model=public_name(encoder.name), seconds=seconds)
+
+
+def _filters(given: Sequence[str]) -> dict[str, str]:
+    from embedfit.errors import ConfigError, shown
+
+    found = dict(one.partition("=")[::2] for one in given)
+    for one in given:
+        if "=" not in one or one.startswith("="):
+            raise ConfigError(f"--filter {shown(one)}; expected KEY=VALUE")
+    if len(found) < len(given):
+        raise ConfigError("--filter names a key twice; expected each once, as a document must have all of them")
+    return found
+
+
+@app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run directory.")],
+    target: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub, a folder like ./name, or an archive like name.tar.")],
+    dataset: Annotated[str | None, typer.Option(help="Publish the labelled data too: where to, likewise.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let anybody see it on the Hub. Default: private.")] = False,
+    include_examples: Annotated[bool, typer.Option("--include-examples", help="Quote a few training queries in the model card.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Publish a run's model with its evidence, fetch it again, and check that it gives the same vectors and scores."""
+    from embedfit.errors import ConfigError
+    from embedfit.pipeline import publishing
+
+    publications = publishing.prepare_publications(run, target, dataset=dataset, public=public, examples=include_examples)
+    for publication in publications:
+        for line in publication.describe().splitlines():
+            console.echo(line, err=True)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError("nobody is there to agree to this; fix: --yes")
+        typer.confirm("Publish this?", abort=True, err=True)
+    for publication in publications:
+        parity = publishing.publish_run(run, publication)
+        said = parity.sentence if parity else "Fetched again: it is the same."
+        console.echo(f"Published the {publication.kind}: {publication.target.where}. {said}")
+
+
+track = typer.Typer(no_args_is_help=True, help="What was sent to LangWatch, and what was not.")
+app.add_typer(track, name="track")
+
+
+@track.command()
+def resend(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or the folder that the note named.")]) -> None:
+    """Send again what could not be delivered to LangWatch."""
+    from embedfit.track.sender import resend as send_again
+
+    found = send_again(run)
+    console.echo(f"{found.delivered:,} results delivered" + (f": {found.address}" if found.address else ""))

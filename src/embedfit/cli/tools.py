@@ -1,0 +1,65 @@
+"""The cache of vectors, and the schema of the configuration."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from embedfit import console
+from embedfit.cli.app import app
+from embedfit.cli.options import AsJson
+from embedfit.cli.printing import print_rows
+
+if TYPE_CHECKING:
+    pass
+
+
+@app.command()
+def cache(
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="A model as the table names it. Default: all.")] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove what is kept of the model, or of all.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how much is kept of each model's vectors, so that nothing is encoded twice, or remove it."""
+    from datetime import datetime
+
+    from embedfit.encode.cache import cached_models, clear_cache
+    from embedfit.errors import ConfigError, StorageError, did_you_mean
+    from embedfit.files import cache_folder, cache_limit, in_bytes
+
+    folder, limit, models = cache_folder(), cache_limit(), cached_models()
+    if model is not None:
+        known = {one.model for one in models}
+        models = [one for one in models if model in (one.model, one.path.stem)]
+        if not models:
+            raise ConfigError(f"{folder}: nothing is kept of a model {model!r}{did_you_mean(model, known)}")
+    kept = clear_cache(models) if clear else []
+    if as_json:
+        rows = [{**vars(one), "path": str(one.path), "cleared": clear and one not in kept} for one in models]
+        console.echo(json.dumps({"folder": str(folder), "limit": limit, "models": rows}))
+    elif clear:
+        gone = [one for one in models if one not in kept]
+        vectors, size = sum(entry.vectors for entry in gone), in_bytes(sum(entry.bytes for entry in gone))
+        console.echo(f"Removed: {vectors:,} vectors of {len(gone):,} models, {size}")
+    else:
+        when = [f"{datetime.fromtimestamp(one.used):%Y-%m-%d %H:%M}" for one in models]
+        cells = [[one.model, f"{one.vectors:,}", in_bytes(one.bytes), used] for one, used in zip(models, when, strict=True)]
+        if cells:
+            print_rows(["model", "vectors", "size", "used"], cells)
+        console.echo(
+            f"{in_bytes(sum(one.bytes for one in models))} of at most {in_bytes(limit)} (EMBEDFIT_CACHE_LIMIT) in {folder} (EMBEDFIT_CACHE)"
+        )
+        for path in sorted(folder.glob("*.damaged*")):
+            console.echo(f"Could not be read, and was moved aside: {path}")
+    if kept:
+        raise StorageError(f"{folder}: another process uses {', '.join(one.model for one in kept)}; fix: wait for it")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of embedfit.toml, for editors."""
+    from embedfit.config import json_schema
+
+    print(json_schema())  # on many lines, and none of it is data
