@@ -467,8 +467,8 @@ def test_a_missing_package_is_met_before_the_data_is_read(project, said, monkeyp
         return real(name, *rest)
 
     monkeypatch.setattr("importlib.util.find_spec", find)
-    monkeypatch.setattr("embedfit.data.load.load", lambda *_, **__: pytest.fail("read"))
-    monkeypatch.setattr("embedfit.data.load.load", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr("embedfit.pipeline.job.load", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr("embedfit.pipeline.experiment.load", lambda *_, **__: pytest.fail("read"))
     text = project.read_text()
     cases = [
         (["run"], '[tune]\nmethod = "lora"', "peft is not installed; fix: pip install 'embedfit[lora]'"),

@@ -19,7 +19,7 @@ from embedfit.config import Config, make_config, unused_settings
 from embedfit.encode.local import load_model
 from embedfit.errors import ConfigError
 
-TEMPLATES = Path(configuration.__file__).with_name("templates")
+TEMPLATES = Path(configuration.__file__).parent / "generate" / "templates"
 DOCS = Path(__file__).parents[2] / "docs" / "config.md"
 NO_USE = {"make_config", "placed_in", "beside", "placed", "check_installed", "unused_settings", "check_method", "check_package"}
 """Functions whose reading of a key is no use of it."""

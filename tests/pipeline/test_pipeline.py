@@ -618,7 +618,7 @@ def test_every_command_that_encodes_does_it_on_the_engine(settings, tmp_path, mo
             asked.append(encoder.name)
             return encoder
 
-    monkeypatch.setattr("embedfit.retrieve.engine.RayEngine", Elsewhere)
+    monkeypatch.setattr("embedfit.pipeline.job.RayEngine", Elsewhere)
     said = {**settings, "output": str(tmp_path), "engine": "ray", "tune": {"method": "adapter"}, "store": {"location": str(tmp_path)}}
     config = make_config({**said, "ladder": {"rungs": ["base", "adapter"]}})
     if command == "compare":
