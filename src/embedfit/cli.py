@@ -347,14 +347,17 @@ def tune(
     settings = _with_engine(_changed(config, None, allow_leaks, {"model": {"price": price}}), engine)
     tuned, findings = training.run_tune(settings, output)
     if as_json:
-        _echo(json.dumps({**vars(tuned), "folder": str(tuned.folder), "over": tuned.over and tuned.over.name}))
+        _echo(json.dumps(tuned.to_dict()))
         return
     _print_findings(findings)
+    if tuned.epoch is None:
+        _echo(f"Fitted in {tuned.seconds:.0f} s: {tuned.model}")
+        return
     _print_rows(
         ["epoch", "loss", "dev MRR@10"],
         [[f"{row['epoch']}", f"{row['loss']:.3f}", f"{row.get('mrr@10', float('nan')):.3f}"] for row in tuned.history],
     )
-    _echo(f"Kept epoch {tuned.epoch} after {tuned.seconds:.0f} s: {tuned.folder}")
+    _echo(f"Kept epoch {tuned.epoch} after {tuned.seconds:.0f} s: {tuned.model}")
 
 
 @app.command()

@@ -14,7 +14,6 @@ from embedfit.data.dataset import Dataset
 from embedfit.data.mix import with_others
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder
-from embedfit.encode.local import LocalEncoder
 from embedfit.errors import ConfigError
 from embedfit.pipeline.job import Job, check_installed, check_method, engine_of, local, locked, note_unused
 
@@ -69,8 +68,9 @@ def _final(job: Job, training: Sequence[Tuned], folder: Path) -> Tuned:
     if len(training) == 1:
         return training[0]
     console.note("training on all queries")
-    epochs = round(statistics.median(one.epoch for one in training))
-    return tune_part(job, job.dataset.select(job.dataset.judged), None, folder, {"epochs": epochs})
+    epochs = [tuned.epoch for tuned in training if tuned.epoch is not None]  # an adapter has none
+    changes = {"epochs": round(statistics.median(epochs))} if epochs else {}
+    return tune_part(job, job.dataset.select(job.dataset.judged), None, folder, changes)
 
 
 def tune_part(job: Job, train: Dataset, dev: Dataset | None, folder: Path, changes: dict[str, Any]) -> Tuned:
@@ -98,17 +98,12 @@ def tune(
             raise ConfigError("tune.method 'adapter' trains in seconds, in one process; fix: without torchrun")
         from embedfit.tune.adapter import tune_adapter
         from embedfit.tune.frozen import AdapterConfig
-        from embedfit.tune.result import Tuned
 
         encoder = engine_of(engine).encoder(base)
         if encoder.fingerprint != base.fingerprint:
             encoder = base  # workers of another kind: the map is saved with the model that is here, and must fit its vectors
-        found = tune_adapter(
-            CachedEncoder(encoder), train, dev, folder, AdapterConfig(scale=config.scale, seed=config.seed), template=template
-        )
-        if isinstance(base, LocalEncoder):
-            return Tuned(found.folder / "model", (), 1, 0, found.seconds, "all", base.precision)
-        return Tuned(found.folder / "adapter.safetensors", (), 1, 0, found.seconds, "all", "fp32", over=found.base)
+        settings = AdapterConfig(scale=config.scale, seed=config.seed)
+        return tune_adapter(CachedEncoder(encoder), train, dev, folder, settings, template=template)
     from embedfit.tune.full import tune_model
 
     where = engine_of(engine) if processes.count() == 1 else None

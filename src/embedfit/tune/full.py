@@ -37,7 +37,7 @@ from embedfit.tune.logged import logged, run_name
 from embedfit.tune.lora import add_lora, save_lora
 from embedfit.tune.loss import CandidateLoss
 from embedfit.tune.mine import Guards, MinedCandidates, mine, steps_between_minings
-from embedfit.tune.result import Tuned, answer_keys, claim, keys_of, read_tuned, write_tuned
+from embedfit.tune.result import DONE, MODEL, Tuned, answer_keys, claim, keys_of, read_tuned, write_tuned
 from embedfit.tune.trainer import RecordingTrainer, TrainingRecord, diverged, last_checkpoint, stopped_early
 
 _ALL_DOCUMENTS_TOKENS = 4096
@@ -102,9 +102,8 @@ def tune_model(
     dev = dev.select(dev.judged) if dev and dev.judged else None
     described = [encoder.fingerprint, train.digest(), dev.digest() if dev else None, template, config.model_dump()]
     claim(folder, described, keys_of(train, dev), answer_keys(train, dev, template))
-    done = folder / "tuned.json"
-    if processes.agreed(done.exists()):
-        return read_tuned(done)
+    if processes.agreed((folder / DONE).exists()):
+        return read_tuned(folder, template=template)
     answers = {tuple(sorted(train.relevant(id))) for id in train.queries}
     if len(answers) < 2:
         raise DataError(
@@ -125,7 +124,7 @@ def tune_model(
             raise
         raise StorageError(f"{folder}: cannot be written: {reason}; fix: make room, then the same command goes on") from None
     if processes.main():
-        write_tuned(tuned, done)
+        write_tuned(tuned, folder)
         for meanwhile in ("checkpoints", "mined"):
             shutil.rmtree(folder / meanwhile, ignore_errors=True)
     return processes.agreed(tuned)
@@ -235,22 +234,23 @@ def _train(
         raise diverged(trainer.state)
     best = trainer.state.best_global_step
     epoch = round(best / epoch_steps) if dev and best else len(record.history)
-    target = folder / "model"
     if lora is not None:
         if processes.main():
             save_in_place(partial(save_lora, lora, encoder.name), folder / "lora")
         lora.merge_and_unload()
     if processes.main():
-        save_in_place(partial(model.save_pretrained, create_model_card=False), target)
+        save_in_place(partial(model.save_pretrained, create_model_card=False), folder / MODEL)
     return Tuned(
-        target,
-        tuple(record.history),
-        epoch,
-        record.tokens,
+        None,
         round(record.seconds, 3),
-        kind,
+        folder,
+        template,
         encoder.precision,
-        config.matryoshka,
+        history=tuple(record.history),
+        epoch=epoch,
+        tokens=record.tokens,
+        candidates=kind,
+        matryoshka=config.matryoshka,
     )
 
 
