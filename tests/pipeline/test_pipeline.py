@@ -308,7 +308,7 @@ def test_a_curve_and_a_ladder_leave_a_report_and_go_on_where_they_were(settings,
     folder, ladder = experiment.run_ladder(config)
     assert [rung.key for rung in ladder.rungs] == ["bm25", "base", "adapter"]
     assert {path.name for path in folder.iterdir()} >= {"ladder.json", "ladder.png", "report.html"}
-    monkeypatch.setattr("embedfit.tune.adapter.fit_adapter", lambda *_: pytest.fail("fitted"))
+    monkeypatch.setattr("embedfit.tune.adapter.query_adapter", lambda *_: pytest.fail("fitted"))
     assert experiment.run_ladder(config)[1].to_dict()["rungs"][2]["mrr@10"] == ladder["adapter"].scores.mean("mrr@10")
     assert experiment.run_curve(config, 3)[1].to_dict() == curve.to_dict()
 

@@ -216,7 +216,7 @@ def test_negatives_mined_and_judged_on_the_cluster_are_those_found_here(cluster,
         monkeypatch.setattr(full, "mine", lambda *given, found=found, **named: found.append(mine(*given, **named)) or found[-1])
         tuned = tune_model(local(tiny_model), data, None, tmp_path / name, config, engine=engine)
         mined.append(found)
-        weights.append(load_file(tuned.folder / "model.safetensors"))
+        weights.append(load_file(tuned.model / "model.safetensors"))
         assert not (tmp_path / name / "mined").exists()
     assert len(mined[0]) == len(mined[1]) == 2
     for one, other in zip(*mined, strict=True):

@@ -21,6 +21,7 @@ from embedfit.samples import write_start
 from embedfit.track import sender
 from embedfit.track.sender import resend
 from embedfit.track.tracker import trace_search, tracking
+from embedfit.tune.training import Training
 
 KEY = "sk-lw-very-secret-0123456789"
 EXPERIMENT, RESULTS, TRACES = "/api/experiment/init", "/api/evaluations/batch/log_results", "/api/otel/v1/traces"
@@ -564,16 +565,16 @@ def test_training_is_logged_to_mlflow(project, tiny_model, tmp_path, monkeypatch
     data = job.read(config.data)
     base = job.encoder(config.model)
     with pytest.raises(EmbedfitError, match="training cannot be logged to mlflow: The filesystem tracking backend"):
-        training.tune(base, data, None, tmp_path / "refused", config.tune, template="{text}", report_to=config.track.report_to)
+        training.tune(base, Training(data, None, tmp_path / "refused", config.tune, "{text}", config.track.report_to))
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    training.tune(base, data, None, tmp_path / "logged", config.tune, template="{text}", report_to=config.track.report_to)
+    training.tune(base, Training(data, None, tmp_path / "logged", config.tune, "{text}", config.track.report_to))
     mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
     [run] = mlflow.search_runs(experiment_names=["support"], output_format="list")
     history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
     assert [point.step for point in history] == [1, 2]
     assert run.data.params["num_train_epochs"] == "2"
     # Logging changes nothing of what is trained.
-    training.tune(base, data, None, tmp_path / "plain", config.tune, template="{text}")
+    training.tune(base, Training(data, None, tmp_path / "plain", config.tune, "{text}"))
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("logged", "plain")]
     assert weights[0] == weights[1]
 
@@ -613,7 +614,7 @@ def test_training_is_logged_to_wandb_each_as_a_run_of_its_own(project, tiny_mode
     data, base = job.read(config.data), job.encoder(config.model)
     for fold in "01":
         folder = tmp_path / "support" / "folds" / fold
-        training.tune(base, data, None, folder, config.tune, template="{text}", report_to=config.track.report_to)
+        training.tune(base, Training(data, None, folder, config.tune, "{text}", config.track.report_to))
     assert capfd.readouterr().out == ""
     seen = {}
     for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb"):
@@ -639,7 +640,7 @@ def test_a_run_of_wandb_that_the_caller_began_is_left_open(project, tiny_model, 
     config = make_config(settings(project, tiny_model, tune={"epochs": 1}, track={"report_to": ["wandb"]}))
     with wandb.init(dir=tmp_path) as run:
         base = job.encoder(config.model)
-        training.tune(base, job.read(config.data), None, tmp_path / "a", config.tune, template="{text}", report_to=["wandb"])
+        training.tune(base, Training(job.read(config.data), None, tmp_path / "a", config.tune, "{text}", ("wandb",)))
         assert wandb.run is run
 
 
@@ -651,7 +652,7 @@ def test_training_is_logged_to_tensorboard_and_what_was_logged_is_kept(project, 
         monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
     config = make_config(settings(project, tiny_model, tune={"epochs": 2}, track={"report_to": ["tensorboard"]}))
     folder = tmp_path / "support" / "folds" / "0"
-    training.tune(job.encoder(config.model), job.read(config.data), None, folder, config.tune, template="{text}", report_to=["tensorboard"])
+    training.tune(job.encoder(config.model), Training(job.read(config.data), None, folder, config.tune, "{text}", ("tensorboard",)))
     events = EventAccumulator(str(tmp_path / "logs" / "support" / "folds" / "0" if given else folder / "tensorboard"))
     events.Reload()
     history = json.loads((folder / "tuned.json").read_text())["history"]

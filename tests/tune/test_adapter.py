@@ -14,7 +14,7 @@ from embedfit.errors import DataError, ModelError, StorageError
 from embedfit.evaluation.score import score_run
 from embedfit.hub import weights_of
 from embedfit.retrieve.retrievers import DenseRetriever
-from embedfit.tune.adapter import fit_adapter, query_adapter, tune_adapter
+from embedfit.tune.adapter import query_adapter, tune_adapter
 from embedfit.tune.frozen import STRENGTHS, AdapterConfig
 
 TEXTS = ["Uber trip downtown", "a stapler and three boxes of paper for the office", "lunch", "Delta 1423 JFK to LAX"]
@@ -97,7 +97,7 @@ def test_the_stronger_the_pull_the_nearer_to_the_identity_and_the_more_data_the_
     data, encoder, _ = rotated()
 
     def moved(train, strength):
-        adapter = fit_adapter(encoder, train, config=AdapterConfig(strength=strength)).adapter
+        adapter = query_adapter(encoder, train, config=AdapterConfig(strength=strength)).encoder.adapter
         return np.linalg.norm(adapter.weight - np.eye(16))
 
     few, _ = parts(data, 30)
@@ -110,13 +110,15 @@ def test_the_stronger_the_pull_the_nearer_to_the_identity_and_the_more_data_the_
 def test_the_fewer_documents_the_training_queries_ask_for_the_stronger_the_pull():
     data, encoder, _ = rotated()
     half = data.select([id for id, grades in data.qrels.items() if min(grades) < "d15"])
-    assert fit_adapter(encoder, data, config=AdapterConfig(strength=4, steps=1)).strength == 4
-    assert fit_adapter(encoder, half, config=AdapterConfig(strength=4, steps=1)).strength == 8
+    assert query_adapter(encoder, data, config=AdapterConfig(strength=4, steps=1)).strength == 4
+    assert query_adapter(encoder, half, config=AdapterConfig(strength=4, steps=1)).strength == 8
 
 
 def test_the_same_call_gives_the_same_map_and_another_seed_another():
     data, encoder, _ = rotated()
-    first, again, other = (fit_adapter(encoder, data, config=AdapterConfig(seed=seed, batch_size=32)).adapter for seed in (0, 0, 1))
+    first, again, other = (
+        query_adapter(encoder, data, config=AdapterConfig(seed=seed, batch_size=32)).encoder.adapter for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(first.weight, again.weight)
     assert first.fingerprint == again.fingerprint != other.fingerprint
 
@@ -143,7 +145,7 @@ def test_a_known_positive_is_never_pushed_away():
     )
     encoder = Table({"q": unit(np.array([[0.1, 0.7, 0.6]]))[0], "r": documents[2]}, dict(zip("abc", documents, strict=True)))
     before = encoder.encode(["q"], "query")
-    after = fit_adapter(encoder, data, config=AdapterConfig(strength=0.1)).adapter.apply(before)
+    after = query_adapter(encoder, data, config=AdapterConfig(strength=0.1)).encoder.adapter.apply(before)
     assert (after[0, :2] > before[0, :2]).all()
     assert after[0, 2] < before[0, 2]
 
@@ -158,11 +160,14 @@ def test_a_large_corpus_is_sampled_and_the_rotation_is_still_learned(monkeypatch
 def test_a_dev_part_chooses_the_strength():
     data, encoder, _ = rotated(noise=0.1)
     train, dev = parts(data, 200)
-    found = fit_adapter(encoder, train, dev)
+    found = query_adapter(encoder, train, dev)
     assert [row["strength"] for row in found.history] == [None, *STRENGTHS]
     best = max(row["mrr@10"] for row in found.history)
     assert found.strength == next(row["strength"] for row in found.history if row["mrr@10"] == best)
-    assert found.adapter.fingerprint == fit_adapter(encoder, train, config=AdapterConfig(strength=found.strength)).adapter.fingerprint
+    assert (
+        found.encoder.adapter.fingerprint
+        == query_adapter(encoder, train, config=AdapterConfig(strength=found.strength)).encoder.adapter.fingerprint
+    )
 
 
 def test_where_nothing_helps_the_dev_part_keeps_the_identity():
@@ -171,23 +176,23 @@ def test_where_nothing_helps_the_dev_part_keeps_the_identity():
     # The dev queries are the documents themselves: the base finds all of them.
     dev = Dataset({id: Query(id, f"as {id}") for id in data.corpus}, data.corpus, {id: {id: 1} for id in data.corpus})
     encoder.known["query"] |= {f"as {id}": encoder.known["document"][document.text] for id, document in data.corpus.items()}
-    found = fit_adapter(encoder, train, dev)
+    found = query_adapter(encoder, train, dev)
     assert found.strength is None
-    np.testing.assert_array_equal(found.adapter.weight, np.eye(16))
+    np.testing.assert_array_equal(found.encoder.adapter.weight, np.eye(16))
 
 
 def test_what_cannot_be_learned_from_is_refused_in_one_line():
     data, encoder, _ = rotated()
     with pytest.raises(DataError, match="no judged query"):
-        fit_adapter(encoder, Dataset(data.queries, data.corpus, {}))
+        query_adapter(encoder, Dataset(data.queries, data.corpus, {}))
     with pytest.raises(DataError, match="have the one answer"):
-        fit_adapter(encoder, data.select(["q0", "q30"]))
+        query_adapter(encoder, data.select(["q0", "q30"]))
 
 
 def test_queries_that_are_not_judged_are_left_out():
     data, encoder, _ = rotated()
     more = Dataset({**data.queries, "odd": Query("odd", "query 0")}, data.corpus, data.qrels)
-    np.testing.assert_array_equal(fit_adapter(encoder, more).adapter.weight, fit_adapter(encoder, data).adapter.weight)
+    np.testing.assert_array_equal(query_adapter(encoder, more).encoder.adapter.weight, query_adapter(encoder, data).encoder.adapter.weight)
 
 
 def test_the_bundled_transactions_get_better_on_held_out_queries(transactions, word_encoder):
@@ -203,7 +208,7 @@ def test_the_bundled_transactions_get_better_on_held_out_queries(transactions, w
 
 def test_a_file_holds_all_of_it(tmp_path):
     data, encoder, _ = rotated()
-    adapter = fit_adapter(encoder, data).adapter
+    adapter = query_adapter(encoder, data).encoder.adapter
     found = load_adapter(adapter.save(tmp_path / "sub" / "adapter.safetensors"))
     assert (found.base, found.base_name, found.fingerprint) == ("table", "table", adapter.fingerprint)
     np.testing.assert_array_equal(
@@ -288,7 +293,8 @@ def test_tuning_a_local_model_leaves_a_folder_that_finds_more(transactions, tiny
     assert tuned.encoder.folder == tmp_path / "out" / "model"
     assert recall(DenseRetriever(tuned.encoder), test) > recall(DenseRetriever(base), test) + 0.1
     texts = test.query_texts()
-    np.testing.assert_allclose(tuned.encoder.encode(texts, "query"), tuned.adapter.apply(base.encode(texts, "query")), atol=1e-5)
+    adapter = load_adapter(tuned.folder / "adapter.safetensors")
+    np.testing.assert_allclose(tuned.encoder.encode(texts, "query"), adapter.apply(base.encode(texts, "query")), atol=1e-5)
     seen = set(json.loads((tmp_path / "out" / "tuning.json").read_text())["seen"])
     assert seen == {text_key(text) for text in train.query_texts()}
 
@@ -299,17 +305,17 @@ def test_over_any_other_encoder_the_result_is_one_small_file(tmp_path):
     tuned = tune_adapter(encoder, train, None, tmp_path)
     assert recall(DenseRetriever(tuned.encoder), test) > 0.8
     assert not (tmp_path / "model").exists()
-    assert load_adapter(tmp_path / "adapter.safetensors").fingerprint == tuned.adapter.fingerprint
+    assert load_adapter(tmp_path / "adapter.safetensors").fingerprint == tuned.encoder.adapter.fingerprint
 
 
 def test_the_second_call_reads_what_the_first_wrote(tmp_path, monkeypatch):
     data, encoder, _ = rotated()
     train, dev = parts(data, 200)
     first = tune_adapter(encoder, train, dev, tmp_path)
-    monkeypatch.setattr("embedfit.tune.adapter.fit_adapter", lambda *said: pytest.fail("fitted twice"))
+    monkeypatch.setattr("embedfit.tune.adapter.query_adapter", lambda *said: pytest.fail("fitted twice"))
     again = tune_adapter(encoder, train, dev, tmp_path)
     assert (again.strength, again.history, again.seconds) == (first.strength, first.history, first.seconds)
-    assert again.adapter.fingerprint == first.adapter.fingerprint
+    assert again.encoder.adapter.fingerprint == first.encoder.adapter.fingerprint
 
 
 def test_killed_before_the_end_it_begins_anew_and_ends_the_same(tmp_path, monkeypatch):
@@ -324,7 +330,7 @@ def test_killed_before_the_end_it_begins_anew_and_ends_the_same(tmp_path, monkey
         with pytest.raises(KeyboardInterrupt):
             tune_adapter(encoder, data, None, tmp_path / "cut")
     assert not (tmp_path / "cut" / "tuned.json").exists()
-    assert tune_adapter(encoder, data, None, tmp_path / "cut").adapter.fingerprint == first.adapter.fingerprint
+    assert tune_adapter(encoder, data, None, tmp_path / "cut").encoder.adapter.fingerprint == first.encoder.adapter.fingerprint
 
 
 def test_a_folder_with_another_tuning_is_refused(tmp_path):
@@ -336,6 +342,6 @@ def test_a_folder_with_another_tuning_is_refused(tmp_path):
 
 def test_fitting_leaves_no_gradients_behind():
     data, encoder, _ = rotated()
-    adapter = fit_adapter(encoder, data).adapter
+    adapter = query_adapter(encoder, data).encoder.adapter
     assert isinstance(adapter.weight, np.ndarray)
     assert torch.is_grad_enabled()

@@ -218,7 +218,7 @@ def unbroken(tiny_model, parts, tmp_path_factory):
 
 
 def weights(tuned):
-    return file_sha256(weights_of(tuned.folder)[0])
+    return file_sha256(weights_of(tuned.model)[0])
 
 
 def test_training_lowers_the_loss_and_leaves_a_model_that_loads_anywhere(unbroken, tiny_model):
@@ -227,15 +227,15 @@ def test_training_lowers_the_loss_and_leaves_a_model_that_loads_anywhere(unbroke
     assert unbroken.history[-1]["loss"] < unbroken.history[0]["loss"]
     assert unbroken.candidates == "all"
     assert weights(unbroken) != file_sha256(weights_of(tiny_model)[0])
-    plain = SentenceTransformer(str(unbroken.folder)).encode(["a taxi"], normalize_embeddings=True)
-    ours = LocalEncoder(unbroken.folder, precision="fp32").encode(["a taxi"], "query")
+    plain = SentenceTransformer(str(unbroken.model)).encode(["a taxi"], normalize_embeddings=True)
+    ours = LocalEncoder(unbroken.model, precision="fp32").encode(["a taxi"], "query")
     np.testing.assert_allclose(plain, ours, atol=1e-5)
-    assert not (unbroken.folder.parent / "checkpoints").exists()
+    assert not (unbroken.folder / "checkpoints").exists()
 
 
 def test_no_training_text_is_in_the_models_folder(unbroken, parts):
     words = next(iter(parts[0].queries.values())).metadata["merchant_name"]
-    for path in unbroken.folder.rglob("*"):
+    for path in unbroken.model.rglob("*"):
         if path.is_file() and path.suffix != ".safetensors" and path.name != "tokenizer.json":
             assert words not in path.read_text(errors="replace"), path
 
@@ -303,10 +303,11 @@ def test_two_processes_train_as_one_does_and_go_on_when_one_of_them_was_killed(t
 
 
 def test_the_same_call_again_trains_nothing(unbroken, tiny_model, parts):
-    start = (unbroken.folder / "modules.json").stat().st_mtime_ns
-    again = tune_model(LocalEncoder(tiny_model), *parts, unbroken.folder.parent, SETTINGS)
+    start = (unbroken.model / "modules.json").stat().st_mtime_ns
+    again = tune_model(LocalEncoder(tiny_model), *parts, unbroken.folder, SETTINGS)
     assert again == unbroken
-    assert (unbroken.folder / "modules.json").stat().st_mtime_ns == start
+    assert again.encoder.precision == unbroken.encoder.precision
+    assert (unbroken.model / "modules.json").stat().st_mtime_ns == start
 
 
 SCRIPT = f"""{PREPARED}
@@ -507,8 +508,8 @@ def test_batch_candidates_train_too(tiny_model, parts, tmp_path):
 
 def test_prompts_are_trained_with_and_saved(tiny_model, parts, tmp_path):
     tuned = tune_model(LocalEncoder(tiny_model, query_prompt="spend: "), *parts, tmp_path, TuneConfig(epochs=1, batch_size=16))
-    assert LocalEncoder(tuned.folder).prompts == {"query": "spend: ", "document": ""}
-    back = tune_model(LocalEncoder(tuned.folder, query_prompt=""), *parts, tmp_path / "back", TuneConfig(epochs=1, batch_size=16))
+    assert LocalEncoder(tuned.model).prompts == {"query": "spend: ", "document": ""}
+    back = tune_model(LocalEncoder(tuned.model, query_prompt=""), *parts, tmp_path / "back", TuneConfig(epochs=1, batch_size=16))
     assert back.encoder.prompts["query"] == ""
     plain = tune_model(LocalEncoder(tiny_model), *parts, tmp_path / "plain", TuneConfig(epochs=1, batch_size=16))
     assert weights(plain) != weights(tuned)
@@ -550,7 +551,7 @@ def test_killed_after_it_had_stopped_early_it_does_not_train_on(tiny_model, part
 
 def test_a_folder_with_another_tuning_is_not_taken_for_this_one(unbroken, tiny_model, parts):
     with pytest.raises(StorageError, match="holds a tuning of another model, data or settings"):
-        tune_model(LocalEncoder(tiny_model), *parts, unbroken.folder.parent, SETTINGS.model_copy(update={"epochs": 9}))
+        tune_model(LocalEncoder(tiny_model), *parts, unbroken.folder, SETTINGS.model_copy(update={"epochs": 9}))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tiny_model, parts, tmp_path):
@@ -586,21 +587,21 @@ def test_merged_lora_is_a_plain_model_with_the_vectors_of_the_base_and_the_adapt
     texts = transactions.query_texts()[:20]
     base = SentenceTransformer(str(tiny_model))
     before = vectors(base, texts)
-    base.load_adapter(str(unbroken_lora.folder.parent / "lora"))
+    base.load_adapter(str(unbroken_lora.folder / "lora"))
     unmerged = vectors(base, texts)
-    merged = vectors(SentenceTransformer(str(unbroken_lora.folder)), texts)
+    merged = vectors(SentenceTransformer(str(unbroken_lora.model)), texts)
     np.testing.assert_allclose(merged, unmerged, atol=1e-5)
     assert np.abs(merged - before).max() > 0.01
-    plain, tuned = (load_file(weights_of(folder)[0]) for folder in (tiny_model, unbroken_lora.folder))
+    plain, tuned = (load_file(weights_of(folder)[0]) for folder in (tiny_model, unbroken_lora.model))
     assert plain.keys() == tuned.keys()
     changed = {name for name in plain if not torch.equal(plain[name], tuned[name])}
     assert len(changed) == 6  # query, key, value and three dense layers; no embeddings, norms, biases or pooler
-    assert not list(unbroken_lora.folder.glob("adapter*"))
+    assert not list(unbroken_lora.model.glob("adapter*"))
     assert unbroken_lora.history[-1]["loss"] < unbroken_lora.history[0]["loss"]
 
 
 def test_the_adapter_is_small_and_says_what_it_belongs_to_and_nothing_of_the_data(unbroken_lora, tiny_model):
-    folder = unbroken_lora.folder.parent / "lora"
+    folder = unbroken_lora.folder / "lora"
     assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     # Rank 16 on a layer of 384 x 384 four times, and of 384 x 1536 twice, four bytes each.
     numbers = 16 * (4 * (384 + 384) + 2 * (384 + 1536))
@@ -681,7 +682,7 @@ def test_bf16_trains_on_a_processor_and_saves_finite_fp32(tiny_model, parts, tmp
 
     tuned = tune_model(LocalEncoder(tiny_model, precision="bf16"), parts[0], None, tmp_path, TuneConfig(epochs=2, batch_size=16))
     assert tuned.history[1]["loss"] < tuned.history[0]["loss"]
-    for value in load_file(weights_of(tuned.folder)[0]).values():
+    for value in load_file(weights_of(tuned.model)[0]).values():
         assert value.dtype in (torch.float32, torch.int64)
         assert torch.isfinite(value).all()
 

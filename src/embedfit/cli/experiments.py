@@ -214,14 +214,17 @@ def tune(
     settings = with_engine(settings_of(config, None, allow_leaks, {"model": {"price": price}}), engine)
     tuned, findings = training.run_tune(settings, output)
     if as_json:
-        console.echo(json.dumps({**vars(tuned), "folder": str(tuned.folder), "over": tuned.over and tuned.over.name}))
+        console.echo(json.dumps(tuned.to_dict()))
         return
     print_findings(findings)
+    if tuned.epoch is None:
+        console.echo(f"Fitted in {tuned.seconds:.0f} s: {tuned.model}")
+        return
     print_rows(
         ["epoch", "loss", "dev MRR@10"],
         [[f"{row['epoch']}", f"{row['loss']:.3f}", f"{row.get('mrr@10', float('nan')):.3f}"] for row in tuned.history],
     )
-    console.echo(f"Kept epoch {tuned.epoch} after {tuned.seconds:.0f} s: {tuned.folder}")
+    console.echo(f"Kept epoch {tuned.epoch} after {tuned.seconds:.0f} s: {tuned.model}")
 
 
 @app.command()

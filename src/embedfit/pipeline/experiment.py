@@ -140,7 +140,7 @@ def run(config: Config) -> Result:
             seen=[job.seen[id] for id in base_run.query_ids],
         )
         suspects = find_suspects(job.test, base_run, runs[0], scale=config.tune.scale)
-        lora = final.folder.parent / "lora"
+        lora = final.model.parent / "lora"
         forms: tuple[Form, ...] = ()
         if isinstance(model, LocalEncoder):  # an adapter over an API is a matrix in a file, and has no other forms
             forms = check_forms(
@@ -159,7 +159,7 @@ def run(config: Config) -> Result:
             "config": placed.model_dump(),
             "data": {"digest": job.dataset.digest(), "queries": len(job.dataset.judged), "documents": len(job.dataset.corpus)},
             "base": {"name": placed.model.name if is_local else job.base.name, "fingerprint": job.base.fingerprint},
-            "model": str((model.folder if isinstance(model, LocalEncoder) else final.folder).relative_to(folder)),
+            "model": str((model.folder if isinstance(model, LocalEncoder) else final.model).relative_to(folder)),
             "fingerprint": model.fingerprint,
             "identity": model.identity if isinstance(model, LocalEncoder) else None,
             "split": [
@@ -183,7 +183,7 @@ def run(config: Config) -> Result:
             _facts(job, tuned),
             tuple(others),
             _notes(job, forgetting, final=True),
-            tuned[0].history if len(tuned) == 1 else (),
+            tuned[0].history if len(tuned) == 1 and tuned[0].epoch else (),
             alerts=alerts(findings),
             documents=dict(zip(job.dataset.corpus, job.dataset.document_texts(job.template), strict=True)),
             suspects=suspects,
@@ -477,20 +477,23 @@ def _facts(job: Job, tuned: Sequence[Tuned]) -> dict[str, str]:
     weights = "all weights" if settings.train_embeddings else "all weights but the token embeddings"
     trained = f"LoRA of rank {settings.lora_rank} on all linear layers" if settings.method == "lora" else weights
     kind = tuned[0].candidates
-    tuning = (
-        f"{trained}; softmax over {_CANDIDATES[kind]}, scale {settings.scale:g}, "
-        f"AdamW at {settings.learning_rate_with(kind):g}, batch {settings.batch_size}, at most {settings.epochs_with(kind)} epochs; "
-        f"kept: epoch {', '.join(str(one.epoch) for one in tuned)}"
-    )
-    if settings.method == "adapter":
+    spent = f"{sum(one.seconds for one in tuned):.0f} s"
+    if kind is None:
         tuning = f"a linear map of the query's vector, fitted on frozen vectors; scale {settings.scale:g}"
+    else:
+        tuning = (
+            f"{trained}; softmax over {_CANDIDATES[kind]}, scale {settings.scale:g}, "
+            f"AdamW at {settings.learning_rate_with(kind):g}, batch {settings.batch_size}, at most {settings.epochs_with(kind)} epochs; "
+            f"kept: epoch {', '.join(str(one.epoch) for one in tuned)}"
+        )
+        spent += f" for {sum(one.tokens or 0 for one in tuned):,} tokens"
     return {
         "Data": f"{len(job.dataset.judged):,} labelled queries, {len(job.dataset.corpus):,} documents ({Path(config.data.queries).name})",
         "Split": f"{len(job.splits)} folds, each {parts}" if len(job.splits) > 1 else f"{parts}, seed {config.split.seed}",
         "A document says": job.template,
         "Base model": f"{job.base.name} (fingerprint {job.base.fingerprint[:12]})",
         "Tuning": tuning,
-        "Training time": f"{sum(one.seconds for one in tuned):.0f} s for {sum(one.tokens for one in tuned):,} tokens",
+        "Training time": spent,
         "Software": ", ".join(f"{name} {version(name)}" for name in ("embedfit", "sentence-transformers", "transformers", "torch")),
     }
 

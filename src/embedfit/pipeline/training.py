@@ -5,18 +5,19 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from embedfit import console, processes
-from embedfit.config import Config, TuneConfig
+from embedfit.config import Config
 from embedfit.data.check import Finding
 from embedfit.data.dataset import Dataset
 from embedfit.data.mix import with_others
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder
-from embedfit.encode.local import LocalEncoder
 from embedfit.errors import ConfigError
-from embedfit.pipeline.job import Job, check_installed, check_method, engine_of, local, locked, note_unused
+from embedfit.pipeline.job import Job, check_installed, check_method, local, locked, note_unused
+from embedfit.retrieve.engine import LocalEngine
+from embedfit.tune.training import Training
 
 if TYPE_CHECKING:
     from embedfit.tune.result import Tuned
@@ -69,8 +70,9 @@ def _final(job: Job, training: Sequence[Tuned], folder: Path) -> Tuned:
     if len(training) == 1:
         return training[0]
     console.note("training on all queries")
-    epochs = round(statistics.median(one.epoch for one in training))
-    return tune_part(job, job.dataset.select(job.dataset.judged), None, folder, {"epochs": epochs})
+    epochs = [tuned.epoch for tuned in training if tuned.epoch is not None]  # an adapter has none
+    changes = {"epochs": round(statistics.median(epochs))} if epochs else {}
+    return tune_part(job, job.dataset.select(job.dataset.judged), None, folder, changes)
 
 
 def tune_part(job: Job, train: Dataset, dev: Dataset | None, folder: Path, changes: dict[str, Any]) -> Tuned:
@@ -78,38 +80,24 @@ def tune_part(job: Job, train: Dataset, dev: Dataset | None, folder: Path, chang
     config = job.config.tune.model_copy(update=changes)
     temperature = job.config.mix.temperature
     train, dev, template = with_others(train, dev, job.template, job.others, temperature=temperature, seed=config.seed)
-    return tune(job.base, train, dev, folder, config, template=template, report_to=job.config.track.report_to, engine=job.config.engine)
+    engine = job.engine if processes.count() == 1 else LocalEngine()
+    return tune(job.base, Training(train, dev, folder, config, template, job.config.track.report_to, engine))
 
 
-def tune(
-    base: Encoder,
-    train: Dataset,
-    dev: Dataset | None,
-    folder: Path,
-    config: TuneConfig,
-    *,
-    template: str,
-    report_to: Sequence[str] = (),
-    engine: Literal["local", "ray"] = "local",
-) -> Tuned:
-    """Tune a model by the method that the settings name (see `check_method`); the result is the same kind of folder for all."""
+def tune(base: Encoder, training: Training) -> Tuned:
+    """Tune a model by the method that the settings name (see `check_method`)."""
+    config = training.config
     if config.method == "adapter":
         if processes.count() > 1:
             raise ConfigError("tune.method 'adapter' trains in seconds, in one process; fix: without torchrun")
         from embedfit.tune.adapter import tune_adapter
         from embedfit.tune.frozen import AdapterConfig
-        from embedfit.tune.result import Tuned
 
-        encoder = engine_of(engine).encoder(base)
+        encoder = training.engine.encoder(base)
         if encoder.fingerprint != base.fingerprint:
             encoder = base  # workers of another kind: the map is saved with the model that is here, and must fit its vectors
-        found = tune_adapter(
-            CachedEncoder(encoder), train, dev, folder, AdapterConfig(scale=config.scale, seed=config.seed), template=template
-        )
-        if isinstance(base, LocalEncoder):
-            return Tuned(found.folder / "model", (), 1, 0, found.seconds, "all", base.precision)
-        return Tuned(found.folder / "adapter.safetensors", (), 1, 0, found.seconds, "all", "fp32", over=found.base)
-    from embedfit.tune.full import tune_model
+        settings = AdapterConfig(scale=config.scale, seed=config.seed)
+        return tune_adapter(CachedEncoder(encoder), training.train, training.dev, training.folder, settings, template=training.template)
+    from embedfit.tune.full import tune_weights
 
-    where = engine_of(engine) if processes.count() == 1 else None
-    return tune_model(local(base), train, dev, folder, config, template=template, report_to=report_to, engine=where)
+    return tune_weights(local(base), training)

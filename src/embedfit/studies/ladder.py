@@ -36,7 +36,7 @@ from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRet
 from embedfit.retrieve.run import DEPTH, Retriever, Run, joined
 from embedfit.template import Template
 from embedfit.tune.classifier import VectorsClassifier, WordsClassifier, labels_repeat
-from embedfit.tune.result import Fitted
+from embedfit.tune.result import Tuned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +95,7 @@ class Method:
     name: str
     deploys: str
     encodes: bool
-    fit: Callable[[Setting, Dataset, Dataset | None, Path], Fitted]
+    fit: Callable[[Setting, Dataset, Dataset | None, Path], Tuned]
     missing: Callable[[Setting, Dataset], str] = lambda setting, train: ""
 
 
@@ -320,14 +320,14 @@ def richer_template(dataset: Dataset, template: str) -> str | None:
     return f"{template}: {'. '.join(extra)}" if extra else None
 
 
-def _seconds(work: Callable[[], Retriever]) -> Fitted:
+def _seconds(work: Callable[[], Retriever]) -> Tuned:
     start = time.perf_counter()
     retriever = work()
-    return Fitted(retriever, time.perf_counter() - start)
+    return Tuned(retriever, time.perf_counter() - start)
 
 
-def _untrained(make: Callable[[Setting], Retriever]) -> Callable[[Setting, Dataset, Dataset | None, Path], Fitted]:
-    return lambda setting, train, dev, folder: Fitted(make(setting), 0.0)
+def _untrained(make: Callable[[Setting], Retriever]) -> Callable[[Setting, Dataset, Dataset | None, Path], Tuned]:
+    return lambda setting, train, dev, folder: Tuned(make(setting), 0.0)
 
 
 def _no_richer(setting: Setting, train: Dataset) -> str:
@@ -350,31 +350,30 @@ def _no_labels(setting: Setting, train: Dataset) -> str:
     return "" if labels_repeat(train) else "labels hardly repeat"
 
 
-def _vectors(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
+def _vectors(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
     setting.vectors.encode(train.query_texts(), "query")  # into the cache, so that only the fitting is timed
     return _seconds(lambda: VectorsClassifier(setting.vectors, train))
 
 
-def _adapter(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
-    from embedfit.encode.adapted import AdaptedEncoder
-    from embedfit.tune.adapter import fit_adapter
+def _adapter(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
+    from embedfit.tune.adapter import query_adapter
     from embedfit.tune.frozen import AdapterConfig
 
     config = AdapterConfig(scale=setting.config.tune.scale, seed=setting.config.tune.seed)
-    found = fit_adapter(setting.vectors, *setting.mixed(train, dev, setting.template), config)
-    return Fitted(DenseRetriever(AdaptedEncoder(setting.vectors, found.adapter), setting.template, setting.engine.top_k), found.seconds)
+    tuned = query_adapter(setting.vectors, *setting.mixed(train, dev, setting.template), config)
+    return replace(tuned, held=DenseRetriever(tuned.encoder, setting.template, setting.engine.top_k))
 
 
-def _index(name: str) -> Callable[[Setting, Dataset, Dataset | None, Path], Fitted]:
-    def fit(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
-        way: Callable[..., Fitted] = getattr(importlib.import_module("embedfit.tune.index"), name)
+def _index(name: str) -> Callable[[Setting, Dataset, Dataset | None, Path], Tuned]:
+    def fit(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
+        way: Callable[..., Tuned] = getattr(importlib.import_module("embedfit.tune.index"), name)
         return way(setting.vectors, train, dev, setting.template)
 
     return fit
 
 
-def _tuned(method: str, template: Callable[[Setting], str]) -> Callable[[Setting, Dataset, Dataset | None, Path], Fitted]:
-    def fit(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
+def _tuned(method: str, template: Callable[[Setting], str]) -> Callable[[Setting, Dataset, Dataset | None, Path], Tuned]:
+    def fit(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
         from embedfit.tune.full import tune_model
 
         said = template(setting)
@@ -383,7 +382,7 @@ def _tuned(method: str, template: Callable[[Setting], str]) -> Callable[[Setting
         train, dev, text = setting.mixed(train, dev, said)
         settings, report_to = with_method(config.tune, method), config.track.report_to
         tuned = tune_model(setting.base, train, dev, folder, settings, template=text, report_to=report_to, engine=setting.engine)
-        return Fitted(setting.dense(tuned.encoder, said), tuned.seconds)
+        return replace(tuned, held=setting.dense(tuned.encoder, said))
 
     return fit
 
@@ -391,14 +390,14 @@ def _tuned(method: str, template: Callable[[Setting], str]) -> Callable[[Setting
 _full = _tuned("full", lambda setting: setting.template)
 
 
-def _merged(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Fitted:
+def _merged(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
     from embedfit.tune.merge import merge_models
 
     tuned = folder.parent.parent / "full" / folder.name
     assert isinstance(setting.base, LocalEncoder)
     full = _full(setting, train, dev, tuned)  # trained for the rung of that name, and read from its folder
     merged = merge_models(setting.base, tuned / "model", _MERGED, folder)
-    return Fitted(setting.dense(merged, setting.template), full.seconds)
+    return Tuned(setting.dense(merged, setting.template), full.seconds)
 
 
 def _base(setting: Setting) -> Retriever:

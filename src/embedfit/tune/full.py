@@ -1,11 +1,13 @@
-"""Fine-tuning of the model's weights, all of them or through LoRA, on sentence-transformers' own trainer."""
+"""Fine-tuning of all weights, or of LoRA's matrices, on sentence-transformers' trainer."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import numpy.typing as npt
 import torch
 from datasets import Dataset as Rows
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
-from transformers import EarlyStoppingCallback, TrainerState
+from transformers import EarlyStoppingCallback
 
 from embedfit import console, processes
 from embedfit.config import TuneConfig
@@ -26,7 +28,7 @@ from embedfit.encode.local import LocalEncoder, ModelEncoder, load_model
 from embedfit.encode.precision import use_bf16
 from embedfit.encode.saving import save_in_place, why_not_written
 from embedfit.encode.tokens import Tokens
-from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError, StorageError, require
+from embedfit.errors import ConfigError, EmbedfitError, ModelError, StorageError, require
 from embedfit.retrieve.engine import Engine, LocalEngine
 from embedfit.retrieve.rerank import LocalReranker
 from embedfit.template import DOCUMENT_TEMPLATE
@@ -37,26 +39,27 @@ from embedfit.tune.logged import logged, run_name
 from embedfit.tune.lora import add_lora, save_lora
 from embedfit.tune.loss import CandidateLoss
 from embedfit.tune.mine import Guards, MinedCandidates, mine, steps_between_minings
-from embedfit.tune.result import Tuned, answer_keys, claim, keys_of, read_tuned, write_tuned
+from embedfit.tune.result import DONE, MODEL, Tuned, answer_keys, claim, keys_of, read_tuned, write_tuned
 from embedfit.tune.trainer import RecordingTrainer, TrainingRecord, diverged, last_checkpoint, stopped_early
+from embedfit.tune.training import Training
 
 _ALL_DOCUMENTS_TOKENS = 4096
-"""A corpus up to this many tokens is encoded whole in every step."""
+"""Largest corpus, in tokens, that is encoded whole in every step."""
 _CHUNK_TOKENS = 1024
-"""Tokens that are padded and encoded together on a processor: enough to fill it, with little padding. A step's
-gradient is the same however it is cut."""
-_CHUNK_TOKENS_ELSEWHERE = 65_536
-"""The same on a device, of all that train together."""
+"""Tokens padded and encoded together on a CPU: enough to keep it busy, with little padding. A step's gradient does not
+depend on it."""
+_CHUNK_TOKENS_ON_DEVICE = 65_536
+"""Tokens padded and encoded together on a GPU, shared among the processes that train together."""
 _ACTIVATION_BYTES = 68
-"""Kept for the gradients, for each token, layer and hidden dimension, in fp32 and without attention's square matrices
+"""Bytes kept for the gradients per token, layer and hidden dimension, in fp32 and without attention's square matrices
 (Korthikanti et al. 2022, section 4.1, has 34 in 16 bits)."""
 _RANDOM = 32
-"""Random documents of a step that has no mined ones."""
-_OF_MINING = {"hard_negatives", "mined_margin", "mine_every", "judge"}
-_UNUSED = {"all": {*_OF_MINING, "negatives"}, "batch": _OF_MINING, "mined": set()}
-"""Settings of [tune] that have no part in a training, by its candidates."""
+"""Random documents per step if none are mined."""
+_MINING = {"hard_negatives", "mined_margin", "mine_every", "judge"}
+_UNUSED = {"all": {*_MINING, "negatives"}, "batch": _MINING, "mined": set()}
+"""Settings of [tune] that have no effect, by kind of candidates."""
 _POOL = 8
-"""Mined documents that a query's hard negatives are drawn from, for each one drawn."""
+"""Size of the pool that a query's hard negatives are drawn from, as a multiple of the negatives drawn."""
 
 
 def tune_model(
@@ -70,200 +73,259 @@ def tune_model(
     report_to: Sequence[str] = (),
     engine: Engine | None = None,
 ) -> Tuned:
-    """Fine-tune a model on labelled pairs, keeping the epoch that is best on dev.
+    """Fine-tune a model on labelled pairs, and keep the epoch that is best on dev.
 
-    The same call after a crash goes on from the last checkpoint, and ends with the same weights.
+    After a crash, the same call resumes from the last checkpoint and ends with the same weights.
 
     Args:
-        encoder: The model to start from, and its prompts and precision.
-        train: Queries to learn from.
-        dev: Queries for early stopping and for choosing the epoch; None to train for all epochs.
-        folder: Where the model goes (``folder/model``; the adapter alone, of LoRA, in ``folder/lora``), and checkpoints meanwhile.
-        config: Settings; by default the same for every data set.
-        template: What a document says.
-        report_to: Where the trainer's own callbacks log to: ``mlflow``, ``wandb``, ``tensorboard``.
-        engine: Where negatives are mined and judged; by default in this process. Not for processes that train together, which
-            share that among them.
+        encoder: Model to start from, with its prompts and precision.
+        train: Training queries.
+        dev: Dev queries, for early stopping and for choosing the epoch; None to train for all epochs.
+        folder: Output folder: the model goes to ``folder/model``, LoRA's matrices alone to ``folder/lora``, and checkpoints
+            stay there during training.
+        config: Settings; the defaults are the same for every data set.
+        template: Document template.
+        report_to: Trackers that the trainer logs to: ``mlflow``, ``wandb``, ``tensorboard``.
+        engine: Engine that mines and judges negatives; by default this process. Processes that train together share that
+            work instead, and take no engine.
 
     Raises:
-        ConfigError: A Matryoshka dimension that the model does not have.
-        DataError: Every training query has the same answer.
+        ConfigError: A Matryoshka dimension is not below the model's.
+        DataError: No training query is judged, or all have the same answer.
         EmbedfitError: LoRA without peft, or a package of ``report_to`` is not installed.
-        ModelError: The model is none that can be tuned, memory ran out, or training diverged.
+        ModelError: The model cannot be tuned, memory ran out, or training diverged.
         StorageError: The folder cannot be written, holds another tuning, or the disk is full.
     """
-    folder, config = Path(folder), config or TuneConfig()
+    training = Training(train, dev, Path(folder), config or TuneConfig(), template, tuple(report_to), engine or LocalEngine())
+    return tune_weights(encoder, training)
+
+
+def tune_weights(encoder: LocalEncoder, training: Training) -> Tuned:
+    """Fine-tune a model; see `tune_model`, which says what is raised."""
     processes.join()
-    if config.method == "lora":
+    if training.config.method == "lora":
         require("peft", extra="lora")
-    for name in report_to:
+    for name in training.report_to:
         require(name, extra=name)
-    train = train.select(train.judged)
-    dev = dev.select(dev.judged) if dev and dev.judged else None
-    described = [encoder.fingerprint, train.digest(), dev.digest() if dev else None, template, config.model_dump()]
+    training = training.judged()
+    train, dev, folder, template = training.train, training.dev, training.folder, training.template
+    described = [encoder.fingerprint, train.digest(), dev.digest() if dev else None, template, training.config.model_dump()]
     claim(folder, described, keys_of(train, dev), answer_keys(train, dev, template))
-    done = folder / "tuned.json"
-    if processes.agreed(done.exists()):
-        return read_tuned(done)
-    answers = {tuple(sorted(train.relevant(id))) for id in train.queries}
-    if len(answers) < 2:
-        raise DataError(
-            "data",
-            f"all {len(train.queries):,} training queries have the one answer {sorted(answers)[0]}",
-            fix="add queries with other labels",
-        )
+    if processes.agreed((folder / DONE).exists()):
+        return read_tuned(folder, template=template)
+    with _failures_explained(training):
+        tuned = _train(encoder, training)
+    if processes.main():
+        write_tuned(tuned, folder)
+        for name in ("checkpoints", "mined"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    return processes.agreed(tuned)
+
+
+@contextlib.contextmanager
+def _failures_explained(training: Training) -> Iterator[None]:
+    """Raise exhausted memory, a failing tracker and a full disk as errors of one line."""
     try:
-        tuned = _train(encoder, train, dev, folder, config, template, report_to, engine or LocalEngine())
+        yield
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
-            raise ModelError(f"training: memory ran out; fix: a smaller tune.batch_size than {config.batch_size}") from None
+            raise ModelError(f"training: memory ran out; fix: a smaller tune.batch_size than {training.config.batch_size}") from None
         package = type(error).__module__.partition(".")[0]
-        if package in report_to:
+        if package in training.report_to:
             raise EmbedfitError(f"training cannot be logged to {package}: {str(error).splitlines()[0]}") from None
         reason = why_not_written(error)
         if reason is None:
             raise
-        raise StorageError(f"{folder}: cannot be written: {reason}; fix: make room, then the same command goes on") from None
-    if processes.main():
-        write_tuned(tuned, done)
-        for meanwhile in ("checkpoints", "mined"):
-            shutil.rmtree(folder / meanwhile, ignore_errors=True)
-    return processes.agreed(tuned)
+        raise StorageError(f"{training.folder}: cannot be written: {reason}; fix: make room, then the same command resumes") from None
 
 
-def _train(
-    encoder: LocalEncoder,
-    train: Dataset,
-    dev: Dataset | None,
-    folder: Path,
-    config: TuneConfig,
-    template: str,
-    report_to: Sequence[str],
-    engine: Engine,
-) -> Tuned:
-    model = load_model(encoder.folder, encoder.prompts, encoder.pooling)
+@dataclass(frozen=True)
+class _Prepared:
+    """A model ready for training, with its tokenised texts.
+
+    Attributes:
+        encoder: Model in training.
+        lora: peft's model around the transformer; None without LoRA.
+        queries: Tokens of each training query.
+        documents: Tokens of each document.
+        candidates: ``all``, ``mined`` or ``batch``.
+        epochs: Most epochs to train for.
+        steps: Steps per epoch.
+    """
+
+    encoder: ModelEncoder
+    lora: Any
+    queries: Tokens
+    documents: Tokens
+    candidates: str
+    epochs: int
+    steps: int
+
+    @property
+    def model(self) -> SentenceTransformer:
+        """The library's model."""
+        return self.encoder.model
+
+
+def _train(encoder: LocalEncoder, training: Training) -> Tuned:
+    """Train a model from its start or its last checkpoint, and save it."""
+    prepared, config, checkpoints = _prepared(encoder, training), training.config, training.folder / "checkpoints"
+    source = _candidate_source(encoder, training, prepared)
+    _note_unused(config, prepared.candidates)
+    on_cpu = prepared.model.device.type == "cpu"
+    chunk_tokens = _CHUNK_TOKENS if on_cpu else _CHUNK_TOKENS_ON_DEVICE // processes.count()
+    collator = Collator(prepared.queries, prepared.documents, source, chunk_tokens=chunk_tokens)
+    checkpoint = processes.agreed(last_checkpoint(checkpoints) if processes.main() else None)
+    if checkpoint:
+        console.note(f"resuming from {checkpoint.name}")
+    with console.progress("tuning", prepared.steps * prepared.epochs) as advance:
+        judge = DevScores(prepared.encoder, training.dev, training.template, config.seed) if training.dev else None
+        miner = source if isinstance(source, MinedCandidates) else None
+        record = TrainingRecord(collator, miner, judge, advance, prepared.steps)
+        trainer = _trainer(training, prepared, collator, record, judge)
+        if checkpoint and training.dev and stopped_early(checkpoint, config.patience):
+            trainer.load_finished(checkpoint)
+        else:
+            with logged(trainer, training.folder):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if not all(torch.isfinite(value).all() for value in prepared.model.parameters()):
+        raise diverged(trainer.state)
+    _save(prepared, encoder.name, training.folder)
+    best = trainer.state.best_global_step
+    return Tuned(
+        None,
+        round(record.seconds, 3),
+        training.folder,
+        training.template,
+        encoder.precision,
+        history=tuple(record.history),
+        epoch=round(best / prepared.steps) if training.dev and best else len(record.history),
+        tokens=record.tokens,
+        candidates=prepared.candidates,
+        matryoshka=config.matryoshka,
+    )
+
+
+def _prepared(encoder: LocalEncoder, training: Training) -> _Prepared:
+    """Load the model, set its trainable weights, and tokenise the data."""
+    config, prompts = training.config, encoder.prompts
+    model = load_model(encoder.folder, prompts, encoder.pooling)
     dimension = model.get_embedding_dimension()
     for size in config.matryoshka:
         if dimension and size >= dimension:
             raise ConfigError(f"tune.matryoshka: {size} is not below the {dimension} dimensions of {encoder.name}")
-    lora = _prepare(model, config)
-    bf16 = use_bf16(encoder.precision, model.device.type)
-    documents = Tokens(model, train.document_texts(template), encoder.prompts["document"], "document")
-    queries = Tokens(model, train.query_texts(), encoder.prompts["query"], "query")
-    kind = choose_candidates(config, int(documents.lengths.sum()))
-    epochs = config.epochs_with(kind)
-    epoch_steps = -(-len(queries) // config.batch_size)
-    miner = None
-    drawn = BatchAndOthers(train, random=_random(config, kind), hard=config.hard_negatives, seed=config.seed)
-    source: CandidateSource = AllDocuments(train) if kind == "all" else drawn
-    if kind == "mined":
-        # At first its weights are the base model's, with which the comparison may have encoded everything.
-        first = CachedEncoder(engine.encoder(encoder))
-        now = partial(_now, ModelEncoder(model, encoder.prompts, bf16=bf16, warns=False), lora is None, engine, folder / "mined" / "model")
-        judge_of = engine.reranker(LocalReranker(config.judge, precision=encoder.precision)).score if config.judge else None
-        guards = Guards(config.mined_margin, judge_of)
+    lora = _set_trainable(model, config)
+    documents = Tokens(model, training.train.document_texts(training.template), prompts["document"], "document")
+    queries = Tokens(model, training.train.query_texts(), prompts["query"], "query")
+    candidates = choose_candidates(config, int(documents.lengths.sum()))
+    in_training = ModelEncoder(model, prompts, bf16=use_bf16(encoder.precision, model.device.type), warns=False)
+    steps = -(-len(queries) // config.batch_size)
+    return _Prepared(in_training, lora, queries, documents, candidates, config.epochs_with(candidates), steps)
 
-        def find(number: int) -> npt.NDArray[np.int64]:
-            using = now() if number else first
-            return mine(using, train, template, count=_POOL * config.hard_negatives, guards=guards, engine=engine)
 
-        every = config.mine_every or steps_between_minings(config, epochs, queries.lengths, documents.lengths)
-        source = miner = MinedCandidates(drawn, find, folder / "mined", every)
-    unused = sorted(_UNUSED[kind] & config.model_fields_set)
+def _candidate_source(encoder: LocalEncoder, training: Training, prepared: _Prepared) -> CandidateSource:
+    """Return the source of each batch's candidate documents."""
+    train, config, engine, folder = training.train, training.config, training.engine, training.folder / "mined"
+    if prepared.candidates == "all":
+        return AllDocuments(train)
+    drawn = BatchAndOthers(train, random=_random(config, prepared.candidates), hard=config.hard_negatives, seed=config.seed)
+    if prepared.candidates == "batch":
+        return drawn
+    # The weights are still the base model's, whose vectors a comparison may have cached already.
+    first = CachedEncoder(engine.encoder(encoder))
+    judge = engine.reranker(LocalReranker(config.judge, precision=encoder.precision)).score if config.judge else None
+    guards = Guards(config.mined_margin, judge)
+
+    def find(number: int) -> npt.NDArray[np.int64]:
+        miner = _now(prepared.encoder, prepared.lora is None, engine, folder / "model") if number else first
+        return mine(miner, train, training.template, count=_POOL * config.hard_negatives, guards=guards, engine=engine)
+
+    every = config.mine_every or steps_between_minings(config, prepared.epochs, prepared.queries.lengths, prepared.documents.lengths)
+    return MinedCandidates(drawn, find, folder, every)
+
+
+def _note_unused(config: TuneConfig, candidates: str) -> None:
+    unused = sorted(_UNUSED[candidates] & config.model_fields_set)
     if unused:
-        console.note(f"not used where candidates are {kind!r}: {', '.join(f'tune.{name}' for name in unused)}")
-    chunk_tokens = _CHUNK_TOKENS if model.device.type == "cpu" else _CHUNK_TOKENS_ELSEWHERE // processes.count()
-    collator = Collator(queries, documents, source, chunk_tokens=chunk_tokens)
-    checkpoints = folder / "checkpoints"
-    resume = processes.agreed(last_checkpoint(checkpoints) if processes.main() else None)
-    if resume:
-        console.note(f"going on from {resume.name}")
+        console.note(f"not used where candidates are {candidates!r}: {', '.join(f'tune.{name}' for name in unused)}")
+
+
+def _trainer(
+    training: Training, prepared: _Prepared, collator: Collator, record: TrainingRecord, judge: DevScores | None
+) -> RecordingTrainer:
+    """Return the trainer, which prints nothing."""
+    config, model = training.config, prepared.model
+    trainer = RecordingTrainer(
+        record,
+        model=model,
+        args=_arguments(training, prepared),
+        train_dataset=Rows.from_dict({"row": range(len(prepared.queries))}),
+        data_collator=collator,  # type: ignore[arg-type]
+        loss=CandidateLoss(model, config.scale, config.matryoshka, memory_tokens=_memory_tokens(model, config)),
+        evaluator=judge,
+        callbacks=[record, *([EarlyStoppingCallback(config.patience)] if judge else [])],
+    )
+    # The library's own callbacks print every log line to stdout.
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
+            trainer.remove_callback(callback)
+    return trainer
+
+
+def _arguments(training: Training, prepared: _Prepared) -> SentenceTransformerTrainingArguments:
+    """Return the settings in the trainer's own terms."""
+    config, device = training.config, prepared.model.device.type
+    when_dev = "epoch" if training.dev else "no"
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(checkpoints),
-        num_train_epochs=epochs,
+        output_dir=str(training.folder / "checkpoints"),
+        num_train_epochs=prepared.epochs,
         per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate_with(kind),
+        learning_rate=config.learning_rate_with(prepared.candidates),
         warmup_steps=config.warmup,
         weight_decay=config.weight_decay,
         optim="adamw_torch_fused",
-        use_cpu=model.device.type == "cpu",  # or the library refuses bf16 where there is no GPU
-        bf16=bf16,
+        use_cpu=device == "cpu",  # otherwise the library refuses bf16 without a GPU
+        bf16=prepared.encoder.bf16,
         seed=config.seed,
         data_seed=config.seed,
-        eval_strategy="epoch" if dev else "no",
-        save_strategy="epoch" if dev else "no",  # any epoch may be the best; for the rest, see _Record
+        eval_strategy=when_dev,
+        save_strategy=when_dev,  # any epoch may be the best; `TrainingRecord` asks for further checkpoints
         save_total_limit=2,
-        load_best_model_at_end=dev is not None,
-        metric_for_best_model="eval_choice" if dev else None,
+        load_best_model_at_end=training.dev is not None,
+        metric_for_best_model="eval_choice" if training.dev else None,
         greater_is_better=True,
         restore_callback_states_from_checkpoint=True,
-        logging_strategy="epoch" if report_to else "no",
+        logging_strategy="epoch" if training.report_to else "no",
         logging_nan_inf_filter=False,
-        report_to=list(report_to) or "none",
-        run_name=run_name(folder),
+        report_to=list(training.report_to) or "none",
+        run_name=run_name(training.folder),
         disable_tqdm=True,
-        dataloader_pin_memory=model.device.type == "cuda",
+        dataloader_pin_memory=device == "cuda",
     )
-    arguments.dataloader_drop_last = False  # the library sets it where several processes train; here each sees the whole batch
-    arguments._n_gpu = min(1, arguments.n_gpu)  # one process drives one device; several are several processes (ranks.py)
-    with console.progress("tuning", epoch_steps * epochs) as advance:
-        judge = DevScores(ModelEncoder(model, encoder.prompts, bf16=bf16, warns=False), dev, template, config.seed) if dev else None
-        record = TrainingRecord(collator, miner, judge, advance, epoch_steps)
-        trainer = RecordingTrainer(
-            record,
-            model=model,
-            args=arguments,
-            train_dataset=Rows.from_dict({"row": range(len(queries))}),
-            data_collator=collator,  # type: ignore[arg-type]
-            loss=CandidateLoss(model, config.scale, config.matryoshka, memory_tokens=_memory_tokens(model, config)),
-            evaluator=judge,
-            callbacks=[record, *([EarlyStoppingCallback(config.patience)] if dev else [])],
-        )
-        # The library's own callbacks print every log line to stdout.
-        for callback in list(trainer.callback_handler.callbacks):
-            if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
-                trainer.remove_callback(callback)
-        if resume and dev and stopped_early(resume, config.patience):
-            # It had only to be saved. Called now, the trainer would run one epoch more before it asks whether to stop.
-            trainer.state = TrainerState.load_from_json(str(resume / "trainer_state.json"))
-            trainer._load_best_model()
-            record.on_train_begin(arguments, trainer.state, None)
-        else:
-            with logged(trainer, folder):
-                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    if not all(torch.isfinite(value).all() for value in model.parameters()):
-        raise diverged(trainer.state)
-    best = trainer.state.best_global_step
-    epoch = round(best / epoch_steps) if dev and best else len(record.history)
-    target = folder / "model"
-    if lora is not None:
+    arguments.dataloader_drop_last = False  # the library sets it for several processes; here each sees the whole batch
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one process drives one device (processes.py)
+    return arguments
+
+
+def _save(prepared: _Prepared, base: str, folder: Path) -> None:
+    """Save the model, and LoRA's matrices alone beside it before they are merged into it."""
+    if prepared.lora is not None:
         if processes.main():
-            save_in_place(partial(save_lora, lora, encoder.name), folder / "lora")
-        lora.merge_and_unload()
+            save_in_place(partial(save_lora, prepared.lora, base), folder / "lora")
+        prepared.lora.merge_and_unload()
     if processes.main():
-        save_in_place(partial(model.save_pretrained, create_model_card=False), target)
-    return Tuned(
-        target,
-        tuple(record.history),
-        epoch,
-        record.tokens,
-        round(record.seconds, 3),
-        kind,
-        encoder.precision,
-        config.matryoshka,
-    )
+        save_in_place(partial(prepared.model.save_pretrained, create_model_card=False), folder / MODEL)
 
 
-def _prepare(model: SentenceTransformer, config: TuneConfig) -> Any:
-    """Set what is trained, and how much of it is dropped out. Returns peft's model around the transformer, for LoRA.
+def _set_trainable(model: SentenceTransformer, config: TuneConfig) -> Any:
+    """Set the trainable weights and the dropout. Returns peft's model around the transformer for LoRA, else None.
 
-    Token embeddings stay as they are unless asked for: a few hundred pairs touch few of them, and they are what makes
-    a step's gradient and a checkpoint large. Dropout is off: with so few steps it costs time and bought nothing
-    (both measured in docs/decisions.md).
+    Token embeddings are frozen by default: a few hundred pairs touch few of them, and they make gradients and checkpoints
+    large. Dropout is off by default: in so few steps it costs time and gains nothing (docs/decisions.md has both figures).
     """
     transformer = model.transformers_model
     if transformer is None:
-        raise ModelError(f"a {type(model[0]).__name__} cannot be tuned; expected a model that begins with a transformer")
+        raise ModelError(f"a {type(model[0]).__name__} cannot be tuned; expected a model whose first module is a transformer")
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = config.dropout
@@ -275,20 +337,20 @@ def _prepare(model: SentenceTransformer, config: TuneConfig) -> Any:
 
 
 def _random(config: TuneConfig, kind: str) -> int:
-    """Return how many random documents a step has: beside mined ones they bought nothing (docs/decisions.md)."""
+    """Return the number of random documents per step: beside mined ones they gain nothing (docs/decisions.md)."""
     if config.negatives is not None:
         return config.negatives
     return 0 if kind == "mined" else _RANDOM
 
 
 def _now(training: ModelEncoder, whole: bool, engine: Engine, folder: Path) -> Encoder:
-    """Return the model as it is now, as an engine sees it: another machine must be sent its files.
+    """Return the model in its present state, for an engine to encode with. Another machine needs its files.
 
     Args:
-        training: The model.
-        whole: Whether its files are a model of their own: with LoRA's matrices in it, they are not, and it stays here.
-        engine: Where it is to encode.
-        folder: Where its files go.
+        training: Model in training.
+        whole: Whether its files alone are a model. With LoRA's matrices they are not, and the model encodes in this process.
+        engine: Engine that encodes.
+        folder: Folder for the files.
     """
     if isinstance(engine, LocalEngine) or not whole:
         return InTraining(training)
@@ -299,14 +361,14 @@ def _now(training: ModelEncoder, whole: bool, engine: Engine, folder: Path) -> E
 
 
 def choose_candidates(config: TuneConfig, document_tokens: int) -> str:
-    """Return all documents where encoding them in every step is cheap, else the batch's, mined and random ones."""
+    """Return ``all`` if encoding every document in every step is cheap, else ``mined``, unless the settings say."""
     if config.candidates != "auto":
         return config.candidates
     return "all" if document_tokens <= _ALL_DOCUMENTS_TOKENS else "mined"
 
 
 def _memory_tokens(model: SentenceTransformer, config: TuneConfig) -> float:
-    """Return how many tokens' activations the memory holds; as many as you like of a model that has no layers to count."""
+    """Return the number of tokens whose activations fit in memory; infinite if the model does not say its layers and width."""
     settings = model.transformers_model.config if model.transformers_model is not None else None
     layers, width = getattr(settings, "num_hidden_layers", 0), getattr(settings, "hidden_size", 0)
     if not layers or not width:

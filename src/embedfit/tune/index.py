@@ -27,7 +27,7 @@ from embedfit.retrieve.run import Ranked, Run, run_of, sorted_corpus
 from embedfit.template import DOCUMENT_TEMPLATE
 from embedfit.tune.candidates import relevant_positions
 from embedfit.tune.frozen import AdapterConfig, judged, minimise, vectors_of
-from embedfit.tune.result import Fitted
+from embedfit.tune.result import Tuned
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -123,7 +123,7 @@ class NearestExamples:
 
 def tuned_documents(
     encoder: Encoder, train: Dataset, dev: Dataset | None = None, template: str = DOCUMENT_TEMPLATE, config: AdapterConfig | None = None
-) -> Fitted:
+) -> Tuned:
     """Train the documents' vectors, starting from the encoder's.
 
     Args:
@@ -147,12 +147,12 @@ def tuned_documents(
 
     minimise(cosines, [shift], train, config.strength, config)
     moved = _unit((documents + shift).numpy())
-    return Fitted(MovedIndex(encoder, moved, train, f"{encoder.name}, tuned documents"), round(time.monotonic() - started, 3))
+    return Tuned(MovedIndex(encoder, moved, train, f"{encoder.name}, tuned documents"), round(time.monotonic() - started, 3))
 
 
 def class_centroids(
     encoder: Encoder, train: Dataset, dev: Dataset | None = None, template: str = DOCUMENT_TEMPLATE, *, prior: float = _PRIOR
-) -> Fitted:
+) -> Tuned:
     """Mix each document's vector with the mean of its training queries'.
 
     A document with n training queries becomes the direction of ``prior * d + sum of their vectors``: the mean of the queries
@@ -174,10 +174,10 @@ def class_centroids(
     asked = _judgements(train)
     asked.data[:] = 1
     moved = _unit(prior * documents + asked.T @ queries)
-    return Fitted(MovedIndex(encoder, moved, train, f"{encoder.name}, centroids"), round(time.monotonic() - started, 3))
+    return Tuned(MovedIndex(encoder, moved, train, f"{encoder.name}, centroids"), round(time.monotonic() - started, 3))
 
 
-def nearest_examples(encoder: Encoder, train: Dataset, dev: Dataset | None = None, template: str = DOCUMENT_TEMPLATE) -> Fitted:
+def nearest_examples(encoder: Encoder, train: Dataset, dev: Dataset | None = None, template: str = DOCUMENT_TEMPLATE) -> Tuned:
     """Keep the training queries, so that those near a query vote for their documents.
 
     Args:
@@ -193,7 +193,7 @@ def nearest_examples(encoder: Encoder, train: Dataset, dev: Dataset | None = Non
     queries, documents = vectors_of(encoder, train, template)
     started = time.monotonic()
     found = NearestExamples(encoder, queries, _judgements(train), documents, train, f"{encoder.name}, nearest examples")
-    return Fitted(found, round(time.monotonic() - started, 3))
+    return Tuned(found, round(time.monotonic() - started, 3))
 
 
 def _judgements(train: Dataset) -> csr_array:

@@ -1,76 +1,100 @@
-"""What a tuning leaves behind in its folder, whatever the method.
+"""The result of tuning, whatever the method, and the files in its folder.
 
-tuning.json   what it is a tuning of, and hashes of the queries and right answers it has seen; written first
-model/        an ordinary sentence-transformers folder
-tuned.json    that it is done, and how it went; written last
+tuning.json           identity of the tuning, and hashes of the queries and right answers it has seen; written first
+model/                a plain sentence-transformers folder
+lora/                 LoRA's matrices alone, in peft's format
+adapter.safetensors   a query adapter
+tuned.json            how the tuning went; written last, so it marks a complete tuning
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from embedfit.data.dataset import Dataset, text_key
+from embedfit.encode.adapted import AdaptedEncoder, load_adapter
 from embedfit.encode.encoder import Encoder, Precision
 from embedfit.encode.local import LocalEncoder
-from embedfit.errors import StorageError
+from embedfit.errors import ModelError, StorageError
 from embedfit.files import writing
+from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import Retriever
+from embedfit.template import DOCUMENT_TEMPLATE
 
-_REPLACED = ("model", "lora", "adapter.safetensors", "tuned.json", "checkpoints", "mined")
-"""What a tuning writes into its folder, replaces, and removes in the end."""
+MODEL, ADAPTER, DONE = "model", "adapter.safetensors", "tuned.json"
+"""Names in a tuning's folder: the model, the adapter's file, and the file that marks a complete tuning."""
+_REPLACED = (MODEL, "lora", ADAPTER, DONE, "checkpoints", "mined")
+"""Names in a tuning's folder that a tuning replaces, or removes at the end."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning leaves behind.
+    """The result of tuning, whatever the method.
 
     Attributes:
-        folder: An ordinary sentence-transformers folder; of an adapter over an API, its file.
-        history: Per epoch: epoch, loss, and dev's MRR@10 and recall@1 if there is a dev part.
-        epoch: The epoch whose weights were kept.
-        tokens: Tokens that went through the model in training, padding not counted.
-        seconds: Spent training, this process and those before it that were interrupted.
-        candidates: ``all``, ``mined`` or ``batch``.
-        precision: Of the encoder that was tuned.
-        matryoshka: Dimensions that the vectors may be cut to, as they were trained for it.
-        over: The encoder that an adapter's file belongs to, where it is none of this machine.
+        held: Retriever that exists in memory; None if the retriever is loaded from ``folder/model``.
+        seconds: Training time, including that of interrupted processes; encoding with the base model is not counted.
+        folder: Folder with everything that tuning wrote; None if nothing was written.
+        template: Document template.
+        precision: Precision that ``folder/model`` is loaded with.
+        history: One row per epoch (epoch, loss, and MRR@10 and recall@1 on dev), or one row per strength that a query adapter
+            was tried with (strength, MRR@10 and recall@1 on dev).
+        epoch: Epoch whose weights were kept, from 1; None if the method has no epochs.
+        tokens: Tokens trained on, without padding; None if the method trains on vectors.
+        candidates: ``all``, ``mined`` or ``batch``; None if the method trains on vectors.
+        matryoshka: Dimensions that the vectors may be truncated to, because the model was trained for it.
+        strength: Strength of a query adapter's pull towards the identity; None if it is the identity, or for another method.
     """
 
-    folder: Path
-    history: tuple[dict[str, float], ...]
-    epoch: int
-    tokens: int
+    held: Retriever | None = field(compare=False)
     seconds: float
-    candidates: str
-    precision: Precision
+    folder: Path | None = None
+    template: str = DOCUMENT_TEMPLATE
+    precision: Precision = "fp32"
+    history: tuple[dict[str, Any], ...] = ()
+    epoch: int | None = None
+    tokens: int | None = None
+    candidates: str | None = None
     matryoshka: tuple[int, ...] = ()
-    over: Encoder | None = None
+    strength: float | None = None
+
+    @property
+    def model(self) -> Path:
+        """Path to use as a model: a sentence-transformers folder, or the file of an adapter over an API."""
+        if self.folder is None:
+            raise ModelError("this tuning is in memory alone; fix: give a folder to tune into")
+        model = self.folder / MODEL
+        return model if model.exists() else self.folder / ADAPTER
+
+    @property
+    def retriever(self) -> Retriever:
+        """Retriever of the tuned model or index. A model in a folder is loaded anew at each access."""
+        return self.held or DenseRetriever(LocalEncoder(self.model, precision=self.precision), self.template)
 
     @property
     def encoder(self) -> Encoder:
-        """The tuned model."""
-        if self.over:
-            from embedfit.encode.adapted import AdaptedEncoder, load_adapter
+        """Encoder of the retriever. A model in a folder is loaded anew at each access, so that no two stay in memory."""
+        encoder: Encoder = self.retriever.encoder  # type: ignore[attr-defined]
+        return encoder
 
-            return AdaptedEncoder(self.over, load_adapter(self.folder))
-        return LocalEncoder(self.folder, precision=self.precision)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What can be searched with after training.
-
-    Attributes:
-        retriever: Searches with it.
-        seconds: Spent training; encoding with the base model is not counted.
-    """
-
-    retriever: Retriever
-    seconds: float
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as ``embedfit tune --json`` prints it."""
+        encoder = self.encoder
+        return {
+            "folder": str(self.model),
+            "history": self.history,
+            "epoch": self.epoch,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "candidates": self.candidates,
+            "precision": self.precision,
+            "matryoshka": self.matryoshka,
+            "over": encoder.encoder.name if isinstance(encoder, AdaptedEncoder) else None,
+        }
 
 
 def keys_of(train: Dataset, dev: Dataset | None) -> list[str]:
@@ -116,14 +140,43 @@ def claim(folder: Path, described: list[Any], seen: list[str], answers: list[str
         raise StorageError(f"{folder}: holds a tuning of another model, data or settings; fix: give another folder, or remove it")
 
 
-def write_tuned(tuned: Tuned, path: Path) -> None:
-    """Write tuned.json; with it, a tuning is done."""
-    with writing(path) as file:
-        file.write(json.dumps({**vars(tuned), "folder": str(tuned.folder.name)}, indent=1).encode())
+def write_tuned(tuned: Tuned, folder: Path) -> None:
+    """Write tuned.json, which marks the tuning of a model's weights as complete."""
+    names = ("history", "epoch", "tokens", "seconds", "candidates", "precision", "matryoshka")
+    _write(folder, {"folder": MODEL, **{name: getattr(tuned, name) for name in names}, "over": None})
 
 
-def read_tuned(path: Path) -> Tuned:
-    """Read tuned.json."""
-    said = json.loads(path.read_text(encoding="utf-8"))
-    lists = {key: tuple(said[key]) for key in ("history", "matryoshka")}
-    return Tuned(**{**said, **lists, "folder": path.parent / said["folder"]})
+def write_fitted(tuned: Tuned, folder: Path) -> None:
+    """Write tuned.json, which marks the fitting of a query adapter as complete."""
+    _write(folder, {name: getattr(tuned, name) for name in ("strength", "history", "seconds")})
+
+
+def _write(folder: Path, record: dict[str, Any]) -> None:
+    with writing(folder / DONE) as file:
+        file.write(json.dumps(record, indent=1).encode())
+
+
+def read_tuned(folder: Path, base: Encoder | None = None, template: str = DOCUMENT_TEMPLATE) -> Tuned:
+    """Read a complete tuning.
+
+    Args:
+        folder: Folder that was tuned into.
+        base: Encoder that was tuned. An adapter over an API needs it; a local one gives an adapted model its precision.
+        template: Document template.
+
+    Raises:
+        ModelError: The folder holds an adapter over an API, and no base encoder or another one is given.
+    """
+    record = json.loads((folder / DONE).read_text(encoding="utf-8"))
+    history = tuple(record["history"])
+    if "epoch" in record:
+        matryoshka = tuple(record["matryoshka"])
+        fields = {name: record[name] for name in ("seconds", "precision", "epoch", "tokens", "candidates")}
+        return Tuned(None, folder=folder, template=template, history=history, matryoshka=matryoshka, **fields)
+    held: Retriever | None = None
+    precision: Precision = base.precision if isinstance(base, LocalEncoder) else "auto"
+    if not (folder / MODEL).exists():
+        if base is None:
+            raise ModelError(f"{folder}: holds an adapter without its model; fix: give the encoder that it was fitted on")
+        held, precision = DenseRetriever(AdaptedEncoder(base, load_adapter(folder / ADAPTER)), template), "fp32"
+    return Tuned(held, record["seconds"], folder, template, precision, history, strength=record["strength"])

@@ -116,6 +116,12 @@ class RecordingTrainer(SentenceTransformerTrainer):
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
+    def load_finished(self, checkpoint: Path) -> None:
+        """Load a training that had stopped early and was not saved yet; `train` would run one epoch more before it stops."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self._load_best_model()
+        self._record.on_train_begin(self.args, self.state, None)
+
 
 def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}

@@ -1,0 +1,45 @@
+"""What a model is trained on, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from embedfit.config import TuneConfig
+from embedfit.data.dataset import Dataset
+from embedfit.retrieve.engine import Engine, LocalEngine
+from embedfit.template import DOCUMENT_TEMPLATE
+from embedfit.tune.frozen import judged
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: the data, the settings and the output folder.
+
+    Attributes:
+        train: Training queries.
+        dev: Dev queries, for early stopping and for choosing the epoch; None to train for all epochs.
+        folder: Output folder.
+        config: Settings; the defaults are the same for every data set.
+        template: Document template.
+        report_to: Trackers that the trainer logs to: ``mlflow``, ``wandb``, ``tensorboard``.
+        engine: Engine that mines and judges negatives. Processes that train together share that work instead, each with a
+            local engine.
+    """
+
+    train: Dataset
+    dev: Dataset | None
+    folder: Path
+    config: TuneConfig = field(default_factory=TuneConfig)
+    template: str = DOCUMENT_TEMPLATE
+    report_to: tuple[str, ...] = ()
+    engine: Engine = field(default_factory=LocalEngine)
+
+    def judged(self) -> Training:
+        """Return the same training on the judged queries alone.
+
+        Raises:
+            DataError: No training query is judged, or all have the same answer.
+        """
+        dev = self.dev.select(self.dev.judged) if self.dev and self.dev.judged else None
+        return replace(self, train=judged(self.train), dev=dev)
