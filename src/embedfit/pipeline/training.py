@@ -13,8 +13,7 @@ from embedfit.data.check import Finding
 from embedfit.data.dataset import Dataset
 from embedfit.data.mix import with_others
 from embedfit.encode.cache import CachedEncoder
-from embedfit.encode.encoder import Encoder
-from embedfit.encode.local import LocalEncoder
+from embedfit.encode.encoder import Encoder, complete
 from embedfit.errors import ConfigError
 from embedfit.pipeline.job import Job, check_installed, check_method, engine_of, local, locked, note_unused
 
@@ -106,8 +105,9 @@ def tune(
         found = tune_adapter(
             CachedEncoder(encoder), train, dev, folder, AdapterConfig(scale=config.scale, seed=config.seed), template=template
         )
-        if isinstance(base, LocalEncoder):
-            return Tuned(found.folder / "model", (), 1, 0, found.seconds, "all", base.precision)
+        model = complete(base).local
+        if model:
+            return Tuned(found.folder / "model", (), 1, 0, found.seconds, "all", model.precision)
         return Tuned(found.folder / "adapter.safetensors", (), 1, 0, found.seconds, "all", "fp32", over=found.base)
     from embedfit.tune.full import tune_model
 

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from embedfit.data.dataset import Dataset
 from embedfit.encode.adapted import AdaptedEncoder, Adapter, load_adapter, write_adapted
-from embedfit.encode.cache import CachedEncoder
-from embedfit.encode.encoder import Encoder
+from embedfit.encode.encoder import Encoder, complete
 from embedfit.encode.local import LocalEncoder
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.files import writing
@@ -154,7 +153,7 @@ class TunedAdapter:
     @property
     def encoder(self) -> Encoder:
         """The adapted model, from its own folder where the base is local."""
-        local = _local(self.base)
+        local = complete(self.base).local
         return LocalEncoder(self.folder / "model", precision=local.precision) if local else AdaptedEncoder(self.base, self.adapter)
 
 
@@ -191,7 +190,7 @@ def tune_adapter(
     if not done.exists():
         found = fit_adapter(encoder, train, dev, template, config)
         found.adapter.save(weights)
-        local = _local(encoder)
+        local = complete(encoder).local
         if local:
             write_adapted(local, found.adapter, folder / "model")
         with writing(done) as file:
@@ -199,10 +198,3 @@ def tune_adapter(
             file.write(json.dumps(said, indent=1).encode())
     said = json.loads(done.read_text(encoding="utf-8"))
     return TunedAdapter(folder, encoder, load_adapter(weights), said["strength"], tuple(said["history"]), said["seconds"])
-
-
-def _local(encoder: Encoder) -> LocalEncoder | None:
-    """Return the local model that an encoder is, under its cache if it has one."""
-    inner = encoder.encoder if isinstance(encoder, CachedEncoder) else encoder
-    inner = getattr(inner, "local", inner)  # of an engine's encoder
-    return inner if isinstance(inner, LocalEncoder) else None
