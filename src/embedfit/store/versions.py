@@ -25,9 +25,10 @@ from embedfit.data.dataset import Dataset
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, Vectors, complete
 from embedfit.errors import DataError, ModelError, StorageError
+from embedfit.retrieve.finder import Hit
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import DEPTH, NOTHING, Ranked, Run, run_of, sorted_corpus
-from embedfit.store.base import BATCH_BYTES, Entry, Filters, Hit, Live, Stamp, Store, check_entries, is_encodable, is_url
+from embedfit.store.base import BATCH_BYTES, Entry, Filters, Live, Stamp, Store, check_entries, is_encodable, is_url
 from embedfit.template import DOCUMENT_TEMPLATE
 
 _QUERIES = 1000
