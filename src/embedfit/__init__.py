@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from embedfit.pipeline.generating import run_generate
     from embedfit.pipeline.measuring import evaluate, measure
     from embedfit.pipeline.publishing import prepare_publications, publish_run
+    from embedfit.retrieve.finder import Finder, Hit
     from embedfit.retrieve.rerank import LocalReranker, RerankedRetriever
     from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever
     from embedfit.retrieve.run import Retriever, Run
@@ -129,6 +130,10 @@ _ROOMS = {
     "pipeline.publishing": (
         "prepare_publications",
         "publish_run",
+    ),
+    "retrieve.finder": (
+        "Finder",
+        "Hit",
     ),
     "retrieve.rerank": (
         "LocalReranker",

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from embedfit.data.dataset import Dataset, Document, Query
-from embedfit.errors import ModelError
+from embedfit.errors import DataError, ModelError
 from embedfit.evaluation.score import score_run
 from embedfit.retrieve import exact
 from embedfit.retrieve.exact import best_of, top_k
@@ -342,3 +342,63 @@ def test_best_of_orders_equal_scores_by_position():
     ranked, scores = best_of(np.array([[0.5, 1.0, 0.5, -1.0]], np.float32), 3)
     assert ranked.tolist() == [[1, 0, 2]]
     assert scores.tolist() == [[1.0, 0.5, 0.5]]
+
+
+# Runs from elsewhere
+
+
+def test_a_run_from_a_dict_is_ranked_by_score_and_ties_stand_in_order_of_id():
+    run = Run.from_dict({"q1": {"b": 0.5, "c": 2, "a": 0.5}, "q2": {"c": -3.0}, "q3": {}})
+    assert run.query_ids == ("q1", "q2", "q3")
+    assert run.document_ids == ("a", "b", "c", "")
+    assert [run.documents(id) for id in run.query_ids] == [["c", "a", "b"], ["c"], []]
+    np.testing.assert_array_equal(run.scores, np.array([[2, 0.5, 0.5], [-3, -1, -1], [-1, -1, -1]], np.float32))
+    assert run.empty.sum(axis=1).tolist() == [0, 2, 3]
+
+
+def test_scores_that_differ_in_double_precision_alone_keep_their_order():
+    assert Run.from_dict({"q": {"a": 0.1, "b": 0.1 + 1e-12}}).documents("q") == ["b", "a"]
+
+
+def test_a_run_as_a_dict_is_best_first_and_has_the_scores_that_were_given():
+    rankings = {"q1": {"c": 0.9, "a": 0.1, "b": 0.1}, "q2": {"c": -3.0}, "q3": {}}
+    back = Run.from_dict(rankings).to_dict()
+    assert back == rankings
+    assert list(back["q1"]) == ["c", "a", "b"]
+    assert Run.from_dict({}).to_dict() == {}
+
+
+def test_a_run_becomes_a_dict_and_the_same_run_again(retriever):
+    run = retriever.search(cafe(), 3)
+    again = Run.from_dict(run.to_dict())
+    assert again.query_ids == run.query_ids
+    assert again.to_dict() == run.to_dict()
+    width = again.scores.shape[1]  # there may be no documents in the last columns
+    np.testing.assert_array_equal(again.scores, run.scores[:, :width])
+    assert run.empty[:, width:].all()
+    assert [again.documents(id) for id in run.query_ids] == [run.documents(id) for id in run.query_ids]
+
+
+def test_a_ranking_from_elsewhere_is_scored_also_where_it_lacks_the_right_document():
+    run = Run.from_dict({"q1": {"a": 3.0, "b": 2.0}, "q2": {"a": 1.0}, "q3": {}})
+    scores = score_run(run, {"q1": {"b": 1}, "q2": {"z": 1}, "q3": {"a": 1}}, ks=(1, 10))
+    assert scores.values["mrr@10"].tolist() == [0.5, 0, 0]
+    assert scores.values["recall@10"].tolist() == [1, 0, 0]
+    assert scores.values["recall@1"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("rankings", "message"),
+    [
+        ({"q": {"a": float("nan")}}, "ranking of query 'q': gives document 'a' the score nan; expected a finite number"),
+        ({"q": {"a": float("inf")}}, "the score inf"),
+        ({"q": {"a": 1e39}}, "the score 1e\\+39"),
+        ({"q": {"a": "0.5"}}, "the score '0.5'"),
+        ({1: {"a": 1.0}}, "has the query id 1; expected a text"),
+        ({"q": {7: 1.0}}, "has the document id 7"),
+        ({"q": {"": 1.0}}, "has the document id ''"),
+    ],
+)
+def test_a_ranking_that_makes_no_sense_is_refused(rankings, message):
+    with pytest.raises(DataError, match=message):
+        Run.from_dict(rankings)

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from embedfit.config import StoreConfig, read_config
 from embedfit.data.dataset import Dataset, Document, Query
+from embedfit.encode.adapted import AdaptedEncoder, Adapter
 from embedfit.encode.cache import CachedEncoder
 from embedfit.errors import ConfigError, DataError, ModelError, StorageError
 from embedfit.retrieve.retrievers import DenseRetriever
@@ -1251,10 +1252,10 @@ def test_numbers_that_some_store_would_confuse_are_known(value, plain):
 
 
 def test_an_encoder_has_the_same_identity_in_a_cache_and_with_a_query_adapter(word_encoder):
-    class Around:
-        name, fingerprint, encoder = "adapted", "another", word_encoder
-
-    assert identity(CachedEncoder(word_encoder)) == identity(Around()) == identity(word_encoder) == "words"
+    adapter = Adapter(np.eye(64, dtype=np.float32), np.zeros(64, np.float32), "words", "words")
+    adapted = AdaptedEncoder(CachedEncoder(word_encoder), adapter)
+    assert adapted.fingerprint != "words"
+    assert identity(CachedEncoder(word_encoder)) == identity(adapted) == identity(word_encoder) == "words"
 
 
 def test_a_models_identity_changes_with_weights_and_prompts_but_not_with_precision(tiny_model, tmp_path):

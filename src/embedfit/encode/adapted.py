@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from embedfit.encode.encoder import Encoder, Kind, Vectors
+from embedfit.encode.encoder import Encoder, Kind, Vectors, WrappingEncoder, complete
 from embedfit.encode.local import LocalEncoder, load_model
 from embedfit.encode.saving import save_in_place, why_not_written
 from embedfit.errors import ModelError, StorageError
@@ -89,7 +89,7 @@ def load_adapter(path: str | Path) -> Adapter:
         raise ModelError(f"{path}: cannot be read as a query adapter: {str(error).splitlines()[0]}") from None
 
 
-class AdaptedEncoder:
+class AdaptedEncoder(WrappingEncoder):
     """An encoder whose queries go through an adapter; documents have the vectors that they had.
 
     Args:
@@ -106,13 +106,28 @@ class AdaptedEncoder:
                 f"the adapter was fitted on {adapter.base_name!r} (fingerprint {adapter.base[:12]}), not on {encoder.name!r} "
                 f"({encoder.fingerprint[:12]}); fix: use that encoder, or fit an adapter on this one"
             )
-        self.encoder, self.adapter = encoder, adapter
-        self.name = f"{encoder.name}, query adapter"
+        super().__init__(encoder)
+        self.name, self.adapter = f"{encoder.name}, query adapter", adapter
 
     @property
     def fingerprint(self) -> str:
-        """The adapter's, which holds the encoder's."""
+        """The fingerprint of the adapter, which depends on the encoder's."""
         return self.adapter.fingerprint
+
+    @property
+    def identity(self) -> str:
+        """The identity of the encoder inside, which gives the documents' vectors."""
+        return complete(self.encoder).identity
+
+    @property
+    def dimension(self) -> int:
+        """Number of dimensions of the vectors."""
+        return len(self.adapter.bias)
+
+    @property
+    def saved_at(self) -> Path | None:
+        """The file that the adapter was read from; None if it was not read from one."""
+        return self.adapter.path
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one unit vector per text, in order."""

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,22 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from embedfit import console
-from embedfit.encode.encoder import SLICE, Encoder, Kind, Part, Vectors, slices
+from embedfit.encode.encoder import SLICE, Encoder, Kind, Vectors, WrappingEncoder, complete
 from embedfit.encode.vector_file import VectorFile, file_size, open_read_only, other_width, remove_file, vector_files
 from embedfit.errors import ModelError
 from embedfit.files import cache_folder
 
 
-def _parts(encoder: Encoder, texts: Sequence[str], kind: Kind) -> Iterator[Part]:
-    """Yield vectors as an encoder has them ready; one that works on several parts at once has a method for it."""
-    if hasattr(encoder, "encode_parts"):
-        yield from encoder.encode_parts(texts, kind)
-        return
-    for rows in slices(texts):
-        yield Part(rows, np.asarray(encoder.encode([texts[row] for row in rows], kind), np.float32))
-
-
-class CachedEncoder:
+class CachedEncoder(WrappingEncoder):
     """An encoder that remembers every vector on disk, by fingerprint, kind and text.
 
     What is read is checked first: a vector that is damaged, or of another width, is encoded again. Where the disk is full, it
@@ -41,14 +32,9 @@ class CachedEncoder:
     """
 
     def __init__(self, encoder: Encoder, folder: Path | None = None) -> None:
-        self.encoder, self.name = encoder, encoder.name
+        super().__init__(encoder)
         self.path = (folder or cache_folder()) / f"{_file_name(encoder.fingerprint)}.sqlite"
         self.misses = 0
-
-    @property
-    def fingerprint(self) -> str:
-        """The encoder's own."""
-        return self.encoder.fingerprint
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one unit vector per text, asking the encoder only for those not in the cache.
@@ -75,7 +61,7 @@ class CachedEncoder:
                 console.note(f"Warning: {file.damaged:,} of {len(rows):,} vectors in {self.path} are damaged; they are encoded again")
             self.misses += len(missing)
             with console.progress(f"encoding {kind} texts", len(missing)) as done:
-                for part in _parts(self.encoder, [texts[row] for row in missing], kind):
+                for part in complete(self.encoder).encode_parts([texts[row] for row in missing], kind):
                     some, found = missing[part.rows], np.asarray(part.vectors, np.float32)
                     _check_vectors(found, len(some), self.name)
                     width = file.width if vectors is None else vectors.shape[1]

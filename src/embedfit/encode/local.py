@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedfit import console
-from embedfit.encode.encoder import PROMPT_NAMES, Encoder, Kind, Part, Precision, Vectors, slices
+from embedfit.encode.encoder import PROMPT_NAMES, BaseEncoder, Encoder, Kind, Part, Precision, Vectors, complete, slices
 from embedfit.encode.pooling import Pooling, missing_pooling, note_changes, set_pooling, settings_of
 from embedfit.encode.precision import autocast, processor, use_bf16, without_cudnn_attention
 from embedfit.encode.tokens import Tokens, length_batches, tokenizer_suffices
@@ -72,6 +72,11 @@ class ModelEncoder:
             self._to_warn_of.remove(kind)
             console.note(f"Warning: {found.describe(kind)}")
 
+    @property
+    def dimension(self) -> int | None:
+        """Number of dimensions of the vectors; None if the library cannot tell."""
+        return self.model.get_embedding_dimension()
+
     def truncation(self, texts: Sequence[str], kind: Kind) -> Truncation:
         """Return how much of some texts the model does not read."""
         counts = self._token_counts(texts, kind)
@@ -90,7 +95,7 @@ class ModelEncoder:
         import torch
 
         if not texts:
-            return np.zeros((0, self.model.get_embedding_dimension() or 0), np.float32)
+            return np.zeros((0, self.dimension or 0), np.float32)
         device = self.model.device
         lengths, features_of = self._read(texts, kind)
         vectors: Vectors | None = None
@@ -191,7 +196,7 @@ class Truncation:
         )
 
 
-class LocalEncoder:
+class LocalEncoder(BaseEncoder):
     """A sentence-transformers model on this machine, loaded when first needed.
 
     Args:
@@ -243,6 +248,21 @@ class LocalEncoder:
     def identity(self) -> str:
         """A hash of weights, tokenizer, pooling and prompts alone, the same on every machine."""
         return hashlib.sha256(json.dumps([*self._read_as, self.prompts]).encode()).hexdigest()
+
+    @property
+    def dimension(self) -> int | None:
+        """Number of dimensions of the vectors. The model is loaded to find out."""
+        return self.loaded.dimension
+
+    @property
+    def local(self) -> LocalEncoder:
+        """The encoder itself."""
+        return self
+
+    @property
+    def saved_at(self) -> Path:
+        """The folder of the model."""
+        return self.folder
 
     @property
     def _read_as(self) -> list[Any]:
@@ -334,8 +354,8 @@ _TIMED_QUERIES, _TIMED_REMOTE = 64, 5
 
 def seconds_alone(encoder: Encoder, texts: Sequence[str]) -> float:
     """Return the mean seconds that an encoder takes for one query, one at a time as they come in production."""
-    # Behind an API each is paid for, and the way there is what takes the time.
-    texts = texts[: _TIMED_QUERIES if isinstance(encoder, LocalEncoder) else _TIMED_REMOTE]
+    # Each text sent to an API is paid for, and the network takes most of the time.
+    texts = texts[: _TIMED_REMOTE if complete(encoder).remote else _TIMED_QUERIES]
     encoder.encode(texts[:1], "query")
     start = time.perf_counter()
     for text in texts:

@@ -30,7 +30,7 @@ from functools import cached_property
 import numpy as np
 
 from embedfit import console
-from embedfit.encode.encoder import Kind, Part, Vectors
+from embedfit.encode.encoder import BaseEncoder, Kind, Part, Vectors
 from embedfit.encode.providers import LONGEST_ASKED, Address, Answers, Ask, Failure, hugging_face_asker, key_of, openai_asker
 from embedfit.errors import ConfigError, EmbedfitError, ModelError, OfflineError, shown
 from embedfit.replies import one_line
@@ -79,7 +79,7 @@ class Spent:
         return f"{self.texts:,} texts in {requests}, {tokens}, {dollars}"
 
 
-class RemoteEncoder:
+class RemoteEncoder(BaseEncoder):
     """An encoder behind an API. Put a `CachedEncoder` around it, and nothing is bought twice.
 
     Requests go out side by side, within what the host takes in one. Where it asks for time (429, Retry-After), all of them
@@ -97,6 +97,8 @@ class RemoteEncoder:
         ConfigError: The name is none, or the price is not one.
         ModelError: The key is not set.
     """
+
+    remote = True
 
     def __init__(
         self,
@@ -123,6 +125,11 @@ class RemoteEncoder:
         described = ["remote", address.provider, address.model, address.url, address.dimensions, self.prompts]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
+    @property
+    def dimension(self) -> int | None:
+        """Number of dimensions asked for in the name; None if the name asks for none."""
+        return self.address.dimensions
+
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions).
 
@@ -130,7 +137,7 @@ class RemoteEncoder:
             ModelError: The host refuses, or gives something other than a vector for each text.
             OfflineError: It cannot be reached.
         """
-        vectors: Vectors = np.zeros((len(texts), self.address.dimensions or 0), np.float32)
+        vectors: Vectors = np.zeros((len(texts), self.dimension or 0), np.float32)
         for positions, found in self.encode_parts(texts, kind):
             if vectors.shape[1] != found.shape[1]:
                 vectors = np.zeros((len(texts), found.shape[1]), np.float32)

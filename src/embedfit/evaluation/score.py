@@ -124,7 +124,7 @@ def _grades(run: Run, qrels: Qrels) -> npt.NDArray[np.int64]:
     grades = np.zeros(run.ranked.shape, np.int64)
     for row, id in enumerate(run.query_ids):
         for document, grade in qrels[id].items():
-            grades[row, run.ranked[row] == position[document]] = grade
+            grades[row, run.ranked[row] == position.get(document, -1)] = grade
     return grades
 
 

@@ -18,7 +18,7 @@ from embedfit.config import Config, GeneralConfig, placed_in
 from embedfit.data.check import Finding, warnings
 from embedfit.data.dataset import Dataset
 from embedfit.data.load import load
-from embedfit.encode.encoder import Encoder
+from embedfit.encode.encoder import Encoder, complete
 from embedfit.encode.local import LocalEncoder
 from embedfit.encode.remote import RemoteEncoder
 from embedfit.errors import ConfigError, DataError, check_package, did_you_mean
@@ -142,9 +142,10 @@ def run(config: Config) -> Result:
         suspects = find_suspects(job.test, base_run, runs[0], scale=config.tune.scale)
         lora = final.model.parent / "lora"
         forms: tuple[Form, ...] = ()
-        if isinstance(model, LocalEncoder):  # an adapter over an API is a matrix in a file, and has no other forms
+        kept = complete(model).local
+        if kept:  # an adapter over an API is a matrix in a file, and has no other forms
             forms = check_forms(
-                model,
+                kept,
                 job.test,
                 job.template,
                 metric=job.metric,
@@ -153,15 +154,15 @@ def run(config: Config) -> Result:
                 lora=lora if lora.is_dir() and weight == 1 else None,
             )
         tuned = [*trainings[0], final] if len(trainings[0]) > 1 else [final]
-        placed, is_local = placed_in(config, Path.cwd()), isinstance(job.base, LocalEncoder)  # whoever reads it may stand elsewhere
+        placed, is_local = placed_in(config, Path.cwd()), complete(job.base).local is not None  # whoever reads it may stand elsewhere
         manifest = {
             "embedfit": version("embedfit"),
             "config": placed.model_dump(),
             "data": {"digest": job.dataset.digest(), "queries": len(job.dataset.judged), "documents": len(job.dataset.corpus)},
             "base": {"name": placed.model.name if is_local else job.base.name, "fingerprint": job.base.fingerprint},
-            "model": str((model.folder if isinstance(model, LocalEncoder) else final.model).relative_to(folder)),
+            "model": str((kept.folder if kept else final.model).relative_to(folder)),
             "fingerprint": model.fingerprint,
-            "identity": model.identity if isinstance(model, LocalEncoder) else None,
+            "identity": kept.identity if kept else None,
             "split": [
                 {part: len(getattr(split, part)) for part in ("train", "dev", "test")} | {"seen": sum(job.seen[id] for id in split.test)}
                 for split in job.splits
@@ -346,7 +347,7 @@ def _own_scores(job: Job, model: Encoder) -> Scores | None:
 
     With folds it was trained on these queries, and with several seeds it is one of several: its scores are no evidence.
     """
-    return job.scored(job.dense(model).search(job.test, job.depth), "published") if isinstance(model, LocalEncoder) else None
+    return job.scored(job.dense(model).search(job.test, job.depth), "published") if complete(model).local else None
 
 
 def _merged(base: LocalEncoder, tuned: LocalEncoder, weight: float, folder: Path) -> LocalEncoder:

@@ -22,7 +22,7 @@ from embedfit.data.load import load
 from embedfit.data.records import record_type
 from embedfit.data.split import Split, answers_seen, group_numbers, split_dataset, split_folds, without_leaks
 from embedfit.encode.cache import CachedEncoder
-from embedfit.encode.encoder import Encoder
+from embedfit.encode.encoder import Encoder, complete
 from embedfit.encode.local import LocalEncoder
 from embedfit.encode.pooling import pooling_of, pools_itself
 from embedfit.encode.remote import RemoteEncoder, is_remote
@@ -115,9 +115,10 @@ def local(encoder: Encoder) -> LocalEncoder:
     Raises:
         ModelError: It has not.
     """
-    if not isinstance(encoder, LocalEncoder):
+    model = complete(encoder).local
+    if model is None:
         raise ModelError(f"{encoder.name} reads texts elsewhere, so its tokens and weights are not here")
-    return encoder
+    return model
 
 
 def check_installed(config: Config, *, trains: bool = False, stores: bool = False, model: str | None = None) -> None:
@@ -171,7 +172,7 @@ def check_method(base: Encoder, config: TuneConfig, report_to: Sequence[str] = (
             "track.report_to follows the training of weights, and an adapter is fitted in seconds without it; "
             "fix: leave it out, or tune.method = 'full'"
         )
-    if config.method != "adapter" and not isinstance(base, LocalEncoder):
+    if config.method != "adapter" and not complete(base).local:
         raise ConfigError(f'{base.name} has no weights here to train; fix: method = "adapter" in [tune] fits a map of its query vectors')
     unused = sorted(config.model_fields_set - _ADAPTERS_SETTINGS) if config.method == "adapter" else []
     if unused:
@@ -340,7 +341,8 @@ class Job:
         Raises:
             DataError: Something that makes all figures wrong.
         """
-        truncated = check_truncation(self.dataset, self.base.loaded, self.template) if isinstance(self.base, LocalEncoder) else []
+        model = complete(self.base).local
+        truncated = check_truncation(self.dataset, model.loaded, self.template) if model else []
         return (*self.checked, *truncated)
 
     @cached_property

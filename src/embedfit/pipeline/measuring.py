@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -13,8 +12,8 @@ from embedfit.config import Config
 from embedfit.data.dataset import Dataset, text_key
 from embedfit.data.split import group_numbers
 from embedfit.encode.cache import CachedEncoder
-from embedfit.encode.encoder import Encoder
-from embedfit.encode.local import LocalEncoder, seconds_alone
+from embedfit.encode.encoder import Encoder, complete
+from embedfit.encode.local import seconds_alone
 from embedfit.evaluation.compare import compare_scores
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.hub import public_name
@@ -218,11 +217,7 @@ def answers_seen_in_training(models: Sequence[Encoder], dataset: Dataset, templa
 
 
 def _seen_by(model: Encoder, what: Literal["seen", "answers"]) -> set[str]:
-    from embedfit.encode.adapted import AdaptedEncoder
     from embedfit.tune.result import seen_by
 
-    if isinstance(model, LocalEncoder):
-        path: Path | None = model.folder
-    else:
-        path = model.adapter.path if isinstance(model, AdaptedEncoder) else None
+    path = complete(model).saved_at
     return set(seen_by(path, what)) if path else set()

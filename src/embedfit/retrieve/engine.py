@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from embedfit.encode.encoder import Encoder, Kind, Part, Precision, Vectors, slices
+from embedfit.encode.encoder import Encoder, Kind, Part, Precision, Vectors, WrappingEncoder, slices
 from embedfit.encode.local import LocalEncoder
 from embedfit.encode.precision import use_bf16
 from embedfit.errors import EmbedfitError, require
@@ -115,7 +115,7 @@ class RayEngine:
         return 4 * _DOCUMENTS
 
 
-class RayEncoder:
+class RayEncoder(WrappingEncoder):
     """A local encoder, its model held by each of the workers.
 
     Its fingerprint is the local encoder's, so both share one cache; the workers themselves keep none. The model's files
@@ -125,29 +125,31 @@ class RayEncoder:
         encoder: Its model is not loaded in this process.
     """
 
+    encoder: LocalEncoder
+
     def __init__(self, encoder: LocalEncoder) -> None:
-        self.local, self.name = encoder, encoder.name
-
-    @property
-    def identity(self) -> str:
-        """The local encoder's, which is the same on every machine."""
-        return self.local.identity
-
-    @property
-    def prompts(self) -> dict[Kind, str]:
-        """The local encoder's."""
-        return self.local.prompts
+        super().__init__(encoder)
 
     @property
     def fingerprint(self) -> str:
-        """The local encoder's, unless the workers have GPUs and this machine has none, or the other way round."""
+        """The fingerprint of the local encoder; another one if either the workers or this machine have GPUs, and not both."""
         same = bool(_resource("GPU")) == Path("/dev/nvidia0").exists()
-        return self.local.fingerprint if same else hashlib.sha256(f"Ray {self.local.fingerprint}".encode()).hexdigest()
+        return self.encoder.fingerprint if same else hashlib.sha256(f"Ray {self.encoder.fingerprint}".encode()).hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """The identity of the local encoder, which is the same on every machine."""
+        return self.encoder.identity
+
+    @property
+    def local(self) -> LocalEncoder:
+        """The local encoder."""
+        return self.encoder
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one unit vector per text, in order."""
         if not texts:
-            return self.local.encode(texts, kind)
+            return self.encoder.encode(texts, kind)
         parts = list(self.encode_parts(texts, kind))
         vectors = np.empty((len(texts), parts[0].vectors.shape[1]), np.float32)
         for part in parts:
@@ -157,10 +159,10 @@ class RayEncoder:
     def encode_parts(self, texts: Sequence[str], kind: Kind) -> Iterator[Part]:
         """Yield vectors as the workers have them ready."""
         said = {
-            "files": _sent(self.local.folder),
-            "prompts": self.local.prompts,
-            "precision": _precision(self.local.precision),
-            "pooling": self.local.pooling or "auto",
+            "files": _sent(self.encoder.folder),
+            "prompts": self.encoder.prompts,
+            "precision": _precision(self.encoder.precision),
+            "pooling": self.encoder.pooling or "auto",
             "kind": kind,
         }
         rows = list(slices(texts))

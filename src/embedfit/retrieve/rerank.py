@@ -22,6 +22,7 @@ from embedfit.encode.local import quiet_libraries
 from embedfit.encode.precision import autocast, use_bf16
 from embedfit.errors import ConfigError, ModelError
 from embedfit.hub import model_folder
+from embedfit.retrieve.finder import BaseRetriever, prepared
 from embedfit.retrieve.run import Retriever, Run
 from embedfit.template import DOCUMENT_TEMPLATE
 
@@ -108,7 +109,7 @@ class LocalReranker:
         return scores
 
 
-class RerankedRetriever:
+class RerankedRetriever(BaseRetriever):
     """The top of another retriever's ranking, in a reranker's order.
 
     Args:
@@ -121,6 +122,10 @@ class RerankedRetriever:
     def __init__(self, retriever: Retriever, reranker: Reranker, template: str = DOCUMENT_TEMPLATE, *, top: int = TOP) -> None:
         self.retriever, self.reranker, self.template, self.top = retriever, reranker, template, top
         self.name = f"{retriever.name}, reranked by {reranker.name}"
+
+    def prepared(self, dataset: Dataset) -> RerankedRetriever:
+        """Return the same order of what the retriever, prepared, finds."""
+        return RerankedRetriever(prepared(self.retriever, dataset), self.reranker, self.template, top=self.top)
 
     def search(self, dataset: Dataset, k: int) -> Run:
         """Return the k best documents for each query of a data set."""

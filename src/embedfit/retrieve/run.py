@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from embedfit.data.dataset import Dataset
 from embedfit.data.duplicates import queries_that_are_documents
+from embedfit.errors import DataError, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +23,7 @@ DEPTH = 100
 """How far down a ranking the right answer is looked for."""
 NOTHING = np.float32(-1)
 """The score of an empty place: no cosine and no sum of weights is less."""
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,40 @@ class Run:
     document_ids: tuple[str, ...]
     ranked: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float32]
+
+    @classmethod
+    def from_dict(cls, rankings: Mapping[str, Mapping[str, float]]) -> Run:
+        """Return a Run of rankings from elsewhere, in the shape that ranx uses.
+
+        Args:
+            rankings: Query id -> {document id: score}. Larger scores are better; equal scores are ranked in order of document id,
+                as in a search. Scores are kept in float32.
+
+        Raises:
+            DataError: An id is not a text or is empty, or a score is not a finite number.
+        """
+        for query, scores in rankings.items():
+            _check_ranking(query, scores)
+        document_ids = tuple(sorted({id for scores in rankings.values() for id in scores}))
+        position = {id: place for place, id in enumerate(document_ids)}
+        width = max(map(len, rankings.values()), default=0) or 1
+        ranked, kept = np.full((len(rankings), width), len(document_ids), np.int64), np.full((len(rankings), width), NOTHING, np.float32)
+        for row, scores in enumerate(rankings.values()):
+            best = sorted(scores, key=lambda id: (-scores[id], id))
+            ranked[row, : len(best)] = [position[id] for id in best]
+            kept[row, : len(best)] = [scores[id] for id in best]
+        return cls(tuple(rankings), named(document_ids, ranked), ranked, kept)
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """Return query id -> {document id: score}, best first: the shape that ranx uses. `from_dict` makes the same rankings of it.
+
+        A score is the shortest decimal that float32 tells from its neighbours: 0.9, and not 0.8999999761581421.
+        """
+        rankings = {}
+        for row, query in enumerate(self.query_ids):
+            documents = self.documents_at(row)
+            rankings[query] = dict(zip(documents, map(float, self.scores[row, : len(documents)].astype(str)), strict=True))
+        return rankings
 
     def documents(self, query_id: str) -> list[str]:
         """Return the ids of the documents found for a query, best first."""
@@ -69,6 +106,16 @@ class Run:
         if self.document_ids[-1:] != ("",):
             return np.zeros(self.ranked.shape, bool)
         return np.asarray(self.ranked == len(self.document_ids) - 1)
+
+
+def _check_ranking(query: str, scores: Mapping[str, float]) -> None:
+    for what, id in (("query", query), *(("document", id) for id in scores)):
+        if not isinstance(id, str) or not id:
+            raise DataError("ranking", f"has the {what} id {id!r}", expected="a text that is not empty", fix="str(id)")
+    for id, score in scores.items():
+        if not isinstance(score, Real) or not abs(score) <= _LARGEST:
+            where = f"ranking of query {shown(query)}"
+            raise DataError(where, f"gives document {shown(id)} the score {score!r}", expected="a finite number")
 
 
 def joined(runs: Sequence[Run]) -> Run:

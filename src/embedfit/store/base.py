@@ -48,23 +48,6 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Hit:
-    """A document that was found.
-
-    Attributes:
-        id: The document's.
-        score: Cosine similarity to the query.
-        text: What the document says.
-        metadata: Its other fields.
-    """
-
-    id: str
-    score: float
-    text: str
-    metadata: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Stamp:
     """What a collection was made from.
 

@@ -23,11 +23,12 @@ import numpy as np
 from embedfit import console
 from embedfit.data.dataset import Dataset
 from embedfit.encode.cache import CachedEncoder
-from embedfit.encode.encoder import Encoder, Vectors
+from embedfit.encode.encoder import Encoder, Vectors, complete
 from embedfit.errors import DataError, ModelError, StorageError
+from embedfit.retrieve.finder import Hit
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import DEPTH, NOTHING, Ranked, Run, run_of, sorted_corpus
-from embedfit.store.base import BATCH_BYTES, Entry, Filters, Hit, Live, Stamp, Store, check_entries, is_encodable, is_url
+from embedfit.store.base import BATCH_BYTES, Entry, Filters, Live, Stamp, Store, check_entries, is_encodable, is_url
 from embedfit.template import DOCUMENT_TEMPLATE
 
 _QUERIES = 1000
@@ -109,7 +110,7 @@ def index_documents(
             console.note(f"Warning: {store.where}: {collection}, which is live, has lost or changed documents; they are written again")
         cached = encoder if isinstance(encoder, CachedEncoder) else CachedEncoder(encoder)
         vectors = cached.encode([entry.text for entry in entries], "document")
-        prompts = _prompts(encoder)
+        prompts = complete(encoder).prompts
         stamp = Stamp(
             encoder.name, identity(encoder), vectors.shape[1], prompts["query"], prompts["document"], template, len(entries), digest
         )
@@ -356,16 +357,8 @@ def entries_of(dataset: Dataset, template: str) -> list[Entry]:
 
 
 def identity(encoder: Encoder) -> str:
-    """Return a text that changes with the vectors of an encoder's documents, but not with the machine, where it has one."""
-    while hasattr(encoder, "encoder"):  # a cache, or a query adapter, which leaves the documents' vectors alone
-        encoder = encoder.encoder
-    return str(getattr(encoder, "identity", encoder.fingerprint))
-
-
-def _prompts(encoder: Encoder) -> dict[str, str]:
-    while hasattr(encoder, "encoder"):
-        encoder = encoder.encoder
-    return {"query": "", "document": "", **getattr(encoder, "prompts", {})}
+    """Return the text by which a store knows an encoder; see `BaseEncoder.identity`."""
+    return complete(encoder).identity
 
 
 def _plain(metadata: dict[str, Any]) -> dict[str, Any]:

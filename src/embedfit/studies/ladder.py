@@ -23,8 +23,8 @@ from embedfit.data.dataset import Dataset
 from embedfit.data.mix import with_others
 from embedfit.data.split import Split, group_numbers
 from embedfit.encode.cache import CachedEncoder
-from embedfit.encode.encoder import Encoder
-from embedfit.encode.local import LocalEncoder, seconds_alone
+from embedfit.encode.encoder import Encoder, complete
+from embedfit.encode.local import seconds_alone
 from embedfit.errors import ConfigError, did_you_mean
 from embedfit.evaluation.compare import Difference, new_chart
 from embedfit.evaluation.families import compare_many, may_be_best
@@ -335,7 +335,7 @@ def _no_richer(setting: Setting, train: Dataset) -> str:
 
 
 def _no_weights(setting: Setting, train: Dataset) -> str:
-    return "" if isinstance(setting.base, LocalEncoder) else f"{setting.base.name} has no weights here to train"
+    return "" if complete(setting.base).local else f"{setting.base.name} has no weights here to train"
 
 
 def _no_weights_or_richer(setting: Setting, train: Dataset) -> str:
@@ -377,11 +377,12 @@ def _tuned(method: str, template: Callable[[Setting], str]) -> Callable[[Setting
         from embedfit.tune.full import tune_model
 
         said = template(setting)
-        assert isinstance(setting.base, LocalEncoder)  # `_no_weights` has seen to it
+        base = complete(setting.base).local
+        assert base  # `_no_weights` has seen to it
         config = setting.config
         train, dev, text = setting.mixed(train, dev, said)
         settings, report_to = with_method(config.tune, method), config.track.report_to
-        tuned = tune_model(setting.base, train, dev, folder, settings, template=text, report_to=report_to, engine=setting.engine)
+        tuned = tune_model(base, train, dev, folder, settings, template=text, report_to=report_to, engine=setting.engine)
         return replace(tuned, held=setting.dense(tuned.encoder, said))
 
     return fit
@@ -394,9 +395,10 @@ def _merged(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path)
     from embedfit.tune.merge import merge_models
 
     tuned = folder.parent.parent / "full" / folder.name
-    assert isinstance(setting.base, LocalEncoder)
+    base = complete(setting.base).local
+    assert base
     full = _full(setting, train, dev, tuned)  # trained for the rung of that name, and read from its folder
-    merged = merge_models(setting.base, tuned / "model", _MERGED, folder)
+    merged = merge_models(base, tuned / "model", _MERGED, folder)
     return Tuned(setting.dense(merged, setting.template), full.seconds)
 
 

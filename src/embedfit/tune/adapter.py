@@ -21,9 +21,7 @@ from torch import Tensor
 
 from embedfit.data.dataset import Dataset
 from embedfit.encode.adapted import AdaptedEncoder, Adapter, write_adapted
-from embedfit.encode.cache import CachedEncoder
-from embedfit.encode.encoder import Encoder
-from embedfit.encode.local import LocalEncoder
+from embedfit.encode.encoder import Encoder, complete
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.retrieve.exact import top_k
 from embedfit.retrieve.retrievers import DenseRetriever
@@ -136,7 +134,7 @@ def tune_adapter(
     digests = [train.digest(), dev.digest() if dev else None]
     described = ["query adapter", encoder.fingerprint, *digests, template, asdict(config)]
     claim(folder, described, keys_of(train, dev), answer_keys(train, dev, template))
-    local = _local(encoder)
+    local = complete(encoder).local
     if not (folder / DONE).exists():
         tuned = query_adapter(encoder, train, dev, template, config)
         adapter = tuned.encoder.adapter  # type: ignore[attr-defined]
@@ -145,10 +143,3 @@ def tune_adapter(
             write_adapted(local, adapter, folder / MODEL)
         write_fitted(tuned, folder)
     return read_tuned(folder, local or encoder, template)
-
-
-def _local(encoder: Encoder) -> LocalEncoder | None:
-    """Return the local model of an encoder, or of the encoder under its cache; None if there is none."""
-    inner = encoder.encoder if isinstance(encoder, CachedEncoder) else encoder
-    inner = getattr(inner, "local", inner)  # the encoder of an engine
-    return inner if isinstance(inner, LocalEncoder) else None

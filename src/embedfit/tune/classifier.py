@@ -13,6 +13,7 @@ from embedfit.data.dataset import Dataset
 from embedfit.encode.encoder import Encoder
 from embedfit.errors import DataError
 from embedfit.retrieve.exact import best_of
+from embedfit.retrieve.finder import BaseRetriever
 from embedfit.retrieve.run import Run, run_of, sorted_corpus
 from embedfit.words import search_words
 
@@ -31,7 +32,7 @@ def labels_repeat(train: Dataset) -> bool:
     return 1 < len(set(asked)) <= _MOST_LABELS and len(asked) >= _REPEATED * len(set(asked))
 
 
-class WordsClassifier:
+class WordsClassifier(BaseRetriever):
     """TF-IDF of words and of pieces of words, and a linear support vector machine; by scikit-learn.
 
     No document text and no vector is used. Word pairs and pieces of 2 to 5 characters are the usual strong baseline
@@ -66,7 +67,7 @@ class WordsClassifier:
         return _ranked(dataset, k, self._model.decision_function(dataset.query_texts()), self._model.classes_)
 
 
-class VectorsClassifier:
+class VectorsClassifier(BaseRetriever):
     """Logistic regression on an encoder's query vectors, which stay as they are; by scikit-learn.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from sentence_transformers.sentence_transformer.evaluation import SentenceEvalua
 
 from embedfit.data.dataset import Dataset
 from embedfit.data.split import group_numbers
-from embedfit.encode.encoder import Encoder
+from embedfit.encode.encoder import BaseEncoder, Encoder, Kind, Vectors
 from embedfit.encode.local import ModelEncoder
 from embedfit.evaluation.score import score_run
 from embedfit.retrieve.retrievers import DenseRetriever
@@ -70,10 +71,14 @@ def clearly_worse(now: npt.NDArray[np.float64], before: npt.NDArray[np.float64],
     return bool(difference.mean() < -error)
 
 
-class InTraining:
+class InTraining(BaseEncoder):
     """A model in training as an Encoder: its weights change at every step, so its vectors must not be kept."""
 
     name = fingerprint = "in training"
 
     def __init__(self, encoder: Encoder | ModelEncoder) -> None:
-        self.encode = encoder.encode
+        self._encoder = encoder
+
+    def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        """Return one unit vector per text, in order, by the weights as they are now."""
+        return self._encoder.encode(texts, kind)

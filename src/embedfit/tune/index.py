@@ -21,8 +21,9 @@ from torch import Tensor
 
 from embedfit.data.dataset import Dataset
 from embedfit.encode.encoder import Encoder, Vectors
-from embedfit.errors import DataError
-from embedfit.retrieve.exact import best_of, top_k
+from embedfit.retrieve.exact import best_of
+from embedfit.retrieve.finder import BaseRetriever
+from embedfit.retrieve.retrievers import VectorIndex, check_corpus
 from embedfit.retrieve.run import Ranked, Run, run_of, sorted_corpus
 from embedfit.template import DOCUMENT_TEMPLATE
 from embedfit.tune.candidates import relevant_positions
@@ -43,7 +44,7 @@ _VOTES = 0.5
 _BLOCK_BYTES = 64 * 2**20
 
 
-class MovedIndex:
+class MovedIndex(VectorIndex):
     """Cosine similarity to document vectors that were changed; queries are encoded as they always were.
 
     Args:
@@ -54,22 +55,11 @@ class MovedIndex:
     """
 
     def __init__(self, encoder: Encoder, vectors: Vectors, corpus: Dataset, name: str) -> None:
-        self.encoder, self.name = encoder, name
-        order, self.document_ids = sorted_corpus(corpus)
-        self.vectors = vectors[order]
-
-    def search(self, dataset: Dataset, k: int) -> Run:
-        """Return the k best documents for each query of a data set.
-
-        Raises:
-            DataError: It has another corpus than the index.
-        """
-        _same_corpus(self.document_ids, dataset)
-        queries = self.encoder.encode(dataset.query_texts(), "query")
-        return run_of(dataset, self.document_ids, lambda depth: top_k(queries, self.vectors, depth), k)
+        order, document_ids = sorted_corpus(corpus)
+        super().__init__(encoder, vectors[order], document_ids, name)
 
 
-class NearestExamples:
+class NearestExamples(BaseRetriever):
     """Documents for a query by their own vectors, and by the votes of the training queries near it.
 
     With e the training queries, P(d | e) their judgements as shares, and s a scale, a document's score is
@@ -101,7 +91,7 @@ class NearestExamples:
         Raises:
             DataError: It has another corpus than the index.
         """
-        _same_corpus(self.document_ids, dataset)
+        check_corpus(self.document_ids, dataset)
         queries = self.encoder.encode(dataset.query_texts(), "query")
         height = max(1, _BLOCK_BYTES // (4 * (len(self.vectors) + len(self.examples))))
 
@@ -219,8 +209,3 @@ def _shares(similarities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 def _unit(vectors: Vectors) -> Vectors:
     unit: Vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     return unit
-
-
-def _same_corpus(document_ids: tuple[str, ...], dataset: Dataset) -> None:
-    if set(document_ids) != set(dataset.corpus):
-        raise DataError("data", "has another corpus than the index was made of", fix="search the same documents, or make the index anew")

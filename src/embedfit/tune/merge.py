@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from embedfit.encode.encoder import Kind, Vectors
+from embedfit.encode.encoder import BaseEncoder, Kind, Vectors
 from embedfit.encode.local import LocalEncoder, ModelEncoder, load_model
 from embedfit.encode.precision import use_bf16
 from embedfit.encode.saving import save_in_place, why_not_written
@@ -119,7 +119,7 @@ class Merges:
         return encoder, ends
 
 
-class MergedEncoder:
+class MergedEncoder(BaseEncoder):
     """One merge of two models as an Encoder; made by `Merges.at`.
 
     Args:
@@ -129,7 +129,7 @@ class MergedEncoder:
 
     def __init__(self, merges: Merges, weight: float) -> None:
         self._merges, self.weight = merges, weight
-        self.precision = merges.tuned.precision
+        self.prompts, self.precision = merges.tuned.prompts, merges.tuned.precision
         self.name = f"{merges.base.name}, {weight:.0%} tuned"
 
     @property
