@@ -27,12 +27,13 @@ from embedfit.data.duplicates import near_duplicates
 from embedfit.data.load import load
 from embedfit.data.records import record_type
 from embedfit.errors import ConfigError, DataError, EndpointError
-from embedfit.generate import endpoint
+from embedfit.generate import writer
 from embedfit.generate.answers import answer_of
 from embedfit.generate.endpoint import Limits
 from embedfit.generate.outcome import Estimate, currency_of
 from embedfit.generate.tasks import Questions, Records, Rejected, prompt_template
 from embedfit.generate.writer import endpoint_of, estimate, generate
+from embedfit.hosts import Retries
 from embedfit.pipeline import generating, job
 from embedfit.samples import TRANSACTIONS
 
@@ -51,7 +52,7 @@ class Ticket(BaseModel):
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch):
     """Wait a hundredth of the time before trying again, and know no key."""
-    monkeypatch.setattr("embedfit.generate.endpoint.Limits", functools.partial(Limits, first_wait=0.01))
+    monkeypatch.setattr(writer, "Limits", functools.partial(Limits, retries=Retries(first_wait=0.01)))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
 
@@ -74,7 +75,7 @@ def text_of(row):
 
 
 def write_in_a_process_of_its_own(url, output, count):
-    endpoint.Limits = functools.partial(Limits, first_wait=0.01)
+    writer.Limits = functools.partial(Limits, retries=Retries(first_wait=0.01))
     generate(transactions_task(count), output, settings(url, tries=20))
 
 
