@@ -20,6 +20,13 @@ def one_line(text: str, limit: int = 200) -> str:
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
+def masked(text: str, *secrets: str | None) -> str:
+    """Return a text with ``***`` in place of each secret. A service may repeat a key in its error message."""
+    for secret in filter(None, secrets):
+        text = text.replace(secret, "***")
+    return text
+
+
 def read_json(content: bytes) -> Any:
     """Return what a body says in JSON, None if it says nothing in JSON."""
     try:

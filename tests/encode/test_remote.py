@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def keys(monkeypatch):
     """No key of this machine's, and short pauses."""
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(remote, "_FIRST_WAIT", 0.02)
+    monkeypatch.setattr(remote, "_RETRIES", replace(remote._RETRIES, first_wait=0.02))
 
 
 @pytest.fixture
@@ -301,7 +302,7 @@ def test_what_does_not_pass_stops_at_once_with_one_line_and_no_key(server, monke
 
 
 def test_it_gives_up_in_the_end_and_says_what_the_server_said(server, encoder, monkeypatch):
-    monkeypatch.setattr(remote, "_TRIES", 3)
+    monkeypatch.setattr(remote, "_RETRIES", replace(remote._RETRIES, tries=3))
     server.fault = lambda request: 500
     with pytest.raises(ModelError, match=r"answered 500 3 times: .*a fault"):
         encoder.encode(["a"], "query")
@@ -448,7 +449,7 @@ def test_a_usage_that_is_no_number_is_not_told(server, encoder, usage):
     ],
 )
 def test_an_error_under_status_200_keeps_its_reason(server, monkeypatch, name, body):
-    monkeypatch.setattr(remote, "_TRIES", 2)
+    monkeypatch.setattr(remote, "_RETRIES", replace(remote._RETRIES, tries=2))
     server.fault = lambda request: (200, {}, body.encode() if isinstance(body, str) else json.dumps(body).encode())
     with pytest.raises(ModelError, match="no room left"):
         RemoteEncoder(name.format(server.address)).encode(["a"], "query")

@@ -15,15 +15,16 @@ from embedfit.errors import ConfigError, EndpointError
 from embedfit.generate.asker import Asker, _Pace
 from embedfit.generate.endpoint import BudgetError, Endpoint, Limits, Refused, Request, Stopped
 from embedfit.generate.ledger import open_ledger
-from embedfit.hosts import retry_after
+from embedfit.hosts import Retries, retry_after
 from embedfit.replies import complaint_of, one_line
 
 KEY = "sk-very-secret-0123456789"
+QUICK = Retries(first_wait=0.001)
 
 
 def asked(folder, url, count=1, *, limits=None, prices=None, key=KEY, headers=None, body=None):
     """Ask for so many things at once; returns (lines, Asker, seconds)."""
-    limits = limits or Limits(first_wait=0.01)
+    limits = limits or Limits(retries=Retries(first_wait=0.01))
 
     async def ask_all(asker):
         bodies = [
@@ -110,7 +111,7 @@ def test_retry_after_is_waited_for_by_everybody(tmp_path):
         return (429, {"Retry-After": "1.2"}, error("rate_limit_exceeded")) if number == 1 else plain(number, body)
 
     with Server(respond=busy_once) as server:
-        asked(tmp_path, server.url, 6, limits=Limits(concurrency=1, first_wait=0.01))
+        asked(tmp_path, server.url, 6, limits=Limits(concurrency=1, retries=Retries(first_wait=0.01)))
     assert times[1] - times[0] >= 1.2
     assert times[-1] - times[1] < 1.2
 
@@ -175,14 +176,14 @@ def test_what_was_under_way_when_it_stopped_is_kept(tmp_path):
 
 def test_errors_that_do_not_go_away_are_given_up_with_one_line(tmp_path):
     with Server(respond=lambda number, body: (503, {}, b"busy")) as server:
-        _, asker, _ = asked(tmp_path / "a", server.url, limits=Limits(first_wait=0.001))
+        _, asker, _ = asked(tmp_path / "a", server.url, limits=Limits(retries=QUICK))
         assert len(server.bodies) == 8
     stopped(asker, "failed 8 times in a row (HTTP 503: busy)")
-    _, asker, _ = asked(tmp_path / "b", "http://127.0.0.1:9/v1", limits=Limits(first_wait=0.001))
+    _, asker, _ = asked(tmp_path / "b", "http://127.0.0.1:9/v1", limits=Limits(retries=QUICK))
     stopped(asker, "cannot be reached")
     assert asker.ledger.lost_requests == 0
     with Server(respond=lambda number, body: (429, {}, b"{}")) as server:
-        _, asker, seconds = asked(tmp_path / "c", server.url, limits=Limits(first_wait=0.01, patience=0.4))
+        _, asker, seconds = asked(tmp_path / "c", server.url, limits=Limits(retries=Retries(first_wait=0.01, patience=0.4)))
         stopped(asker, "has been saying 429 for")
         assert 0.4 < seconds < 30
     with Server(respond=lambda number, body: (429, {"Retry-After": "7200"}, b"{}")) as server:
@@ -192,7 +193,7 @@ def test_errors_that_do_not_go_away_are_given_up_with_one_line(tmp_path):
 
 def test_a_reply_that_trickles_beyond_the_time_is_given_up_and_may_have_been_charged(tmp_path):
     with Server(faults=1.0, kinds=("slow",), answer=lambda body, draw: {"content": "x" * 20}) as server:
-        _, asker, _ = asked(tmp_path, server.url, limits=Limits(timeout=0.02, first_wait=0.001))
+        _, asker, _ = asked(tmp_path, server.url, limits=Limits(timeout=0.02, retries=QUICK))
     stopped(asker, "no answer within 0.02 s")
     assert asker.ledger.lost_requests == 8
     assert asker.ledger.lost.tokens > 8 * 50
@@ -253,7 +254,7 @@ def test_a_page_in_place_of_the_api_stops_at_once_and_costs_nothing(tmp_path, bo
 def test_an_error_in_any_form_costs_nothing_and_keeps_its_reason(tmp_path, status, body):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     with Server(respond=lambda number, asked: (status, {}, content)) as server:
-        _, asker, _ = asked(tmp_path, server.url, limits=Limits(first_wait=0.001, budget=0.02), prices={"m": (1.0, 1.0)})
+        _, asker, _ = asked(tmp_path, server.url, limits=Limits(retries=QUICK, budget=0.02), prices={"m": (1.0, 1.0)})
         assert len(server.bodies) == 8
     stopped(asker, "out of cards")
     assert asker.ledger.spent.price == 0
@@ -307,7 +308,7 @@ def test_a_budget_is_never_passed_and_nearly_used(tmp_path, concurrency):
         spent.append(100 * 1.0 + 40 * 2.0)
         return 200, {}, answered
 
-    limits = Limits(concurrency=concurrency, budget=0.01, first_wait=0.01)
+    limits = Limits(concurrency=concurrency, budget=0.01, retries=Retries(first_wait=0.01))
     with Server(respond=costly, delay=0.01) as server:
         _, asker, _ = asked(tmp_path, server.url, 200, limits=limits, prices={"m": (1.0, 2.0)})
     assert isinstance(asker.stopping, BudgetError)
@@ -321,7 +322,7 @@ def test_a_budget_is_never_passed_and_nearly_used(tmp_path, concurrency):
 
 def test_a_limit_of_tokens_is_never_passed(tmp_path):
     with Server(respond=plain) as server:
-        _, asker, _ = asked(tmp_path, server.url, 200, limits=Limits(tokens=2000, first_wait=0.01))
+        _, asker, _ = asked(tmp_path, server.url, 200, limits=Limits(tokens=2000, retries=Retries(first_wait=0.01)))
     assert "stopped before 2,000 tokens would be passed" in str(asker.stopping)
     assert 1000 < asker.ledger.paid.tokens <= 2000
 
@@ -439,7 +440,7 @@ def closing(after):
 )
 def test_what_never_left_is_not_booked(tmp_path, address):
     url = address.format(tls=closing(1), silent=closing(None))
-    _, asker, _ = asked(tmp_path, url, limits=Limits(first_wait=0.001, timeout=0.5), prices={"m": (1.0, 2.0)})
+    _, asker, _ = asked(tmp_path, url, limits=Limits(retries=QUICK, timeout=0.5), prices={"m": (1.0, 2.0)})
     stopped(asker, "cannot be reached")
     assert asker.ledger.lost_requests == 0
     assert asker.ledger.spent.price == 0
@@ -447,7 +448,7 @@ def test_what_never_left_is_not_booked(tmp_path, address):
 
 def test_what_was_sent_and_not_answered_is_booked_and_an_error_is_not_whatever_its_status(tmp_path):
     url = f"http://{closing(65536)}/v1"
-    _, asker, _ = asked(tmp_path / "a", url, limits=Limits(first_wait=0.001))
+    _, asker, _ = asked(tmp_path / "a", url, limits=Limits(retries=QUICK))
     assert asker.ledger.lost_requests == 8
     for number, body in enumerate(
         [
@@ -460,7 +461,7 @@ def test_what_was_sent_and_not_answered_is_booked_and_an_error_is_not_whatever_i
         ]
     ):
         with Server(respond=lambda _, asked, body=body: (200, {}, body)) as server:
-            _, asker, _ = asked(tmp_path / str(number), server.url, limits=Limits(first_wait=0.001))
+            _, asker, _ = asked(tmp_path / str(number), server.url, limits=Limits(retries=QUICK))
         stopped(asker, "overloaded")
         assert asker.ledger.lost_requests == 0
 
@@ -535,7 +536,7 @@ def test_a_request_that_breaks_the_server_is_given_up_alone_where_others_are_ans
         return (500, {}, b"{}") if "number 1" in asked["messages"][0]["content"] else plain(number, asked)
 
     with Server(respond=breaking) as server:
-        found, asker, _ = asked(tmp_path, server.url, 5, limits=Limits(first_wait=0.001))
+        found, asker, _ = asked(tmp_path, server.url, 5, limits=Limits(retries=QUICK))
         assert [type(one) for one in found] == [dict, Refused, dict, dict, dict]
         assert len(server.bodies) == 4 + 8
     assert found[1].why == "failed 8 times in a row (HTTP 500)"
@@ -547,7 +548,7 @@ def test_an_endpoint_that_breaks_at_one_request_after_the_other_is_to_blame_itse
         return (500, {}, b"{}") if number > 3 else plain(number, asked)
 
     with Server(respond=dying) as server:
-        found, asker, _ = asked(tmp_path, server.url, 20, limits=Limits(concurrency=1, first_wait=0.001))
+        found, asker, _ = asked(tmp_path, server.url, 20, limits=Limits(concurrency=1, retries=QUICK))
         assert len(server.bodies) < 3 + 17 * 8
     assert [type(one).__name__ for one in found].count("Refused") == 5
     stopped(asker, "failed 8 times in a row (HTTP 500)")
@@ -563,7 +564,7 @@ def test_a_request_that_was_paid_for_eight_times_in_vain_is_not_sent_again_by_th
 
     with Cutting(respond=plain) as server:
         for _ in range(2):
-            found, asker, _ = asked(tmp_path, server.url, 5, limits=Limits(first_wait=0.03))
+            found, asker, _ = asked(tmp_path, server.url, 5, limits=Limits(retries=Retries(first_wait=0.03)))
             assert [type(one) for one in found] == [dict, Refused, dict, dict, dict]
             assert asker.ledger.lost_requests == 8
         assert len(server.bodies) == 4 + 8
@@ -610,7 +611,7 @@ def test_an_unknown_parameter_is_recognised_however_it_is_said(tmp_path, capsys,
         return (status, {}, json.dumps(body(name)).encode()) if name in asked else plain(number, asked)
 
     with Server(respond=choosy) as server:
-        found, asker, _ = asked(tmp_path, server.url, 6, limits=Limits(concurrency=2, first_wait=0.001), body={"temperature": 1.0})
+        found, asker, _ = asked(tmp_path, server.url, 6, limits=Limits(concurrency=2, retries=QUICK), body={"temperature": 1.0})
         last = server.bodies[-1]
     assert asker.stopping is None
     assert all(isinstance(one, dict) for one in found)
@@ -697,7 +698,7 @@ def test_any_json_is_a_completion_or_a_refusal_or_one_line(tmp_path_factory, rot
     if isinstance(body, dict) and isinstance(usage, dict):
         body = {**body, "usage": usage}
     rote.respond = lambda number, asked: (status, {}, json.dumps(body).encode())
-    [found], asker, _ = asked(tmp_path_factory.mktemp("any"), rote.url, limits=Limits(first_wait=0.0001), prices={"m": (1.0, 1.0)})
+    [found], asker, _ = asked(tmp_path_factory.mktemp("any"), rote.url, limits=Limits(retries=QUICK), prices={"m": (1.0, 1.0)})
     if isinstance(found, dict):
         assert 0 <= found["price"] < 1e11
         assert found["prompt_tokens"] >= 0 <= found["completion_tokens"]

@@ -27,12 +27,13 @@ from embedfit.data.duplicates import near_duplicates
 from embedfit.data.load import load
 from embedfit.data.records import record_type
 from embedfit.errors import ConfigError, DataError, EndpointError
-from embedfit.generate import endpoint
+from embedfit.generate import writer
 from embedfit.generate.answers import answer_of
 from embedfit.generate.endpoint import Limits
 from embedfit.generate.outcome import Estimate, currency_of
 from embedfit.generate.tasks import Questions, Records, Rejected, prompt_template
 from embedfit.generate.writer import endpoint_of, estimate, generate
+from embedfit.hosts import Retries
 from embedfit.pipeline import generating, job
 from embedfit.samples import TRANSACTIONS
 
@@ -51,7 +52,7 @@ class Ticket(BaseModel):
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch):
     """Wait a hundredth of the time before trying again, and know no key."""
-    monkeypatch.setattr("embedfit.generate.endpoint.Limits", functools.partial(Limits, first_wait=0.01))
+    monkeypatch.setattr(writer, "Limits", functools.partial(Limits, retries=Retries(first_wait=0.01)))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
 
@@ -74,7 +75,7 @@ def text_of(row):
 
 
 def write_in_a_process_of_its_own(url, output, count):
-    endpoint.Limits = functools.partial(Limits, first_wait=0.01)
+    writer.Limits = functools.partial(Limits, retries=Retries(first_wait=0.01))
     generate(transactions_task(count), output, settings(url, tries=20))
 
 
@@ -173,7 +174,7 @@ def test_killed_at_ten_moments_nothing_is_lost_or_paid_twice_but_what_was_under_
     count, chance = 400, random.Random(7)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # or nothing would be loaded ahead
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_generate", "openai.types.chat", "instructor.processing.response", "scipy.sparse"])
+    context.set_forkserver_preload(["test_writer", "openai.types.chat", "instructor.processing.response", "scipy.sparse"])
 
     def served(paid):
         options = ["--faults", "0.3", "--twins", "0.03", "--delay", "0.02", "--paid", str(paid)]
@@ -473,7 +474,7 @@ def test_whatever_a_reply_holds_it_is_asked_for_again_or_used(tmp_path_factory, 
     message = message if isinstance(message, dict) else {"content": message}
     answered = {"choices": [{"index": 0, "finish_reason": finish, "message": message}], "usage": {"prompt_tokens": "?"}}
     labels = {id: Document(id, id) for id in ("red", "blue")}
-    task = Records(labels, 2, record_type("test_generate:Ticket"), "Write one for {{ label }}, {{ number }}")
+    task = Records(labels, 2, record_type("test_writer:Ticket"), "Write one for {{ label }}, {{ number }}")
     rote = Server(respond=lambda number, body: (200, {}, json.dumps(answered).encode()))
     with (
         rote as server,
@@ -509,7 +510,7 @@ def test_odd_replies_are_paid_for_once(tmp_path, mode, odd):
         return odd_ones[odd]
 
     labels = {id: Document(id, id) for id in ("red", "blue")}
-    task = Records(labels, 6, record_type("test_generate:Ticket"), "Write one for {{ label }}, {{ number }}")
+    task = Records(labels, 6, record_type("test_writer:Ticket"), "Write one for {{ label }}, {{ number }}")
     with Server(answer=answer) as server:
         found = generate(task, tmp_path / "r.jsonl", settings(server.url, mode=mode))
         assert (found.accepted, len(server.paid)) == (6, 6)
@@ -629,7 +630,7 @@ def test_types_of_ones_own_and_every_mode(tmp_path, mode):
         return {"content": None, "tool_calls": [call]} if mode == "tools" else {"content": text}
 
     labels = {id: Document(id, id) for id in ("red", "blue")}
-    task = Records(labels, 6, record_type("test_generate:Ticket"), "Write one for {{ label }}, {{ number }}")
+    task = Records(labels, 6, record_type("test_writer:Ticket"), "Write one for {{ label }}, {{ number }}")
     with Server(answer=answer) as server:
         found = generate(task, tmp_path / "r.jsonl", settings(server.url, mode=mode))
     assert Counter(row["expected"] for row in rows_of(found.output)) == {"red": 3, "blue": 3}

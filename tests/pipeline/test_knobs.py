@@ -292,7 +292,7 @@ def test_generating_uses_the_keys_that_the_docs_say(tmp_path, read, capsys, monk
         )
         call("generate", "queries", "--config", tmp_path / "embedfit.toml")
     capsys.readouterr()
-    # Those of records: tests/test_generate.py.
+    # Those of records: tests/generate/test_writer.py.
     apart = ("data.record", "data.query_template", "data.label")
     check_table("generate", read, "", apart=apart)
 

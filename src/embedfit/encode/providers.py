@@ -16,22 +16,23 @@ import numpy as np
 from embedfit.encode.encoder import Vectors
 from embedfit.errors import ConfigError, ModelError, require, shown
 from embedfit.hosts import (
+    KEY_REFUSED,
     OPENAI,
-    authorization,
     checked_address,
     connected,
-    header_value,
-    host_of,
+    error_status,
+    key_in,
     key_variable,
-    openai_headers,
+    may_pass,
+    openai_host,
     openais,
+    quota_spent,
+    redirect_target,
     retry_after,
-    split_query,
 )
+from embedfit.hub import hub_token
 from embedfit.replies import Complaint, complains, complaint_of, described, one_line, read_json
 
-LONGEST_ASKED = 900.0
-"""A host that asks for more seconds than these is not waited for."""
 _TIMEOUT = 60.0
 Provider: TypeAlias = Literal["openai", "hf-inference"]
 Ask: TypeAlias = Callable[[list[str]], tuple[Vectors, int | None]]
@@ -139,21 +140,20 @@ class Failure(Exception):
         self, complaint: Complaint, status: int | None = None, headers: Mapping[str, str] | None = None, *, breaks: bool = False
     ) -> None:
         if status and 300 <= status < 400:
-            there = one_line(host_of((headers or {}).get("location", ""))) or "another address"
-            complaint = Complaint(f"it sends requests on to {there}; fix: give the address that answers itself")
+            complaint = Complaint(f"it sends requests on to {redirect_target(headers or {})}; fix: give the address that answers itself")
         super().__init__(complaint.message)
         self.complaint, self.wait, self.breaks = complaint, retry_after(headers or {}), breaks
-        self.status = complaint.status or status if status == 200 else status
+        self.status = error_status(status, complaint) if status else None
 
     @property
     def quota(self) -> bool:
         """Whether the account can buy no more, which waiting does not mend."""
-        return self.status == 402 or self.complaint.quota
+        return quota_spent(self.status or 0, self.complaint)
 
     @property
     def too_much(self) -> bool:
         """Whether less might be taken: fewer texts, or all but one of them. A wrong key, which some hosts call 400, stays wrong."""
-        wrong_key = self.status == 400 and self.complaint.status in (401, 403) and not self._of_its_size
+        wrong_key = self.status == 400 and self.complaint.status in KEY_REFUSED and not self._of_its_size
         return not self.quota and not wrong_key and (self.status in (200, 400, 413, 422, 424) or self._of_its_size)
 
     @property
@@ -164,8 +164,7 @@ class Failure(Exception):
     @property
     def again(self) -> bool:
         """Whether the same request may be answered later."""
-        passing = self.status in (408, 409, 424, 425, 429) and not self._of_its_size
-        return self.status is None or (passing and not self.quota) or self.status >= 500
+        return self.status is None or (may_pass(self.status) and not self.quota and not self._of_its_size)
 
 
 _LARGE_BATCH = re.compile(
@@ -183,13 +182,7 @@ def key_of(address: Address) -> str | None:
         ConfigError: It cannot be sent in a header.
     """
     variable = address.variable
-    if variable == "HF_TOKEN":
-        from huggingface_hub import get_token
-
-        key = get_token()  # also from 'hf auth login'
-    else:
-        key = os.environ.get(variable)
-    key = header_value(key or "", variable)
+    key = hub_token() if variable == "HF_TOKEN" else key_in(variable)
     if not key and variable == "OPENAI_API_KEY":
         raise ModelError(
             f"openai:{address.model} needs a key; fix: set {variable}, or name another server: openai:MODEL@http://localhost:8080/v1"
@@ -200,30 +193,17 @@ def key_of(address: Address) -> str | None:
 def openai_asker(address: Address, key: str | None) -> Ask:
     """Return how to ask an OpenAI-compatible server, by OpenAI's SDK."""
     openai = require("openai", extra="openai")
-    headers: dict[str, Any] = {}
-    if not key:
-        headers["Authorization"] = openai.Omit()
-    if address.variable != "OPENAI_API_KEY":
-        headers |= {name: openai.Omit() for name in openai_headers()}
-    url, query = split_query(address.url or OPENAI)
-    headers |= authorization(key, query, openai.Omit()) if key else {}
+    host = openai_host(address.url or OPENAI, key)
     # A redirect would take the headers to another host.
     client = connected(
-        lambda: openai.OpenAI(
-            api_key=key or "none",
-            base_url=url,
-            default_query=query,
-            max_retries=0,
-            timeout=_TIMEOUT,
-            http_client=openai.DefaultHttpxClient(follow_redirects=False),
-        )
+        lambda: openai.OpenAI(**host.client, timeout=_TIMEOUT, http_client=openai.DefaultHttpxClient(follow_redirects=False))
     )
     dimensions = address.dimensions or openai.omit
 
     def ask(texts: list[str]) -> tuple[Vectors, int | None]:
         create = client.embeddings.with_raw_response.create
         try:
-            answer = create(model=address.model, input=texts, dimensions=dimensions, extra_headers=headers)
+            answer = create(model=address.model, input=texts, dimensions=dimensions, extra_headers=host.headers)
         except openai.APIStatusError as error:
             raise Failure(complaint_of(error.response.content), error.status_code, error.response.headers) from None
         except openai.APIConnectionError as error:

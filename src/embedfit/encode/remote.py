@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -31,9 +30,10 @@ import numpy as np
 
 from embedfit import console
 from embedfit.encode.encoder import BaseEncoder, Kind, Part, Vectors
-from embedfit.encode.providers import LONGEST_ASKED, Address, Answers, Ask, Failure, hugging_face_asker, key_of, openai_asker
+from embedfit.encode.providers import Address, Answers, Ask, Failure, hugging_face_asker, key_of, openai_asker
 from embedfit.errors import ConfigError, EmbedfitError, ModelError, OfflineError, shown
-from embedfit.replies import one_line
+from embedfit.hosts import KEY_REFUSED, Retries
+from embedfit.replies import masked, one_line
 
 PRICES = {"text-embedding-3-small": 0.02, "text-embedding-3-large": 0.13, "text-embedding-ada-002": 0.10}
 """US dollars for a million tokens at api.openai.com, as listed in November 2026. Anything else is ``price`` or unknown."""
@@ -42,10 +42,7 @@ _OPENAI_TEXTS, _OPENAI_TOKENS = 2048, 300_000
 _SERVER_TEXTS, _SERVER_BYTES = 32, 1_000_000
 """What any server takes: text-embeddings-inference, unless told otherwise, refuses more than 32 texts and 2 MB."""
 _CONCURRENT = 8
-_TRIES, _TRIES_AT_FIRST = 7, 3
-"""How often a request is sent before giving up; fewer where there is no connection and never was, as nobody may be there."""
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
-"""Seconds before the second try, twice as long before each one after it. The host may ask for more, by Retry-After."""
+_RETRIES = Retries(tries=7, first_wait=0.5, patience=900.0)
 _TRIES_WHOLE, _TRIES_ALONE = 2, 3
 """How often a request is sent that breaks the server, before it is cut in halves; and what is left of it as a single text."""
 
@@ -226,10 +223,9 @@ class RemoteEncoder(BaseEncoder):
                     first, problem = self._answers(ask, positions[:half], texts, stop, None if failure.too_much else failures)
                     second, also = self._answers(ask, positions[half:], texts, stop, None if failure.too_much else 0)
                     return [*first, *second], problem or also
-                nobody_there = failure.status is None and not self._answered
-                most = _TRIES_AT_FIRST if nobody_there else _TRIES
+                limit = _RETRIES.limit(unreachable=failure.status is None and not self._answered)
                 alone = halved and len(positions) == 1 and tries >= _TRIES_ALONE
-                if not failure.again or failures >= most or alone or (failure.wait or 0.0) > LONGEST_ASKED:
+                if not failure.again or failures >= limit or alone or _RETRIES.is_too_long(failure.wait):
                     stop.set()  # here, before this thread begins another request
                     return [], self._refusal(failure, failures, positions, texts)
                 self._pause(failure, failures, stop)
@@ -246,15 +242,15 @@ class RemoteEncoder(BaseEncoder):
             return [(positions, vectors)], None
         return [], None
 
-    def _pause(self, failure: Failure, tries: int, stop: threading.Event) -> None:
-        pause = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)
+    def _pause(self, failure: Failure, failures: int, stop: threading.Event) -> None:
+        wait = _RETRIES.wait(failures)
         if failure.wait is None:
-            stop.wait(pause)
+            stop.wait(wait)
             return
-        # It asks for time, and means all requests.
-        if failure.wait > _LONGEST_WAIT:
+        if failure.wait > _RETRIES.longest_wait:
             console.note(f"{self.address.host} asks to wait for {failure.wait:.0f} s")
-        self._free_at = max(self._free_at, time.monotonic() + failure.wait + random.uniform(0.0, 0.1) * pause)
+        # Retry-After holds for all requests. Those that it held back start a little apart.
+        self._free_at = max(self._free_at, time.monotonic() + failure.wait + 0.1 * wait)
 
     @cached_property
     def _ask(self) -> Ask:
@@ -283,15 +279,15 @@ class RemoteEncoder(BaseEncoder):
     def _refusal(self, failure: Failure, tries: int, positions: list[int], texts: Sequence[str]) -> ModelError:
         """Return what to tell the user; never a key, and of a single text its place and its first words."""
         host, variable, status = self.address.host, self.address.variable, failure.status
-        told = one_line(failure.complaint.message.replace(self._key or "\0", "***")) or "it does not say why"
+        told = one_line(masked(failure.complaint.message, self._key)) or "it does not say why"
         if status is None:
             return OfflineError(f"{self.name}: {host} cannot be reached ({told}); what was answered before is kept")
-        if status in (401, 403) and not failure.complaint.filtered:
+        if status in KEY_REFUSED and not failure.complaint.filtered:
             what = f"the key in {variable}" if self._key else "to answer without a key"
             return ModelError(f"{self.name}: {host} refuses {what} ({status}); fix: set {variable}")
         if failure.quota:
             return ModelError(f"{self.name}: the account at {host} has no quota left; what was answered before is kept")
-        if (failure.wait or 0.0) > LONGEST_ASKED:
+        if _RETRIES.is_too_long(failure.wait):
             return ModelError(
                 f"{self.name}: {host} answered {status} and asks to wait for {failure.wait:,.0f} s; fix: run the same command then"
             )

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
@@ -24,13 +23,8 @@ from embedfit.errors import EmbedfitError, EndpointError
 from embedfit.generate.endpoint import Broken, BudgetError, Busy, Endpoint, Limits, Refused, Request, Stopped, token_count
 from embedfit.generate.ledger import Cost, Ledger, Line, digest
 
-_TRIES = 8
-"""Of a request that meets errors that may pass; 429 does not count, as long as anybody is answered."""
 _ALONE = 5
 """Requests in a row, without an answer to any other, that may be given up one by one; more of them, and the endpoint is to blame."""
-_TRIES_UNREACHABLE = 3
-"""... where nothing has ever come from the endpoint."""
-_LONGEST_WAIT = 30.0
 _CERTAIN_TOKENS_PER_BYTE = 1.0
 """No tokenizer makes more tokens than there are bytes. What is seen later says how many fewer there are."""
 _MARGIN = 1.25
@@ -171,9 +165,7 @@ class Asker:
                     self._answered, self._given_up = time.monotonic(), 0
                     self._pace.faster()
                     return await self._keep(request, completion, tries, time.monotonic() - started)
-            # Full jitter (M. Brooker, Exponential backoff and jitter, 2015): clients that failed together come back apart.
-            longest = min(_LONGEST_WAIT, self.limits.first_wait * 2 ** min(10, tries - 1))
-            await self._sleep(0 if wait else random.uniform(0, longest))
+            await self._sleep(0 if wait else self.limits.retries.wait(tries))
 
     async def _reserve(self, request: Request) -> None:
         """Wait until a request fits into what may be spent, and write that it goes out.
@@ -217,7 +209,7 @@ class Asker:
     def _slower(self, since: float, wait: float | None) -> float | None:
         self._pace.slower(since, wait)
         without = time.monotonic() - (self._answered or self._began)
-        if max(without, wait or 0.0) > self.limits.patience:
+        if any(map(self.limits.retries.is_too_long, (without, wait))):
             raise EndpointError(
                 f"{self._connected().base_url} has been saying 429 for {without:.0f} s"
                 + (f", and asks for {wait:.0f} s more" if wait else "")
@@ -232,8 +224,7 @@ class Asker:
             Refused: The endpoint has answered others, and this request breaks it.
             EndpointError: It cannot be reached, has never answered, or breaks at many in a row.
         """
-        most = _TRIES_UNREACHABLE if broken.unreachable and self._answered is None else _TRIES
-        if failures < most:
+        if failures < self.limits.retries.limit(unreachable=broken.unreachable and self._answered is None):
             return
         self._given_up += 1
         if not broken.unreachable and self.ledger.requests and self._given_up <= _ALONE:

@@ -13,10 +13,24 @@ from typing import TYPE_CHECKING, Any
 from embedfit import console
 from embedfit.errors import ConfigError, EndpointError, require
 from embedfit.generate.ledger import Line
-from embedfit.hosts import OPENAI, authorization, host_of, is_header_name, openai_headers, openais, retry_after, split_query
-from embedfit.hosts import connected as connected
-from embedfit.hosts import header_value as header_value
-from embedfit.replies import SECRET, Complaint, complains, complaint_in, complaint_of, described, is_html, one_line, read_json
+from embedfit.hosts import (
+    KEY_REFUSED,
+    OPENAI,
+    OpenAIHost,
+    Retries,
+    connected,
+    error_status,
+    header_value,
+    is_header_name,
+    may_pass,
+    openai_host,
+    quota_spent,
+    redirect_target,
+    retry_after,
+    split_query,
+    too_large,
+)
+from embedfit.replies import SECRET, Complaint, complains, complaint_in, complaint_of, described, is_html, masked, one_line, read_json
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -59,24 +73,22 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What asking may take.
+    """Limits on requests, time and money.
 
     Attributes:
-        concurrency: Requests under way at a time, at most.
-        timeout: Seconds for one request, from sending to the last byte.
-        budget: Money that may be spent, all runs on a ledger together; None for any.
-        tokens: Tokens that may be used, likewise.
-        patience: Seconds without any answer after which an endpoint that only says 429 is given up.
-        first_wait: Seconds before a request is tried again, at most; each further time it is twice that.
-        currency: Of the budget, in words.
+        concurrency: Maximum number of requests under way at a time.
+        timeout: Seconds for one request, from the last byte sent to the last byte received.
+        budget: Maximum price of all runs on a ledger together; None for no limit.
+        tokens: Maximum number of tokens of all runs on a ledger together; None for no limit.
+        retries: Retry policy. An endpoint that answers nothing but 429 for longer than its ``patience`` is given up.
+        currency: Currency of the budget, in words.
     """
 
     concurrency: int = 32
     timeout: float = 120.0
     budget: float | None = None
     tokens: int | None = None
-    patience: float = 600.0
-    first_wait: float = 1.0
+    retries: Retries = field(default_factory=Retries)
     currency: str = DOLLARS
 
 
@@ -127,8 +139,8 @@ class Endpoint:
     def __init__(
         self, base_url: str = OPENAI, key: str = "none", headers: Mapping[str, str] | None = None, *, key_name: str = "the key"
     ) -> None:
-        self._url, self._query = split_query(base_url)
-        self.base_url, self.key_name = self._url, key_name
+        self._address, self.key_name = base_url, key_name
+        self.base_url, _ = split_query(base_url)
         self._key = header_value(key, key_name)
         for name in headers or {}:
             if not is_header_name(name):
@@ -136,6 +148,7 @@ class Endpoint:
         self._headers = {name: header_value(value, f"the variable of header {name}") for name, value in (headers or {}).items()}
         secrets = {value for value in (self._key, *self._headers.values()) if len(value) >= SECRET}
         self._secrets = sorted({*secrets, *(json.dumps(secret)[1:-1] for secret in secrets)}, key=len, reverse=True)
+        self._host: OpenAIHost | None = None
         self._client: AsyncOpenAI | None = None
         self._unwanted: set[str] = set()
 
@@ -144,9 +157,7 @@ class Endpoint:
 
     def hidden(self, text: str) -> str:
         """Return a text without the key and the headers' values, should an endpoint have said them back."""
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
+        return masked(text, *self._secrets)
 
     async def once(self, body: Mapping[str, Any], timeout: float) -> Line:
         """Send a request once, and return the completion.
@@ -161,6 +172,7 @@ class Endpoint:
             Refused: It will not, for what it says.
         """
         client, sent = self._connected(timeout), self._wanted(body)
+        keys = self._host.headers if self._host else {}
         import openai
 
         sent_whole = False
@@ -176,7 +188,6 @@ class Endpoint:
                 _WHEN_SENT.set(start)
                 # What is in extra_body goes out as it is; the SDK would take half a millisecond to walk through a schema.
                 named = {key: sent.pop(key) for key in ("model", "messages")}
-                keys = authorization(self._key, self._query, openai.Omit())
                 answer = await client.chat.completions.with_raw_response.create(**named, extra_body=sent, extra_headers=keys)
             status, headers, content = answer.status_code, answer.headers, answer.content
         except openai.APIStatusError as error:
@@ -220,16 +231,11 @@ class Endpoint:
     def _connected(self, timeout: float) -> AsyncOpenAI:
         if self._client is None:
             openai = require("openai", extra="generate")
-            others: dict[str, Any] = {} if openais(self.base_url) else {name: openai.Omit() for name in openai_headers()}
-            # Trying again is the Asker's part: the SDK would do it for a spent quota too, and say nothing of it. A redirect would
-            # take the headers to another host.
+            self._host = host = openai_host(self._address, self._key, self._headers)
+            # A redirect would take the headers to another host.
             self._client = connected(
                 lambda: openai.AsyncOpenAI(
-                    base_url=self._url,
-                    api_key=self._key or "none",
-                    default_headers={**others, **self._headers},
-                    default_query=self._query,
-                    max_retries=0,
+                    **host.client,
                     timeout=openai.Timeout(timeout, connect=max(timeout, _CONNECT)),
                     http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, event_hooks={"request": [_watch]}),
                 )
@@ -258,27 +264,25 @@ class Endpoint:
 
     def _meaning(self, status: int, headers: Mapping[str, str], complaint: Complaint) -> Exception:
         """Return what an error means: wait, try again, leave this one out, or stop."""
-        if status < 300:
-            status = complaint.status or status
+        status = error_status(status, complaint)
         message, code = one_line(self.hidden(complaint.message)), one_line(self.hidden(complaint.code.partition(" ")[0]), 60)
-        if complaint.quota or status == 402:
+        if quota_spent(status, complaint):
             return EndpointError(
                 f"{self.base_url} says that the quota is spent ({code or status}); fix: top it up, and run the same command"
             )
-        if status not in (401, 429):
-            if complaint.filtered:
-                return Refused("filtered", message or code)
-            if status == 413 or (complaint.too_long and status != 403):
-                return Refused("too long", message or code or f"HTTP {status}")
-        if status in (401, 403):
+        if complaint.filtered and status not in (401, 429):
+            return Refused("filtered", message or code)
+        if too_large(status, complaint):
+            return Refused("too long", message or code or f"HTTP {status}")
+        if status in KEY_REFUSED:
             return EndpointError(f"{self.base_url} does not accept {self.key_name} ({status}); fix: set it right, and run the same command")
         if status == 429:
             return Busy(retry_after(headers))
-        if status < 300 or status in (408, 409, 425) or status >= 500:
+        if status < 300 or may_pass(status):
             return Broken(f"HTTP {status}" + (f": {message}" if message else ""), charged=False)
         if 300 <= status < 400:
-            there = one_line(host_of(headers.get("location", ""))) or "another address"
-            return EndpointError(f"{self.base_url} sends requests on to {there} ({status}); fix: give the address that answers itself")
+            target = redirect_target(headers)
+            return EndpointError(f"{self.base_url} sends requests on to {target} ({status}); fix: give the address that answers itself")
         mode = "; fix: another 'mode' in [generate]" if _MODE.search(complaint.message) else ""
         return EndpointError(f"{self.base_url} refuses the request ({status} {code}): {message or 'it does not say why'}{mode}")
 

@@ -39,7 +39,7 @@ from embedfit.generate.endpoint import BudgetError, Endpoint, Limits, Refused, R
 from embedfit.generate.ledger import Ledger, Line, digest, open_ledger
 from embedfit.generate.outcome import Estimate, Generated, base_url_of, currency_of, measure_diversity, prices_of
 from embedfit.generate.tasks import Records, Rejected, Slot, Task, drawn, filled, prompt_template
-from embedfit.hosts import checked_address, header_value, key_variable
+from embedfit.hosts import checked_address, header_value, key_in, key_variable
 
 _T = TypeVar("_T")
 _ROOM = 8
@@ -110,7 +110,7 @@ def endpoint_of(config: GenerateConfig, ask: Callable[[str], str] | None = None)
     """
     base_url = base_url_of(config)
     variable = config.key or key_variable(base_url)
-    key = header_value(os.environ.get(variable, ""), variable)
+    key = key_in(variable)
     if not key:
         host = checked_address(base_url).hostname or ""
         if host in ("localhost", "::1") or host.startswith("127."):

@@ -18,8 +18,8 @@ from urllib.parse import quote, urlsplit
 from embedfit import console
 from embedfit.errors import ConfigError, EmbedfitError, did_you_mean, require, shown
 from embedfit.files import cache_folder, writing
-from embedfit.hosts import connected, header_value, host_of
-from embedfit.replies import complains, complaint_of, described, one_line, read_json
+from embedfit.hosts import connected, host_of, key_in, redirect_target, too_large
+from embedfit.replies import complains, complaint_of, described, masked, one_line, read_json
 
 if TYPE_CHECKING:
     import httpx
@@ -232,13 +232,10 @@ class _Sender:
                 return body
             raise _Refused(f"{host} answered {status} with {described(response.content)}; fix: see whether LANGWATCH_ENDPOINT is right")
         if response.is_redirect:
-            there = one_line(host_of(response.headers.get("location", ""))) or "another page of its own, as for a login"
+            there = redirect_target(response.headers, "another page of its own, as for a login")
             raise _Refused(f"{host} answered {status} and sends to {there}; fix: see whether LANGWATCH_ENDPOINT is right")
-        why = one_line(complaint.message.replace(langwatch_key() or "\0", "***"))
-        raise _Refused(
-            f"{host} answered {status}" + (f": {why}" if why else ""),
-            too_large=status == 413 or (complaint.too_long and status not in (401, 403, 429)),
-        )
+        why = one_line(masked(complaint.message, langwatch_key()))
+        raise _Refused(f"{host} answered {status}" + (f": {why}" if why else ""), too_large=too_large(status, complaint))
 
     def _results(self, slug: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the body that tells LangWatch of some results, and with the last ones that there are no more."""
@@ -303,7 +300,7 @@ def _rejected_spans(body: Any, protobuf: bytes) -> str:
             why = str(partial.get("errorMessage", partial.get("error_message", "")))
     if str(count or 0) == "0":
         return ""
-    return one_line(f"{count} spans" + (f": {why}" if why else "")).replace(langwatch_key() or "\0", "***")
+    return masked(one_line(f"{count} spans" + (f": {why}" if why else "")), langwatch_key())
 
 
 def _span_encoder() -> Any:
@@ -350,8 +347,8 @@ def _span_encoder() -> Any:
 
 def _headers() -> dict[str, str]:
     """Return how LangWatch knows whose results these are, for each kind of its keys."""
-    key = header_value(langwatch_key() or "", "LANGWATCH_API_KEY")
-    project = header_value(os.environ.get("LANGWATCH_PROJECT_ID", ""), "LANGWATCH_PROJECT_ID")
+    key = key_in("LANGWATCH_API_KEY")
+    project = key_in("LANGWATCH_PROJECT_ID")
     if key.startswith("pat-lw-") and project:  # a person's key, which says no project
         return {"Authorization": f"Basic {base64.b64encode(f'{project}:{key}'.encode()).decode()}"}
     named = {"X-Project-Id": project} if project and not key.startswith("pat-lw-") else {}
