@@ -11,7 +11,7 @@ from typing import Any
 
 from embedfit.config import TuneConfig
 from embedfit.encode.readers import OLDEST, older_form
-from embedfit.evaluation.compare import Comparison, Difference
+from embedfit.evaluation.comparison import Comparison, Difference
 from embedfit.hub import MINILM, public_name
 from embedfit.publish.target import EXAMPLES, Content, Target, in_one_line
 

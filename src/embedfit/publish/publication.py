@@ -29,7 +29,7 @@ from embedfit.encode.encoder import Kind, Vectors
 from embedfit.encode.local import LocalEncoder
 from embedfit.encode.readers import older_form
 from embedfit.errors import ConfigError, ModelError, OfflineError, StorageError
-from embedfit.evaluation.compare import Comparison
+from embedfit.evaluation.comparison import Comparison
 from embedfit.evaluation.score import PerQuery, score_run
 from embedfit.files import temporary_folder, temporary_path, writing
 from embedfit.hub import check_reachable, hub_address, hub_token, public_name
