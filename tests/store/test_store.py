@@ -29,8 +29,9 @@ from embedfit.encode.cache import CachedEncoder
 from embedfit.errors import ConfigError, DataError, ModelError, StorageError
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import Run
-from embedfit.store.base import Entry, Live, Stamp, check_entries, is_exact, is_plain, one_line, readings
+from embedfit.store.base import Entry, Live, Stamp, check_entries, one_line
 from embedfit.store.open import open_store
+from embedfit.store.values import is_exact, is_plain, readings
 from embedfit.store.versions import LiveIndex, Version, entries_of, identity, index_documents, overlap, roll_back
 
 KINDS = ("chroma", "chroma server", "pgvector", "qdrant")
@@ -709,11 +710,11 @@ def document(id="d1", text="text", **metadata):
 def test_a_document_that_no_store_can_keep_is_named_before_anything_is_encoded(store):
     half = "half \ud800"
     for bad, message in [
-        (document(half), r"document 'half \\ud800': its id holds half of a character"),
-        (document(text=half), r"document 'd1': its text holds half of a character .*; fix:"),
-        (document(colour=half), r"document 'd1': its field 'colour' holds half of a character"),
-        (document(colours=["red", {"more": half}]), r"document 'd1': its field 'colours' holds half of a character"),
-        (document(**{half: "red"}), r"document 'd1': its field 'half \\ud800' holds half of a character"),
+        (document(half), r"document 'half \\ud800': its id contains half of a character"),
+        (document(text=half), r"document 'd1': its text contains half of a character .*; fix:"),
+        (document(colour=half), r"document 'd1': its field 'colour' contains half of a character"),
+        (document(colours=["red", {"more": half}]), r"document 'd1': its field 'colours' contains half of a character"),
+        (document(**{half: "red"}), r"document 'd1': its field 'half \\ud800' contains half of a character"),
         (document(""), r"document '': its id is empty"),
     ]:
         data, encoder = numbered(), Numbers()
@@ -727,9 +728,9 @@ def test_a_document_that_no_store_can_keep_is_named_before_anything_is_encoded(s
 
 def test_what_postgresql_cannot_keep_is_named_and_other_stores_keep_it(store):
     odd = {
-        r"document 'nul \\x00': its id holds a NUL character, which PostgreSQL, .* cannot keep; fix: take it out": document("nul \0"),
-        "document 'd1': its text holds a NUL character": document(text="nul \0"),
-        "document 'd2': its field 'colour' holds a NUL character": document("d2", colour=["nul \0"]),
+        r"document 'nul \\x00': its id contains a NUL character, which PostgreSQL, .* cannot keep; fix: remove it": document("nul \0"),
+        "document 'd1': its text contains a NUL character": document(text="nul \0"),
+        "document 'd2': its field 'colour' contains a NUL character": document("d2", colour=["nul \0"]),
         "document '0123456789.*: its id has 6,890 bytes, and PostgreSQL, .* takes 2,500; fix: ": document("".join(map(str, range(2000)))),
     }
     if store.takes_nul:
@@ -762,7 +763,7 @@ def test_an_id_as_long_as_postgresql_takes_it_is_kept(config_of):
 def test_a_query_that_is_no_text_is_refused_in_one_line(store):
     encoder = Numbers()
     index_documents(store, numbered(), encoder, TEMPLATE)
-    with pytest.raises(DataError, match="the query: holds half of a character"):
+    with pytest.raises(DataError, match="the query: contains half of a character"):
         LiveIndex(store, encoder).find("query \udcff 7")
 
 
@@ -845,7 +846,7 @@ def test_a_store_is_a_retriever_that_ranks_as_exact_search_does(store):
     assert (run.ranked == exact.ranked).mean() > 0.95
     assert overlap(run, DenseRetriever(encoder, TEMPLATE).search(data, 100), 10) > 0.95
     assert LiveIndex(store, encoder).search(data, 60).ranked.shape == (20, 60)
-    with pytest.raises(StorageError, match="holds other documents than the data has now"):
+    with pytest.raises(StorageError, match="holds other documents than the data set"):
         LiveIndex(store, encoder).search(numbered(59), 10)
 
 
@@ -1339,7 +1340,7 @@ def test_a_user_who_may_not_create_pgvector_or_a_table_is_told_what_to_do(postgr
 def test_another_collection_of_the_name_in_chroma_is_not_taken_for_ours(config_of):
     with open_store(config_of("chroma")) as store:
         store._client.create_collection("documents", metadata={"mine": "yes"}, embedding_function=None)
-        with pytest.raises(StorageError, match=r"is not embedfit's; fix: another store\.index"):
+        with pytest.raises(StorageError, match=r"is not embedfit's; fix: choose another store\.index"):
             store.live()
 
 
