@@ -30,7 +30,8 @@ from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError, S
 from embedfit.evaluation.score import score_run
 from embedfit.hub import public_name
 from embedfit.pipeline import experiment, publishing
-from embedfit.publish.publication import Publication, check_parity, model_publication
+from embedfit.publish.parity import check_parity
+from embedfit.publish.publication import Publication, model_publication
 from embedfit.publish.target import Target
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.samples import write_start
@@ -101,7 +102,7 @@ def test_what_is_no_target_is_refused(said):
     if said.startswith("."):
         assert Target.of(said).kind == "folder"
     else:
-        with pytest.raises(ConfigError, match="is no place to publish to"):
+        with pytest.raises(ConfigError, match="is not a place to publish to"):
             Target.of(said)
 
 
@@ -113,7 +114,7 @@ def test_a_model_goes_to_the_hub_in_private_and_comes_back_the_same(finished, hu
     assert code == 0
     assert re.search(r"Published the model: someone/support\. Fetched again: the vectors of 8 texts are the same", out)
     assert "and so is mrr@10" in out
-    assert "private. It holds none of the labelled text." in err
+    assert "private. It contains none of the labelled text." in err
     assert "model.safetensors" in err
     repo = hub.repos["model", "someone/support"]
     assert repo["private"] is True
@@ -141,7 +142,7 @@ def test_nothing_that_is_sent_holds_training_text_a_path_of_this_machine_or_the_
 def test_examples_are_quoted_if_asked_for_and_cannot_break_out(finished, hub, said, project):
     code, _, err = said("publish", finished.folder, "someone/support", "--yes", "--include-examples")
     assert code == 0
-    assert "It holds the labelled text." in err
+    assert "It contains the labelled text." in err
     card = hub.repos["model", "someone/support"]["files"]["README.md"].decode()
     quoted = [json.loads(line) for line in card.splitlines() if line.startswith('    {"query"')]
     assert len(quoted) == 5
@@ -169,7 +170,7 @@ def test_a_model_that_comes_back_another_is_an_error(finished, hub, said):
     code, out, err = said("publish", finished.folder, "someone/support", "--yes")
     assert code == 2
     assert out == ""
-    assert "the model that was fetched is not the one that was measured" in err
+    assert "the fetched model is not the one that was measured" in err
 
 
 def test_a_public_repository_is_not_filled_by_mistake(finished, hub, said):
@@ -177,11 +178,11 @@ def test_a_public_repository_is_not_filled_by_mistake(finished, hub, said):
     hub.repos["model", "someone/closed"] = {"private": True, "files": {}}
     code, _, err = said("publish", finished.folder, "someone/open", "--yes")
     assert code == 2
-    assert "someone/open is there already and is public; fix: --public, or another name" in err
+    assert "someone/open already exists and is public; fix: add --public, or choose another name" in err
     assert hub.repos["model", "someone/open"]["files"] == {}
     code, _, err = said("publish", finished.folder, "someone/closed", "--yes", "--public")
     assert code == 2
-    assert "is there already and is private" in err
+    assert "already exists and is private" in err
     code, _, err = said("publish", finished.folder, "someone/closed", "--yes")
     assert code == 0
 
@@ -219,7 +220,7 @@ def test_what_the_hub_refuses_is_one_line_without_signature_or_token(finished, h
     hub.fault = lambda request: 403 if "/commit/" in request.path else None
     code, _, err = said("publish", finished.folder, "someone/support", "--yes")
     assert code == 2
-    assert err.splitlines()[-1].startswith("embedfit: someone/support: the Hub did not take or give it: ")
+    assert err.splitlines()[-1].startswith("embedfit: someone/support: the request to the Hub failed: ")
     assert "X-Signature" not in err
 
 
@@ -249,7 +250,7 @@ def test_a_reply_that_is_no_hubs_is_one_line():
     from embedfit.publish.target import refusals
 
     for error in (TypeError("no ETag"), KeyError("id"), json.JSONDecodeError("Expecting value", "<html>", 0)):
-        with pytest.raises(EmbedfitError, match="someone/x: the Hub did not take or give it: what it answered"), refusals("someone/x"):
+        with pytest.raises(EmbedfitError, match="someone/x: the request to the Hub failed: what it answered"), refusals("someone/x"):
             raise error
 
 
@@ -271,7 +272,7 @@ def test_files_of_an_earlier_push_go_with_the_same_commit_and_nobody_elses(finis
     del repo["files"]["old.txt"]  # by hand; the Hub refuses to remove what is not there
     code, _, err = said("publish", finished.folder, "someone/support", "--yes")
     assert code == 0
-    assert "Files of an earlier publication there that are not among these are removed." in err
+    assert "Files of an earlier publication that are not in this list are deleted from the repository." in err
     published = set(json.loads(repo["files"]["embedfit.json"])["files"])
     assert set(repo["files"]) == published | {".gitattributes", "notes.md"}
     commits = [request for request in hub.requests if "/commit/" in request.path]
@@ -298,7 +299,7 @@ def test_without_a_hub_or_a_token_it_is_one_line(finished, said, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     code, _, err = said("publish", finished.folder, "someone/support", "--yes")
-    assert "needs a token that may write; fix: set HF_TOKEN" in err
+    assert "needs a token with write access; fix: set HF_TOKEN" in err
 
 
 # To a folder, to an archive
@@ -321,7 +322,7 @@ def test_a_folder_and_an_archive_hold_the_same_files_and_are_checked(finished, s
     assert all(packed[name] == laid_out[name] for name in packed if name != "README.md")  # its snippets name the place
     code, _, err = said("publish", finished.folder, tmp_path / "support", "--yes")
     assert code == 2
-    assert "is there already" in err
+    assert "already exists" in err
 
 
 def test_a_hidden_folder_of_the_targets_name_stays(finished, said, tmp_path):
@@ -360,7 +361,7 @@ def test_a_target_where_something_is_is_one_line_and_nothing_there_changes(finis
     before = sorted(tmp_path.rglob("*"))
     code, out, err = said("publish", finished.folder, target if target.startswith(".") else f"./{target}", "--yes")
     assert (code, out) == (2, "")
-    assert re.fullmatch(r"embedfit: .* (is there already; fix: .*|cannot be written: .*)", err.splitlines()[-1])
+    assert re.fullmatch(r"embedfit: .* (already exists; fix: .*|cannot be written: .*)", err.splitlines()[-1])
     assert sorted(tmp_path.rglob("*")) == before
     assert (here / "sub" / "notes").read_text() == "mine"
 
@@ -371,7 +372,7 @@ def test_the_folder_one_stands_in_is_one_line_even_if_it_is_empty(finished, said
     for target in (".", "./", tmp_path / "here"):
         code, _, err = said("publish", finished.folder, target, "--yes")
         assert code == 2
-        assert err.endswith("is the folder you stand in, which cannot be exchanged; fix: a new folder, like ./here\n")
+        assert err.endswith("is the current folder, which cannot be replaced; fix: use a new folder, like ./here\n")
     assert os.path.samefile(".", tmp_path / "here")
 
 
@@ -379,7 +380,7 @@ def test_the_folder_one_stands_in_is_one_line_even_if_it_is_empty(finished, said
     "target", ["/", "//", "/..", ".tar", "./.tar", "..tar", "...tar", "~nobody-of-this-name/model", "./a\nb", "./\x1b[31m"]
 )
 def test_what_has_no_name_is_no_target(target):
-    with pytest.raises(ConfigError, match="is no place to publish to") as caught:
+    with pytest.raises(ConfigError, match="is not a place to publish to") as caught:
         Target.of(target)
     assert "\x1b" not in str(caught.value)
 
@@ -397,7 +398,7 @@ def test_what_appears_at_the_target_while_a_person_is_asked_stays(finished, tmp_
     for name in ("support", "support.tar"):
         [publication] = publishing.prepare_publications(finished.folder, f"{tmp_path}/{name}")
         (tmp_path / name).write_text("mine")
-        with pytest.raises(StorageError, match="is there already"):
+        with pytest.raises(StorageError, match="already exists"):
             publication.send()
         assert (tmp_path / name).read_text() == "mine"
 
@@ -503,11 +504,11 @@ def test_the_card_shows_the_comparison_with_intervals_data_and_settings(finished
             in text
         )
     assert "20 labelled queries, 4 documents" in text
-    assert "Queries: 16 for training, 0 for choosing, 4 held out" in text
-    assert "What a document says: `{title}. {text}`" in text
+    assert "Queries: 16 for training, 0 for development, 4 held out" in text
+    assert "Text of a document: `{title}. {text}`" in text
     assert "| epochs | 1 |" in text
     assert "| base model | tiny (fingerprint" in text
-    assert 'Put before each query: `"query: "`' in text
+    assert 'Prompt before each query: `"query: "`' in text
     assert "of 384 dimensions" in text
     assert "## Intended use" in text
     assert finished.manifest["forgetting"]["sentence"] in text
@@ -550,7 +551,7 @@ def test_a_router_is_not_offered_to_a_server_that_does_not_know_it(project, tiny
     [publication] = publishing.prepare_publications(result.folder, str(tmp_path / "adapted"))
     assert publishing.publish_run(result.folder, publication).cosine > 0.99
     text = (tmp_path / "adapted" / "README.md").read_text()
-    assert "which text-embeddings-inference does not know" in text
+    assert "which text-embeddings-inference does not support" in text
     assert "docker run" not in text
     assert "of 384 dimensions" in text
 
@@ -702,7 +703,7 @@ def test_where_the_data_is_gone_vectors_alone_are_compared(finished, said, tmp_p
         code, out, _ = said("publish", finished.folder, tmp_path / "support", "--yes")
         assert code == 0
         assert "the vectors of 4 texts are the same" in out
-        assert "no labelled data was at hand to score" in out
+        assert "the labelled data of the run was not available for scoring" in out
         with pytest.raises(EmbedfitError, match=r"queries\.jsonl"):
             publishing.prepare_publications(finished.folder, str(tmp_path / "x"), examples=True)
     finally:
@@ -836,7 +837,7 @@ def test_chromas_own_function_is_right_for_a_plain_model_alone(published):
     for name, right in (("plain", True), ("prompted", False), ("adapted", False)):
         embed = SentenceTransformerEmbeddingFunction(str(published / name))
         assert same(unit([embed.embed_query(TEXTS), embed(TEXTS)]), vectors_of(published / name)) is right
-        assert ("Give it vectors, as above." in (published / name / "README.md").read_text()) is not right
+        assert ("Pass vectors to Chroma, as above." in (published / name / "README.md").read_text()) is not right
 
 
 def test_what_older_readers_and_text_embeddings_inference_look_for_is_there(published):
