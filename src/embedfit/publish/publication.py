@@ -26,7 +26,7 @@ from embedfit.evaluation.comparison import Comparison
 from embedfit.files import temporary_folder, temporary_path, writing
 from embedfit.hub import check_reachable, hub_address, hub_token, public_name
 from embedfit.publish.card import content_size, front_matter, model_card, rendered
-from embedfit.publish.target import EVIDENCE, Content, Target, What, hub_api, in_one_line, readable_size, refusals
+from embedfit.publish.target import EVIDENCE, Content, PublicationKind, Target, hub_api, in_one_line, readable_size, refusals
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Publication:
     """
 
     target: Target
-    kind: What
+    kind: PublicationKind
     files: Mapping[str, Content] = field(repr=False)
     public: bool = False
     has_text: bool = False

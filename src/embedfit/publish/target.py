@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 Content: TypeAlias = Path | bytes
-What: TypeAlias = Literal["model", "dataset"]
+PublicationKind: TypeAlias = Literal["model", "dataset"]
 EVIDENCE = "embedfit.json"
 """File of a published model with its evidence and the list of all published files."""
 EXAMPLES = 5
