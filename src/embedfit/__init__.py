@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from embedfit.encode.local import LocalEncoder
     from embedfit.encode.remote import RemoteEncoder
     from embedfit.errors import EmbedfitError
-    from embedfit.evaluation.compare import Comparison, Seeds, Stratum, compare_scores
+    from embedfit.evaluation.compare import compare_scores
+    from embedfit.evaluation.comparison import Comparison, Seeds, Stratum
     from embedfit.evaluation.families import compare_many, may_be_best, not_worse
     from embedfit.evaluation.score import Scores, score_run
     from embedfit.evaluation.statistics import holm
@@ -98,11 +99,11 @@ _ROOMS = {
     "encode.local": ("LocalEncoder",),
     "encode.remote": ("RemoteEncoder",),
     "errors": ("EmbedfitError",),
-    "evaluation.compare": (
+    "evaluation.compare": ("compare_scores",),
+    "evaluation.comparison": (
         "Comparison",
         "Seeds",
         "Stratum",
-        "compare_scores",
     ),
     "evaluation.families": (
         "compare_many",

@@ -11,7 +11,8 @@ import scipy.stats
 from matplotlib.container import ErrorbarContainer
 
 from embedfit.errors import EmbedfitError
-from embedfit.evaluation.compare import Comparison, Difference, compare_scores
+from embedfit.evaluation.compare import compare_scores
+from embedfit.evaluation.comparison import Comparison, Difference
 from embedfit.evaluation.families import compare_many, may_be_best, not_worse
 from embedfit.evaluation.score import Scores
 from embedfit.evaluation.statistics import DRAWS, bootstrap_means, evidence, extended_means, half_means, holm, randomised_means
@@ -254,7 +255,7 @@ def test_scores_of_other_queries_or_metrics_are_refused(other):
             [0.5] * 1_000,
             [0.5] * 1_000,
             "No difference shown: MRR@10 is 0.500 before and 0.500 after (+0.000, 95% interval -0.004 to +0.004) on 1,000 queries: "
-            "0 better, 1,000 the same, 0 worse. A difference under about 0.0037 could not have been seen reliably on 1,000 queries.",
+            "0 better, 1,000 the same, 0 worse. A difference under about 0.0037 could not have been detected reliably on 1,000 queries.",
         ),
     ],
 )
@@ -326,7 +327,7 @@ def test_a_single_query_shows_nothing_however_large_its_gap():
 
     found = compare_scores(scores(0.1), scores(1.0))
     assert found.verdict == "no difference shown"
-    assert found.sentence.endswith("A difference under about 0.98 could not have been seen reliably on 1 query.")
+    assert found.sentence.endswith("A difference under about 0.98 could not have been detected reliably on 1 query.")
 
 
 # Several seeds
@@ -398,7 +399,7 @@ def test_the_sentence_says_what_seeds_and_queries_come_to():
     base, runs = three_seeds(0.02)
     sentence = compare_scores(base, runs, held_out=True).sentence
     assert "on 200 held-out queries, mean of 3 seeds: " in sentence
-    assert sentence.endswith(" worse. Spread of seeds 0.020, of queries 0.003.")
+    assert sentence.endswith(" worse. Standard deviation over seeds 0.020, standard error over queries 0.003.")
 
 
 def test_a_comparison_of_seeds_is_read_back_from_json():
@@ -413,7 +414,9 @@ def test_a_comparison_of_another_version_is_refused_in_one_line():
     found = compare_scores(scores_of([0, 0.5]), scores_of([1, 0.5]))
     said = found.to_dict()
     del said["differences"][0]["detectable"]
-    with pytest.raises(EmbedfitError, match="the comparison says no 'detectable'; fix: make it again"):
+    with pytest.raises(
+        EmbedfitError, match="the comparison has no key 'detectable': another version of embedfit wrote it; fix: run the comparison again"
+    ):
         Comparison.from_dict(said, found.base, found.tuned)
 
 
@@ -557,7 +560,7 @@ def test_the_sentence_and_json_say_in_how_many_groups_the_queries_stand():
     base, tuned = grouped([0.5] * 6, [0, 0, 1, 1, 2, 2]), grouped([0.5] * 6, [0, 0, 1, 1, 2, 2])
     found = compare_scores(base, tuned, held_out=True)
     assert "on 6 held-out queries in 3 groups: 0 better" in found.sentence
-    assert found.sentence.endswith("could not have been seen reliably on 6 queries in 3 groups.")
+    assert found.sentence.endswith("could not have been detected reliably on 6 queries in 3 groups.")
     said = json.loads(json.dumps(found.to_dict()))
     assert said["groups"] == 3
     assert "draws of groups of queries" in said["interval"]
@@ -577,7 +580,7 @@ def test_each_stratum_says_in_how_many_groups_its_queries_stand():
     assert [stratum.label for stratum in found.strata] == ["answers seen in training (4 queries in 2 groups)", "new answers (2 queries)"]
     read = Comparison.from_dict(json.loads(json.dumps(found.to_dict())), found.base, found.tuned, found.seen)
     assert read.strata == found.strata
-    with pytest.raises(EmbedfitError, match="whether an answer was seen is said of 0 queries; expected 6"):
+    with pytest.raises(EmbedfitError, match="seen has 0 values, one per query; expected 6"):
         compare_scores(found.base, found.tuned, seen=[])
 
 
@@ -718,7 +721,7 @@ def test_a_gain_on_seen_answers_alone_is_not_called_a_gain_on_new_ones():
     assert [stratum["mrr@10"].verdict for stratum in found.strata] == ["better", "no difference shown"]
     assert "Answers seen in training (70 queries): better, 0.200 before and 0.900 after (+0.700, 95% interval +" in found.sentence
     assert "New answers (30 queries): no difference shown, 0.200 before and 0.200 after (+0.000, 95% interval -" in found.sentence
-    assert re.search(r"; a difference under about 0\.\d+ could not have been seen reliably\)\.$", found.sentence)
+    assert re.search(r"; a difference under about 0\.\d+ could not have been detected reliably\)\.$", found.sentence)
 
 
 @pytest.mark.parametrize("seen", [None, [True] * 3, [False] * 3])
@@ -761,5 +764,5 @@ def test_what_a_version_without_strata_wrote_is_read():
 
 
 def test_seen_must_be_said_of_every_query():
-    with pytest.raises(EmbedfitError, match="whether an answer was seen is said of 2 queries; expected 3"):
+    with pytest.raises(EmbedfitError, match="seen has 2 values, one per query; expected 3"):
         compare_scores(scores_of([0, 0.5, 1]), scores_of([1, 0.5, 1]), seen=[True, False])

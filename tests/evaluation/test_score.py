@@ -103,13 +103,13 @@ def test_every_metric_is_trec_evals(seed, highest):
 
 @pytest.mark.parametrize("ks", [(), (0,), (5, -1)])
 def test_a_k_that_cuts_nothing_is_refused(ks):
-    with pytest.raises(ConfigError, match="expected whole numbers from 1"):
+    with pytest.raises(ConfigError, match="expected whole numbers of at least 1"):
         score_run(run_of({"q": ["a"]}), {"q": {"a": 1}}, ks=ks)
 
 
 def test_a_run_without_queries_is_refused():
     empty = np.zeros((0, 1), np.int64)
-    with pytest.raises(ConfigError, match="there is no query to score"):
+    with pytest.raises(ConfigError, match="there are no queries to score"):
         score_run(Run((), ("a",), empty, empty.astype(np.float32)), {})
 
 

@@ -19,6 +19,7 @@ from embedfit.errors import ConfigError, EmbedfitError
 from embedfit.pipeline import experiment, job, measuring, training
 from embedfit.samples import write_start
 from embedfit.track import sender
+from embedfit.track.langwatch import headers
 from embedfit.track.sender import resend
 from embedfit.track.tracker import trace_search, tracking
 from embedfit.tune.training import Training
@@ -198,7 +199,7 @@ def test_each_kind_of_key_goes_as_langwatch_expects_it(monkeypatch, key, project
     monkeypatch.setenv("LANGWATCH_API_KEY", key)
     if project:
         monkeypatch.setenv("LANGWATCH_PROJECT_ID", project)
-    assert sender._headers() == expected
+    assert headers() == expected
 
 
 # Without a key
@@ -395,8 +396,8 @@ def test_a_result_that_is_too_large_alone_is_named_and_kept_and_all_others_are_d
         ((200, {}, b'{"success": false, "message": "no room"}'), "answered 200: no room"),
         ((200, {}, b'{"status": "error", "msg": "no room"}'), "answered 200: no room"),
         ((200, {}, b"[]"), "answered 200 with JSON that is no object"),
-        ((302, {"Location": "https://login.example/?token=hunter2"}, b""), "answered 302 and sends to login.example"),
-        ((307, {"Location": "/login"}, b""), "answered 307 and sends to another page of its own"),
+        ((302, {"Location": "https://login.example/?token=hunter2"}, b""), "answered 302 and redirects to login.example"),
+        ((307, {"Location": "/login"}, b""), "answered 307 and redirects to another page of its own"),
     ],
 )
 def test_a_login_page_takes_no_results(langwatch, dataset, word_encoder, capsys, path, answer, seen):
@@ -464,7 +465,7 @@ def test_a_key_that_cannot_be_sent_and_an_address_with_a_password_are_not_shown(
 
 
 def test_resend_needs_a_folder_and_a_key(tmp_path, unreachable, dataset, word_encoder, capsys, monkeypatch):
-    with pytest.raises(ConfigError, match="is no run directory"):
+    with pytest.raises(ConfigError, match="is not a run directory"):
         resend(tmp_path / "nothing")
     monkeypatch.setenv("LANGWATCH_ENDPOINT", "http://127.0.0.1:9")
     with tracking("support") as tracker:

@@ -1,13 +1,14 @@
-"""How good a ranking is, for each query. Means come later: comparisons need the pairs.
+"""Scores a ranking, query by query. Means come later, because comparisons are paired by query.
 
-Definitions are trec_eval's; with G(q) the relevant documents of a query and the ranking cut at k:
+Definitions follow trec_eval. G(q) is the set of relevant documents of query q; the ranking is cut at k:
 
-- recall: share of G(q) that was found
-- hit: 1 if any of G(q) was found (trec_eval: success)
-- precision: share of the k places that hold one of G(q)
-- mrr: 1 / rank of the first relevant document, 0 if none was found
-- map: mean, over G(q), of the precision at each one's rank, 0 for those not found
-- ndcg: sum of grade / log2(rank + 1), over the best sum possible (Järvelin and Kekäläinen 2002)
+- recall: fraction of G(q) that was retrieved
+- hit: 1 if at least one document of G(q) was retrieved, otherwise 0 (trec_eval: success)
+- precision: number of retrieved documents of G(q), divided by k
+- mrr: 1 / rank of the first relevant document, or 0 if none was retrieved
+- map: mean over G(q) of the precision at each document's rank, 0 for documents that were not retrieved
+- ndcg: sum of grade / log2(rank + 1), divided by its maximum over all rankings (Järvelin and Kekäläinen 2002, "Cumulated
+  gain-based evaluation of IR techniques")
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ Groups: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Scores:
-    """The metrics of one Run, for each query.
+    """The metrics of one Run, for each of n queries.
 
     Attributes:
-        name: Of the retriever.
-        query_ids: n of them.
-        values: ``"recall@5"`` -> n values between 0 and 1.
-        ranks: Rank of the first relevant document, from 1; 0 where none was retrieved.
-        groups: Number of each query's group, shape (n,). Queries of one group belong together, such as near duplicates, and
-            are no independent evidence. None where nothing is known of groups: each query then counts as one.
+        name: Name of the retriever.
+        query_ids: Ids of the n queries.
+        values: Metric, such as ``recall@5`` -> n values between 0 and 1.
+        ranks: Rank of the first relevant document of each query, starting at 1; 0 if none was retrieved. Shape (n,).
+        groups: Group number of each query, shape (n,). Queries of one group depend on each other, like near duplicates, and
+            are not independent evidence. None if each query is a group of its own.
     """
 
     name: str
@@ -51,11 +52,11 @@ class Scores:
     groups: Groups | None = None
 
     def mean(self, metric: str) -> float:
-        """Return the mean over queries of a metric like ``recall@5``."""
+        """Return the mean over queries of a metric such as ``recall@5``."""
         return float(self.values[metric].mean())
 
     def select(self, query_ids: Iterable[str]) -> Scores:
-        """Return the scores of these queries alone, in this order."""
+        """Return the scores of the given queries only, in the given order."""
         place = {id: row for row, id in enumerate(self.query_ids)}
         ids = tuple(query_ids)
         rows = [place[id] for id in ids]
@@ -66,7 +67,7 @@ class Scores:
         """Return one row per metric and k: model, metric, k, value (the mean over queries)."""
         import pandas as pd
 
-        rows = [(self.name, *_named(name), self.mean(name)) for name in self.values]
+        rows = [(self.name, *_split_name(name), self.mean(name)) for name in self.values]
         return pd.DataFrame(rows, columns=["model", "metric", "k", "value"])
 
     def _repr_html_(self) -> str:
@@ -78,19 +79,19 @@ def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = KS, name: str = "",
     """Score a Run query by query.
 
     Args:
-        run: Its queries must all have a relevant document.
-        qrels: Query id -> {document id: grade}; a grade above 0 is relevant.
-        ks: Where to cut the ranking. A Run of fewer documents is scored as it is, as trec_eval does.
-        name: Of the retriever, for tables.
-        groups: Query id -> number of its group; see `Scores` and `embedfit.split.group_numbers`.
+        run: Rankings of queries that each have a relevant document.
+        qrels: Query id -> {document id: grade}; a grade above 0 means relevant.
+        ks: Ranks at which to cut the ranking, at least 1. A shorter Run is scored as it is, like in trec_eval.
+        name: Name of the retriever, for tables.
+        groups: Query id -> group number; see `Scores` and `embedfit.data.split.group_numbers`.
 
     Raises:
-        ConfigError: A k under 1, no k at all, no query, or a query without a relevant document.
+        ConfigError: There is no k, a k is under 1, there is no query, or a query has no relevant document.
     """
     if not ks or min(ks) < 1:
-        raise ConfigError(f"k is {list(ks)}; expected whole numbers from 1")
+        raise ConfigError(f"k is {list(ks)}; expected whole numbers of at least 1")
     if not run.query_ids:
-        raise ConfigError("there is no query to score")
+        raise ConfigError("there are no queries to score")
     for id in run.query_ids:
         if not any(grade > 0 for grade in qrels.get(id, {}).values()):
             raise ConfigError(f"query {id!r} has no relevant document, so no metric is defined; fix: score data.select(data.judged)")
@@ -99,27 +100,27 @@ def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = KS, name: str = "",
     depth = grades.shape[1]
     ideal = _ideal_grades(run, qrels, max(ks))
     totals = np.array([sum(grade > 0 for grade in qrels[id].values()) for id in run.query_ids], np.float64)
-    found = relevant.cumsum(axis=1)
+    retrieved = relevant.cumsum(axis=1)
     places = np.arange(1, depth + 1)
     discounts = np.log2(np.arange(2, max(ks, default=1) + 2))
     first = np.where(relevant.any(axis=1), relevant.argmax(axis=1) + 1, 0)
     values: dict[str, PerQuery] = {}
     for k in ks:
         cut = min(k, depth)
-        hits = found[:, cut - 1].astype(np.float64)
-        gained = (grades[:, :cut] / discounts[:cut]).sum(axis=1)
+        hits = retrieved[:, cut - 1].astype(np.float64)
+        gain = (grades[:, :cut] / discounts[:cut]).sum(axis=1)
         values[f"recall@{k}"] = hits / totals
         values[f"mrr@{k}"] = np.where((first > 0) & (first <= k), 1 / np.maximum(first, 1), 0.0)
-        values[f"ndcg@{k}"] = gained / (ideal[:, :k] / discounts[:k]).sum(axis=1)
+        values[f"ndcg@{k}"] = gain / (ideal[:, :k] / discounts[:k]).sum(axis=1)
         values[f"hit@{k}"] = (hits > 0).astype(np.float64)
         values[f"precision@{k}"] = hits / k
-        values[f"map@{k}"] = (relevant * found / places)[:, :cut].sum(axis=1) / totals
-    numbers = None if groups is None else np.array([groups[id] for id in run.query_ids], np.int64)
-    return Scores(name, run.query_ids, values, first, numbers)
+        values[f"map@{k}"] = (relevant * retrieved / places)[:, :cut].sum(axis=1) / totals
+    group_of = None if groups is None else np.array([groups[id] for id in run.query_ids], np.int64)
+    return Scores(name, run.query_ids, values, first, group_of)
 
 
 def _grades(run: Run, qrels: Qrels) -> npt.NDArray[np.int64]:
-    """Return the grade of each retrieved document; shape (n, depth)."""
+    """Return the grade of each retrieved document, shape (n, depth)."""
     position = {id: index for index, id in enumerate(run.document_ids)}
     grades = np.zeros(run.ranked.shape, np.int64)
     for row, id in enumerate(run.query_ids):
@@ -129,7 +130,7 @@ def _grades(run: Run, qrels: Qrels) -> npt.NDArray[np.int64]:
 
 
 def _ideal_grades(run: Run, qrels: Qrels, k: int) -> npt.NDArray[np.int64]:
-    """Return the k best grades of each query, best first; shape (n, k)."""
+    """Return the k highest grades of each query in descending order, shape (n, k)."""
     ideal = np.zeros((len(run.query_ids), k), np.int64)
     for row, id in enumerate(run.query_ids):
         best = sorted(qrels[id].values(), reverse=True)[:k]
@@ -137,6 +138,6 @@ def _ideal_grades(run: Run, qrels: Qrels, k: int) -> npt.NDArray[np.int64]:
     return ideal
 
 
-def _named(name: str) -> tuple[str, int]:
+def _split_name(name: str) -> tuple[str, int]:
     metric, _, k = name.partition("@")
     return metric, int(k)

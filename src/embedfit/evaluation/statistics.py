@@ -1,4 +1,4 @@
-"""Intervals, p-values and families of comparisons, over groups of queries."""
+"""Confidence intervals, p-values and multiple testing, with groups of queries as the sampling unit."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from embedfit.evaluation.score import Groups, Scores
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 DRAWS = 10_000
-_Z_POWER = 0.8416212335729143  # 0.8 of a normal distribution lies below
-ROUNDING = 1e-12  # a smaller gap is one of rounding
+"""Number of random draws behind each interval and p-value."""
+_Z_POWER = 0.8416212335729143
+"""80% quantile of the standard normal distribution."""
+ROUNDING = 1e-12
+"""Gaps smaller than this are rounding errors."""
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for how many they are (Holm 1979, "A simple sequentially rejective multiple test procedure").
+    """Return p-values adjusted for multiple testing (Holm 1979, "A simple sequentially rejective multiple test procedure").
 
-    The smallest of m is multiplied by m, the next by m - 1, and so on; none may be smaller than the one before it, or
-    over 1. Those under 0.05 hold together: the chance of one false among them is at most 5%, however they depend on
-    each other.
+    The smallest of m p-values is multiplied by m, the next by m - 1, and so on. Each adjusted value is at least the one before
+    it and at most 1. Rejecting those under 0.05 keeps the family-wise error rate at 5% under any dependence.
     """
     adjusted = [0.0] * len(p_values)
     largest = 0.0
@@ -35,15 +37,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What gaps between two models say; each attribute is an array with one value for each column of gaps.
+    """What the gaps between two models show about their mean; each array has one value per column of gaps.
 
     Attributes:
-        difference: Mean gap.
-        low: Lower end of its 95% interval.
-        high: Upper end.
-        p: Two-sided p-value.
-        query_error: Standard error of the mean gap from the draw of queries.
-        detectable: The smallest true difference that is shown in 80% of cases.
+        difference: Mean gap, between -1 and 1.
+        low: Lower end of the 95% interval of the mean gap.
+        high: Upper end of the 95% interval of the mean gap.
+        p: Two-sided p-value of the hypothesis that the mean gap is zero.
+        query_error: Standard error of the mean gap due to the sample of queries.
+        detectable: Smallest true difference that is shown in 80% of samples.
     """
 
     difference: Floats
@@ -55,25 +57,24 @@ class Evidence:
 
 
 def evidence(gaps: Floats, *, groups: Groups | None = None, seed: int = 0) -> Evidence:
-    """Return what gaps between two models say about their mean.
+    """Return the interval, p-value and detectable difference of the mean gap.
 
-    With several seeds, each draw is the mean of drawn queries, averaged over seeds, plus a draw of how far the mean of so
-    few seeds may be off: the standard error of the seeds' means times Student's t with one degree of freedom fewer than
-    there are seeds. Drawing the seeds themselves with replacement, even stretched by sqrt(S / (S - 1)), has tails far too
-    light for two to five seeds (benchmarks/verdict.py). The sum of an error of queries and a Student's t is Behrens' and
-    Fisher's; it errs on the wide side (Robinson 1976, "Properties of Student's t and of the Behrens-Fisher solution").
+    With several seeds, each draw adds noise for the seeds to the mean over queries: the standard error of the seeds' means times
+    a Student's t variate with one degree of freedom fewer than there are seeds. Resampling the seeds themselves, even stretched
+    by sqrt(S / (S - 1)), gives tails that are far too light for two to five seeds (benchmarks/verdict.py). The sum of the two
+    errors is the Behrens-Fisher distribution, which errs on the wide side (Robinson 1976, "Properties of Student's t and of the
+    Behrens-Fisher solution to the two means problem").
 
     Args:
-        gaps: Between -1 and 1; shape (seeds, queries, columns). All columns share the draws, as they share the queries.
-        groups: Number of each query's group, shape (queries,). By default each query stands alone.
-        seed: Of the draws.
+        gaps: Gaps between -1 and 1, shape (seeds, queries, columns). All columns share the draws, because they share the queries.
+        groups: Group number of each query, shape (queries,). By default each query is a group of its own.
+        seed: Seed of the random draws.
     """
     seeds = len(gaps)
     averaged = gaps.mean(axis=0)
     difference = averaged.mean(axis=0)
-    nothing = np.zeros_like(difference)
     query_error = _standard_error(averaged, groups)
-    seed_error = gaps.mean(axis=1).std(axis=0, ddof=1) / np.sqrt(seeds) if seeds > 1 else nothing
+    seed_error = gaps.mean(axis=1).std(axis=0, ddof=1) / np.sqrt(seeds) if seeds > 1 else np.zeros_like(difference)
     noise = np.random.default_rng([seed, 3]).standard_t(seeds - 1, (DRAWS, 1)) * seed_error if seeds > 1 else 0.0
     lows, highs = extended_means(averaged, np.random.default_rng([seed, 1]), groups)
     lows, highs = lows + noise, highs + noise
@@ -84,20 +85,20 @@ def evidence(gaps: Floats, *, groups: Groups | None = None, seed: int = 0) -> Ev
         high = np.maximum(high, np.quantile(half_highs + noise, 0.975, axis=0))
     low, high = np.clip(low, -1, 1), np.clip(high, -1, 1)
     randomised = randomised_means(averaged, np.random.default_rng([seed, 2]), groups) + noise
-    # One is added on both sides: what was seen is one of the arrangements (Phipson and Smyth 2010).
-    of_test = (1 + (np.abs(randomised) >= np.abs(difference) - ROUNDING).sum(axis=0)) / (1 + DRAWS)
-    of_interval = 2 * (1 + np.minimum((lows <= 0).sum(axis=0), (highs >= 0).sum(axis=0))) / (1 + DRAWS)
-    p = np.minimum(1, np.maximum(of_test, of_interval))
+    # The observed arrangement counts as one of the draws (Phipson and Smyth 2010, "Permutation p-values should never be zero").
+    p_test = (1 + (np.abs(randomised) >= np.abs(difference) - ROUNDING).sum(axis=0)) / (1 + DRAWS)
+    p_interval = 2 * (1 + np.minimum((lows <= 0).sum(axis=0), (highs >= 0).sum(axis=0))) / (1 + DRAWS)
+    p = np.minimum(1, np.maximum(p_test, p_interval))
     detectable = np.minimum(1, (high - low) / 2 + _Z_POWER * np.hypot(query_error, seed_error))
     return Evidence(difference, low, high, p, query_error, detectable)
 
 
 def group_sums(values: Floats, groups: Groups | None) -> tuple[Floats, Floats]:
-    """Return the sum of each group's rows, shape (groups, columns), and each group's size, shape (groups,).
+    """Return the sum of the rows of each group, shape (groups, columns), and the group sizes, shape (groups,).
 
     Args:
-        values: Shape (n, columns).
-        groups: Number of each row's group, shape (n,); None where each row is a group of its own.
+        values: Values to add up, shape (n, columns).
+        groups: Group number of each row, shape (n,); None if each row is a group of its own.
     """
     if groups is None:
         return values, np.ones(len(values))
@@ -108,12 +109,15 @@ def group_sums(values: Floats, groups: Groups | None) -> tuple[Floats, Floats]:
 
 
 def unequal(groups: Groups | None) -> bool:
-    """Return whether groups differ in size."""
+    """Return whether the groups differ in size."""
     return groups is not None and len(set(np.unique(groups, return_counts=True)[1].tolist())) > 1
 
 
 def _standard_error(values: Floats, groups: Groups | None) -> Floats:
-    """Return the standard error of each column's mean, from the draw of groups (the linearised error of a ratio of sums)."""
+    """Return the standard error of each column's mean over sampled groups: the linearised error of a ratio estimator.
+
+    Source: Cochran 1977, "Sampling Techniques", chapter 6.
+    """
     sums, sizes = group_sums(values, groups)
     count = len(sizes)
     if count < 2:
@@ -124,27 +128,26 @@ def _standard_error(values: Floats, groups: Groups | None) -> Floats:
 
 
 def _blocks(count: int) -> Iterator[slice]:
-    """Yield the draws in blocks, so that the weights of ``count`` groups take bounded memory."""
+    """Yield slices of the draws, small enough that the weights of ``count`` groups take bounded memory."""
     size = max(1, 4_000_000 // count)
     for start in range(0, DRAWS, size):
         yield slice(start, min(start + size, DRAWS))
 
 
 def extended_means(values: Floats, rng: np.random.Generator, groups: Groups | None = None) -> tuple[Floats, Floats]:
-    """Return the mean of each column over `DRAWS` random weights of groups and of one more group, all -1 or all 1.
+    """Return `DRAWS` randomly weighted means of each column, with one more group of gaps -1, and with one of gaps 1.
 
-    The weights of n + 1 groups are uniform over all that are positive and sum to one (Dirichlet's distribution). The size of
-    the group that is added is the mean size over queries, not over groups: what a large group would have changed, had it come
-    out otherwise, is not to be ruled out by many small ones. A group of mean size, or of root mean square size, gave false
-    verdicts of up to 11% and 9% (benchmarks/verdict.py).
+    The weights of the n + 1 groups are uniform on the simplex (a flat Dirichlet distribution; Rubin 1981). The added group has
+    the mean group size over queries, not over groups: many small groups must not hide what an unobserved large group could
+    change. With the mean over groups, or the root mean square, false verdicts rose to 11% and 9% (benchmarks/verdict.py).
 
     Args:
-        values: Between -1 and 1; shape (n, columns).
-        rng: Of the weights, which all columns share.
-        groups: Number of each row's group, shape (n,); None where each row is a group of its own.
+        values: Gaps between -1 and 1, shape (n, columns).
+        rng: Generator of the weights, which all columns share.
+        groups: Group number of each row, shape (n,); None if each row is a group of its own.
 
     Returns:
-        With the group of -1, and with the group of 1; each of shape (DRAWS, columns).
+        Means with an added group of gaps -1, and means with an added group of gaps 1; each of shape (DRAWS, columns).
     """
     sums, sizes = group_sums(values, groups)
     added = (sizes**2).sum() / sizes.sum()
@@ -158,18 +161,19 @@ def extended_means(values: Floats, rng: np.random.Generator, groups: Groups | No
 
 
 def half_means(values: Floats, rng: np.random.Generator, groups: Groups | None = None) -> tuple[Floats, Floats]:
-    """Return the mean of each column over `DRAWS` random sets of groups, in each of which a group stands with a chance of 1/2.
+    """Return `DRAWS` means of each column over random half-samples: each group is included with probability 1/2.
 
-    If groups' gaps are symmetric about the true mean, of any spread and size, it lies between two of these means as often as
-    their ranks say (Hartigan 1969). It is the interval that the randomisation test leaves, shift by shift.
+    If the groups' gaps are symmetric about the true mean, with any spread and size, the mean lies between two of these values as
+    often as their ranks say (Hartigan 1969, "Using subsample values as typical values"). The resulting interval is the inversion
+    of the randomisation test: the shifts that the test does not reject.
 
     Args:
-        values: Between -1 and 1; shape (n, columns).
-        rng: Of the sets, which all columns share.
-        groups: Number of each row's group, shape (n,); None where each row is a group of its own.
+        values: Gaps between -1 and 1, shape (n, columns).
+        rng: Generator of the half-samples, which all columns share.
+        groups: Group number of each row, shape (n,); None if each row is a group of its own.
 
     Returns:
-        With -1 for a set without any group, and with 1; each of shape (DRAWS, columns).
+        Means with -1 for an empty half-sample, and means with 1 for it; each of shape (DRAWS, columns).
     """
     sums, sizes = group_sums(values, groups)
     lows, highs = np.empty((DRAWS, values.shape[1])), np.empty((DRAWS, values.shape[1]))
@@ -182,21 +186,21 @@ def half_means(values: Floats, rng: np.random.Generator, groups: Groups | None =
 
 
 def bootstrap_means(values: Floats, rng: np.random.Generator, groups: Groups | None = None) -> Floats:
-    """Return the mean of each column over `DRAWS` draws of groups with replacement; shape (DRAWS, columns).
+    """Return `DRAWS` bootstrap means of each column, from groups drawn with replacement; shape (DRAWS, columns).
 
-    All columns share the draws, as they share the queries.
+    Source: Efron 1979, "Bootstrap methods: another look at the jackknife".
 
     Args:
-        values: Shape (n, columns).
-        rng: Of the draws.
-        groups: Number of each row's group, shape (n,); None where each row is a group of its own.
+        values: Values to average, shape (n, columns).
+        rng: Generator of the draws, which all columns share.
+        groups: Group number of each row, shape (n,); None if each row is a group of its own.
     """
     sums, sizes = group_sums(values, groups)
     n = len(sizes)
     means = np.empty((DRAWS, values.shape[1]))
     for block in _blocks(n):
         size = block.stop - block.start
-        # How often each group is drawn is all that matters, and turns the sums into one matrix product.
+        # The counts of each group are sufficient, and reduce the sums to one matrix product.
         drawn = rng.integers(n, size=(size, n)) + np.arange(size)[:, None] * n
         counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
         means[block] = counts @ sums / (counts @ sizes[:, None])
@@ -204,12 +208,14 @@ def bootstrap_means(values: Floats, rng: np.random.Generator, groups: Groups | N
 
 
 def randomised_means(values: Floats, rng: np.random.Generator, groups: Groups | None = None) -> Floats:
-    """Return the mean of each column over `DRAWS` random choices of each group's sign; shape (DRAWS, columns).
+    """Return `DRAWS` means of each column with the sign of each group flipped at random; shape (DRAWS, columns).
+
+    Source: Fisher 1935, "The Design of Experiments", section 21.
 
     Args:
-        values: Shape (n, columns).
-        rng: Of the signs, which all columns share.
-        groups: Number of each row's group, shape (n,); None where each row is a group of its own.
+        values: Gaps, shape (n, columns).
+        rng: Generator of the signs, which all columns share.
+        groups: Group number of each row, shape (n,); None if each row is a group of its own.
     """
     sums, _ = group_sums(values, groups)
     means = np.empty((DRAWS, values.shape[1]))
@@ -220,32 +226,36 @@ def randomised_means(values: Floats, rng: np.random.Generator, groups: Groups | 
 
 
 def check_scores(scores: Sequence[Scores], metric: str) -> Groups | None:
-    """Refuse scores that cannot be compared. Returns the number of each query's group, if any of them knows it."""
+    """Return the group number of each query, or None if no model's scores have groups.
+
+    Raises:
+        EmbedfitError: The scores cannot be compared.
+    """
     first = scores[0]
     if len(scores) < 2:
-        raise EmbedfitError("there are no scores to compare with; expected those of one seed or more")
+        raise EmbedfitError("there are no scores to compare with; expected the scores of at least one seed")
     for other in scores[1:]:
         if first.query_ids != other.query_ids or first.values.keys() != other.values.keys():
             raise EmbedfitError("only scores of the same queries with the same metrics can be compared")
     if metric not in first.values:
         raise EmbedfitError(f"metric {metric!r} was not measured; expected one of {', '.join(first.values)}")
-    for one in scores:
-        for name, values in one.values.items():
-            if not np.all((values >= -ROUNDING) & (values <= 1 + ROUNDING)):  # the interval rests on this
-                raise EmbedfitError(f"{name} of {one.name or 'a model'} has a value that is not between 0 and 1")
-    known = [_renumbered(one.groups) for one in scores if one.groups is not None]
+    for model in scores:
+        for name, values in model.values.items():
+            if not np.all((values >= -ROUNDING) & (values <= 1 + ROUNDING)):  # the interval relies on this
+                raise EmbedfitError(f"{name} of {model.name or 'a model'} has a value that is not between 0 and 1")
+    known = [_renumbered(model.groups) for model in scores if model.groups is not None]
     if any(not np.array_equal(groups, known[0]) for groups in known) or (known and len(known[0]) != len(first.query_ids)):
         raise EmbedfitError("the scores put the same queries into different groups; fix: score both with the same groups")
     return known[0] if known else None
 
 
 def _renumbered(groups: Groups) -> Groups:
-    """Return the same groups, numbered in the order in which they first appear."""
+    """Return the groups numbered in order of first appearance."""
     _, first, number = np.unique(groups, return_index=True, return_inverse=True)
     renumbered: Groups = np.argsort(np.argsort(first))[number]
     return renumbered
 
 
 def only(scores: Scores, metric: str) -> Scores:
-    """Return the scores with one metric, which is all that is then drawn for."""
+    """Return the scores restricted to one metric, so that nothing is drawn for the others."""
     return replace(scores, values={name: values for name, values in scores.values.items() if name == metric} or scores.values)

@@ -22,7 +22,8 @@ from embedfit.encode.encoder import Encoder, complete
 from embedfit.encode.local import LocalEncoder
 from embedfit.encode.remote import RemoteEncoder
 from embedfit.errors import ConfigError, DataError, check_package, did_you_mean
-from embedfit.evaluation.compare import Comparison, compare_scores
+from embedfit.evaluation.compare import compare_scores
+from embedfit.evaluation.comparison import Comparison
 from embedfit.evaluation.score import Scores
 from embedfit.files import writing
 from embedfit.hub import public_name

@@ -35,7 +35,7 @@ from embedfit.retrieve.engine import Engine, LocalEngine, RayEngine
 from embedfit.retrieve.rerank import LocalReranker
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import DEPTH, Run
-from embedfit.track.sender import langwatch_key
+from embedfit.track.langwatch import langwatch_key
 
 _FOLDS, _FEW_QUERIES = 5, 1000
 """Under so many judged queries, each is held out once by default, in so many folds."""

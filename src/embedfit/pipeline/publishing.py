@@ -10,7 +10,8 @@ from embedfit.encode.local import LocalEncoder
 from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError
 from embedfit.pipeline.experiment import Result, read_result
 from embedfit.pipeline.job import read
-from embedfit.publish.publication import Parity, Publication, check_dataset_parity, check_parity, dataset_publication, model_publication
+from embedfit.publish.parity import Parity, check_dataset_parity, check_parity
+from embedfit.publish.publication import Publication, dataset_publication, model_publication
 from embedfit.publish.target import EXAMPLES, Target
 
 

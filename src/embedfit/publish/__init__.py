@@ -1,1 +1,1 @@
-"""A tuned model and its data set, in a folder or on the Hub."""
+"""Publishes a tuned model and its data set to a folder, an archive or the Hugging Face Hub."""

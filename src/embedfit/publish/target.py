@@ -1,4 +1,4 @@
-"""Where something is published: a folder, or a repository on the Hub."""
+"""The target of a publication: a folder, an archive, or a repository on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -20,82 +20,82 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 Content: TypeAlias = Path | bytes
-What: TypeAlias = Literal["model", "dataset"]
-MOST = 0.25
-"""How much of the metric may differ, where a few queries' worth (`QUERIES_TOLERANCE`) would be more."""
+PublicationKind: TypeAlias = Literal["model", "dataset"]
+EVIDENCE = "embedfit.json"
+"""File of a published model with its evidence and the list of all published files."""
+EXAMPLES = 5
+"""Number of training queries that a model card quotes on request."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where something is published.
+    """The target of a publication.
 
     Attributes:
-        kind: The Hub, a folder, or a tar archive.
-        where: ``owner/name``, or a path.
+        kind: Hub repository, folder, or tar archive.
+        where: Repository name as ``owner/name``, or path of the folder or archive.
     """
 
     kind: Literal["hub", "folder", "archive"]
     where: str
 
     @classmethod
-    def of(cls, said: str) -> Target:
-        """Read ``owner/name``, ``./folder`` or ``name.tar``.
+    def of(cls, text: str) -> Target:
+        """Read a target written as ``owner/name``, ``./folder`` or ``name.tar``.
 
         Raises:
-            ConfigError: It is none of them.
+            ConfigError: The text has none of these forms.
         """
-        if said.endswith(".tar") or said.startswith((".", "/", "~")):
-            path = os.path.normpath(os.path.expanduser(said))
-            target = cls("archive" if said.endswith(".tar") else "folder", path if os.path.isabs(path) else os.path.join(".", path))
-            # A home that nobody has is left as it is.
-            if said.isprintable() and not path.startswith("~") and target.title.strip("."):
+        if text.endswith(".tar") or text.startswith((".", "/", "~")):
+            path = os.path.normpath(os.path.expanduser(text))
+            target = cls("archive" if text.endswith(".tar") else "folder", path if os.path.isabs(path) else os.path.join(".", path))
+            # expanduser leaves the home of an unknown user as it is.
+            if text.isprintable() and not path.startswith("~") and target.title.strip("."):
                 return target
-        elif re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", said, re.ASCII) and len(said) <= 96:
-            return cls("hub", said)
+        elif re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text, re.ASCII) and len(text) <= 96:
+            return cls("hub", text)
         raise ConfigError(
-            f"{said!r} is no place to publish to; expected owner/name on the Hub, a folder like ./name, or an archive like name.tar"
+            f"{text!r} is not a place to publish to; expected owner/name on the Hub, a folder like ./name, or an archive like name.tar"
         )
 
     @property
     def title(self) -> str:
-        """What the thing is called there."""
+        """Name without the owner, folder or suffix."""
         return os.path.basename(os.path.abspath(self.where)).removesuffix(".tar")
 
     @property
     def path(self) -> Path:
-        """Where a folder or an archive will lie, symbolic links followed."""
+        """Path of the folder or archive, with symbolic links resolved."""
         return Path(os.path.realpath(self.where))
 
     def check_free(self) -> None:
-        """Make sure that nothing is in the way of a folder or an archive; an empty folder is not.
+        """Check that a folder or an archive can be created. An empty folder may be replaced.
 
         Raises:
-            StorageError: Something is, or the place cannot be read.
+            StorageError: Something exists at the path, or the path cannot be read.
         """
         if self.kind == "hub":
             return
         path = self.path
         try:
-            clear_leftovers(path.parent)  # a killed publication's, which would be in its way
-            is_there = path.exists()
-            is_free = self.kind == "folder" and is_there and path.is_dir() and not any(path.iterdir())
+            clear_leftovers(path.parent)  # temporary files of a killed publication
+            exists = path.exists()
+            is_free = self.kind == "folder" and exists and path.is_dir() and not any(path.iterdir())
         except OSError as error:
             raise StorageError(f"{self.where}: cannot be read: {error.strerror}") from None
-        if is_there and not is_free:
-            raise StorageError(f"{self.where} is there already; fix: give another name, or remove it")
-        if is_there and Path.cwd().is_relative_to(path):
-            raise StorageError(
-                f"{self.where} is the folder you stand in, which cannot be exchanged; fix: a new folder, like ./{self.title}"
-            )
+        if exists and not is_free:
+            raise StorageError(f"{self.where} already exists; fix: choose another name, or remove it")
+        if exists and Path.cwd().is_relative_to(path):
+            raise StorageError(f"{self.where} is the current folder, which cannot be replaced; fix: use a new folder, like ./{self.title}")
 
 
 def in_one_line(text: str) -> str:
-    """Return text as it may stand within a line of Markdown: no new line, no code, no HTML, no cell of a table."""
+    """Return text that is safe within a line of Markdown: without line breaks, code, HTML and table cells."""
     return re.sub(r"[`<>|]", "", " ".join(text.split()))
 
 
 def readable_size(size: float) -> str:
-    """Return a number of bytes with a unit."""
+    """Return a size in bytes as text with a unit."""
     for unit in ("B", "KB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -104,7 +104,7 @@ def readable_size(size: float) -> str:
 
 
 def hub_api() -> HfApi:
-    """Return the Hub's client, without its own progress bars."""
+    """Return a client of the Hub, without progress bars if nobody watches."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -115,18 +115,12 @@ def hub_api() -> HfApi:
 
 @contextlib.contextmanager
 def refusals(repo: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into one line, without the signature of an upload's address.
+    """Turn errors of the Hub's client into one line, without the signatures of upload URLs.
 
     Raises:
-        EmbedfitError: Instead of it.
+        EmbedfitError: The client raised an error.
     """
     try:
         yield
     except hub_errors() as error:
-        raise EmbedfitError(f"{repo}: the Hub did not take or give it: {reason_of(error)}") from None
-
-
-EVIDENCE = "embedfit.json"
-"""The file of a published model that holds its evidence, and the list of the files that were published."""
-EXAMPLES = 5
-"""Training queries that a card quotes, if it is to quote any."""
+        raise EmbedfitError(f"{repo}: the request to the Hub failed: {reason_of(error)}") from None

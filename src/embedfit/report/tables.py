@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from embedfit.data.dataset import Dataset
-from embedfit.evaluation.compare import Comparison, Difference
+from embedfit.evaluation.comparison import Comparison, Difference
 from embedfit.evaluation.score import Scores
 from embedfit.metrics import metric_label
 from embedfit.retrieve.run import Run

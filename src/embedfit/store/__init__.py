@@ -1,10 +1,10 @@
-"""Vector stores: where documents, their metadata and their vectors live when the best model is found.
+"""Vector stores keep the documents, metadata and vectors of the chosen model.
 
     chroma.py    a folder (the default), or a server
     pgvector.py  PostgreSQL
-    qdrant.py    a server; a folder for trying out
-    versions.py  fill a new version, check it, switch to it, roll back; the live one as a Retriever
+    qdrant.py    a server, or a folder for trials
+    versions.py  fills a new version, checks it, makes it live, rolls back; the live version as a Retriever
 
-A store keeps *collections* that are written once and then only read, and for each index one *live name* that says which of
-them answers. So a reader never sees a half-written collection, and going live or back is one small write.
+A store keeps *collections* that are written once and then only read. Each index has a *live name* that points to the collection
+that answers searches. A reader therefore never sees a half-written collection, and switching or rolling back is one small write.
 """

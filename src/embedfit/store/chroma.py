@@ -1,10 +1,10 @@
 """Chroma, embedded in a folder or as a server.
 
-A collection of a version holds its stamp in its metadata. Chroma has no aliases, so the live name is an empty collection whose
-metadata says which version answers; changing that is one transaction.
+Each collection holds its stamp in its metadata. Chroma has no aliases, so the live name is an empty collection whose metadata
+names the live version; changing it is one transaction.
 
-Embedded, readers in other processes are safe as long as they read what nobody writes: a collection is never read before it is
-whole, nor written after. Two writers damage the folder for good, so one lock guards all of it.
+Readers of an embedded folder in other processes are safe as long as nobody writes what they read: a collection is never read
+before it is complete, nor written afterwards. Two writers corrupt the folder permanently, so one lock guards all of it.
 """
 
 from __future__ import annotations
@@ -25,62 +25,54 @@ import numpy as np
 from embedfit.encode.encoder import Vectors
 from embedfit.errors import StorageError, require
 from embedfit.store.base import (
+    ClientStore,
     Entry,
     Filters,
-    Found,
     Live,
+    Neighbours,
     Stamp,
     belongs,
-    check_url,
-    is_plain,
     is_url,
     one_line,
-    one_writer,
-    readings,
-    token,
-    tokens,
     writable_folder,
 )
+from embedfit.store.values import is_plain, readings, token, tokens
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
 _WHOLE = "embedfit"
-"""Key of the metadata as JSON; the flat ones beside it are there to be filtered by."""
+"""Key of the metadata as JSON; the flat keys beside it exist for filters."""
 _ODD = "embedfit:odd"
-"""Key of the tokens of what Chroma cannot hold flat, or would not find exactly."""
+"""Key of the tokens of values that Chroma cannot hold flat, or would not match exactly."""
 _RESERVED = ("#", "$", "chroma:", _WHOLE)
-"""What a key may not begin with: Chroma refuses the first three, the last is ours."""
+"""Prefixes that a key cannot have: Chroma refuses the first three, embedfit uses the last."""
 _PAGE = 1000
 _DROPPED = ".embedfit.dropped"
-"""File beside the database: folders of collections that were dropped, one a line, until they are removed."""
+"""File beside the database that lists the folders of dropped collections, one per line, until they are deleted."""
 
 
-class ChromaStore:
-    """Collections in Chroma, with its default settings but for cosine distance.
+class ChromaStore(ClientStore):
+    """Collections in Chroma, with its default settings except for cosine distance.
 
     Args:
-        location: A folder, or the URL of a server.
-        index: The live name.
-        api_key: Sent to the server as a bearer token, and as Chroma Cloud wants it.
+        location: Folder, or URL of a server.
+        index: Live name of the index.
+        api_key: API key, sent as a bearer token and in the header that Chroma Cloud reads.
 
     Raises:
-        ConfigError: The location is a URL that says more than the server.
+        ConfigError: The URL has more than a host and port.
     """
 
-    takes_nul = True
-    longest_id: int | None = None
+    product = "Chroma"
 
     def __init__(self, location: str, index: str, api_key: str | None = None) -> None:
         require("chromadb", extra="chroma")
-        check_url(location)
-        self.location, self.index, self.api_key = location, index, api_key
-        self.where = f"Chroma, {location}"
-        self.secrets: tuple[str, ...] = (api_key,) if api_key else ()
+        super().__init__(location, index, api_key)
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:
-        """What chromadb raises."""
+        """Exceptions that chromadb and its database raise."""
         import httpx
         from chromadb.errors import ChromaError
 
@@ -100,99 +92,97 @@ class ChromaStore:
         return chromadb.HttpClient(url.hostname or "", url.port or (443 if ssl else 8000), ssl, headers, settings)
 
     def _collection(self, name: str) -> Any:
-        # Without an embedding function, or Chroma would want to download a model.
+        # With its default embedding function, Chroma would download a model.
         return self._client.get_collection(name, embedding_function=None)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Keep other writers out: of the folder, or on this machine."""
-        with one_writer(self.where, self.index, None if is_url(self.location) else writable_folder(self.location)):
+        """Lock the folder, or the server's index for the processes of this machine."""
+        with super().writing():
             self._remove_dropped()
             yield
 
     @one_line
     def live(self) -> Live:
-        """Return which collection answers."""
+        """Return the collections behind the live name."""
         from chromadb.errors import NotFoundError
 
         if not is_url(self.location) and not (Path(self.location) / "chroma.sqlite3").exists():
             return Live()
         try:
-            said = self._collection(self.index).metadata or {}
+            metadata = self._collection(self.index).metadata or {}
         except NotFoundError:
             return Live()
-        if "live" not in said:
-            raise StorageError(f"{self.where}: the collection {self.index!r} is not embedfit's; fix: another store.index")
-        return Live(said["live"], said.get("previous", ""))
+        if "live" not in metadata:
+            raise StorageError(f"{self.where}: the collection {self.index!r} is not embedfit's; fix: choose another store.index")
+        return Live(metadata["live"], metadata.get("previous", ""))
 
     @one_line
     def switch(self, live: Live) -> None:
-        """Let another collection answer, for every reader from one moment on."""
-        said = {"live": live.current, "previous": live.previous}
-        self._client.get_or_create_collection(self.index, metadata=said, embedding_function=None).modify(metadata=said)
+        """Point the live name to other collections, atomically for all readers."""
+        metadata = {"live": live.current, "previous": live.previous}
+        self._client.get_or_create_collection(self.index, metadata=metadata, embedding_function=None).modify(metadata=metadata)
 
     @one_line
     def collections(self) -> list[str]:
-        """Return the names of the collections of this index."""
-        return [one.name for one in self._client.list_collections() if belongs(one.name, self.index)]
+        """Return the names of all collections of this index."""
+        return [item.name for item in self._client.list_collections() if belongs(item.name, self.index)]
 
     @one_line
     def create(self, collection: str, stamp: Stamp) -> None:
-        """Make an empty collection."""
+        """Create an empty collection."""
         self._client.get_or_create_collection(
             collection, metadata={"stamp": stamp.to_json()}, configuration={"hnsw": {"space": "cosine"}}, embedding_function=None
         )
 
     @one_line
     def stamp(self, collection: str) -> Stamp:
-        """Return what a collection was made from."""
+        """Return the stamp of a collection."""
         return Stamp.from_json((self._collection(collection).metadata or {}).get("stamp", "null"), self.where)
 
     @one_line
     def ids(self, collection: str) -> set[str]:
-        """Return the ids of the documents that are in a collection."""
-        found = self._collection(collection)
+        """Return the ids of all documents in a collection."""
+        documents = self._collection(collection)
         ids: set[str] = set()
-        while page := found.get(include=[], limit=_PAGE * 10, offset=len(ids))["ids"]:
+        while page := documents.get(include=[], limit=_PAGE * 10, offset=len(ids))["ids"]:
             ids.update(page)
         return ids
 
     @one_line
     def add(self, collection: str, entries: Sequence[Entry], vectors: Vectors) -> None:
-        """Put documents in that are not there yet."""
-        found, most = self._collection(collection), self._client.get_max_batch_size()
-        for start in range(0, len(entries), most):
-            some = entries[start : start + most]
-            found.upsert(
-                ids=[entry.id for entry in some],
-                embeddings=np.asarray(vectors[start : start + most], np.float32),
-                documents=[entry.text for entry in some],
-                metadatas=[_kept(entry.metadata) for entry in some],
+        """Add new documents."""
+        documents, size = self._collection(collection), self._client.get_max_batch_size()
+        for start in range(0, len(entries), size):
+            batch = entries[start : start + size]
+            documents.upsert(
+                ids=[entry.id for entry in batch],
+                embeddings=np.asarray(vectors[start : start + size], np.float32),
+                documents=[entry.text for entry in batch],
+                metadatas=[_stored(entry.metadata) for entry in batch],
             )
 
     def finish(self, collection: str) -> None:
-        """Do nothing: Chroma builds its graph as documents come."""
+        """Do nothing: Chroma builds its graph as documents are added."""
 
     @one_line
-    def nearest(self, collection: str, vectors: Vectors, k: int, filters: Filters) -> list[Found]:
-        """Return up to k documents for each vector."""
-        found = self._collection(collection).query(query_embeddings=vectors, n_results=k, where=_where(filters), include=["distances"])
-        return [
-            [(id, 1 - distance) for id, distance in zip(*row, strict=True)] for row in zip(found["ids"], found["distances"], strict=True)
-        ]
+    def nearest(self, collection: str, vectors: Vectors, k: int, filters: Filters) -> list[Neighbours]:
+        """Return up to k documents for each query vector."""
+        hits = self._collection(collection).query(query_embeddings=vectors, n_results=k, where=_condition(filters), include=["distances"])
+        return [[(id, 1 - distance) for id, distance in zip(*row, strict=True)] for row in zip(hits["ids"], hits["distances"], strict=True)]
 
     @one_line
     def entries(self, collection: str, ids: Sequence[str]) -> dict[str, Entry]:
-        """Return documents by their ids."""
-        if not ids:  # Chroma takes no empty list
+        """Return documents by id."""
+        if not ids:  # Chroma refuses an empty list
             return {}
-        found = self._collection(collection).get(ids=list(ids), include=["documents", "metadatas"])
-        rows = zip(found["ids"], found["documents"], found["metadatas"], strict=True)
+        page = self._collection(collection).get(ids=list(ids), include=["documents", "metadatas"])
+        rows = zip(page["ids"], page["documents"], page["metadatas"], strict=True)
         return {id: Entry(id, text, json.loads(metadata[_WHOLE])) for id, text, metadata in rows if metadata and _WHOLE in metadata}
 
     @one_line
     def drop(self, collection: str) -> None:
-        """Remove a collection, and the folder of its graph, which Chroma itself leaves behind."""
+        """Delete a collection and the folder of its graph, which Chroma itself leaves behind."""
         dropped = [] if is_url(self.location) else self._folders(self._collection(collection).id)
         if dropped:
             with open(Path(self.location) / _DROPPED, "a", encoding="utf-8") as file:
@@ -201,14 +191,14 @@ class ChromaStore:
         self._remove_dropped()
 
     def _folders(self, collection_id: Any = None) -> list[str]:
-        """Return the names of the folders that Chroma's database knows, of one collection or of all."""
+        """Return the graph folders in Chroma's database: those of one collection, or all."""
         with contextlib.closing(sqlite3.connect(Path(self.location) / "chroma.sqlite3", timeout=60)) as database:
             rows = database.execute("SELECT id, collection FROM segments WHERE scope = 'VECTOR'").fetchall()
         return [name for name, collection in rows if collection_id is None or collection == str(collection_id)]
 
     @one_line
     def _remove_dropped(self) -> None:
-        """Remove the folders of collections that this or an earlier process has dropped, and no others."""
+        """Delete the folders of collections that this or an earlier process dropped, and no others."""
         path = Path(self.location) / _DROPPED
         if is_url(self.location) or not path.exists():
             return
@@ -219,21 +209,16 @@ class ChromaStore:
                     shutil.rmtree(path.with_name(name), ignore_errors=True)
         path.unlink()
 
-    def close(self) -> None:
-        """Let go of files and connections."""
-        if "_client" in self.__dict__:
-            self.__dict__.pop("_client").close()
 
-
-def _kept(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metadata as Chroma keeps it: flat to be filtered by, and whole."""
+def _stored(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata as Chroma stores it: flat for filters, and whole as JSON."""
     flat = {key: value for key, value in metadata.items() if _holds(key, value)}
     odd = tokens(metadata, _holds)
     return {**flat, **({_ODD: odd} if odd else {}), _WHOLE: json.dumps(metadata)}
 
 
 def _holds(key: str, value: Any) -> bool:
-    """Return whether Chroma can filter by a key and a value: plain values, and lists of one kind of them."""
+    """Return whether Chroma can filter by a key and a value: scalars, and lists of scalars of one type."""
 
     def plain(value: Any) -> bool:
         if isinstance(value, float):
@@ -245,19 +230,19 @@ def _holds(key: str, value: Any) -> bool:
 
 
 def _equals(key: str, reading: Any) -> dict[str, Any]:
-    """Return the condition that a field is a value: Chroma alone would cut a fraction where the field is a whole number."""
+    """Return the condition that a field equals a value. Chroma alone would truncate a fraction where the field is a whole number."""
     equal = {key: {"$eq": reading}}
     return {"$and": [equal, {key: {"$ne": int(reading)}}]} if isinstance(reading, float) else equal
 
 
-def _where(filters: Filters) -> dict[str, Any] | None:
+def _condition(filters: Filters) -> dict[str, Any] | None:
     conditions: list[dict[str, Any]] = []
     for key, value in filters.items():
         any_of: list[dict[str, Any]] = [{_ODD: {"$contains": token(key, reading)}} for reading in readings(value)]
         for reading in readings(value):
             if _holds(key, reading):
                 any_of += [_equals(key, reading), {key: {"$contains": reading}}]
-                if type(reading) is int and _holds(key, float(reading)):  # a list of floats holds no whole number of itself
+                if type(reading) is int and _holds(key, float(reading)):  # Chroma finds no integer in a list of floats
                     any_of.append({key: {"$contains": float(reading)}})
         conditions.append({"$or": any_of} if len(any_of) > 1 else any_of[0])
     return {"$and": conditions} if len(conditions) > 1 else conditions[0] if conditions else None

@@ -1,45 +1,47 @@
 """PostgreSQL with pgvector.
 
-A version is a table ``(id, text, metadata, embedding)`` with an HNSW index. Two small tables beside it hold what the versions
-were made from, and for each index which of them answers.
+A version is a table ``(id, text, metadata, embedding)`` with an HNSW index. Two small tables beside it hold the stamps of all
+versions and the live version of each index.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, LiteralString
 
 from embedfit.encode.encoder import Vectors
 from embedfit.errors import ConfigError, StorageError, require
-from embedfit.store.base import Entry, Filters, Found, Live, Stamp, belongs, is_exact, one_line, readings
+from embedfit.store.base import Entry, Filters, Live, Neighbours, Stamp, belongs, one_line
+from embedfit.store.connection import check_address, secrets_of
+from embedfit.store.values import is_exact, readings
 
 if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.sql import Composed
 
 _EF_SEARCH, _MOST = 40, 1000
-"""pgvector's own hnsw.ef_search, under which no more documents are found, and the highest it takes."""
+"""Default and maximum of pgvector's hnsw.ef_search, which limits how many documents a search returns."""
 _WIDEST = 2000
-"""Dimensions that pgvector's HNSW takes."""
+"""Maximum number of dimensions of pgvector's HNSW index."""
 _LONGEST_ID = 2500
-"""Bytes; a little under what PostgreSQL's B-tree takes of a key that cannot be compressed."""
-_IS_THERE: LiteralString = "to_regclass(quote_ident(collection)) IS NOT NULL"
-"""A table that somebody dropped leaves its row behind."""
+"""Bytes; slightly under the limit of PostgreSQL's B-tree for a key that does not compress."""
+_TABLE_EXISTS: LiteralString = "to_regclass(quote_ident(collection)) IS NOT NULL"
+"""Condition for a row whose table still exists: a table that somebody dropped leaves its row behind."""
 _WHOLE = "embedfit:whole"
-"""Key, in the metadata, of all of it as JSON: there where jsonb would make a whole number of a large float."""
+"""Metadata key of the whole metadata as JSON, for values that jsonb would change, such as large floats."""
 
 
 class PgvectorStore:
-    """Collections as tables of PostgreSQL, with pgvector's default settings but for cosine distance.
+    """Collections as tables of PostgreSQL, with pgvector's default settings except for cosine distance.
 
     Args:
-        location: A connection string; an empty one leaves everything to PGHOST, PGUSER, PGPASSWORD ...
-        index: The live name.
+        location: Connection string; if empty, PGHOST, PGUSER, PGPASSWORD and so on apply.
+        index: Live name of the index.
 
     Raises:
-        ConfigError: The location is no connection string.
+        ConfigError: The location is not a connection string.
     """
 
     takes_nul = False
@@ -51,24 +53,24 @@ class PgvectorStore:
         from psycopg.conninfo import conninfo_to_dict
 
         try:
-            said = conninfo_to_dict(location)
+            parameters = conninfo_to_dict(location)
         except psycopg.Error:
-            # What it says is not shown: it may hold a password.
+            # psycopg's message is not shown, because it may contain a password.
             raise ConfigError(
                 "store.location is not a connection string; expected one like postgresql://user@host/database, or env:NAME"
             ) from None
-        _check_address(location, said)
+        check_address(location, parameters)
         self.location, self.index = location, index
-        database = str(said.get("dbname") or "default database")
-        if "=" in database or "://" in database:  # libpq takes a whole connection string here, password and all
+        database = str(parameters.get("dbname") or "default database")
+        if "=" in database or "://" in database:  # libpq accepts a whole connection string here, including a password
             database = "a database"
-        self.where = f"PostgreSQL, {said.get('host') or 'default host'}/{database}"
-        self.secrets = _secrets(location, said)
+        self.where = f"PostgreSQL, {parameters.get('host') or 'default host'}/{database}"
+        self.secrets = secrets_of(location, parameters)
         self._connection: Connection[Any] | None = None
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:
-        """What psycopg raises."""
+        """Exceptions that psycopg raises."""
         import psycopg
 
         return (psycopg.Error,)
@@ -79,9 +81,9 @@ class PgvectorStore:
 
         if self._connection is None or self._connection.closed:
             connection = psycopg.connect(self.location, autocommit=True)
-            # No plan is kept: it would not heed the settings that each search makes.
+            # A prepared plan would ignore the settings that each search makes.
             connection.prepare_threshold = None
-            # The server notices a killed client while it builds an index, and gives up the lock; not every system's can.
+            # Lets the server notice a killed client during an index build and release the lock; not supported on every platform.
             with contextlib.suppress(psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedObject):
                 connection.execute("SET client_connection_check_interval = '1s'")
             self._connection = connection
@@ -89,7 +91,7 @@ class PgvectorStore:
         return self._connection
 
     def _use_extension(self) -> bool:
-        """Make the type of pgvector known to this connection, from whatever schema it is in; returns whether it is there."""
+        """Register the vector type with this connection, in whatever schema it is. Returns False if the extension is missing."""
         from pgvector.psycopg import register_vector
 
         schema = self._query("SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'")
@@ -106,13 +108,13 @@ class PgvectorStore:
         cursor = self._database.execute(_sql(text, **tables), values or None)
         return cursor.fetchall() if cursor.description else []
 
-    def _is_there(self) -> bool:
+    def _has_tables(self) -> bool:
         return bool(
             self._query("SELECT to_regclass('embedfit_live') IS NOT NULL AND to_regclass('embedfit_collections') IS NOT NULL")[0][0]
         )
 
     def writing(self) -> contextlib.AbstractContextManager[None]:
-        """Keep other writers out, by a lock of the server that ends with the connection."""
+        """Hold an advisory lock of the server, which ends with the connection."""
         return self._locked()
 
     @contextlib.contextmanager
@@ -130,7 +132,7 @@ class PgvectorStore:
 
         try:
             with self._database.transaction():
-                # The server may take a moment to notice that the last writer was killed.
+                # The server may need a moment to notice that the last writer was killed.
                 self._query("SET LOCAL lock_timeout = '2s'")
                 self._query("SELECT pg_advisory_lock(hashtext(%s))", [f"embedfit {self.index}"])
         except psycopg.errors.LockNotAvailable:
@@ -138,13 +140,13 @@ class PgvectorStore:
 
     @one_line
     def live(self) -> Live:
-        """Return which collection answers."""
-        found = self._query("SELECT live, previous FROM embedfit_live WHERE index = %s", [self.index]) if self._is_there() else []
-        return Live(*found[0]) if found else Live()
+        """Return the collections behind the live name."""
+        rows = self._query("SELECT live, previous FROM embedfit_live WHERE index = %s", [self.index]) if self._has_tables() else []
+        return Live(*rows[0]) if rows else Live()
 
     @one_line
     def switch(self, live: Live) -> None:
-        """Let another collection answer, for every reader from one moment on."""
+        """Point the live name to other collections, atomically for all readers."""
         self._query(
             "INSERT INTO embedfit_live (index, live, previous) VALUES (%s, %s, %s)"
             " ON CONFLICT (index) DO UPDATE SET live = EXCLUDED.live, previous = EXCLUDED.previous",
@@ -153,23 +155,23 @@ class PgvectorStore:
 
     @one_line
     def collections(self) -> list[str]:
-        """Return the names of the collections of this index."""
-        if not self._is_there():
+        """Return the names of all collections of this index."""
+        if not self._has_tables():
             return []
-        found = self._query("SELECT collection FROM embedfit_collections WHERE " + _IS_THERE)
-        return [name for (name,) in found if belongs(name, self.index)]
+        rows = self._query("SELECT collection FROM embedfit_collections WHERE " + _TABLE_EXISTS)
+        return [name for (name,) in rows if belongs(name, self.index)]
 
     @one_line
     def create(self, collection: str, stamp: Stamp) -> None:
-        """Make an empty table, and before it what all of them need.
+        """Create an empty table, after the extension and the shared tables if they are missing.
 
         Raises:
-            StorageError: The vectors have more dimensions than pgvector's HNSW takes, or pgvector is not there.
+            StorageError: The vectors have too many dimensions for an HNSW index, or pgvector is missing.
         """
         if stamp.dimension > _WIDEST:
             raise StorageError(
                 f"{self.where}: pgvector's HNSW takes {_WIDEST:,} dimensions, and the vectors have {stamp.dimension:,}; "
-                "fix: cut them (Matryoshka), or use another store"
+                "fix: truncate them (Matryoshka), or use another store"
             )
         if not self._use_extension():
             self._create_extension()
@@ -190,8 +192,9 @@ class PgvectorStore:
         try:
             yield
         except psycopg.errors.InsufficientPrivilege as error:
-            schema = "its schema, public by default"
-            raise StorageError(f"{self.where}: {error.diag.message_primary}; fix: GRANT CREATE ON SCHEMA {schema}, to this user") from None
+            raise StorageError(
+                f"{self.where}: {error.diag.message_primary}; fix: GRANT CREATE ON SCHEMA public (or the schema in use) to this user"
+            ) from None
 
     def _create_extension(self) -> None:
         import psycopg
@@ -200,7 +203,7 @@ class PgvectorStore:
             self._query("CREATE EXTENSION IF NOT EXISTS vector")
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.FeatureNotSupported, psycopg.errors.UndefinedFile) as error:
             refused = isinstance(error, psycopg.errors.InsufficientPrivilege)
-            why = "this user may not create it" if refused else "the server has not got it"
+            why = "this user may not create it" if refused else "the server does not provide it"
             raise StorageError(
                 f"{self.where}: the extension pgvector is not in this database, and {why}; "
                 "fix: install pgvector on the server, and as its superuser, in this database: CREATE EXTENSION vector"
@@ -209,31 +212,31 @@ class PgvectorStore:
 
     @one_line
     def stamp(self, collection: str) -> Stamp:
-        """Return what a collection was made from."""
-        found = self._query("SELECT stamp FROM embedfit_collections WHERE collection = %s AND " + _IS_THERE, [collection])
-        return Stamp.from_json(found[0][0] if found else "null", self.where)
+        """Return the stamp of a collection."""
+        rows = self._query("SELECT stamp FROM embedfit_collections WHERE collection = %s AND " + _TABLE_EXISTS, [collection])
+        return Stamp.from_json(rows[0][0] if rows else "null", self.where)
 
     @one_line
     def ids(self, collection: str) -> set[str]:
-        """Return the ids of the documents that are in a collection."""
+        """Return the ids of all documents in a collection."""
         return {id for (id,) in self._query("SELECT id FROM {table}", table=collection)}
 
     @one_line
     def add(self, collection: str, entries: Sequence[Entry], vectors: Vectors) -> None:
-        """Put documents in that are not there yet: all of them, or none."""
+        """Add new documents: all of them, or none."""
         from psycopg.types.json import Jsonb
 
         statement = _sql("COPY {table} (id, text, metadata, embedding) FROM STDIN WITH (FORMAT BINARY)", table=collection)
         with self._database.cursor() as cursor, cursor.copy(statement) as copy:
             copy.set_types(["text", "text", "jsonb", "vector"])
             for entry, vector in zip(entries, vectors, strict=True):
-                copy.write_row((entry.id, entry.text, Jsonb(_kept(entry.metadata)), vector))
+                copy.write_row((entry.id, entry.text, Jsonb(_stored(entry.metadata)), vector))
 
     @one_line
     def finish(self, collection: str) -> None:
-        """Build the HNSW index: many times faster over a full table than row by row."""
+        """Build the HNSW index, which is many times faster over a full table than row by row."""
         with self._database.transaction():
-            # Enough for the graph of some 100,000 vectors; beyond it, pgvector goes on, more slowly.
+            # Enough for the graph of about 100,000 vectors; beyond that, pgvector continues more slowly.
             self._query("SET LOCAL maintenance_work_mem = '512MB'")
             self._query(
                 "CREATE INDEX IF NOT EXISTS {name} ON {table} USING hnsw (embedding vector_cosine_ops)",
@@ -243,38 +246,38 @@ class PgvectorStore:
         self._query("ANALYZE {table}", table=collection)
 
     @one_line
-    def nearest(self, collection: str, vectors: Vectors, k: int, filters: Filters) -> list[Found]:
-        """Return up to k documents for each vector; exactly, where there are filters.
+    def nearest(self, collection: str, vectors: Vectors, k: int, filters: Filters) -> list[Neighbours]:
+        """Return up to k documents for each query vector. Searches with filters are exact.
 
-        HNSW drops what a filter refuses only after it has chosen what is near, so a rare value would find next to nothing.
+        HNSW applies filters only after it has chosen the nearest documents, so a rare value would match almost nothing.
         """
         conditions = [(key, candidate) for key, value in filters.items() for candidate in [_contained(key, value)]]
         where: LiteralString = " AND ".join(["metadata @> ANY (%s)"] * len(conditions)) or "true"
-        found: list[Found] = []
+        neighbours: list[Neighbours] = []
         with self._database.transaction():
             if conditions or k > _MOST:
                 self._query("SET LOCAL enable_indexscan = off")
             else:
                 self._query("SELECT set_config('hnsw.ef_search', %s, true)", [str(max(_EF_SEARCH, k))])
             for vector in vectors:
-                found.append(
+                neighbours.append(
                     self._query(
                         "SELECT id, 1 - (embedding <=> %s) AS score FROM {table} WHERE " + where + " ORDER BY embedding <=> %s LIMIT %s",
                         [vector, *(candidate for _, candidate in conditions), vector, k],
                         table=collection,
                     )  # type: ignore[arg-type]
                 )
-        return found
+        return neighbours
 
     @one_line
     def entries(self, collection: str, ids: Sequence[str]) -> dict[str, Entry]:
-        """Return documents by their ids."""
-        found = self._query("SELECT id, text, metadata FROM {table} WHERE id = ANY (%s)", [list(ids)], table=collection)
-        return {id: Entry(id, text, _given_back(metadata)) for id, text, metadata in found}
+        """Return documents by id."""
+        rows = self._query("SELECT id, text, metadata FROM {table} WHERE id = ANY (%s)", [list(ids)], table=collection)
+        return {id: Entry(id, text, _restored(metadata)) for id, text, metadata in rows}
 
     @one_line
     def drop(self, collection: str) -> None:
-        """Remove a table."""
+        """Drop a table and its stamp."""
         with self._database.transaction():
             self._query("DROP TABLE IF EXISTS {table}", table=collection)
             self._query("DELETE FROM embedfit_collections WHERE collection = %s", [collection])
@@ -286,48 +289,15 @@ class PgvectorStore:
             self._connection = None
 
 
-def _check_address(location: str, said: Mapping[str, Any]) -> None:
-    """Refuse a URL whose password is not percent-encoded: libpq would take a part of it for the host, the port or the database.
-
-    Raises:
-        ConfigError: It has two ``@``, one behind the host, or a port that is no number. What it says is not shown.
-    """
-    inner = str(said.get("dbname") or "")
-    if "://" in inner or "=" in inner:  # libpq takes a whole connection string there
-        from psycopg import Error
-        from psycopg.conninfo import conninfo_to_dict
-
-        with contextlib.suppress(Error):
-            _check_address(inner, conninfo_to_dict(inner))
-    url = location if location.startswith(("postgresql://", "postgres://")) else ""
-    user_and_host, slash, rest = url.partition("://")[2].partition("?")[0].partition("/")
-    ports = str(said.get("port") or "").split(",")
-    if user_and_host.count("@") > 1 or "@" in slash + rest or not all(port.isascii() and (port.isdigit() or not port) for port in ports):
-        raise ConfigError(
-            "store.location is not a connection string like postgresql://user:password@host:5432/database; it is not shown; "
-            "fix: percent-encode what is special in the password: @ as %40, / as %2F, : as %3A, ? as %3F"
-        )
-
-
-def _secrets(location: str, said: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what of a connection string may be in no message, the longest first."""
-    from urllib.parse import quote, quote_plus
-
-    words = [str(said[name]) for name in ("password", "sslpassword", "dbname") if said.get(name)]
-    words = [word for word in words if word != said.get("dbname") or "=" in word or "://" in word]
-    forms = {form for word in words for form in (word, quote(word, safe=""), quote(word), quote_plus(word))}
-    return tuple(sorted({location, *forms} - {""}, key=len, reverse=True))
-
-
-def _kept(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return metadata as jsonb keeps it, led by all of it as JSON where that alone is exact."""
+def _stored(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return metadata as jsonb stores it, with the whole as JSON where jsonb is not exact."""
     if is_exact(metadata) and _WHOLE not in metadata:
         return metadata
-    own = metadata.get(_WHOLE, [])  # a field of this name can be filtered by too
+    own = metadata.get(_WHOLE, [])  # a field of the same name can still be filtered by
     return {**metadata, _WHOLE: [json.dumps(metadata), *(own if isinstance(own, list) else [own])]}
 
 
-def _given_back(metadata: dict[str, Any]) -> dict[str, Any]:
+def _restored(metadata: dict[str, Any]) -> dict[str, Any]:
     whole: dict[str, Any] = json.loads(metadata[_WHOLE][0]) if _WHOLE in metadata else metadata
     return whole
 
@@ -339,7 +309,7 @@ def _sql(text: LiteralString, **tables: str) -> Composed:
 
 
 def _contained(key: str, value: str) -> list[Any]:
-    """Return the metadata that contains a key with a value, or with a list that holds it."""
+    """Return the jsonb values that contain a key with a value, or with a list that contains it."""
     from psycopg.types.json import Jsonb
 
     return [Jsonb({key: form}) for reading in readings(value) for form in (reading, [reading])]

@@ -1,9 +1,9 @@
-"""Qdrant: a server, or its client's own local mode in a folder.
+"""Qdrant: a server, or the local mode of its client in a folder.
 
-A version is a collection with its stamp in the collection's metadata. The live name is an alias, so any client may search it;
-a second alias remembers the version before. Both are changed in one request.
+Each collection holds its stamp in its metadata. The live name is an alias, so any client can search it; a second alias names
+the previous version. Both change in one request.
 
-Local mode compares with every vector, writes slowly, and lets one process in at a time: for trying out.
+Local mode scans all vectors, writes slowly and admits one process at a time. It is meant for trials.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,57 +20,48 @@ from typing import TYPE_CHECKING, Any
 from embedfit.encode.encoder import Vectors
 from embedfit.errors import StorageError, require
 from embedfit.store.base import (
+    ClientStore,
     Entry,
     Filters,
-    Found,
     Live,
+    Neighbours,
     Stamp,
     belongs,
-    check_url,
-    is_exact,
-    is_plain,
     is_url,
     one_line,
-    one_writer,
-    readings,
-    token,
-    tokens,
     writable_folder,
 )
+from embedfit.store.values import is_exact, is_plain, readings, token, tokens
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
 _PAGE = 10_000
 _IDS = uuid.UUID("6f1e7c58-63a4-4b0e-9d53-2b1f5e0c9a77")
-"""Qdrant's ids are numbers or UUIDs: a document's is made from its own id in this namespace."""
+"""Namespace in which a document id is hashed to a UUID: Qdrant's own ids are numbers or UUIDs."""
 
 
-class QdrantStore:
+class QdrantStore(ClientStore):
     """Collections in Qdrant, with its default settings and cosine distance.
 
     Args:
-        location: A server's URL, or a folder for local mode.
-        index: The live name.
-        api_key: Of the server.
+        location: Folder for local mode, or URL of a server.
+        index: Live name of the index.
+        api_key: API key of the server.
 
     Raises:
-        ConfigError: The location is a URL that says more than the server.
+        ConfigError: The URL has more than a host and port.
     """
 
-    takes_nul = True
-    longest_id: int | None = None
+    product = "Qdrant"
 
     def __init__(self, location: str, index: str, api_key: str | None = None) -> None:
         require("qdrant_client", extra="qdrant")
-        check_url(location)
-        self.location, self.index, self.api_key = location, index, api_key
-        self.where = f"Qdrant, {location}"
-        self.secrets: tuple[str, ...] = (api_key,) if api_key else ()
+        super().__init__(location, index, api_key)
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:
-        """What qdrant-client raises; local mode has plain ValueError and RuntimeError."""
+        """Exceptions that qdrant-client raises; local mode raises plain ValueError and RuntimeError."""
         from qdrant_client.http.exceptions import ApiException
 
         return (ApiException, ValueError, RuntimeError, OSError)
@@ -81,7 +71,7 @@ class QdrantStore:
         from qdrant_client import QdrantClient
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a key goes over http, and that a local folder should not be large
+            warnings.simplefilter("ignore")  # about keys over http, and about the size of local folders
             if is_url(self.location):
                 return QdrantClient(url=self.location, api_key=self.api_key, timeout=60, check_compatibility=False)
             return QdrantClient(path=str(writable_folder(self.location)), force_disable_check_same_thread=True)
@@ -90,13 +80,9 @@ class QdrantStore:
     def _previous(self) -> str:
         return f"{self.index}_previous"
 
-    def writing(self) -> AbstractContextManager[None]:
-        """Keep other writers out: of the folder, or on this machine."""
-        return one_writer(self.where, self.index, None if is_url(self.location) else writable_folder(self.location))
-
     @one_line
     def live(self) -> Live:
-        """Return which collection answers."""
+        """Return the collections behind the live name."""
         if not is_url(self.location) and not (Path(self.location) / "meta.json").exists():
             return Live()
         aliases = {alias.alias_name: alias.collection_name for alias in self._client.get_aliases().aliases}
@@ -104,7 +90,7 @@ class QdrantStore:
 
     @one_line
     def switch(self, live: Live) -> None:
-        """Let another collection answer, for every reader from one moment on."""
+        """Point the live name to other collections, atomically for all readers."""
         from qdrant_client import models
 
         changes: list[Any] = []
@@ -117,12 +103,12 @@ class QdrantStore:
 
     @one_line
     def collections(self) -> list[str]:
-        """Return the names of the collections of this index."""
-        return [one.name for one in self._client.get_collections().collections if belongs(one.name, self.index)]
+        """Return the names of all collections of this index."""
+        return [item.name for item in self._client.get_collections().collections if belongs(item.name, self.index)]
 
     @one_line
     def create(self, collection: str, stamp: Stamp) -> None:
-        """Make an empty collection."""
+        """Create an empty collection."""
         from qdrant_client import models
 
         if not self._client.collection_exists(collection):
@@ -131,12 +117,12 @@ class QdrantStore:
 
     @one_line
     def stamp(self, collection: str) -> Stamp:
-        """Return what a collection was made from."""
+        """Return the stamp of a collection."""
         return Stamp.from_json((self._client.get_collection(collection).config.metadata or {}).get("stamp", "null"), self.where)
 
     @one_line
     def ids(self, collection: str) -> set[str]:
-        """Return the ids of the documents that are in a collection."""
+        """Return the ids of all documents in a collection."""
         ids: set[str] = set()
         offset = None
         while True:
@@ -147,7 +133,7 @@ class QdrantStore:
 
     @one_line
     def add(self, collection: str, entries: Sequence[Entry], vectors: Vectors) -> None:
-        """Put documents in that are not there yet."""
+        """Add new documents."""
         from qdrant_client import models
 
         self._client.upsert(
@@ -164,41 +150,36 @@ class QdrantStore:
         """Wait until the server has built its graph.
 
         Raises:
-            StorageError: The server gave up.
+            StorageError: The server cannot index the collection.
         """
-        while (found := self._client.get_collection(collection)).status == "yellow":
+        while (info := self._client.get_collection(collection)).status == "yellow":
             time.sleep(0.5)
-        if found.status == "red":
-            raise StorageError(f"{self.where}: the collection {collection} cannot be indexed: {found.optimizer_status}")
+        if info.status == "red":
+            raise StorageError(f"{self.where}: the collection {collection} cannot be indexed: {info.optimizer_status}")
 
     @one_line
-    def nearest(self, collection: str, vectors: Vectors, k: int, filters: Filters) -> list[Found]:
-        """Return up to k documents for each vector."""
+    def nearest(self, collection: str, vectors: Vectors, k: int, filters: Filters) -> list[Neighbours]:
+        """Return up to k documents for each query vector."""
         from qdrant_client import models
 
         conditions = _filter(filters)
         requests = [models.QueryRequest(query=vector.tolist(), limit=k, filter=conditions, with_payload=["id"]) for vector in vectors]
-        found: list[Found] = []
+        neighbours: list[Neighbours] = []
         for start in range(0, len(requests), 100):
-            answers = self._client.query_batch_points(collection, requests[start : start + 100])
-            found += [[(_id(point), point.score) for point in answer.points] for answer in answers]
-        return found
+            responses = self._client.query_batch_points(collection, requests[start : start + 100])
+            neighbours += [[(_id(point), point.score) for point in response.points] for response in responses]
+        return neighbours
 
     @one_line
     def entries(self, collection: str, ids: Sequence[str]) -> dict[str, Entry]:
-        """Return documents by their ids."""
+        """Return documents by id."""
         points = self._client.retrieve(collection, [_point(id) for id in ids], with_payload=True)
         return {entry.id: entry for point in points if (entry := _entry(point.payload or {}))}
 
     @one_line
     def drop(self, collection: str) -> None:
-        """Remove a collection."""
+        """Delete a collection."""
         self._client.delete_collection(collection)
-
-    def close(self) -> None:
-        """Let go of files and connections."""
-        if "_client" in self.__dict__:
-            self.__dict__.pop("_client").close()
 
 
 def _point(id: str) -> str:
@@ -206,12 +187,12 @@ def _point(id: str) -> str:
 
 
 def _id(point: Any) -> str:
-    """Return a document's id; the point's own where embedfit did not write it."""
+    """Return the document id of a point, or the point's own id if embedfit did not write it."""
     return str((point.payload or {}).get("id", point.id))
 
 
 def _payload(entry: Entry) -> dict[str, Any]:
-    """Return an entry as Qdrant keeps it, with what it cannot hold or find exactly beside it as text."""
+    """Return an entry as Qdrant stores it, with tokens and JSON for values that it cannot match or keep exactly."""
     odd = tokens(entry.metadata, _holds)
     whole = {} if is_exact(entry.metadata) else {"whole": json.dumps(entry.metadata)}
     return {**vars(entry), **({"odd": odd} if odd else {}), **whole}
@@ -225,7 +206,7 @@ def _entry(payload: Mapping[str, Any]) -> Entry | None:
 
 
 def _holds(key: str, value: Any) -> bool:
-    """Return whether Qdrant can filter by a key: a path in quotes has no way to say a quote. It looks into lists by itself."""
+    """Return whether Qdrant can filter by a key: a quoted path cannot contain a quote. Lists need nothing special."""
     return bool(key) and not set(key) & {'"', "\\"}
 
 
@@ -236,7 +217,7 @@ def _filter(filters: Filters) -> Any:
         number = isinstance(reading, (int, float)) and not isinstance(reading, bool)
         if not _holds(key, reading) or (isinstance(reading, float) and not is_plain(reading)) or (number and abs(reading) >= 2**63):
             return []
-        # A range finds whole numbers and others, a match finds whole ones alone, but also those that no float tells apart.
+        # A range matches any plain number. A match is for integers only, but also for those that floats cannot tell apart.
         ranged = number and is_plain(reading)
         exact: dict[str, Any] = {"range": models.Range(gte=reading, lte=reading)} if ranged else {"match": models.MatchValue(value=reading)}
         return [models.FieldCondition(key=f'metadata."{key}"', **exact)]

@@ -1,12 +1,12 @@
-"""Fill a new version of an index, check it against exact search, switch to it, and go back.
+"""Fills a new version of an index, checks it against exact search, makes it live, and rolls back.
 
-    fill      a collection named after what it is made from; what is in it already is not written again
-    check     its recall at k against exact search, on the user's own queries
-    switch    the live name, at once; the version before is kept
-    roll back the live name goes back to it
+    fill       writes a collection named after its content; documents that are already there are not written again
+    check      measures recall at k against exact search, on the user's own queries
+    switch     points the live name to the new version at once; the previous version is kept
+    roll back  points the live name to the previous version
 
-A killed `index_documents` leaves the live version as it was. The next one finds the half-filled collection by its name, and
-the vectors in the cache, and goes on.
+A killed `index_documents` leaves the live version unchanged. The next call finds the partly filled collection by its name and
+the vectors in the cache, and continues.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from embedfit.store.base import BATCH_BYTES, Entry, Filters, Live, Stamp, Store,
 from embedfit.template import DOCUMENT_TEMPLATE
 
 _QUERIES = 1000
-"""A version is checked with so many queries at the most, spread evenly over them all; this tells recall to about 0.01."""
+"""Maximum number of queries that check a version, spread evenly over all; recall is then known to about 0.01."""
 _SAMPLE = 300
-"""Of a collection that is there already, so many documents are compared with the data, spread evenly over them all."""
+"""Number of documents of an existing collection that are compared with the data, spread evenly over all."""
 _ROUNDING = 1e-6
-"""Cosines nearer to each other than this are ties."""
+"""Cosines that differ by less are ties."""
 
 
 @dataclass(frozen=True)
 class Indexed:
-    """What indexing came to.
+    """The result of indexing.
 
     Attributes:
-        collection: The version that is live now.
-        previous: The one before, to which `roll_back` goes; empty if there is none.
-        documents: In it.
-        written: Of them, how many were written by this call.
-        recall: Share of the k documents of exact search that the store finds too; None if nothing had to be done.
-        k: As above.
-        queries: That it was measured on.
-        of_queries: That there are.
+        collection: Name of the collection that is live now.
+        previous: Name of the collection that `roll_back` makes live; empty if there is none.
+        documents: Number of documents in the live collection.
+        written: Number of documents that this call wrote.
+        recall: Mean recall at k against exact search, between 0 and 1; None if nothing had to be done.
+        k: Number of documents per query in the recall measurement.
+        queries: Number of queries that recall was measured on.
+        of_queries: Number of labelled queries in the data set.
     """
 
     collection: str
@@ -65,7 +65,7 @@ class Indexed:
 
     @property
     def sentence(self) -> str:
-        """One line on it."""
+        """The result in one line."""
         if self.recall is None:
             return f"Live: {self.collection}, {self.documents:,} documents; nothing had changed, so nothing was done."
         sample = f"{self.queries:,}" if self.queries == self.of_queries else f"{self.queries:,} of {self.of_queries:,}"
@@ -75,26 +75,26 @@ class Indexed:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the result as a JSON object."""
         return asdict(self)
 
 
 def index_documents(
     store: Store, dataset: Dataset, encoder: Encoder, template: str = DOCUMENT_TEMPLATE, *, k: int = 10, min_recall: float = 0.95
 ) -> Indexed:
-    """Make a data set's documents searchable under the live name of a store.
+    """Index the documents of a data set and make them live.
 
     Args:
-        store: Where to.
-        dataset: Its corpus goes in, its queries check it.
-        encoder: Of documents and queries; its vectors are cached on disk.
-        template: What a document says.
-        k: How far down a ranking the check looks.
-        min_recall: Under this, the new version does not go live.
+        store: Store to write to.
+        dataset: Corpus to index, and queries to check the index with.
+        encoder: Encoder of documents and queries; its vectors are cached on disk.
+        template: Template of the document text.
+        k: Number of documents per query in the recall check, at least 1.
+        min_recall: Recall against exact search, between 0 and 1, below which the new version does not go live.
 
     Raises:
         DataError: The store cannot keep a document.
-        StorageError: Another process is writing, the store cannot be reached, or it finds too little of what exact search finds.
+        StorageError: Another process is writing, the store cannot be reached, or recall is too low.
     """
     entries = entries_of(dataset, template)
     check_entries(entries, store)
@@ -104,10 +104,10 @@ def index_documents(
         live = store.live()
         judged = dataset.judged
         if live.current == collection:
-            if _is_whole(store, collection, entries):
+            if _is_complete(store, collection, entries):
                 _clear(store, live)
                 return Indexed(collection, live.previous, len(entries), 0, None, k, 0, len(judged))
-            console.note(f"Warning: {store.where}: {collection}, which is live, has lost or changed documents; they are written again")
+            console.note(f"Warning: {store.where}: the live collection {collection} has lost or changed documents; they are written again")
         cached = encoder if isinstance(encoder, CachedEncoder) else CachedEncoder(encoder)
         vectors = cached.encode([entry.text for entry in entries], "document")
         prompts = complete(encoder).prompts
@@ -116,12 +116,12 @@ def index_documents(
         )
         written = _fill(store, collection, stamp, entries, vectors)
         queries = dataset.select(judged[:: -(-len(judged) // _QUERIES)])
-        found = Version(store, collection, cached).search(queries, k)
-        recall = overlap(found, DenseRetriever(cached, template).search(queries, k + DEPTH), k)
+        run = Version(store, collection, cached).search(queries, k)
+        recall = overlap(run, DenseRetriever(cached, template).search(queries, k + DEPTH), k)
         if recall < min_recall:
             raise StorageError(
                 f"{store.where}: recall@{k} of {collection} against exact search is {recall:.4f} on {len(queries.queries):,} queries, "
-                f"under {min_recall:g}; it did not go live; fix: another store, or a lower store.min_recall"
+                f"under {min_recall:g}; it did not go live; fix: use another store, or lower store.min_recall"
             )
         previous = live.previous if live.current == collection else live.current
         live = Live(collection, previous)
@@ -130,8 +130,8 @@ def index_documents(
     return Indexed(collection, previous, len(entries), written, recall, k, len(queries.queries), len(judged))
 
 
-def _is_whole(store: Store, collection: str, entries: Sequence[Entry]) -> bool:
-    """Return whether a collection is there and holds these documents and no others; what they say is compared in a sample."""
+def _is_complete(store: Store, collection: str, entries: Sequence[Entry]) -> bool:
+    """Return whether a collection exists and holds exactly these documents; their content is compared on a sample."""
     if collection not in store.collections() or store.ids(collection) != {entry.id for entry in entries}:
         return False
     return _is_unchanged(store, collection, entries)
@@ -143,22 +143,22 @@ def _is_unchanged(store: Store, collection: str, entries: Sequence[Entry]) -> bo
 
 
 def _clear(store: Store, live: Live) -> None:
-    """Remove the collections that neither answer nor could: older versions, and what a killed process had begun."""
+    """Delete all collections except the live and the previous one: older versions, and what a killed process left behind."""
     for collection in store.collections():
         if collection not in (live.current, live.previous):
             store.drop(collection)
 
 
 def _fill(store: Store, collection: str, stamp: Stamp, entries: Sequence[Entry], vectors: Vectors) -> int:
-    """Write what is missing of a collection; returns how many documents that was."""
+    """Write the missing documents of a collection; return their number."""
     store.create(collection, stamp)
-    there = store.ids(collection)
-    written = [entry for entry in entries if entry.id in there]
-    if len(written) < len(there) or not _is_unchanged(store, collection, written):  # somebody else wrote here
+    present = store.ids(collection)
+    written = [entry for entry in entries if entry.id in present]
+    if len(written) < len(present) or not _is_unchanged(store, collection, written):  # something else wrote to it
         store.drop(collection)
         store.create(collection, stamp)
-        there = set()
-    missing = [row for row, entry in enumerate(entries) if entry.id not in there]
+        present = set()
+    missing = [row for row, entry in enumerate(entries) if entry.id not in present]
     with console.progress(f"writing to {store.where}", len(missing)) as done:
         for batch in _batches(entries, missing, vectors.shape[1]):
             store.add(collection, [entries[row] for row in batch], vectors[batch])
@@ -168,11 +168,11 @@ def _fill(store: Store, collection: str, stamp: Stamp, entries: Sequence[Entry],
 
 
 def _batches(entries: Sequence[Entry], rows: Sequence[int], dimension: int) -> Iterator[list[int]]:
-    """Yield rows in batches of about `BATCH_BYTES` as JSON."""
+    """Yield row numbers in batches of about `BATCH_BYTES` as JSON."""
     batch: list[int] = []
     size = 0
     for row in rows:
-        # A float takes some 20 signs; metadata is often the text again, field by field.
+        # A float takes about 20 characters; metadata often repeats the text field by field.
         batch.append(row)
         size += 20 * dimension + 2 * len(entries[row].text) + len(json.dumps(entries[row].metadata))
         if size >= BATCH_BYTES:
@@ -183,19 +183,19 @@ def _batches(entries: Sequence[Entry], rows: Sequence[int], dimension: int) -> I
 
 
 def roll_back(store: Store) -> Stamp:
-    """Let the version before answer again; once more, and the newer one does. Returns what the version was made from.
+    """Make the previous version live again and return its stamp. A second call undoes the first.
 
     Raises:
-        StorageError: There is none, or another process is writing.
+        StorageError: There is no complete previous version, or another process is writing.
     """
-    none = StorageError(f"{store.where}: the index {store.index!r} has no version to go back to")
-    # Writing would make the folder of a store that is not there.
+    missing = StorageError(f"{store.where}: the index {store.index!r} has no version to go back to")
+    # Locking for writing would create the folder of a store that does not exist.
     if not is_url(store.location) and not os.path.exists(store.location) and not store.live().previous:
-        raise none
+        raise missing
     with store.writing():
         live = store.live()
         if not live.previous:
-            raise none
+            raise missing
         if live.previous not in store.collections():
             raise StorageError(f"{store.where}: the version to go back to, {live.previous}, is gone; fix: run 'embedfit index'")
         stamp = store.stamp(live.previous)
@@ -203,7 +203,7 @@ def roll_back(store: Store) -> Stamp:
         if count != stamp.documents:
             raise StorageError(
                 f"{store.where}: the version to go back to, {live.previous}, has {count:,} of its {stamp.documents:,} documents; "
-                "fix: run 'embedfit index' with what it was made from"
+                "fix: run 'embedfit index' with the data and model that it was made from"
             )
         store.switch(Live(live.previous, live.current))
     return stamp
@@ -213,9 +213,9 @@ class Version:
     """One collection of a store, as a Retriever and for single searches.
 
     Args:
-        store: That it is in.
-        collection: Its name.
-        encoder: Of queries: the one that it was filled by.
+        store: Store that holds the collection.
+        collection: Name of the collection.
+        encoder: Encoder of queries, the same that encoded the documents.
     """
 
     def __init__(self, store: Store, collection: str, encoder: Encoder) -> None:
@@ -224,28 +224,26 @@ class Version:
         self.name = f"{encoder.name} in {store.where}"
 
     def search(self, dataset: Dataset, k: int) -> Run:
-        """Return the k best documents for each query of a data set, as far as the store finds them.
+        """Return up to k documents for each query of a data set.
 
         Raises:
-            StorageError: The collection holds other documents than the data set.
+            StorageError: The documents of the collection differ from those of the data set.
         """
         if _documents_digest(entries_of(dataset, self.stamp.template)) != self.stamp.digest:
-            raise StorageError(
-                f"{self.store.where}: {self.collection} holds other documents than the data has now; fix: run 'embedfit index'"
-            )
+            raise StorageError(f"{self.store.where}: {self.collection} holds other documents than the data set; fix: run 'embedfit index'")
         _, ids = sorted_corpus(dataset)
         position = {id: place for place, id in enumerate(ids)}
         vectors = self.encoder.encode(dataset.query_texts(), "query")
 
         def nearest(depth: int) -> Ranked:
-            # Approximate search may find fewer than were asked for.
+            # Approximate search may return fewer documents than requested.
             ranked = np.full((len(dataset.queries), min(depth, len(ids))), len(ids), np.int64)
             scores = np.full(ranked.shape, NOTHING, np.float32)
-            for row, found in enumerate(self.store.nearest(self.collection, vectors, ranked.shape[1], {})):
-                if any(id not in position for id, _ in found):
+            for row, neighbours in enumerate(self.store.nearest(self.collection, vectors, ranked.shape[1], {})):
+                if any(id not in position for id, _ in neighbours):
                     raise self._changed()
-                ranked[row, : len(found)] = [position[id] for id, _ in found]
-                scores[row, : len(found)] = [score for _, score in found]
+                ranked[row, : len(neighbours)] = [position[id] for id, _ in neighbours]
+                scores[row, : len(neighbours)] = [score for _, score in neighbours]
             return ranked, scores
 
         return run_of(dataset, ids, nearest, k)
@@ -254,39 +252,39 @@ class Version:
         """Return up to k documents for a query, best first.
 
         Args:
-            text: The query.
-            k: How many.
-            filters: Metadata that a document must have.
+            text: Query text.
+            k: Maximum number of documents.
+            filters: Metadata that a document must have; see `embedfit.store.base.Filters`.
 
         Raises:
-            DataError: The query is not a text that could be encoded.
-            StorageError: The store cannot be reached, or what it holds was changed by something else.
+            DataError: The query contains a lone surrogate.
+            StorageError: The store cannot be reached, or something else changed the collection.
         """
         if not is_encodable(text):
-            raise DataError("the query", "holds half of a character (a lone surrogate)", fix="correct the text")
+            raise DataError("the query", "contains half of a character (a lone surrogate)", fix="correct the text")
         vectors = self.encoder.encode([text], "query")
         filters = filters or {}
         if not all(is_encodable(text) and (self.store.takes_nul or "\0" not in text) for pair in filters.items() for text in pair):
-            return []  # no document that the store keeps has such a text
-        [found] = self.store.nearest(self.collection, vectors, min(k, self.stamp.documents), filters)
-        entries = self.store.entries(self.collection, [id for id, _ in found])
-        if any(id not in entries for id, _ in found):
+            return []  # the store cannot hold a document with such a text
+        [neighbours] = self.store.nearest(self.collection, vectors, min(k, self.stamp.documents), filters)
+        entries = self.store.entries(self.collection, [id for id, _ in neighbours])
+        if any(id not in entries for id, _ in neighbours):
             raise self._changed()
-        return [Hit(id, float(score), entries[id].text, entries[id].metadata) for id, score in found]
+        return [Hit(id, float(score), entries[id].text, entries[id].metadata) for id, score in neighbours]
 
     def _changed(self) -> StorageError:
         return StorageError(f"{self.store.where}: {self.collection} holds documents that embedfit did not write; fix: run 'embedfit index'")
 
 
 class LiveIndex:
-    """What is live in a store, as a Retriever and for single searches.
+    """The live version of an index, as a Retriever and for single searches.
 
-    Every search asks once which version is live and takes everything from that one. With the encoders of the old and the new
-    version at hand, it goes on answering through a switch and back.
+    Each search looks up the live version once and takes everything from it. Given the encoders of both versions, searches
+    continue through a switch and a rollback.
 
     Args:
-        store: Where the index is.
-        encoders: Of queries: the one that the live version was made with must be among them.
+        store: Store that holds the index.
+        encoders: Encoders of queries, among them the one that encoded the live version.
     """
 
     def __init__(self, store: Store, *encoders: Encoder) -> None:
@@ -297,8 +295,8 @@ class LiveIndex:
         """Return the version that is live now.
 
         Raises:
-            ModelError: It was made with another encoder.
-            StorageError: There is none.
+            ModelError: The live version was made with another encoder.
+            StorageError: There is no live version.
         """
         store = self.store
         collection = store.live().current
@@ -309,7 +307,7 @@ class LiveIndex:
         except StorageError:
             if collection in store.collections():
                 raise
-            raise StorageError(f"{store.where}: {collection}, which is live, is gone; fix: run 'embedfit index'") from None
+            raise StorageError(f"{store.where}: the live collection {collection} is gone; fix: run 'embedfit index'") from None
         if stamp.fingerprint not in self.encoders:
             given = ", ".join(f"{encoder.name!r} ({fingerprint[:12]})" for fingerprint, encoder in self.encoders.items())
             raise ModelError(
@@ -319,7 +317,7 @@ class LiveIndex:
         return Version(store, collection, self.encoders[stamp.fingerprint])
 
     def search(self, dataset: Dataset, k: int) -> Run:
-        """Return the k best documents of the live version for each query of a data set; see `Version.search`."""
+        """Return up to k documents of the live version for each query of a data set; see `Version.search`."""
         return self.version().search(dataset, k)
 
     def find(self, text: str, k: int = 10, filters: Filters | None = None) -> list[Hit]:
@@ -327,28 +325,28 @@ class LiveIndex:
         return self.version().find(text, k, filters)
 
 
-def overlap(found: Run, exact: Run, k: int) -> float:
-    """Return the recall at k of a Run against exact search: the share of the k best that it has too, as a mean over queries.
+def overlap(run: Run, exact: Run, k: int) -> float:
+    """Return the recall at k of a Run against exact search: the fraction of the k best documents that it has, averaged over queries.
 
-    A document that ties with the k-th is as good as that one.
+    Documents that tie with the k-th count as equally good.
 
     Args:
-        found: On the same queries and corpus.
-        exact: Deeper than k, so that it holds the ties.
-        k: Where both are cut.
+        run: Run to measure.
+        exact: Run of exact search on the same queries and corpus, deeper than k so that it includes ties.
+        k: Rank at which both are cut.
     """
     shares = []
-    for mine, best, scores, empty in zip(found.ranked[:, :k], exact.ranked, exact.scores, exact.empty, strict=True):
+    for retrieved, best, scores, empty in zip(run.ranked[:, :k], exact.ranked, exact.scores, exact.empty, strict=True):
         last = min(k, int((~empty).sum()))
         if not last:  # the query is the only document
             continue
         good = best[(scores >= scores[last - 1] - _ROUNDING) & ~empty]
-        shares.append(min(last, len(np.intersect1d(mine, good))) / last)
+        shares.append(min(last, len(np.intersect1d(retrieved, good))) / last)
     return float(np.mean(shares)) if shares else 1.0
 
 
 def entries_of(dataset: Dataset, template: str) -> list[Entry]:
-    """Return the documents of a data set as a store keeps them."""
+    """Return the documents of a data set as entries of a store."""
     texts = dataset.document_texts(template)
     return [
         Entry(document.id, text, _plain({**({"title": document.title} if document.title else {}), **document.metadata}))
@@ -362,7 +360,7 @@ def identity(encoder: Encoder) -> str:
 
 
 def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return metadata as JSON has it: dates as text, no NaN."""
+    """Return metadata as JSON values: dates become text, NaN becomes null."""
     plain: dict[str, Any] = json.loads(json.dumps(metadata, default=_as_json), parse_constant=lambda _: None)
     return plain
 

@@ -30,7 +30,7 @@ from embedfit import console
 from embedfit.data.dataset import Dataset
 from embedfit.data.split import Split, group_numbers
 from embedfit.errors import ConfigError, DataError, StorageError
-from embedfit.evaluation.compare import new_chart
+from embedfit.evaluation.charts import new_chart
 from embedfit.evaluation.score import Groups, PerQuery, score_run
 from embedfit.evaluation.statistics import bootstrap_means
 from embedfit.files import writing

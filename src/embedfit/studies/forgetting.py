@@ -16,7 +16,9 @@ from embedfit.data.split import group_numbers
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.local import LocalEncoder
 from embedfit.errors import ConfigError
-from embedfit.evaluation.compare import Comparison, Difference, compare_scores, new_chart
+from embedfit.evaluation.charts import new_chart
+from embedfit.evaluation.compare import compare_scores
+from embedfit.evaluation.comparison import Comparison, Difference
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.metrics import KS, check_metric, metric_label
 from embedfit.retrieve.retrievers import DenseRetriever

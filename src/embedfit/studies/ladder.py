@@ -26,7 +26,8 @@ from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, complete
 from embedfit.encode.local import seconds_alone
 from embedfit.errors import ConfigError, did_you_mean
-from embedfit.evaluation.compare import Difference, new_chart
+from embedfit.evaluation.charts import new_chart
+from embedfit.evaluation.comparison import Difference
 from embedfit.evaluation.families import compare_many, may_be_best
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.files import writing

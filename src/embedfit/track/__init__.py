@@ -1,1 +1,1 @@
-"""Traces to LangWatch and others."""
+"""Sends results and searches to LangWatch."""
