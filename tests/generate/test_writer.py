@@ -37,7 +37,7 @@ from embedfit.pipeline import generating, job
 from embedfit.samples import TRANSACTIONS
 
 CATEGORIES = TRANSACTIONS / "categories.json"
-SERVER = Path(__file__).parents[1] / "openai_server.py"
+SERVER = Path(__file__).parents[2] / "examples" / "openai_server.py"
 KEY = "sk-very-secret-0123456789"
 
 
