@@ -253,7 +253,7 @@ def sent_and_not_answered(output):
 
 def test_interrupted_it_waits_for_what_is_paid_for_and_goes_on_later(tmp_path):
     code = (
-        "import sys; sys.path[:0] = [sys.argv[3], sys.argv[3] + '/..']; from test_writer import *\n"
+        "import sys; sys.path[:0] = [sys.argv[3], sys.argv[3] + '/..', sys.argv[3] + '/../../examples']; from test_writer import *\n"
         "try: write_in_a_process_of_its_own(sys.argv[1], Path(sys.argv[2]), 400)\n"
         "except KeyboardInterrupt: sys.exit(130)"
     )
