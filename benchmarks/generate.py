@@ -1,6 +1,6 @@
 """What the client adds to a request of an LLM, and whether memory stays flat.
 
-The server is the tests' own, in a process of its own on loopback; it answers by rote, so that all that takes time is the client
+The server is that of examples and tests, in a process of its own on loopback; it answers by rote, so that all that takes time is the client
 (and the server, which works on the other core). 32 requests at a time:
 
 - overhead: processor time of the client, and wall time, for each request, where the server answers at once
@@ -34,7 +34,7 @@ from embedfit.generate.writer import generate
 from embedfit.samples import TRANSACTIONS
 
 RESULTS = Path(__file__).parent / "results"
-SERVER = Path(__file__).parents[1] / "tests" / "openai_server.py"
+SERVER = Path(__file__).parents[1] / "examples" / "openai_server.py"
 AT_A_TIME = 32
 
 

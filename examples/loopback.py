@@ -1,12 +1,11 @@
 """The services of the circle, played on this machine: an LLM, OpenAI, the Hugging Face Hub, an inference endpoint, and LangWatch.
 
-They speak the real protocols over HTTP, and are the servers of the tests, so that nothing here needs an account or a network. What they
-answer is modest: the LLM deals out the bundled transactions, and OpenAI's embeddings count words.
+They speak the real protocols over HTTP, so nothing here needs an account or a network. The tests use the same servers. Their answers are
+modest: the LLM deals out the bundled transactions, and OpenAI's embeddings count words.
 """
 
 import atexit
 import json
-import sys
 import tempfile
 import warnings
 from collections import defaultdict
@@ -14,8 +13,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 from openai_server import completion, hashed, schema_of
 from servers import Embeddings, Hub, LangWatch, Server, Storage, running

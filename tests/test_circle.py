@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from loopback import running_services
 from nbclient import NotebookClient
 
 from embedfit.cli import main
@@ -21,9 +22,6 @@ from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.samples import TRANSACTIONS, write_start
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.append(str(EXAMPLES))
-
-from loopback import running_services  # noqa: E402
 
 TOML = """
 name = "expenses"

@@ -2,21 +2,144 @@
 
 import json
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
+import pandas as pd
 import pytest
+from loopback import running_services
+from openai_server import Server
 
+import embedfit
 from embedfit.config import Config
+from embedfit.samples import write_start
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+PROGRAMS = sorted((DOCS / "programs").glob("*.py"))
+TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
+
+IN_MEMORY = hasattr(embedfit.Dataset, "from_pairs") and "ladder" in embedfit.__all__
+"""Whether the calls that take data in memory are there yet."""
+NEED_MEMORY = {
+    "compare_two_rankings",
+    "fine_tune",
+    "labels_from_a_dataframe",
+    "ladder_in_memory",
+    "retrieve_one_text",
+    "labels",
+    "README",
+}
+
+
+def python_of(page):
+    """Return the Python blocks of a page as one program."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def services():
+    """An LLM, OpenAI's embeddings and the Hub, on loopback."""
+    with Server() as llm, running_services() as services, pytest.MonkeyPatch.context() as patch:
+        for name, value in services.environment.items():
+            if not name.startswith("LANGWATCH"):
+                patch.setenv(name, value)
+        patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # HF_HUB_DISABLE_XET is read once
+        yield {"embeddings": services.environment["OPENAI_BASE_URL"], "llm": llm.url}
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_model, tmp_path_factory):
+    """The folder in which programs and tutorials run: the files of ``embedfit init``, a finished run of them, and its index."""
+    folder = tmp_path_factory.mktemp("programs")
+    write_start(folder)
+    toml = (folder / "embedfit.toml").read_text().replace("all-MiniLM-L6-v2", str(tiny_model))
+    (folder / "embedfit.toml").write_text(toml.replace("# epochs = 4", "epochs = 1"))
+    rows = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
+    pd.DataFrame({"text": [row["query"] for row in rows], "label": [row["expected"] for row in rows]}).to_csv(folder / "tickets.csv")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        config = embedfit.read_config("embedfit.toml")
+        result = embedfit.run(config)
+        shutil.move(result.folder, folder / "runs" / "support-1a2b3c4d5e")
+        data = embedfit.load(config.data.queries, config.data.documents)
+        with embedfit.open_store(config.store) as store:
+            tuned = embedfit.LocalEncoder(folder / "runs" / "support-1a2b3c4d5e" / "model")
+            embedfit.index_documents(store, data, tuned, config.data.document_template)
+    return folder
+
+
+@pytest.fixture
+def ran(prepared, services, tiny_model, monkeypatch, tmp_path, capsys):
+    """Run code of the docs where everything is prepared, with a small model, and return what it printed."""
+    matplotlib.use("agg")
+    monkeypatch.chdir(prepared)
+
+    def call(code, name):
+        if not IN_MEMORY and name in NEED_MEMORY:
+            pytest.skip("data in memory is not there yet")
+        monkeypatch.setenv("OPENAI_BASE_URL", services["llm" if "run_generate" in code else "embeddings"])
+        program = tmp_path / f"{name}.py"
+        program.write_text(code.replace("all-MiniLM-L6-v2", str(tiny_model)).replace("lines=True)", "lines=True).head(60)"))
+        capsys.readouterr()
+        runpy.run_path(str(program), run_name="__main__")
+        return capsys.readouterr().out
+
+    return call
+
+
+SHOWN = {
+    "compare_two_rankings": r"on 3 queries",
+    "evaluate_two_encoders": r"on 20 queries",
+    "fine_tune": r"report\.html",
+    "generate": r"12 of 12 queries",
+    "labels_from_a_dataframe": r"20 queries",
+    "ladder_in_memory": r"Recommended: ",
+    "load_a_result": r"on 20 held-out queries[\s\S]*\(1, 384\)",
+    "publish": r"Fetched again: ",
+    "retrieve_one_text": r"(?m)^[\d.]+ \w+ .+\n[\d.]+ \w+ .+\n[\d.]+ \w+ .+$",
+    "search_an_index": r"(?m)^[\d.]+ \w+ .+\n[\d.]+ \w+ .+\n[\d.]+ \w+ .+$",
+    "labels": r"report\.html[\s\S]*Recommended: ",
+    "passages": r"72 of 72 queries[\s\S]*on 72 held-out queries",
+    "search": r"Live: documents_\w+, 4 documents[\s\S]*\n(\w+)\n(\w+)\n[\s\S]*Fetched again: ",
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
+def test_the_programs_run(program, ran):
+    code = program.read_text()
+    assert len(code.splitlines()) <= 10
+    assert re.search(SHOWN[program.stem], ran(code, program.stem))
 
 
 @pytest.mark.slow
-def test_the_python_snippet_of_the_readme_runs(tmp_path):
-    [snippet] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda path: path.stem)
+def test_the_tutorials_run(page, ran):
+    assert re.search(SHOWN[page.stem], ran(python_of(page), page.stem))
+
+
+def test_every_program_stands_in_a_page():
+    pages = "\n".join(page.read_text() for page in PAGES)
+    assert len(PROGRAMS) == 10
+    for program in PROGRAMS:
+        assert f'--8<-- "programs/{program.name}"' in pages, program.name
+
+
+@pytest.mark.slow
+def test_the_python_snippet_of_the_readme_runs(ran):
+    code = python_of(ROOT / "README.md")
+    assert len(code.strip().splitlines()) <= 6
+    assert "report.html" in ran(code, "README")
+
+
+@pytest.mark.slow
+def test_the_steps_in_python_run(tmp_path):
+    [snippet] = [block for block in re.findall(r"```python\n(.*?)```", (DOCS / "start.md").read_text(), re.DOTALL) if "tune_model" in block]
     assert len(snippet.strip().splitlines()) <= 15
     done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -46,15 +169,38 @@ def test_links_between_pages_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_trees_files_are_all_in_the_readme():
-    readme = (ROOT / "README.md").read_text()
+def test_every_page_is_in_the_sites_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    for page in DOCS.rglob("*.md"):
+        assert f" {page.relative_to(DOCS)}\n" in navigation, page
+
+
+def test_the_reference_and_the_tree_are_those_of_the_code():
+    written = runpy.run_path(str(DOCS / "reference.py"))["written"]()
+    for path, text in written.items():
+        assert path.read_text() == text, f"{path.name} is out of date; fix: python docs/reference.py"
+    assert {path.name for path in (DOCS / "api").iterdir()} == {path.name for path in written} - {"CONTRIBUTING.md"}
+
+
+def test_every_public_name_stands_in_the_reference():
+    directives = re.findall(r"^::: embedfit\.(\w+)$", "\n".join(page.read_text() for page in (DOCS / "api").glob("*.md")), re.MULTILINE)
+    assert sorted(directives) == sorted(embedfit.__all__)
+
+
+def test_the_trees_files_are_all_in_the_guide():
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
     for path in sorted((ROOT / "src" / "embedfit").rglob("*.py")):
-        if not path.name.startswith("__") and path.name not in ("errors.py", "console.py"):
-            assert path.name in readme, path.name
+        if not path.name.startswith("__"):
+            assert path.name in guide, path.name
+
+
+def test_examples_import_nothing_from_the_tests():
+    for path in (ROOT / "examples").glob("*.*"):
+        assert "tests" not in re.findall(r"\w+", re.sub(r'"""[\s\S]*?"""', "", path.read_text())), path.name
 
 
 def test_every_setting_stands_in_the_page_on_settings():
-    page = (ROOT / "docs" / "config.md").read_text()
+    page = (DOCS / "config.md").read_text()
 
     def rows(section):
         for name, field in section.model_fields.items():

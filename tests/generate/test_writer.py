@@ -38,7 +38,7 @@ from embedfit.pipeline import generating, job
 from embedfit.samples import TRANSACTIONS
 
 CATEGORIES = TRANSACTIONS / "categories.json"
-SERVER = Path(__file__).parents[1] / "openai_server.py"
+SERVER = Path(__file__).parents[2] / "examples" / "openai_server.py"
 KEY = "sk-very-secret-0123456789"
 
 
@@ -254,7 +254,7 @@ def sent_and_not_answered(output):
 
 def test_interrupted_it_waits_for_what_is_paid_for_and_goes_on_later(tmp_path):
     code = (
-        "import sys; sys.path[:0] = [sys.argv[3], sys.argv[3] + '/..']; from test_writer import *\n"
+        "import sys; sys.path[:0] = [sys.argv[3], sys.argv[3] + '/..', sys.argv[3] + '/../../examples']; from test_writer import *\n"
         "try: write_in_a_process_of_its_own(sys.argv[1], Path(sys.argv[2]), 400)\n"
         "except KeyboardInterrupt: sys.exit(130)"
     )

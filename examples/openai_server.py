@@ -3,7 +3,7 @@
 What it answers depends on the request alone, so that two runs can be compared. It counts what a customer would pay for:
 each completion that it has sent whole.
 
-    python tests/openai_server.py --faults 0.3 --paid paid.txt      # prints its address, serves until it is killed
+    python examples/openai_server.py --faults 0.3 --paid paid.txt      # prints its address, serves until it is killed
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Servers for tests: real HTTP on loopback, in the shape of the services that embedfit talks to."""
+"""Servers for examples and tests: real HTTP on loopback, in the shape of the services that embedfit talks to."""
 
 import base64
 import hashlib

@@ -1,0 +1,9 @@
+import pandas as pd
+
+import embedfit
+
+frame = pd.read_csv("tickets.csv")
+data = embedfit.Dataset.from_pairs(frame.text, frame.label)
+print(data)
+for finding in embedfit.check(data):
+    print(finding)
