@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-HUB = "from embedfit.cli import main; main(['demo', '--model', 'BAAI/bge-base-en-v1.5'])"
+HUB = "from embedfit.cli.app import main; main(['demo', '--model', 'BAAI/bge-base-en-v1.5'])"
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "import embedfit": ["-c", "import embedfit"],

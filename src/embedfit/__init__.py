@@ -38,10 +38,11 @@ if TYPE_CHECKING:
     from embedfit.evaluation.score import Scores, score_run
     from embedfit.evaluation.statistics import holm
     from embedfit.generate.outcome import Generated
-    from embedfit.pipeline.experiment import Result, read_result, run, run_curve, run_ladder
+    from embedfit.pipeline.experiment import run, run_curve, run_ladder
     from embedfit.pipeline.generating import run_generate
     from embedfit.pipeline.measuring import evaluate, measure
     from embedfit.pipeline.publishing import prepare_publications, publish_run
+    from embedfit.pipeline.result import Result, read_result
     from embedfit.retrieve.finder import Finder, Hit
     from embedfit.retrieve.rerank import LocalReranker, RerankedRetriever
     from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever
@@ -117,8 +118,6 @@ _ROOMS = {
     "evaluation.statistics": ("holm",),
     "generate.outcome": ("Generated",),
     "pipeline.experiment": (
-        "Result",
-        "read_result",
         "run",
         "run_curve",
         "run_ladder",
@@ -131,6 +130,10 @@ _ROOMS = {
     "pipeline.publishing": (
         "prepare_publications",
         "publish_run",
+    ),
+    "pipeline.result": (
+        "Result",
+        "read_result",
     ),
     "retrieve.finder": (
         "Finder",

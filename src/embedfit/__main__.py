@@ -1,6 +1,6 @@
 """Run the command line as ``python -m embedfit``."""
 
-from embedfit.cli import main
+from embedfit.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -21,6 +21,7 @@ from embedfit.encode.remote import RemoteEncoder
 from embedfit.errors import ConfigError, ModelError, OfflineError
 from embedfit.hosts import key_variable
 from embedfit.pipeline import experiment
+from embedfit.pipeline.result import read_result
 
 KEY = "sk-very-secret-0123456789"
 
@@ -737,7 +738,7 @@ def test_run_improves_a_remote_model_by_an_adapter_that_other_commands_take(serv
     code, out, _ = said("run", project, "--json")
     assert code == 0
     folder = json.loads(out)["folder"]
-    result = experiment.read_result(folder)
+    result = read_result(folder)
     assert result.model.name == "adapter.safetensors"
     assert result.manifest["bought"]["texts"] == len(server.bought)
     assert set(server.bought.values()) == {1}

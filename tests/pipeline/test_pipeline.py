@@ -18,6 +18,8 @@ from embedfit.encode.local import LocalEncoder
 from embedfit.errors import ConfigError, DataError, StorageError
 from embedfit.pipeline import experiment, job, measuring, publishing, training
 from embedfit.pipeline.job import Job
+from embedfit.pipeline.notes import notes_on
+from embedfit.pipeline.result import read_result
 from embedfit.retrieve.engine import LocalEngine
 from embedfit.samples import TRANSACTIONS
 from embedfit.studies.forgetting import general_set
@@ -156,7 +158,7 @@ def test_killed_anywhere_the_same_run_ends_with_the_same_figures(result, setting
         assert not list((tmp_path / "runs").glob("*/manifest.json"))
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     [folder] = (tmp_path / "runs").glob("*/")
-    again = experiment.read_result(folder)
+    again = read_result(folder)
     assert again.comparison.to_dict() == result.comparison.to_dict()
 
 
@@ -202,7 +204,7 @@ def test_richer_documents_move_recall_of_the_bundled_model(transactions):
 
 def test_an_unfinished_run_directory_is_not_read(tmp_path):
     with pytest.raises(DataError, match="not a finished run directory"):
-        experiment.read_result(tmp_path)
+        read_result(tmp_path)
 
 
 def test_settings_that_would_be_ignored_are_refused(tmp_path):
@@ -433,7 +435,7 @@ def test_a_run_divides_its_queries_into_seen_and_new_answers_by_each_folds_own_t
         assert stratum["mrr@10"].base == pytest.approx(rows["base_mrr@10"].mean())
         assert stratum["mrr@10"].tuned == pytest.approx(rows["tuned_mrr@10"].mean())
         assert stratum.sentence("mrr@10") in json.loads((passages_run.folder / "comparison.json").read_text())["sentence"]
-    again = experiment.read_result(passages_run.folder)
+    again = read_result(passages_run.folder)
     assert again.comparison.strata == comparison.strata
     assert again.comparison.to_dict() == comparison.to_dict()
     assert "New answers (" in passages_run.report.read_text()
@@ -495,10 +497,10 @@ def test_split_by_documents_goes_the_whole_way_and_the_report_says_what_it_means
     assert sum(map(len, asked)) == len(set.union(*asked)) == 30
     assert set(job.seen.values()) == {False}
     note = f"{len(asked[2])} of the 30 documents that are asked for were held out, with all of their queries: "
-    assert any(line.startswith(note) for line in experiment._notes(job))
+    assert any(line.startswith(note) for line in notes_on(job))
     folds = Job.of(make_config({**said, "split": {"by": "documents", "folds": 3}}))
     assert set(folds.seen.values()) == {False}
-    assert any("of the 30 documents that are asked for were held out in each fold" in line for line in experiment._notes(folds))
+    assert any("of the 30 documents that are asked for were held out in each fold" in line for line in notes_on(folds))
     assert job.folder("") != Job.of(make_config({**said, "split": {**said["split"], "by": "queries"}})).folder("")
 
 
@@ -517,7 +519,7 @@ def test_split_by_documents_of_official_parts_says_how_many_were_left_out(tiny_m
     assert (set(job.splits[0].train), job.splits[0].test) == ({"q1", "q2"}, ("q3", "q4"))
     assert any(
         line.endswith("Queries left out of training, because they share an answer with a held-out one or leak: 1.")
-        for line in experiment._notes(job)
+        for line in notes_on(job)
     )
 
 

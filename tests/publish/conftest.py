@@ -15,6 +15,7 @@ from embedfit.encode.adapted import Adapter, save_adapted
 from embedfit.encode.local import LocalEncoder, load_model
 from embedfit.encode.saving import save_in_place
 from embedfit.pipeline import experiment, publishing
+from embedfit.pipeline.result import read_result
 from embedfit.publish.publication import model_publication
 from embedfit.publish.target import Target
 from embedfit.samples import write_start
@@ -42,7 +43,7 @@ def finished(project, tiny_model):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         folder = project / experiment.run(make_config(said)).folder
-    return experiment.read_result(folder)
+    return read_result(folder)
 
 
 @pytest.fixture

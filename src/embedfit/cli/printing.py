@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from embedfit.data.check import Finding
     from embedfit.data.dataset import Dataset
     from embedfit.encode.encoder import Encoder
-    from embedfit.pipeline.experiment import Result
+    from embedfit.pipeline.result import Result
 
 
 def print_result(result: Result, as_json: bool) -> None:
@@ -40,7 +40,7 @@ def print_findings(findings: Sequence[Finding]) -> None:
     from rich.text import Text
 
     from embedfit.data.check import warnings
-    from embedfit.pipeline.experiment import alerts
+    from embedfit.pipeline.notes import alerts
 
     terminal = console.terminal()
     for alert in alerts(findings):

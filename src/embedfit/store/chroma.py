@@ -24,18 +24,7 @@ import numpy as np
 
 from embedfit.encode.encoder import Vectors
 from embedfit.errors import StorageError, require
-from embedfit.store.base import (
-    ClientStore,
-    Entry,
-    Filters,
-    Live,
-    Neighbours,
-    Stamp,
-    belongs,
-    is_url,
-    one_line,
-    writable_folder,
-)
+from embedfit.store.base import ClientStore, Entry, Filters, Live, Neighbours, Stamp, belongs, is_url, one_line, writable_folder
 from embedfit.store.values import is_plain, readings, token, tokens
 
 if TYPE_CHECKING:

@@ -1,0 +1,127 @@
+"""What a reader of the figures should know: alerts, notes, and how it was done."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedfit.data.check import Finding, warnings
+from embedfit.evaluation.comparison import Comparison
+from embedfit.metrics import metric_label
+from embedfit.pipeline.job import LISTED, Job
+from embedfit.studies.forgetting import Forgetting
+
+if TYPE_CHECKING:
+    from embedfit.tune.result import Tuned
+
+_CANDIDATES = {
+    "all": "all documents",
+    "mined": "the batch's documents, mined and random ones",
+    "batch": "the batch's documents and random ones",
+}
+MIXED = "The further data of [mix] trains the query adapter, LoRA and full fine-tuning; the other methods learn from [data] alone."
+
+
+def alerts(findings: Sequence[Finding]) -> tuple[str, ...]:
+    """Return what must not be missed of some findings: leaks that were allowed."""
+    leaks = [finding for finding in findings if finding.kind == "leak"]
+    if not leaks:
+        return ()
+    said = f"{len(leaks):,} held-out queries say what training queries say, and were allowed to: the figures below are too good."
+    return (said, *(leak.message for leak in leaks[:LISTED]))
+
+
+def notes_on(job: Job, forgetting: Forgetting | None = None, *, final: bool = False) -> tuple[str, ...]:
+    """Return what should be known of the figures."""
+    notes = []
+    writers = Counter(str(query.metadata["generated"]["model"]) for query in job.test.queries.values() if _written_by_llm(query.metadata))
+    if writers:
+        names = ", ".join(name for name, _ in writers.most_common())
+        notes.append(
+            f"{writers.total():,} of the {len(job.test.queries):,} held-out queries were written by an LLM ({names}): "
+            "the figures say how well such queries are answered, and people may ask otherwise."
+        )
+    if len(job.splits) > 1:
+        notes.append(
+            f"Every query is scored by a model that never saw it: {len(job.splits)} models, each on the fold that it was trained without."
+        )
+    if job.config.split.by == "documents":
+        notes.append(_of_new_answers(job))
+    elif job.config.split.group_by and len(job.splits) == 1 and _left_out(job):
+        field = job.config.split.group_by
+        notes.append(f"Queries left out of training, because they share a {field} with a held-out one or leak: {_left_out(job):,}.")
+    if len(job.splits) > 1 and final:
+        notes.append(
+            f"The model in this directory was trained in the same way on all {len(job.dataset.judged):,} queries; the figures stand for it."
+        )
+    if forgetting and forgetting.warning:
+        notes.append(forgetting.warning)
+    return (*notes, *warnings(job.findings))
+
+
+def _of_new_answers(job: Job) -> str:
+    """Return what a split by documents means for the figures."""
+    asked = {id: set(job.dataset.relevant(id)) for id in job.dataset.judged}
+    total = len(set().union(*asked.values()))
+    counts = [len(set().union(*(asked[id] for id in split.test))) for split in job.splits]
+    held_out = f"{counts[0]:,}" if len(counts) == 1 else f"{min(counts):,} to {max(counts):,}"
+    each = "" if len(counts) == 1 else " in each fold"
+    sentence = (
+        f"{held_out} of the {total:,} documents that are asked for were held out{each}, with all of their queries: "
+        "the figures say how well answers are found that training never saw."
+    )
+    if len(counts) == 1 and _left_out(job):
+        sentence += f" Queries left out of training, because they share an answer with a held-out one or leak: {_left_out(job):,}."
+    return sentence
+
+
+def _left_out(job: Job) -> int:
+    """Return how many judged queries are in no part of the one split."""
+    [split] = job.splits
+    return len(job.dataset.judged) - sum(map(len, (split.train, split.dev, split.test)))
+
+
+def _written_by_llm(metadata: Mapping[str, Any]) -> bool:
+    origin = metadata.get("generated")
+    return isinstance(origin, dict) and "model" in origin
+
+
+def seeds(comparison: Comparison) -> tuple[tuple[str, str], ...]:
+    """Return what each seed came to, in words."""
+    seeds, metric = comparison.seeds, comparison.metric
+    if not seeds:
+        return ()
+    each = [(f"{metric_label(metric)}, seed {number + 1}", f"{value:.3f}") for number, value in enumerate(seeds.means[metric])]
+    spread = ("standard deviation over seeds", f"{seeds.spread[metric]:.3f}")
+    return (*each, spread, ("standard error from the draw of queries", f"{seeds.query_error[metric]:.3f}"))
+
+
+def facts(job: Job, tuned: Sequence[Tuned]) -> dict[str, str]:
+    """Return how it was done, in words."""
+    config, settings, first = job.config, job.config.tune, job.splits[0]
+    parts = f"{len(first.train):,} train / {len(first.dev):,} dev / {len(first.test):,} test queries"
+    weights = "all weights" if settings.train_embeddings else "all weights but the token embeddings"
+    trained = f"LoRA of rank {settings.lora_rank} on all linear layers" if settings.method == "lora" else weights
+    kind = tuned[0].candidates
+    spent = f"{sum(one.seconds for one in tuned):.0f} s"
+    if kind is None:
+        tuning = f"a linear map of the query's vector, fitted on frozen vectors; scale {settings.scale:g}"
+    else:
+        tuning = (
+            f"{trained}; softmax over {_CANDIDATES[kind]}, scale {settings.scale:g}, "
+            f"AdamW at {settings.learning_rate_with(kind):g}, batch {settings.batch_size}, at most {settings.epochs_with(kind)} epochs; "
+            f"kept: epoch {', '.join(str(one.epoch) for one in tuned)}"
+        )
+        spent += f" for {sum(one.tokens or 0 for one in tuned):,} tokens"
+    return {
+        "Data": f"{len(job.dataset.judged):,} labelled queries, {len(job.dataset.corpus):,} documents ({Path(config.data.queries).name})",
+        "Split": f"{len(job.splits)} folds, each {parts}" if len(job.splits) > 1 else f"{parts}, seed {config.split.seed}",
+        "A document says": job.template,
+        "Base model": f"{job.base.name} (fingerprint {job.base.fingerprint[:12]})",
+        "Tuning": tuning,
+        "Training time": spent,
+        "Software": ", ".join(f"{name} {version(name)}" for name in ("embedfit", "sentence-transformers", "transformers", "torch")),
+    }

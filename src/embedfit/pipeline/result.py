@@ -1,0 +1,93 @@
+"""A finished run directory, read back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedfit.data.check import Finding
+from embedfit.errors import DataError, did_you_mean
+from embedfit.evaluation.comparison import Comparison
+from embedfit.evaluation.score import Scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run directory holds.
+
+    Attributes:
+        folder: The run directory.
+        comparison: Base and tuned on the test queries.
+        others: Scores of further baselines on the same queries.
+        findings: What was odd about the data.
+        manifest: Configuration, identities, times.
+        reused: Whether the run directory was there already, and nothing was done.
+    """
+
+    folder: Path
+    comparison: Comparison
+    others: tuple[Scores, ...]
+    findings: tuple[Finding, ...]
+    manifest: dict[str, Any]
+    reused: bool = False
+
+    @property
+    def model(self) -> Path:
+        """The model to use: an ordinary sentence-transformers folder."""
+        return self.folder / str(self.manifest["model"])
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.folder / "report.html"
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per metric and k."""
+        return self.comparison.to_frame()
+
+    def __repr__(self) -> str:
+        return f"Result({str(self.folder)!r}, {self.comparison.sentence!r})"
+
+    def _repr_html_(self) -> str:
+        return self.comparison._repr_html_()
+
+
+def read_result(folder: str | Path, *, reused: bool = True) -> Result:
+    """Read a finished run directory.
+
+    Raises:
+        DataError: It is not finished, or not a run directory.
+    """
+    import pandas as pd
+
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        said = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+        queries = pd.read_parquet(folder / "queries.parquet")
+    except (OSError, ValueError) as error:
+        if not folder.is_dir():
+            siblings = [path.name for path in folder.parent.glob("*") if path.is_dir()]
+            raise DataError(str(folder), f"does not exist{did_you_mean(folder.name, siblings)}", expected="a run directory") from None
+        raise DataError(
+            str(folder), f"is not a finished run directory: {error}", fix="run 'embedfit run' again; it goes on where it was"
+        ) from None
+    ids = tuple(queries.query_id)
+
+    def scores(prefix: str, name: str) -> Scores:
+        columns = {
+            name.removeprefix(prefix): queries[name].to_numpy() for name in map(str, queries) if name.startswith(prefix) and "@" in name
+        }
+        groups = queries["group"].to_numpy() if "group" in queries else None
+        return Scores(name, ids, columns, queries[f"{prefix}rank"].to_numpy(), groups)
+
+    seen = queries.seen.tolist() if "seen" in queries else None
+    comparison = Comparison.from_dict(said, scores("base_", said["base"]), scores("tuned_", said["tuned"]), seen)
+    others = tuple(scores(f"{name.lower()}_", name) for name in manifest["others"])
+    findings = tuple(Finding(**{**row, "ids": tuple(row["ids"])}) for row in manifest["findings"])
+    return Result(folder, comparison, others, findings, manifest, reused)

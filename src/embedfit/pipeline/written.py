@@ -1,0 +1,66 @@
+"""The files of a run directory; its manifest is written last, and means that it is complete."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedfit.evaluation.comparison import Comparison
+from embedfit.evaluation.score import Scores
+from embedfit.files import writing
+from embedfit.report.pages import html
+from embedfit.report.tables import Report
+from embedfit.studies.curve import Curve
+from embedfit.studies.ladder import Ladder
+from embedfit.studies.suspects import write_suspects
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def write_run(
+    folder: Path,
+    comparison: Comparison,
+    others: tuple[Scores, ...],
+    queries: pd.DataFrame,
+    suspects: pd.DataFrame,
+    manifest: dict[str, Any],
+    report: Report,
+    published: Scores | None,
+) -> None:
+    """Write the run directory's files, the manifest last."""
+    whole = queries.assign(
+        **{f"{other.name.lower()}_{name}": values for other in others for name, values in other.values.items()},
+        **{f"{other.name.lower()}_rank": other.ranks for other in others},
+        **({f"published_{comparison.metric}": published.values[comparison.metric]} if published else {}),
+    )
+    with writing(folder / "queries.parquet") as file:
+        whole.to_parquet(file, index=False)
+    write_suspects(suspects, folder / "suspects.csv")
+    with writing(folder / "comparison.json") as file:
+        file.write(json.dumps(comparison.to_dict(), indent=1).encode())
+    with writing(folder / "recall.png") as file:
+        comparison.plot().savefig(file, dpi=150, format="png")
+    with writing(folder / "report.html") as file:
+        file.write(html(report).encode())
+    with writing(folder / "manifest.json") as file:
+        file.write(json.dumps(manifest, indent=1, default=_plain).encode())
+
+
+def write_study(folder: Path, name: str, found: Curve | Ladder, page: str) -> None:
+    """Write what a curve or a ladder found: as JSON, as a chart, and as a page."""
+    with writing(folder / f"{name}.json") as file:
+        file.write(json.dumps(found.to_dict(), indent=1, default=_plain).encode())
+    with writing(folder / f"{name}.png") as file:
+        found.plot().savefig(file, dpi=150, format="png")
+    with writing(folder / "report.html") as file:
+        file.write(page.encode())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} cannot stand in JSON")
