@@ -180,7 +180,7 @@ def ladder(
         _echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
         return
     console = _stdout()
-    console.print(ladder_table(experiment.ladder_rows(found)))
+    console.print(ladder_table(found))
     for name, why in found.skipped.items():
         console.print(f"Left out: {name}, as {why}.", highlight=False, soft_wrap=True)
     console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)

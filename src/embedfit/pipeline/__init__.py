@@ -10,7 +10,7 @@ experiment   run, ladder, curve: all of it, and what is written down
 publishing   a finished run, published and fetched again
 """
 
-from embedfit.pipeline.experiment import Result, alerts, ladder_rows, read_general, read_result, run, run_curve, run_ladder
+from embedfit.pipeline.experiment import Result, alerts, read_general, read_result, run, run_curve, run_ladder
 from embedfit.pipeline.generating import estimate_generate, run_generate
 from embedfit.pipeline.job import (
     Job,
@@ -45,7 +45,6 @@ __all__ = [
     "evaluate",
     "gated",
     "index",
-    "ladder_rows",
     "leaks",
     "local",
     "locked",

@@ -30,13 +30,14 @@ from embedfit.metrics import metric_label
 from embedfit.pipeline.job import LISTED, Job, check_installed, check_method, local, locked, note_unused
 from embedfit.pipeline.training import help_training, train_all, tune_part
 from embedfit.report.pages import curve_html, html, ladder_html
-from embedfit.report.tables import ForgettingChart, LadderRow, Report, per_query
+from embedfit.report.tables import Report, per_query
 from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever
 from embedfit.retrieve.run import Run, joined
 from embedfit.studies.curve import Curve, learning_curve
 from embedfit.studies.forgetting import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
 from embedfit.studies.forms import Form, check_forms
-from embedfit.studies.ladder import Ladder, Setting, check_rungs, climb, richer_template
+from embedfit.studies.ladder import Ladder, check_rungs, climb
+from embedfit.studies.methods import Setting, richer_template
 from embedfit.studies.suspects import find_suspects, write_suspects
 from embedfit.track.tracker import tracking
 
@@ -189,7 +190,7 @@ def run(config: Config) -> Result:
             suspects=suspects,
             seeds=_seeds(comparison),
             forms=forms,
-            forgetting=_chart(forgetting),
+            forgetting=forgetting,
         )
         _write(folder, comparison, tuple(others), queries, suspects, manifest, report, published)
         with tracking(config.name, folder, wanted=config.track.langwatch) as tracker:
@@ -275,9 +276,7 @@ def run_ladder(config: Config) -> tuple[Path, Ladder]:
         found = climb(setting, job.dataset, job.splits, folder, chosen)
         page = ladder_html(
             f"{config.name}: ladder",
-            found.sentence,
-            ladder_rows(found),
-            metric=found.metric,
+            found,
             notes=(*_notes(job), *([_MIXED] if job.others else [])),
             alerts=alerts(findings),
         )
@@ -433,25 +432,6 @@ def _written_by_llm(metadata: Mapping[str, Any]) -> bool:
     return isinstance(origin, dict) and "model" in origin
 
 
-def ladder_rows(ladder: Ladder) -> list[LadderRow]:
-    """Return what the report shows of each rung."""
-    shown = [name for name in ladder.rungs[0].scores.values if name.startswith("recall@")]
-    return [
-        LadderRow(
-            rung.name,
-            {name: rung.scores.mean(name) for name in dict.fromkeys([*shown, ladder.metric])},
-            rung.below.difference if rung.below else None,
-            rung.below.low if rung.below else None,
-            rung.below.high if rung.below else None,
-            rung.seconds or None,
-            rung.deploys,
-            f"{rung.query_milliseconds:.2f} ms",
-            rung.key == ladder.recommended,
-        )
-        for rung in ladder.rungs
-    ]
-
-
 def _seeds(comparison: Comparison) -> tuple[tuple[str, str], ...]:
     """Return what each seed came to, in words."""
     seeds, metric = comparison.seeds, comparison.metric
@@ -460,14 +440,6 @@ def _seeds(comparison: Comparison) -> tuple[tuple[str, str], ...]:
     each = [(f"{metric_label(metric)}, seed {number + 1}", f"{value:.3f}") for number, value in enumerate(seeds.means[metric])]
     spread = ("standard deviation over seeds", f"{seeds.spread[metric]:.3f}")
     return (*each, spread, ("standard error from the draw of queries", f"{seeds.query_error[metric]:.3f}"))
-
-
-def _chart(forgetting: Forgetting | None) -> ForgettingChart | None:
-    """Return what the report draws of it."""
-    if not forgetting:
-        return None
-    points = [(point.weight, point.general, point.task) for point in forgetting.points if point.task is not None]
-    return ForgettingChart(tuple(points), forgetting.weight, forgetting.sentence, forgetting.metric, forgetting.metric)
 
 
 def _facts(job: Job, tuned: Sequence[Tuned]) -> dict[str, str]:
