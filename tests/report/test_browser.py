@@ -11,12 +11,15 @@ import pandas as pd
 import pytest
 
 from embedfit.data.dataset import Dataset, Document, Query
-from embedfit.evaluation.compare import compare_scores
-from embedfit.evaluation.score import score_run
+from embedfit.evaluation.compare import Difference, compare_scores
+from embedfit.evaluation.score import Scores, score_run
 from embedfit.report.pages import curve_html, html, ladder_html
-from embedfit.report.tables import ForgettingChart, LadderRow, Report, confusions, per_query
+from embedfit.report.tables import Report, confusions, per_query
 from embedfit.retrieve.run import Run
 from embedfit.studies.curve import Point
+from embedfit.studies.forgetting import Forgetting
+from embedfit.studies.forgetting import Point as Merge
+from embedfit.studies.ladder import Ladder, Rung
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
@@ -149,7 +152,8 @@ def report(queries, tmp_path_factory):
         [(f"q{number}", "a query", ["hotel"], "taxi", "mislabel", 0.5) for number in (1, 5, 7)],
         columns=["query_id", "query", "expected", "suggested", "kind", "confidence"],
     )
-    forgetting = ForgettingChart(((0.0, 0.6, 0.3), (0.5, 0.59, 0.5), (1.0, 0.5, 0.6)), 0.5, "Half.")
+    points = (Merge(0.0, 0.6, 0.3), Merge(0.5, 0.59, 0.5), Merge(1.0, 0.5, 0.6))
+    forgetting = Forgetting(points, comparison, keep=0.9, weight=0.5)
     page = html(Report("A report", comparison, frame, {"Data": "made up"}, suspects=suspects, forgetting=forgetting))
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(page, encoding="utf-8")
@@ -167,10 +171,12 @@ def test_the_page_opens_without_a_complaint_and_is_not_wider_than_the_screen(bro
 
 
 def test_the_other_pages_open_without_a_complaint(browser, tmp_path):
-    rungs = (LadderRow("BM25", {"mrr@10": 0.3}), LadderRow("tuned", {"mrr@10": 0.5}, 0.2, 0.1, 0.3, 20.0, "a model", "2 ms", True))
+    low, high = (Scores(name, ("q",), {"mrr@10": np.array([mean])}, np.array([1])) for name, mean in (("BM25", 0.3), ("tuned", 0.5)))
+    below = Difference("mrr@10", 0.3, 0.5, 0.2, 0.1, 0.3, 0.01, 1, 0, 0, 0.1)
+    rungs = (Rung("bm25", "BM25", "", low, 0.0, 0.1), Rung("full", "tuned", "a model", high, 20.0, 2.0, below))
     points = [Point(30, 0.4, 0.35, 0.45), Point(300, 0.6, 0.55, 0.65)]
     for page in (
-        ladder_html("A ladder", "Take it.", rungs),
+        ladder_html("A ladder", Ladder(rungs, "mrr@10", "full", {}, 1)),
         curve_html("A curve", "More.", points, predictions=[Point(900, 0.7, 0.6, 0.8)]),
     ):
         (tmp_path / "page.html").write_text(page, encoding="utf-8")

@@ -11,13 +11,17 @@ import pytest
 from rich.console import Console
 
 from embedfit.data.dataset import Dataset, Document, Query
-from embedfit.evaluation.compare import compare_scores
-from embedfit.evaluation.score import score_run
+from embedfit.evaluation.compare import Difference, compare_scores
+from embedfit.evaluation.score import Scores, score_run
+from embedfit.metrics import metric_label
 from embedfit.report import pages
 from embedfit.report.pages import curve_html, html, ladder_html
-from embedfit.report.tables import ForgettingChart, LadderRow, Report, confusions, per_query, shown_differences, terminal_table
+from embedfit.report.tables import Report, confusions, per_query, shown_differences, terminal_table
 from embedfit.retrieve.run import Run
 from embedfit.studies.curve import Point
+from embedfit.studies.forgetting import Forgetting
+from embedfit.studies.forgetting import Point as Merge
+from embedfit.studies.ladder import Ladder, Rung
 
 HOSTILE = """<script>alert(1)</script> "double" 'single' & {{ 7 * 7 }} <img src=x onerror=alert(2)>"""
 DASH = "\u2013"
@@ -240,7 +244,8 @@ def test_further_tables_are_there_when_they_are_given(comparison, queries):
 
 
 def test_forgetting_is_drawn_on_two_axes_with_the_chosen_weight_marked(comparison, queries):
-    forgetting = ForgettingChart(((0.0, 0.6, 0.2), (0.5, 0.59, 0.5), (1.0, 0.4, 0.6)), 0.5, f"Half. {HOSTILE}", "ndcg@10", "mrr@10")
+    hostile = replace(comparison, metric=HOSTILE, differences=(replace(comparison["mrr@3"], metric=HOSTILE),))
+    forgetting = Forgetting((Merge(0.0, 0.6, 0.2), Merge(0.5, 0.59, 0.5), Merge(1.0, 0.4, 0.6)), hostile, keep=0.9, weight=0.5)
     page = html(Report("a report", comparison, queries, {}, forgetting=forgetting))
     dots = [attributes for tag, attributes in Elements(page).tags if tag == "circle"]
     assert [dot["class"] for dot in dots] == ["t", "chosen", "t"]
@@ -251,17 +256,24 @@ def test_forgetting_is_drawn_on_two_axes_with_the_chosen_weight_marked(compariso
     assert x[2] < x[1] < x[0]
     assert y[2] < y[1] < y[0]
     assert "0.5 chosen" in Elements(page).text
-    assert HOSTILE in Elements(page).text
+    assert forgetting.sentence in Elements(page).text
+    assert metric_label(HOSTILE) in forgetting.sentence
 
 
+def rung(key, name, deploys, means, seconds, milliseconds, below=None):
+    scores = Scores(name, ("q1",), {metric: np.array([mean]) for metric, mean in means.items()}, np.array([1]))
+    return Rung(key, name, deploys, scores, seconds, milliseconds, below)
+
+
+BELOW = Difference("mrr@10", 0.5, 0.75, 0.25, 0.125, 0.375, 0.01, 1, 0, 0, 0.1)
 RUNGS = (
-    LadderRow("BM25", {"recall@1": 0.25, "mrr@10": 0.5}, deployed=HOSTILE),
-    LadderRow("tuned", {"recall@1": 0.5, "mrr@10": 0.75}, 0.25, 0.125, 0.375, 21.84, "the model", "2 ms", recommended=True),
+    rung("bm25", "BM25", HOSTILE, {"recall@1": 0.25, "mrr@10": 0.5}, 0.0, 0.25),
+    rung("full", "tuned", "the model", {"recall@1": 0.5, "mrr@10": 0.75}, 21.84, 2.0, BELOW),
 )
 
 
 def test_a_ladder_has_a_row_and_a_dot_for_each_rung_with_the_interval_from_the_rung_below():
-    page = ladder_html(HOSTILE, "Take the tuned one.", RUNGS, notes=("Out of fold.",))
+    page = ladder_html(HOSTILE, Ladder(RUNGS, "mrr@10", "full", {}, 1), notes=("Out of fold.",))
     found = Elements(page)
     assert [float(attributes["cx"]) for tag, attributes in found.tags if tag == "circle"] == [20 + 600 * 0.5, 20 + 600 * 0.75]
     (whisker,) = (attributes for tag, attributes in found.tags if attributes.get("class") == "whisker")
@@ -274,14 +286,14 @@ def test_a_ladder_has_a_row_and_a_dot_for_each_rung_with_the_interval_from_the_r
         DASH,
         DASH,
         HOSTILE,
-        "",
+        "0.25 ms",
         "tuned",
         "0.500",
         "0.750",
         "+0.250+0.125 to +0.375",
         "21.8",
         "the model",
-        "2 ms",
+        "2.00 ms",
     ]
     assert "script" not in {tag for tag, _ in found.tags}
 

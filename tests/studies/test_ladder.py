@@ -10,7 +10,8 @@ from embedfit.encode.local import LocalEncoder
 from embedfit.errors import ConfigError
 from embedfit.evaluation.compare import compare_scores
 from embedfit.evaluation.score import Scores
-from embedfit.studies.ladder import METHODS, Ladder, Rung, Setting, climb, richer_template
+from embedfit.studies.ladder import Ladder, Rung, climb
+from embedfit.studies.methods import METHODS, Setting, richer_template
 
 FROZEN = ("bm25", "words", "base", "richer", "fused", "nearest", "centroids", "vectors", "documents", "adapter")
 NAMES, RICHER = "{category}", "{category}: {sample_transactions}"

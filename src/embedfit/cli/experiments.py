@@ -68,7 +68,7 @@ def ladder(
         console.echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
         return
     terminal = console.terminal()
-    terminal.print(ladder_table(experiment.ladder_rows(found)))
+    terminal.print(ladder_table(found))
     for name, why in found.skipped.items():
         terminal.print(f"Left out: {name}, as {why}.", highlight=False, soft_wrap=True)
     terminal.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)

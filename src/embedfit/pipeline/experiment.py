@@ -25,13 +25,14 @@ from embedfit.pipeline.result import Result, read_result
 from embedfit.pipeline.training import help_training, train_all, tune_part
 from embedfit.pipeline.written import write_run, write_study
 from embedfit.report.pages import curve_html, ladder_html
-from embedfit.report.tables import ForgettingChart, LadderRow, Report, per_query
+from embedfit.report.tables import Report, per_query
 from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever
 from embedfit.retrieve.run import Run, joined
 from embedfit.studies.curve import Curve, learning_curve
 from embedfit.studies.forgetting import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
 from embedfit.studies.forms import Form, check_forms
-from embedfit.studies.ladder import Ladder, Setting, check_rungs, climb, richer_template
+from embedfit.studies.ladder import Ladder, check_rungs, climb
+from embedfit.studies.methods import Setting, richer_template
 from embedfit.studies.suspects import find_suspects
 from embedfit.track.tracker import tracking
 
@@ -133,7 +134,7 @@ def run(config: Config) -> Result:
             suspects=suspects,
             seeds=seeds(comparison),
             forms=forms,
-            forgetting=_chart(forgetting),
+            forgetting=forgetting,
         )
         write_run(folder, comparison, tuple(others), queries, suspects, manifest, report, published)
         with tracking(config.name, folder, wanted=config.track.langwatch) as tracker:
@@ -219,9 +220,7 @@ def run_ladder(config: Config) -> tuple[Path, Ladder]:
         found = climb(setting, job.dataset, job.splits, folder, chosen)
         page = ladder_html(
             f"{config.name}: ladder",
-            found.sentence,
-            ladder_rows(found),
-            metric=found.metric,
+            found,
             notes=(*notes_on(job), *([MIXED] if job.others else [])),
             alerts=alerts(findings),
         )
@@ -275,30 +274,3 @@ def _searched(job: Job, training: Sequence[Tuned], weight: float) -> Run:
 def read_general(config: GeneralConfig) -> Dataset:
     """Return the general set that a configuration names; by default the one that ships with embedfit."""
     return load(config.queries, config.documents) if config.queries else general_set()
-
-
-def ladder_rows(ladder: Ladder) -> list[LadderRow]:
-    """Return what the report shows of each rung."""
-    shown = [name for name in ladder.rungs[0].scores.values if name.startswith("recall@")]
-    return [
-        LadderRow(
-            rung.name,
-            {name: rung.scores.mean(name) for name in dict.fromkeys([*shown, ladder.metric])},
-            rung.below.difference if rung.below else None,
-            rung.below.low if rung.below else None,
-            rung.below.high if rung.below else None,
-            rung.seconds or None,
-            rung.deploys,
-            f"{rung.query_milliseconds:.2f} ms",
-            rung.key == ladder.recommended,
-        )
-        for rung in ladder.rungs
-    ]
-
-
-def _chart(forgetting: Forgetting | None) -> ForgettingChart | None:
-    """Return what the report draws of it."""
-    if not forgetting:
-        return None
-    points = [(point.weight, point.general, point.task) for point in forgetting.points if point.task is not None]
-    return ForgettingChart(tuple(points), forgetting.weight, forgetting.sentence, forgetting.metric, forgetting.metric)

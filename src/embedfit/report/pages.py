@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from embedfit.metrics import metric_label
-from embedfit.report.tables import ForgettingChart, LadderRow, Report, confusions, shown_differences
+from embedfit.report.tables import Report, confusions, shown_differences
 
 if TYPE_CHECKING:
     from embedfit.generate.outcome import Generated
     from embedfit.studies.curve import Point
+    from embedfit.studies.forgetting import Point as Merge
+    from embedfit.studies.ladder import Ladder
 
 _MOST_ROWS = 10_000
 """Of queries in the HTML; the Parquet file beside it has them all."""
@@ -52,9 +54,10 @@ def html(report: Report) -> str:
     optional = {"doubt": doubted, "seen": comparison.strata, "new": comparison.strata}
     chart: dict[str, Any] = {}
     if forgetting:
-        x = _axis([general for _, general, _ in forgetting.points], 66, 596)
-        y = _axis([task for _, _, task in forgetting.points], 336, 40)
-        chart = {"x": x, "y": y, "labelled": _apart(forgetting, x, y)}
+        merges = [point for point in forgetting.points if point.task is not None]
+        x = _axis([point.general for point in merges], 66, 596)
+        y = _axis([point.task or 0 for point in merges], 336, 40)
+        chart = {"x": x, "y": y, "merges": merges, "labelled": _apart(merges, forgetting.weight, x, y)}
     return _page(
         "report.html",
         report.title,
@@ -76,26 +79,16 @@ def html(report: Report) -> str:
     )
 
 
-def ladder_html(
-    title: str,
-    sentence: str,
-    rungs: Sequence[LadderRow],
-    *,
-    metric: str = "mrr@10",
-    notes: Sequence[str] = (),
-    alerts: Sequence[str] = (),
-) -> str:
+def ladder_html(title: str, ladder: Ladder, *, notes: Sequence[str] = (), alerts: Sequence[str] = ()) -> str:
     """Return a ladder of methods as one HTML page with everything in it.
 
     Args:
         title: Of the page.
-        sentence: The recommendation.
-        rungs: The cheapest first.
-        metric: The main one; each rung has a score of it, and its difference is of it.
+        ladder: Every rung, the cheapest first.
         notes: Sentences about what the figures belong to.
         alerts: Sentences that nobody may miss; red, above everything.
     """
-    return _page("ladder.html", title, alerts, sentence=sentence, rungs=rungs, metric=metric, notes=notes)
+    return _page("ladder.html", title, alerts, ladder=ladder, notes=notes)
 
 
 def curve_html(
@@ -255,12 +248,15 @@ def _axis(values: Sequence[float], start: float, end: float, *, logarithmic: boo
     return _Axis(float(places[0]), float(places[-1]), start, end, tuple((float(place), f"{place:.10g}") for place in places))
 
 
-def _apart(forgetting: ForgettingChart, x: _Axis, y: _Axis) -> list[tuple[float, float, float]]:
+def _apart(merges: Sequence[Merge], chosen: float, x: _Axis, y: _Axis) -> list[Merge]:
     """Return the points whose labels have room: the chosen one, both ends, then those that are far enough from these."""
-    first, last = forgetting.points[0][0], forgetting.points[-1][0]
-    labelled: list[tuple[float, float, float]] = []
-    for point in sorted(forgetting.points, key=lambda point: (point[0] != forgetting.chosen, point[0] not in (first, last))):
-        if all(abs(x.at(point[1]) - x.at(other[1])) > 50 or abs(y.at(point[2]) - y.at(other[2])) > 22 for other in labelled):
+    ends = (merges[0].weight, merges[-1].weight)
+    labelled: list[Merge] = []
+    for point in sorted(merges, key=lambda point: (point.weight != chosen, point.weight not in ends)):
+        if all(
+            abs(x.at(point.general) - x.at(other.general)) > 50 or abs(y.at(point.task or 0) - y.at(other.task or 0)) > 22
+            for other in labelled
+        ):
             labelled.append(point)
     return labelled
 

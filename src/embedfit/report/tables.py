@@ -18,55 +18,11 @@ from embedfit.retrieve.run import Run
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from embedfit.studies.forgetting import Forgetting
     from embedfit.studies.forms import Form
+    from embedfit.studies.ladder import Ladder
 
 _SHOWN = ("recall", "mrr", "ndcg")
-
-
-@dataclass(frozen=True)
-class LadderRow:
-    """One method of a ladder.
-
-    Attributes:
-        name: Of the method.
-        scores: Metric -> mean, in the order to show: recall at each k, MRR.
-        difference: Of the main metric, to the rung in the row above, which is cheaper; None in the first row.
-        low: Lower end of the difference's 95% interval.
-        high: Upper end.
-        seconds: Of training; None where nothing is trained.
-        deployed: What runs in production, in words.
-        cost: Of one query, in words.
-        recommended: Whether this is the one to take.
-    """
-
-    name: str
-    scores: Mapping[str, float]
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
-    seconds: float | None = None
-    deployed: str = ""
-    cost: str = ""
-    recommended: bool = False
-
-
-@dataclass(frozen=True)
-class ForgettingChart:
-    """What mixtures of the base model's and the tuned model's weights score, on general queries and on the task.
-
-    Attributes:
-        points: (weight of the tuned model from 0 to 1, general score, task score), by weight.
-        chosen: One of the weights.
-        sentence: Why that one.
-        general_metric: Like ``ndcg@10``.
-        task_metric: Like ``mrr@10``.
-    """
-
-    points: tuple[tuple[float, float, float], ...]
-    chosen: float
-    sentence: str
-    general_metric: str = "mrr@10"
-    task_metric: str = "mrr@10"
 
 
 @dataclass(frozen=True)
@@ -101,7 +57,7 @@ class Report:
     suspects: pd.DataFrame | None = None
     seeds: tuple[tuple[str, str], ...] = ()
     forms: tuple[Form, ...] = ()
-    forgetting: ForgettingChart | None = None
+    forgetting: Forgetting | None = None
 
 
 def per_query(dataset: Dataset, comparison: Comparison, base: Run, tuned: Run) -> pd.DataFrame:
@@ -170,23 +126,24 @@ def terminal_table(comparison: Comparison, others: tuple[Scores, ...] = ()) -> T
     return table
 
 
-def ladder_table(rungs: Sequence[LadderRow]) -> Table:
+def ladder_table(ladder: Ladder) -> Table:
     """Return a ladder as a table for the terminal."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
-    for name in (*map(metric_label, rungs[0].scores), "to the row above", "95% interval", "training", "per query"):
+    for name in (*map(metric_label, ladder.shown), "to the row above", "95% interval", "training", "per query"):
         table.add_column(name, justify="right", no_wrap=True)
-    for rung in rungs:
+    for rung in ladder.rungs:
+        below = rung.below
         table.add_row(
-            Text(f"* {rung.name}", style="bold") if rung.recommended else f"  {rung.name}",
-            *(f"{value:.3f}" for value in rung.scores.values()),
-            "" if rung.difference is None else f"{rung.difference:+.3f}",
-            "" if rung.difference is None else f"{rung.low:+.3f} to {rung.high:+.3f}",
-            "" if rung.seconds is None else f"{rung.seconds:.1f} s",
-            rung.cost,
+            Text(f"* {rung.name}", style="bold") if rung.key == ladder.recommended else f"  {rung.name}",
+            *(f"{rung.scores.mean(metric):.3f}" for metric in ladder.shown),
+            f"{below.difference:+.3f}" if below else "",
+            f"{below.low:+.3f} to {below.high:+.3f}" if below else "",
+            f"{rung.seconds:.1f} s" if rung.seconds else "",
+            f"{rung.query_milliseconds:.2f} ms",
         )
     return table
 

@@ -7,23 +7,18 @@ ladder's folder, so that a ladder that was interrupted goes on at the rung where
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from embedfit import console
-from embedfit.config import Config, with_method
 from embedfit.data.dataset import Dataset
-from embedfit.data.mix import with_others
 from embedfit.data.split import Split, group_numbers
-from embedfit.encode.cache import CachedEncoder
-from embedfit.encode.encoder import Encoder, complete
 from embedfit.encode.local import seconds_alone
 from embedfit.errors import ConfigError, did_you_mean
 from embedfit.evaluation.charts import new_chart
@@ -32,72 +27,12 @@ from embedfit.evaluation.families import compare_many, may_be_best
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.files import writing
 from embedfit.metrics import metric_label
-from embedfit.retrieve.engine import Engine, LocalEngine
-from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever
-from embedfit.retrieve.run import DEPTH, Retriever, Run, joined
-from embedfit.template import Template
-from embedfit.tune.classifier import VectorsClassifier, WordsClassifier, labels_repeat
-from embedfit.tune.result import Tuned
+from embedfit.retrieve.run import DEPTH, Run, joined
+from embedfit.studies.methods import METHODS, Setting
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-_MERGED = 0.5
-"""Weight of the tuned model in the rung of merged weights; not chosen by anything (WiSE-FT's default: Wortsman et al. 2022)."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What every method is given.
-
-    Attributes:
-        base: The model to start from.
-        config: Of training.
-        template: What a document says.
-        richer: The same with every other field of the documents; None where there is none.
-        engine: Where texts are encoded and searched, and negatives mined.
-        others: Further data sets to train on, and their templates: for the methods that train a model or a map.
-    """
-
-    base: Encoder
-    config: Config
-    template: str
-    richer: str | None
-    engine: Engine = field(default_factory=LocalEngine)
-    others: tuple[tuple[Dataset, str], ...] = ()
-
-    @property
-    def vectors(self) -> CachedEncoder:
-        """The base model's vectors, each computed once for all rungs."""
-        return CachedEncoder(self.engine.encoder(self.base))
-
-    def dense(self, encoder: Encoder, template: str) -> DenseRetriever:
-        """Return the search by an encoder's vectors."""
-        return DenseRetriever(CachedEncoder(self.engine.encoder(encoder)), template, self.engine.top_k)
-
-    def mixed(self, train: Dataset, dev: Dataset | None, template: str) -> tuple[Dataset, Dataset | None, str]:
-        """Return the train and dev data and their template, with the further data sets in train."""
-        return with_others(train, dev, template, self.others, temperature=self.config.mix.temperature, seed=self.config.tune.seed)
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way of improving retrieval.
-
-    Attributes:
-        name: In the table.
-        deploys: What has to be put into production.
-        encodes: Whether a query goes through the embedding model.
-        fit: (setting, train, dev, folder) -> what to search with.
-        missing: (setting, train) -> why it cannot be done with this data, or "".
-    """
-
-    name: str
-    deploys: str
-    encodes: bool
-    fit: Callable[[Setting, Dataset, Dataset | None, Path], Tuned]
-    missing: Callable[[Setting, Dataset], str] = lambda setting, train: ""
 
 
 @dataclass(frozen=True)
@@ -144,6 +79,12 @@ class Ladder:
 
     def __getitem__(self, key: str) -> Rung:
         return next(rung for rung in self.rungs if rung.key == key)
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Metrics that tables show: recall at each k, and the ladder's metric."""
+        recalls = [metric for metric in self.rungs[0].scores.values if metric.startswith("recall@")]
+        return tuple(dict.fromkeys([*recalls, self.metric]))
 
     @property
     def best(self) -> Rung:
@@ -214,8 +155,7 @@ class Ladder:
         return figure
 
     def _repr_html_(self) -> str:
-        shown = [name for name in self.rungs[0].scores.values if name.startswith("recall@")] + [self.metric]
-        columns = ["name", *dict.fromkeys(shown), "difference", "low", "high", "seconds", "deploys"]
+        columns = ["name", *self.shown, "difference", "low", "high", "seconds", "deploys"]
         return f"<p>{self.sentence}</p>{self.to_frame()[columns].to_html(index=False, float_format='{:.3f}'.format)}"
 
 
@@ -300,155 +240,3 @@ def _climbed(
     with writing(path) as file:
         np.savez(file, ranked=run.ranked, scores=run.scores, said=np.array(json.dumps(said)))
     return run, seconds, milliseconds
-
-
-def richer_template(dataset: Dataset, template: str) -> str | None:
-    """Return a template with all that the documents say and this one leaves out, or None if it leaves out nothing.
-
-    Only fields of text (or lists of texts) that most documents have are added, and none that says what is said already.
-    """
-    named = set(Template(template).fields)
-    documents = list(dataset.corpus.values())
-    said = dict(zip(dataset.corpus, dataset.document_texts(template), strict=True))
-    extra = []
-    for name in dict.fromkeys(name for document in documents for name in document.fields):
-        values = [document.fields.get(name) for document in documents]
-        texts = [" ".join(map(str, value)) if isinstance(value, list) else value for value in values]
-        has_text = [isinstance(text, str) and bool(text.strip()) for text in texts]
-        new = [bool(there and str(text) not in said[document.id]) for there, text, document in zip(has_text, texts, documents, strict=True)]
-        if name not in named and name != "id" and sum(new) > len(documents) / 2:
-            extra.append(f"{{{name}}}")
-    return f"{template}: {'. '.join(extra)}" if extra else None
-
-
-def _seconds(work: Callable[[], Retriever]) -> Tuned:
-    start = time.perf_counter()
-    retriever = work()
-    return Tuned(retriever, time.perf_counter() - start)
-
-
-def _untrained(make: Callable[[Setting], Retriever]) -> Callable[[Setting, Dataset, Dataset | None, Path], Tuned]:
-    return lambda setting, train, dev, folder: Tuned(make(setting), 0.0)
-
-
-def _no_richer(setting: Setting, train: Dataset) -> str:
-    return "" if setting.richer else "the documents have no other field of text"
-
-
-def _no_weights(setting: Setting, train: Dataset) -> str:
-    return "" if complete(setting.base).local else f"{setting.base.name} has no weights here to train"
-
-
-def _no_weights_or_richer(setting: Setting, train: Dataset) -> str:
-    return _no_weights(setting, train) or _no_richer(setting, train)
-
-
-def _no_weights_or_peft(setting: Setting, train: Dataset) -> str:
-    return _no_weights(setting, train) or ("" if importlib.util.find_spec("peft") else "it needs pip install 'embedfit[lora]'")
-
-
-def _no_labels(setting: Setting, train: Dataset) -> str:
-    return "" if labels_repeat(train) else "labels hardly repeat"
-
-
-def _vectors(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
-    setting.vectors.encode(train.query_texts(), "query")  # into the cache, so that only the fitting is timed
-    return _seconds(lambda: VectorsClassifier(setting.vectors, train))
-
-
-def _adapter(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
-    from embedfit.tune.adapter import query_adapter
-    from embedfit.tune.frozen import AdapterConfig
-
-    config = AdapterConfig(scale=setting.config.tune.scale, seed=setting.config.tune.seed)
-    tuned = query_adapter(setting.vectors, *setting.mixed(train, dev, setting.template), config)
-    return replace(tuned, held=DenseRetriever(tuned.encoder, setting.template, setting.engine.top_k))
-
-
-def _index(name: str) -> Callable[[Setting, Dataset, Dataset | None, Path], Tuned]:
-    def fit(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
-        way: Callable[..., Tuned] = getattr(importlib.import_module("embedfit.tune.index"), name)
-        return way(setting.vectors, train, dev, setting.template)
-
-    return fit
-
-
-def _tuned(method: str, template: Callable[[Setting], str]) -> Callable[[Setting, Dataset, Dataset | None, Path], Tuned]:
-    def fit(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
-        from embedfit.tune.full import tune_model
-
-        said = template(setting)
-        base = complete(setting.base).local
-        assert base  # `_no_weights` has seen to it
-        config = setting.config
-        train, dev, text = setting.mixed(train, dev, said)
-        settings, report_to = with_method(config.tune, method), config.track.report_to
-        tuned = tune_model(base, train, dev, folder, settings, template=text, report_to=report_to, engine=setting.engine)
-        return replace(tuned, held=setting.dense(tuned.encoder, said))
-
-    return fit
-
-
-_full = _tuned("full", lambda setting: setting.template)
-
-
-def _merged(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
-    from embedfit.tune.merge import merge_models
-
-    tuned = folder.parent.parent / "full" / folder.name
-    base = complete(setting.base).local
-    assert base
-    full = _full(setting, train, dev, tuned)  # trained for the rung of that name, and read from its folder
-    merged = merge_models(base, tuned / "model", _MERGED, folder)
-    return Tuned(setting.dense(merged, setting.template), full.seconds)
-
-
-def _base(setting: Setting) -> Retriever:
-    return setting.dense(setting.base, setting.template)
-
-
-METHODS: dict[str, Method] = {
-    "bm25": Method("BM25", "a word index", False, _untrained(lambda setting: BM25Retriever(setting.template))),
-    "words": Method(
-        "TF-IDF classifier",
-        "a scikit-learn model, no vectors",
-        False,
-        lambda setting, train, dev, folder: _seconds(lambda: WordsClassifier(train)),
-        _no_labels,
-    ),
-    "base": Method("base model", "the base model", True, _untrained(_base)),
-    "richer": Method(
-        "base, richer documents",
-        "the base model, other document texts",
-        True,
-        _untrained(lambda setting: setting.dense(setting.base, setting.richer or setting.template)),
-        _no_richer,
-    ),
-    "fused": Method(
-        "base + BM25",
-        "the base model and a word index",
-        True,
-        _untrained(lambda setting: FusedRetriever(BM25Retriever(setting.template), _base(setting))),
-    ),
-    "nearest": Method("nearest training queries", "the base model, training queries in the index", True, _index("nearest_examples")),
-    "centroids": Method("class centroids", "the base model, other vectors in the index", True, _index("class_centroids")),
-    "vectors": Method(
-        "logistic regression on vectors",
-        "the base model and a scikit-learn model",
-        True,
-        _vectors,
-        _no_labels,
-    ),
-    "documents": Method("tuned document vectors", "the base model, other vectors in the index", True, _index("tuned_documents")),
-    "adapter": Method("query adapter", "the base model and a matrix", True, _adapter),
-    "lora": Method("LoRA", "the tuned model", True, _tuned("lora", lambda setting: setting.template), _no_weights_or_peft),
-    "full": Method("full fine-tuning", "the tuned model", True, _full, _no_weights),
-    "merged": Method("half base, half tuned", "the merged model", True, _merged, _no_weights),
-    "full-richer": Method(
-        "full, richer documents",
-        "the tuned model, other document texts",
-        True,
-        _tuned("full", lambda setting: setting.richer or setting.template),
-        _no_weights_or_richer,
-    ),
-}
