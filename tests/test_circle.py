@@ -13,7 +13,7 @@ import pytest
 from loopback import running_services
 from nbclient import NotebookClient
 
-from embedfit.cli import main
+from embedfit.cli.app import main
 from embedfit.data.dataset import Dataset, Query
 from embedfit.data.documents import read_documents
 from embedfit.encode.local import LocalEncoder

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 from embedfit import console
-from embedfit.cli import main
+from embedfit.cli.app import main
 from embedfit.data.load import load
 from embedfit.files import neutral
 from embedfit.studies.suspects import relabelled

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from embedfit.cli import app, main
+from embedfit.cli import app
+from embedfit.cli.app import main
 from embedfit.samples import TRANSACTIONS
 
 ROOT = Path(__file__).parents[2]
@@ -255,7 +256,7 @@ def test_a_disk_that_fills_up_is_one_line_and_what_was_finished_is_kept(project,
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n"
-        f"from embedfit.cli import main; main(['run', {str(project)!r}])"
+        f"from embedfit.cli.app import main; main(['run', {str(project)!r}])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
@@ -267,7 +268,7 @@ def test_a_disk_that_fills_up_is_one_line_and_what_was_finished_is_kept(project,
 
 def test_help_and_completion_load_nothing_heavy():
     code = (
-        "import sys; from embedfit.cli import main\n"
+        "import sys; from embedfit.cli.app import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'numpy', 'pandas', 'pydantic', 'transformers'} & set(sys.modules)), file=sys.stderr)"
@@ -467,7 +468,7 @@ def test_a_missing_package_is_met_before_the_data_is_read(project, said, monkeyp
         return real(name, *rest)
 
     monkeypatch.setattr("importlib.util.find_spec", find)
-    monkeypatch.setattr("embedfit.pipeline.job.load", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr("embedfit.pipeline.parts.load", lambda *_, **__: pytest.fail("read"))
     monkeypatch.setattr("embedfit.pipeline.experiment.load", lambda *_, **__: pytest.fail("read"))
     text = project.read_text()
     cases = [

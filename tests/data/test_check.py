@@ -5,11 +5,12 @@ import re
 import numpy as np
 import pytest
 
-from embedfit.data.check import check_dataset, check_groups, check_leaks, check_truncation, warnings
+from embedfit.data.check import check_dataset, check_groups, check_leaks, warnings
 from embedfit.data.dataset import Dataset, Document, Query
 from embedfit.data.load import load
 from embedfit.data.split import split_dataset
 from embedfit.encode.local import Truncation
+from embedfit.pipeline.checking import check_truncation
 
 
 def data_of(queries, corpus=None, qrels=None):

@@ -992,7 +992,7 @@ def test_what_is_larger_than_the_limit_is_not_kept(limit, warns, tmp_path, monke
 
 
 def test_the_command_shows_the_cache_and_clears_it(tmp_path, monkeypatch, capsys):
-    from embedfit.cli import main
+    from embedfit.cli.app import main
 
     monkeypatch.setenv("EMBEDFIT_CACHE", str(tmp_path))
 

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from servers import Embeddings, running, word_vectors
 
-from embedfit.cli import main
+from embedfit.cli.app import main
 from embedfit.config import make_config
 from embedfit.encode import remote
 from embedfit.encode.cache import CachedEncoder

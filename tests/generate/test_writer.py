@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from openai_server import Server, completion, error
 from pydantic import BaseModel
 
-from embedfit.cli import main
+from embedfit.cli.app import main
 from embedfit.config import GenerateConfig, make_config, read_config
 from embedfit.data.dataset import Document
 from embedfit.data.documents import read_documents
@@ -27,14 +27,14 @@ from embedfit.data.duplicates import near_duplicates
 from embedfit.data.load import load
 from embedfit.data.records import record_type
 from embedfit.errors import ConfigError, DataError, EndpointError
-from embedfit.generate import writer
+from embedfit.generate import endpoint, writer
 from embedfit.generate.answers import answer_of
 from embedfit.generate.endpoint import Limits
 from embedfit.generate.outcome import Estimate, currency_of
 from embedfit.generate.tasks import Questions, Records, Rejected, prompt_template
 from embedfit.generate.writer import endpoint_of, estimate, generate
 from embedfit.hosts import Retries
-from embedfit.pipeline import generating, job
+from embedfit.pipeline import generating, parts
 from embedfit.samples import TRANSACTIONS
 
 CATEGORIES = TRANSACTIONS / "categories.json"
@@ -75,7 +75,7 @@ def text_of(row):
 
 
 def write_in_a_process_of_its_own(url, output, count):
-    writer.Limits = functools.partial(Limits, retries=Retries(first_wait=0.01))
+    endpoint.Limits = functools.partial(Limits, retries=Retries(first_wait=0.01))
     generate(transactions_task(count), output, settings(url, tries=20))
 
 
@@ -669,7 +669,7 @@ def test_questions_stand_in_the_columns_that_the_configuration_reads(tmp_path):
     assert found.accepted == 8
     assert set(found.labels) == {f"d;{n}" for n in range(4)}
     assert found.diversity is not None
-    dataset = job.read(config.data)
+    dataset = parts.read(config.data)
     assert Counter(document for id in dataset.judged for document in dataset.relevant(id)) == {f"d;{n}": 2 for n in range(4)}
 
 

@@ -14,7 +14,7 @@ import pytest
 from openai_server import Server
 
 from embedfit import config as configuration
-from embedfit.cli import main
+from embedfit.cli.app import main
 from embedfit.config import Config, make_config, unused_settings
 from embedfit.encode.local import load_model
 from embedfit.errors import ConfigError

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from embedfit.cli import main
+from embedfit.cli.app import main
 from embedfit.config import Config, make_config
 from embedfit.data.dataset import Dataset, Document, Query
 from embedfit.data.write import write_beir
 from embedfit.encode.local import LocalEncoder
 from embedfit.errors import ConfigError, DataError, StorageError
-from embedfit.pipeline import experiment, job, measuring, publishing, training
+from embedfit.pipeline import experiment, job, measuring, needs, parts, publishing, training
 from embedfit.pipeline.job import Job
 from embedfit.pipeline.notes import notes_on
 from embedfit.pipeline.result import read_result
@@ -69,7 +69,7 @@ def test_base_and_tuned_are_compared_on_the_same_test_queries(result):
 
 def test_what_is_measured_is_what_the_saved_model_gives(result, settings):
     config = make_config(settings)
-    dataset = job.read(config.data)
+    dataset = parts.read(config.data)
     test = dataset.select(result.comparison.tuned.query_ids)
     again = measuring.measure(LocalEncoder(result.model), test, ks=config.evaluate.k)
     for name, values in again.values.items():
@@ -129,7 +129,7 @@ def test_another_seed_of_the_same_settings_is_measured_anew(result, settings):
 @pytest.mark.slow
 def test_folds_hold_out_every_query_once_and_the_last_model_learns_from_all(settings):
     result = experiment.run(make_config({**settings, "split": {"folds": 3}, "tune": {"epochs": 1}}))
-    dataset = job.read(make_config(settings).data)
+    dataset = parts.read(make_config(settings).data)
     assert sorted(result.comparison.tuned.query_ids) == sorted(dataset.judged)
     assert [part["test"] for part in result.manifest["split"]] == [40, 40, 40]
     assert len(result.manifest["tuning"]) == 4
@@ -210,9 +210,9 @@ def test_an_unfinished_run_directory_is_not_read(tmp_path):
 def test_settings_that_would_be_ignored_are_refused(tmp_path):
     (tmp_path / "beir").mkdir()
     with pytest.raises(ConfigError, match=r"query_template needs data\.record"):
-        job.read(make_config({"data": {"queries": "a.csv", "query_template": "{a}"}}).data)
+        parts.read(make_config({"data": {"queries": "a.csv", "query_template": "{a}"}}).data)
     with pytest.raises(ConfigError, match="has its own documents"):
-        job.read(make_config({"data": {"queries": str(tmp_path / "beir"), "documents": "d.jsonl"}}).data)
+        parts.read(make_config({"data": {"queries": str(tmp_path / "beir"), "documents": "d.jsonl"}}).data)
 
 
 def test_a_models_folder_is_relative_to_the_file_like_all_paths(tmp_path):
@@ -279,7 +279,7 @@ def test_keeping_all_of_the_general_score_merges_with_the_base(settings, tmp_pat
     assert said["points"][-1]["kept"] < 0.98
     assert 0 <= said["weight"] < 1
     assert result.model == result.folder / "kept" / "model"
-    dataset = job.read(make_config(settings).data)
+    dataset = parts.read(make_config(settings).data)
     measured = measuring.measure(LocalEncoder(result.model), dataset.select(result.comparison.tuned.query_ids))
     assert measured.mean("mrr@10") == pytest.approx(result.comparison.tuned.mean("mrr@10"), abs=0.02)
     general = general_set()
@@ -317,12 +317,12 @@ def test_a_curve_and_a_ladder_leave_a_report_and_go_on_where_they_were(settings,
 
 def test_few_queries_without_a_test_part_are_held_out_by_folds(settings):
     config = make_config({**settings, "split": {}})
-    data = job.read(config.data)
-    splits = job.splits_of(config, data)
+    data = parts.read(config.data)
+    splits = parts.splits_of(config, data)
     assert len(splits) == 5
     assert sorted(id for split in splits for id in split.test) == sorted(data.judged)
     official = Dataset(data.queries, data.corpus, data.qrels, {"test": data.judged[:20]})
-    assert [len(split.test) for split in job.splits_of(config, official)] == [20]
+    assert [len(split.test) for split in parts.splits_of(config, official)] == [20]
 
 
 def test_a_further_data_set_is_trained_on_and_not_measured(settings, result, tmp_path):
@@ -338,7 +338,7 @@ def test_a_further_data_set_is_trained_on_and_not_measured(settings, result, tmp
 
 def test_a_further_data_set_must_not_say_what_a_held_out_query_says(settings, result, tmp_path):
     config = make_config(settings)
-    dataset = job.read(config.data)
+    dataset = parts.read(config.data)
     text = dataset.queries[result.comparison.base.query_ids[0]].text
     (tmp_path / "more.jsonl").write_text(
         "".join(json.dumps({"query": query, "expected": label}) + "\n" for query, label in ((text.upper(), "a"), ("another", "b")))
@@ -350,7 +350,7 @@ def test_a_further_data_set_must_not_say_what_a_held_out_query_says(settings, re
     test = dataset.select(result.comparison.base.query_ids)
     for policy, queries, leaks in (("drop", ["another"], 0), ("allow", [text.upper(), "another"], 1)):
         config = make_config({**settings, "split": {"folds": 0, "leaks": policy}})
-        kept, found = job.without_held_out(config, said, job.read(said), test)
+        kept, found = parts.without_held_out(config, said, parts.read(said), test)
         assert (kept.query_texts(), len(found)) == (queries, leaks)
 
 
@@ -418,12 +418,12 @@ def passages_run(passages, tiny_model):
 
 def test_a_run_divides_its_queries_into_seen_and_new_answers_by_each_folds_own_training(passages_run):
     config = Config.model_validate(passages_run.manifest["config"])
-    data = job.read(config.data)
+    data = parts.read(config.data)
     expected = {}
-    for split in job.splits_of(config, data):
+    for split in parts.splits_of(config, data):
         trained = {document for id in (*split.train, *split.dev) for document in data.relevant(id)}
         expected |= {id: bool(trained & data.relevant(id).keys()) for id in split.test}
-    counts = [sum(expected[id] for id in split.test) for split in job.splits_of(config, data)]
+    counts = [sum(expected[id] for id in split.test) for split in parts.splits_of(config, data)]
     assert 0 < sum(counts) < 45
     frame = pd.read_parquet(passages_run.folder / "queries.parquet")
     assert dict(zip(frame.query_id, frame.seen, strict=True)) == expected
@@ -470,13 +470,13 @@ def test_answers_of_a_further_data_set_count_as_seen(passages, tiny_model, tmp_p
     alone, mixed = (Job.of(make_config({**said, "mix": mix})).seen for mix in ({}, more))
     [changed] = [id for id in alone if alone[id] != mixed[id]]
     assert (alone[changed], mixed[changed]) == (False, True)
-    assert set(job.read(make_config(said).data).relevant(changed)) == {documents[1]["id"]}
+    assert set(parts.read(make_config(said).data).relevant(changed)) == {documents[1]["id"]}
 
 
 def test_compare_tells_the_strata_of_a_model_whose_folder_says_what_it_was_trained_on(passages, passages_run, tiny_model):
-    data = job.read(Config.model_validate(passages_run.manifest["config"]).data)
+    data = parts.read(Config.model_validate(passages_run.manifest["config"]).data)
     fold = LocalEncoder(passages_run.folder / "folds" / "0" / "model")
-    first, second = job.splits_of(Config.model_validate(passages_run.manifest["config"]), data)
+    first, second = parts.splits_of(Config.model_validate(passages_run.manifest["config"]), data)
     assert measuring.answers_seen_in_training([LocalEncoder(tiny_model)], data, "{title} {text}") is None
     seen = measuring.answers_seen_in_training([LocalEncoder(tiny_model), fold], data.select(first.test), "{title} {text}")
     expected = dict(zip(passages_run.comparison.base.query_ids, passages_run.comparison.seen, strict=True))
@@ -525,7 +525,7 @@ def test_split_by_documents_of_official_parts_says_how_many_were_left_out(tiny_m
 
 def test_split_by_documents_a_further_data_set_loses_what_has_a_held_out_answer(passages, tiny_model, tmp_path):
     config = make_config({"data": {"queries": str(passages / "queries.jsonl"), "documents": str(passages / "documents.jsonl")}})
-    data = job.read(config.data)
+    data = parts.read(config.data)
     test = data.select(data.judged[:1])
     text, unasked = (data.corpus[next(iter(data.relevant(id)))].text for id in data.judged[:2])
     (tmp_path / "more.jsonl").write_text(
@@ -537,8 +537,8 @@ def test_split_by_documents_a_further_data_set_loses_what_has_a_held_out_answer(
     mix = {"data": [{"queries": str(tmp_path / "more.jsonl"), "documents": str(tmp_path / "texts.jsonl")}]}
     for by, kept in (("queries", ["a question", "another one"]), ("documents", ["another one"])):
         config = make_config({"data": {"queries": "unused"}, "mix": mix, "split": {"by": by}})
-        other = job.read(config.mix.data[0])
-        assert job.without_held_out(config, config.mix.data[0], other, test)[0].query_texts() == kept
+        other = parts.read(config.mix.data[0])
+        assert parts.without_held_out(config, config.mix.data[0], other, test)[0].query_texts() == kept
 
 
 def test_compare_on_the_command_line_says_both_strata(passages, passages_run, tiny_model, capsys, monkeypatch):
@@ -549,8 +549,8 @@ def test_compare_on_the_command_line_says_both_strata(passages, passages_run, ti
     with pytest.raises(SystemExit):
         main(["--quiet", "compare", str(path), str(tiny_model), str(fold / "model"), "--part", "all", "--json"])
     said = json.loads(capsys.readouterr().out)
-    data = job.read(Config.model_validate(passages_run.manifest["config"]).data)
-    trained = job.splits_of(Config.model_validate(passages_run.manifest["config"]), data)[0].train
+    data = parts.read(Config.model_validate(passages_run.manifest["config"]).data)
+    trained = parts.splits_of(Config.model_validate(passages_run.manifest["config"]), data)[0].train
     answers = {document for id in trained for document in data.relevant(id)}
     new = sum(answers.isdisjoint(data.relevant(id)) for id in data.judged)
     assert 0 < new < 45
@@ -577,8 +577,8 @@ def test_an_answer_of_a_dev_query_was_seen_since_it_chose_the_epoch(passages, ti
 
 def test_a_share_for_the_test_part_makes_one_split_of_few_queries(settings):
     config = make_config({**settings, "split": {"test": 0.3}})
-    data = job.read(config.data)
-    [split] = job.splits_of(config, data)
+    data = parts.read(config.data)
+    [split] = parts.splits_of(config, data)
     assert len(split.test) == 36  # 0.3 of 120
     assert len(split.train) == 84
     default, said = (make_config({**settings, "split": split}) for split in ({}, {"test": 0.2}))
@@ -587,18 +587,18 @@ def test_a_share_for_the_test_part_makes_one_split_of_few_queries(settings):
 
 
 def test_a_share_for_a_part_that_the_data_comes_with_is_refused(settings):
-    data = job.read(make_config(settings).data)
+    data = parts.read(make_config(settings).data)
     official = Dataset(data.queries, data.corpus, data.qrels, {"test": data.judged[:20], "dev": data.judged[20:30]})
     for part, count in (("test", 20), ("dev", 10)):
         config = make_config({**settings, "split": {part: 0.3}})
         with pytest.raises(ConfigError, match=rf"split\.{part} is 0\.3, and the data comes with a {part} part of {count} queries"):
-            job.splits_of(config, official)
-    [split] = job.splits_of(make_config({**settings, "split": {"dev": 0}}), official)
+            parts.splits_of(config, official)
+    [split] = parts.splits_of(make_config({**settings, "split": {"dev": 0}}), official)
     assert (len(split.test), len(split.dev)) == (20, 0)
 
 
 def test_further_data_trains_the_rungs_that_are_trained_and_no_other(settings, tmp_path):
-    texts = [query.text for query in job.read(make_config(settings).data).queries.values()]
+    texts = [query.text for query in parts.read(make_config(settings).data).queries.values()]
     rows = [{"query": f"{text} again, in another shop", "expected": f"label {number % 3}"} for number, text in enumerate(texts)]
     (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = {**settings, "output": str(tmp_path), "ladder": {"rungs": ["base", "nearest", "adapter"]}}
@@ -624,7 +624,7 @@ def test_every_command_that_encodes_does_it_on_the_engine(settings, tmp_path, mo
     said = {**settings, "output": str(tmp_path), "engine": "ray", "tune": {"method": "adapter"}, "store": {"location": str(tmp_path)}}
     config = make_config({**said, "ladder": {"rungs": ["base", "adapter"]}})
     if command == "compare":
-        data = job.read(config.data)
+        data = parts.read(config.data)
         measuring.measure(job.encoder(config.model), data, engine=job.engine_of(config.engine))
     else:
         work = {"index": measuring.index, "curve": lambda it: experiment.run_curve(it, 2), "ladder": experiment.run_ladder}
@@ -638,10 +638,10 @@ def test_what_a_method_has_no_use_for_is_said_or_refused(settings, capsys):
         ({"method": "adapter", "epochs": 3}, "an adapter is fitted without tune.epochs"),
         ({"method": "full", "lora_rank": 3}, "tune.lora_rank is not used: tune.method is 'full'"),
     ):
-        job.check_method(base, make_config({**settings, "tune": tune}).tune)
+        needs.check_method(base, make_config({**settings, "tune": tune}).tune)
         assert capsys.readouterr().err == f"{line}\n"
     with pytest.raises(ConfigError, match=r"track\.report_to follows the training of weights"):
-        job.check_method(base, make_config({**settings, "tune": {"method": "adapter"}}).tune, ["wandb"])
+        needs.check_method(base, make_config({**settings, "tune": {"method": "adapter"}}).tune, ["wandb"])
 
 
 def test_another_model_keeps_the_pooling_that_its_folder_says(settings, tiny_model, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from publish_data import TOKEN
 from servers import running_hub
 
-from embedfit.cli import main
+from embedfit.cli.app import main
 from embedfit.config import make_config
 from embedfit.encode.adapted import Adapter, save_adapted
 from embedfit.encode.local import LocalEncoder, load_model

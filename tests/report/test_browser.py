@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from embedfit.data.dataset import Dataset, Document, Query
-from embedfit.evaluation.compare import Difference, compare_scores
+from embedfit.evaluation.compare import compare_scores
+from embedfit.evaluation.comparison import Difference
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.report.pages import curve_html, html, ladder_html
 from embedfit.report.tables import Report, confusions, per_query

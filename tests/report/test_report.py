@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from embedfit.data.dataset import Dataset, Document, Query
-from embedfit.evaluation.compare import Difference, compare_scores
+from embedfit.evaluation.compare import compare_scores
+from embedfit.evaluation.comparison import Difference
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.metrics import metric_label
 from embedfit.report import pages

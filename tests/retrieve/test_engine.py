@@ -15,7 +15,7 @@ from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.local import LocalEncoder, ModelEncoder
 from embedfit.errors import ConfigError, EmbedfitError, ModelError
 from embedfit.hub import model_folder
-from embedfit.pipeline import job
+from embedfit.pipeline import job, parts
 from embedfit.retrieve.engine import LocalEngine, RayEncoder, RayEngine, _mapped
 from embedfit.retrieve.exact import best_pairs, top_k
 from embedfit.retrieve.retrievers import DenseRetriever
@@ -91,8 +91,8 @@ def test_evaluating_on_the_cluster_gives_the_same_run_and_fills_the_same_cache(c
         assert not stopped.value.code
         tables.append([{**row, "seconds": 0} for row in json.loads(capsys.readouterr().out)])
         config = read_config(tmp_path / "embedfit.toml")
-        dataset = job.read(config.data)
-        test = dataset.select(job.one_split(config, dataset).test)
+        dataset = parts.read(config.data)
+        test = dataset.select(parts.one_split(config, dataset).test)
         engine = job.engine_of(name)
         encoder = CachedEncoder(engine.encoder(local(tiny_model)))
         runs.append(DenseRetriever(encoder, "{category}", engine.top_k).search(test, 10))

@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture
 def project(tmp_path, tiny_model, capsys):
     """A folder as 'embedfit init' makes it; returns it, and a function that runs commands in it."""
-    from embedfit.cli import main
+    from embedfit.cli.app import main
 
     def said(*arguments):
         with pytest.raises(SystemExit) as caught:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from servers import Embeddings, LangWatch, running
 
-from embedfit.cli import main
+from embedfit.cli.app import main
 from embedfit.config import make_config
 from embedfit.data.load import load
 from embedfit.errors import ConfigError, EmbedfitError
-from embedfit.pipeline import experiment, job, measuring, training
+from embedfit.pipeline import experiment, job, measuring, parts, training
 from embedfit.samples import write_start
 from embedfit.track import sender
 from embedfit.track.langwatch import headers
@@ -210,7 +210,7 @@ def test_without_a_key_nothing_is_sent_written_or_imported(project, tiny_model, 
         config = (project / "embedfit.toml").read_text().replace("all-MiniLM-L6-v2", str(tiny_model))
         (project / "embedfit.toml").write_text(config)
         code = (
-            "import sys; from embedfit.cli import main\n"
+            "import sys; from embedfit.cli.app import main\n"
             f"try: main(['evaluate', {str(project / 'embedfit.toml')!r}, '--json'])\n"
             "except SystemExit: pass\n"
             "print(sorted(name for name in sys.modules if name.startswith(('langwatch', 'opentelemetry', 'mlflow'))), file=sys.stderr)"
@@ -563,7 +563,7 @@ def test_training_is_logged_to_mlflow(project, tiny_model, tmp_path, monkeypatch
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "support")
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
     config = make_config(settings(project, tiny_model, tune={"epochs": 2}, track={"report_to": ["mlflow"]}))
-    data = job.read(config.data)
+    data = parts.read(config.data)
     base = job.encoder(config.model)
     with pytest.raises(EmbedfitError, match="training cannot be logged to mlflow: The filesystem tracking backend"):
         training.tune(base, Training(data, None, tmp_path / "refused", config.tune, "{text}", config.track.report_to))
@@ -612,7 +612,7 @@ def test_training_is_logged_to_wandb_each_as_a_run_of_its_own(project, tiny_mode
     for name, value in {"MODE": "offline", "DIR": str(tmp_path), "PROJECT": "support", "SILENT": "true"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     config = make_config(settings(project, tiny_model, tune={"epochs": 2}, track={"report_to": ["wandb"]}))
-    data, base = job.read(config.data), job.encoder(config.model)
+    data, base = parts.read(config.data), job.encoder(config.model)
     for fold in "01":
         folder = tmp_path / "support" / "folds" / fold
         training.tune(base, Training(data, None, folder, config.tune, "{text}", config.track.report_to))
@@ -641,7 +641,7 @@ def test_a_run_of_wandb_that_the_caller_began_is_left_open(project, tiny_model, 
     config = make_config(settings(project, tiny_model, tune={"epochs": 1}, track={"report_to": ["wandb"]}))
     with wandb.init(dir=tmp_path) as run:
         base = job.encoder(config.model)
-        training.tune(base, Training(job.read(config.data), None, tmp_path / "a", config.tune, "{text}", ("wandb",)))
+        training.tune(base, Training(parts.read(config.data), None, tmp_path / "a", config.tune, "{text}", ("wandb",)))
         assert wandb.run is run
 
 
@@ -653,7 +653,7 @@ def test_training_is_logged_to_tensorboard_and_what_was_logged_is_kept(project, 
         monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
     config = make_config(settings(project, tiny_model, tune={"epochs": 2}, track={"report_to": ["tensorboard"]}))
     folder = tmp_path / "support" / "folds" / "0"
-    training.tune(job.encoder(config.model), Training(job.read(config.data), None, folder, config.tune, "{text}", ("tensorboard",)))
+    training.tune(job.encoder(config.model), Training(parts.read(config.data), None, folder, config.tune, "{text}", ("tensorboard",)))
     events = EventAccumulator(str(tmp_path / "logs" / "support" / "folds" / "0" if given else folder / "tensorboard"))
     events.Reload()
     history = json.loads((folder / "tuned.json").read_text())["history"]

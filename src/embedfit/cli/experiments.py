@@ -110,12 +110,12 @@ def relabel(
     from embedfit.config import read_config
     from embedfit.data.write import write_jsonl
     from embedfit.errors import ConfigError
-    from embedfit.pipeline import job
+    from embedfit.pipeline import parts
     from embedfit.studies.suspects import relabelled
 
     check_folder("--output", output)
     settings = read_config(config)
-    corrected, counts = relabelled(job.read(settings.data), suspects)
+    corrected, counts = relabelled(parts.read(settings.data), suspects)
     sources = {Path(path).resolve() for path in (settings.data.queries, settings.data.documents) if path}
     if sources & {path.resolve() for path in (output, output / "queries.jsonl", output / "documents.jsonl")}:
         raise ConfigError(f"{output} holds the data set that is to be corrected, which would be lost; fix: give another --output")
@@ -148,7 +148,7 @@ def evaluate(
 
     from embedfit.errors import ConfigError
     from embedfit.files import neutral, writing
-    from embedfit.pipeline import job, measuring
+    from embedfit.pipeline import job, measuring, needs, parts
     from embedfit.retrieve.rerank import LocalReranker
     from embedfit.store.open import open_store
     from embedfit.track.tracker import tracking
@@ -164,9 +164,9 @@ def evaluate(
         raise ConfigError("--model is not used by bm25, which reads words; fix: --retrieval dense or hybrid, or no --model")
     names = list(dict.fromkeys(model or [settings.model.name]))
     for name in names:
-        job.check_installed(settings, stores=store, model=name)
-    job.note_unused(settings, "evaluate")
-    dataset = job.read(settings.data)
+        needs.check_installed(settings, stores=store, model=name)
+    needs.note_unused(settings, "evaluate")
+    dataset = parts.read(settings.data)
     encoders = [job.encoder(settings.model, name) for name in names]
     dataset = dataset.select(_part(settings, dataset, part))
     warn_of_seen(encoders, dataset)
@@ -239,15 +239,15 @@ def compare(
 ) -> None:
     """Compare two models on the same queries."""
     from embedfit.evaluation.compare import compare_scores
-    from embedfit.pipeline import job, measuring
+    from embedfit.pipeline import job, measuring, needs, parts
     from embedfit.track.tracker import tracking
 
     settings = with_engine(settings_of(config, None, False, {"model": {"price": price}}), engine)
-    job.note_unused(settings, "compare")
+    needs.note_unused(settings, "compare")
     for model in (first, second):
-        job.check_installed(settings, model=model)
+        needs.check_installed(settings, model=model)
     using = job.engine_of(settings.engine)
-    dataset = job.read(settings.data)
+    dataset = parts.read(settings.data)
     dataset = dataset.select(_part(settings, dataset, part))
     ks, template = settings.evaluate.k, settings.data.document_template
     encoders = [job.encoder(settings.model, name) for name in (first, second)]
@@ -271,11 +271,11 @@ def compare(
 
 def _part(settings: Config, dataset: Dataset, part: str) -> tuple[str, ...]:
     from embedfit.errors import ConfigError
-    from embedfit.pipeline import job
+    from embedfit.pipeline import parts
 
     if part == "all":
         return tuple(dataset.judged)
     if part not in ("train", "dev", "test"):
         raise ConfigError(f"part {part!r} is unknown; expected all, train, dev or test")
-    ids: tuple[str, ...] = getattr(job.one_split(settings, dataset), part)
+    ids: tuple[str, ...] = getattr(parts.one_split(settings, dataset), part)
     return ids

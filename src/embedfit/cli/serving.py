@@ -65,14 +65,14 @@ def search(
 
     from embedfit.config import read_config
     from embedfit.hub import public_name
-    from embedfit.pipeline import job
+    from embedfit.pipeline import job, needs
     from embedfit.store.open import open_store
     from embedfit.store.versions import LiveIndex
     from embedfit.track.tracker import trace_search
 
     settings = read_config(config)
     filters = _filters(where or [])
-    job.check_installed(settings.model_copy(update={"engine": "local"}), stores=True, model=model)
+    needs.check_installed(settings.model_copy(update={"engine": "local"}), stores=True, model=model)
     encoder = job.encoder(settings.model, model)
     with open_store(settings.store) as store:
         started = monotonic()

@@ -48,24 +48,25 @@ def check(config: OptionalConfigPath = HERE, as_json: AsJson = False) -> None:
     from dataclasses import asdict
 
     from embedfit.config import read_config
-    from embedfit.data.check import Finding, check_dataset, check_truncation
+    from embedfit.data.check import Finding, check_dataset
     from embedfit.errors import ConfigError, DataError, ModelError
-    from embedfit.pipeline import job
+    from embedfit.pipeline import job, needs, parts
+    from embedfit.pipeline.checking import check_truncation
 
     settings = read_config(config)
     bad: list[DataError] = []
-    dataset = job.read(settings.data, bad)
+    dataset = parts.read(settings.data, bad)
     findings = check_dataset(dataset) if dataset.judged else []
     skipped = ""
     # What goes wrong from here on is one more finding: it must not hide the bad rows.
     try:
-        findings += job.leaks(settings, dataset) if dataset.judged else []
+        findings += parts.leaks(settings, dataset) if dataset.judged else []
     except (ConfigError, DataError) as error:
         findings.append(Finding("problem", "parts", str(error)))
     try:
         if not dataset.corpus:
             raise ModelError("there are no documents")
-        findings += check_truncation(dataset, job.local(job.encoder(settings.model)).loaded, settings.data.document_template)
+        findings += check_truncation(dataset, needs.local(job.encoder(settings.model)).loaded, settings.data.document_template)
     except ModelError as error:
         skipped = f"truncation was not looked at: {error}"
     except (ConfigError, DataError) as error:

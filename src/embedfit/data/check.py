@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from embedfit.data.cells import SEPARATORS
 from embedfit.data.dataset import PARTS, Dataset, normalised
 from embedfit.data.duplicates import near_duplicates, queries_that_are_documents
 from embedfit.errors import shown
 from embedfit.words import words_of
-
-if TYPE_CHECKING:
-    from embedfit.encode.encoder import Kind
-    from embedfit.encode.local import ModelEncoder
 
 Level: TypeAlias = Literal["problem", "warning", "note"]
 _NAME_WORDS = 10
@@ -145,25 +141,6 @@ def check_groups(dataset: Dataset, parts: Mapping[str, Sequence[str]]) -> list[F
             f'if new ones will come, group_by = "{name}" in [split] keeps those of each {name} in one part'
         )
         findings.append(Finding("note", "group", message, met))
-    return findings
-
-
-def check_truncation(dataset: Dataset, encoder: ModelEncoder, template: str) -> list[Finding]:
-    """Return which texts are longer than a model reads.
-
-    Args:
-        dataset: To look at.
-        encoder: Whose tokens are counted.
-        template: What a document says.
-    """
-    texts: dict[Kind, list[str]] = {"query": dataset.query_texts(), "document": dataset.document_texts(template)}
-    ids: dict[Kind, tuple[str, ...]] = {"query": tuple(dataset.queries), "document": tuple(dataset.corpus)}
-    findings = []
-    for kind in texts:
-        found = encoder.truncation(texts[kind], kind)
-        cut = tuple(id for id, is_cut in zip(ids[kind], found.cut, strict=True) if is_cut)
-        if cut:
-            findings.append(Finding("warning", "truncated", found.describe(kind), cut))
     return findings
 
 

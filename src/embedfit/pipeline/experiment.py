@@ -19,7 +19,8 @@ from embedfit.errors import ConfigError, check_package
 from embedfit.evaluation.compare import compare_scores
 from embedfit.evaluation.score import Scores
 from embedfit.hub import public_name
-from embedfit.pipeline.job import Job, check_installed, check_method, local, locked, note_unused
+from embedfit.pipeline.job import Job, locked
+from embedfit.pipeline.needs import check_installed, check_method, local, note_unused
 from embedfit.pipeline.notes import MIXED, alerts, facts, notes_on, seeds
 from embedfit.pipeline.result import Result, read_result
 from embedfit.pipeline.training import help_training, train_all, tune_part

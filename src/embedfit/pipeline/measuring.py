@@ -18,7 +18,9 @@ from embedfit.evaluation.compare import compare_scores
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.hub import public_name
 from embedfit.metrics import KS
-from embedfit.pipeline.job import check_installed, encoder, engine_of, read
+from embedfit.pipeline.job import encoder, engine_of
+from embedfit.pipeline.needs import check_installed
+from embedfit.pipeline.parts import read
 from embedfit.retrieve.engine import Engine, LocalEngine
 from embedfit.retrieve.rerank import TOP, Reranker, rerank
 from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from embedfit.data.check import Finding, warnings
 from embedfit.evaluation.comparison import Comparison
 from embedfit.metrics import metric_label
-from embedfit.pipeline.job import LISTED, Job
+from embedfit.pipeline.job import Job
+from embedfit.pipeline.parts import LISTED
 from embedfit.studies.forgetting import Forgetting
 
 if TYPE_CHECKING:

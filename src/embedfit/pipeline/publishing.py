@@ -8,7 +8,7 @@ from embedfit.config import Config
 from embedfit.data.dataset import Dataset, Query
 from embedfit.encode.local import LocalEncoder
 from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError
-from embedfit.pipeline.job import read
+from embedfit.pipeline.parts import read
 from embedfit.pipeline.result import Result, read_result
 from embedfit.publish.parity import Parity, check_dataset_parity, check_parity
 from embedfit.publish.publication import Publication, dataset_publication, model_publication

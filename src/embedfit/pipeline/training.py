@@ -15,7 +15,8 @@ from embedfit.data.mix import with_others
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder
 from embedfit.errors import ConfigError
-from embedfit.pipeline.job import Job, check_installed, check_method, local, locked, note_unused
+from embedfit.pipeline.job import Job, locked
+from embedfit.pipeline.needs import check_installed, check_method, local, note_unused
 from embedfit.retrieve.engine import LocalEngine
 from embedfit.tune.training import Training
 
