@@ -16,7 +16,7 @@ import time
 
 from quality import RESULTS, configurations
 
-from embedfit.pipeline.experiment import run_ladder
+from embedfit.pipeline.experiment import ladder as run_ladder
 
 NAMES = {"transactions-names": "Card transactions", "banking77-10": "BANKING77, 10 training queries per intent"}
 
@@ -27,7 +27,7 @@ def main() -> None:
     found = json.loads(path.read_text()) if path.exists() else {}
     for name, config in configurations(__doc__.splitlines()[0], list(NAMES), "runs/ladder"):
         start = time.perf_counter()
-        _, ladder = run_ladder(config)
+        ladder = run_ladder(config)
         found[name] = {"seconds": round(time.perf_counter() - start, 1), **ladder.to_dict()}
         RESULTS.mkdir(exist_ok=True)
         path.write_text(json.dumps(found, indent=1) + "\n")

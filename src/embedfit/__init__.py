@@ -3,12 +3,9 @@
     import embedfit
 
     data = embedfit.load("transactions.jsonl", "categories.json", record="transaction")
-    parts = embedfit.split_dataset(data)
-    base = embedfit.LocalEncoder("all-MiniLM-L6-v2")
-    tuned = embedfit.tune_model(base, data.select(parts.train), data.select(parts.dev), "out")
-    test = data.select(parts.test)
-    comparison = embedfit.compare_scores(embedfit.measure(base, test), embedfit.measure(tuned.encoder, test))
-    print(comparison.sentence)
+    result = embedfit.run(data, model="all-MiniLM-L6-v2")
+    print(result.comparison.sentence)
+    result.encoder.encode(["a new query"], "query")
 
 Names are imported when they are used: importing embedfit never imports torch.
 """
@@ -38,7 +35,8 @@ if TYPE_CHECKING:
     from embedfit.evaluation.score import Scores, score_run
     from embedfit.evaluation.statistics import holm
     from embedfit.generate.outcome import Generated
-    from embedfit.pipeline.experiment import run, run_curve, run_ladder
+    from embedfit.pipeline.checking import Check, check
+    from embedfit.pipeline.experiment import curve, ladder, run
     from embedfit.pipeline.generating import run_generate
     from embedfit.pipeline.measuring import evaluate, measure
     from embedfit.pipeline.publishing import prepare_publications, publish_run
@@ -49,7 +47,9 @@ if TYPE_CHECKING:
     from embedfit.retrieve.run import Retriever, Run
     from embedfit.store.open import open_store
     from embedfit.store.versions import LiveIndex, index_documents, roll_back
+    from embedfit.studies.curve import Curve
     from embedfit.studies.forgetting import Forgetting, general_set, measure_forgetting
+    from embedfit.studies.ladder import Ladder
     from embedfit.track.tracker import trace_search, tracking
     from embedfit.tune.adapter import tune_adapter
     from embedfit.tune.full import tune_model
@@ -117,10 +117,11 @@ _ROOMS = {
     ),
     "evaluation.statistics": ("holm",),
     "generate.outcome": ("Generated",),
+    "pipeline.checking": ("Check", "check"),
     "pipeline.experiment": (
         "run",
-        "run_curve",
-        "run_ladder",
+        "curve",
+        "ladder",
     ),
     "pipeline.generating": ("run_generate",),
     "pipeline.measuring": (
@@ -158,11 +159,13 @@ _ROOMS = {
         "index_documents",
         "roll_back",
     ),
+    "studies.curve": ("Curve",),
     "studies.forgetting": (
         "Forgetting",
         "general_set",
         "measure_forgetting",
     ),
+    "studies.ladder": ("Ladder",),
     "track.tracker": (
         "trace_search",
         "tracking",

@@ -365,12 +365,12 @@ def with_method(config: TuneConfig, method: str) -> TuneConfig:
     return TuneConfig.model_validate({**config.model_dump(exclude_unset=True, exclude=suits_one), "method": method})
 
 
-def read_config(path: str | Path, options: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
+def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
     """Read embedfit.toml. Paths of data in it are relative to the file.
 
     Args:
         path: Of the file.
-        options: Section -> key -> value: what goes before what the file says.
+        options: Settings that replace those of the file: section -> key -> value, or key -> value outside of sections.
 
     Raises:
         ConfigError: It is not there, not TOML, or says something that it may not.
@@ -385,7 +385,9 @@ def read_config(path: str | Path, options: Mapping[str, Mapping[str, Any]] | Non
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
     for section, changes in (options or {}).items():
-        if changes and isinstance(said.get(section, {}), dict):
+        if not isinstance(changes, Mapping):
+            said[section] = changes
+        elif changes and isinstance(said.get(section, {}), dict):
             said[section] = {**said.get(section, {}), **changes}
             if section == "split" and changes.get("folds"):
                 said[section].pop("test", None)  # folds in place of one split

@@ -250,7 +250,7 @@ def test_leaks_that_are_allowed_stand_in_red_and_those_that_are_dropped_are_not_
     page = allowed.report.read_text()
     assert "15 held-out queries say what training queries say, and were allowed to" in page
     assert sum(finding.kind == "leak" for finding in allowed.findings) == 15
-    folder, _ = experiment.run_ladder(make_config({**planted, "split": {"leaks": "allow"}, "ladder": {"rungs": ["bm25", "base"]}}))
+    folder = experiment.ladder(make_config({**planted, "split": {"leaks": "allow"}, "ladder": {"rungs": ["bm25", "base"]}})).folder
     assert '<p class="alert">15 held-out queries say' in (folder / "report.html").read_text()
     dropped = experiment.run(make_config({**planted, "split": {"leaks": "drop"}}))
     assert dropped.manifest["split"][0]["train"] == allowed.manifest["split"][0]["train"] - 15
@@ -304,15 +304,17 @@ def test_a_curve_and_a_ladder_leave_a_report_and_go_on_where_they_were(settings,
     config = make_config(
         {**settings, "output": str(tmp_path), "tune": {"method": "adapter"}, "ladder": {"rungs": ["bm25", "base", "adapter"]}}
     )
-    folder, curve = experiment.run_curve(config, 3)
+    curve = experiment.curve(config, 3)
+    folder = curve.folder
     assert [point.pairs for point in curve.points] == [0, 24, 48, 96]
     assert {path.name for path in folder.iterdir()} >= {"curve.json", "curve.png", "report.html"}
-    folder, ladder = experiment.run_ladder(config)
+    ladder = experiment.ladder(config)
+    folder = ladder.folder
     assert [rung.key for rung in ladder.rungs] == ["bm25", "base", "adapter"]
     assert {path.name for path in folder.iterdir()} >= {"ladder.json", "ladder.png", "report.html"}
     monkeypatch.setattr("embedfit.tune.adapter.query_adapter", lambda *_: pytest.fail("fitted"))
-    assert experiment.run_ladder(config)[1].to_dict()["rungs"][2]["mrr@10"] == ladder["adapter"].scores.mean("mrr@10")
-    assert experiment.run_curve(config, 3)[1].to_dict() == curve.to_dict()
+    assert experiment.ladder(config).to_dict()["rungs"][2]["mrr@10"] == ladder["adapter"].scores.mean("mrr@10")
+    assert experiment.curve(config, 3).to_dict() == curve.to_dict()
 
 
 def test_few_queries_without_a_test_part_are_held_out_by_folds(settings):
@@ -603,8 +605,9 @@ def test_further_data_trains_the_rungs_that_are_trained_and_no_other(settings, t
     (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = {**settings, "output": str(tmp_path), "ladder": {"rungs": ["base", "nearest", "adapter"]}}
     mix = {"data": [{"queries": str(tmp_path / "more.jsonl")}]}
-    _, alone = experiment.run_ladder(make_config(said))
-    folder, mixed = experiment.run_ladder(make_config({**said, "split": {"folds": 0, "leaks": "allow"}, "mix": mix}))
+    alone = experiment.ladder(make_config(said))
+    mixed = experiment.ladder(make_config({**said, "split": {"folds": 0, "leaks": "allow"}, "mix": mix}))
+    folder = mixed.folder
     for key in ("base", "nearest"):
         np.testing.assert_array_equal(mixed[key].scores.values["mrr@10"], alone[key].scores.values["mrr@10"])
     assert (mixed["adapter"].scores.ranks != alone["adapter"].scores.ranks).any()
@@ -627,7 +630,7 @@ def test_every_command_that_encodes_does_it_on_the_engine(settings, tmp_path, mo
         data = parts.read(config.data)
         measuring.measure(job.encoder(config.model), data, engine=job.engine_of(config.engine))
     else:
-        work = {"index": measuring.index, "curve": lambda it: experiment.run_curve(it, 2), "ladder": experiment.run_ladder}
+        work = {"index": measuring.index, "curve": lambda it: experiment.curve(it, 2), "ladder": experiment.ladder}
         work.get(command, lambda it: training.run_tune(it, tmp_path / "tuned"))(config)
     assert settings["model"]["name"] in asked
 

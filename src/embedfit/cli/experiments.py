@@ -63,15 +63,15 @@ def ladder(
     from embedfit.report.tables import ladder_table
 
     settings = settings_of(config, folds, allow_leaks, {"ladder": {"rungs": tuple(rung) if rung else None}, "model": {"price": price}})
-    folder, found = experiment.run_ladder(with_engine(settings, engine))
+    found = experiment.ladder(with_engine(settings, engine))
     if as_json:
-        console.echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
+        console.echo(json.dumps({**found.to_dict(), "folder": str(found.folder)}))
         return
     terminal = console.terminal()
     terminal.print(ladder_table(found))
     for name, why in found.skipped.items():
         terminal.print(f"Left out: {name}, as {why}.", highlight=False, soft_wrap=True)
-    terminal.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    terminal.print(f"Report: {found.report}", highlight=False, soft_wrap=True)
     terminal.print(found.sentence, highlight=False, style="bold", soft_wrap=True)
 
 
@@ -89,14 +89,14 @@ def curve(
     from embedfit.pipeline import experiment
 
     settings = settings_of(config, folds, allow_leaks, {"model": {"price": price}})
-    folder, found = experiment.run_curve(with_engine(settings, engine), points)
+    found = experiment.curve(with_engine(settings, engine), points)
     if as_json:
-        console.echo(json.dumps({**found.to_dict(), "folder": str(folder)}))
+        console.echo(json.dumps({**found.to_dict(), "folder": str(found.folder)}))
         return
     frame = found.to_frame()
     print_rows(list(frame.columns), [[f"{cell:.3f}" if isinstance(cell, float) else cell for cell in row] for row in frame.to_numpy()])
     terminal = console.terminal()
-    terminal.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    terminal.print(f"Report: {found.report}", highlight=False, soft_wrap=True)
     terminal.print(found.sentence, highlight=False, style="bold", soft_wrap=True)
 
 

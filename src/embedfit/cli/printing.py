@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from embedfit.data.check import Finding
     from embedfit.data.dataset import Dataset
     from embedfit.encode.encoder import Encoder
+    from embedfit.pipeline.checking import Check
     from embedfit.pipeline.result import Result
 
 
@@ -49,13 +50,14 @@ def print_findings(findings: Sequence[Finding]) -> None:
         terminal.print(Text("Warning:", style="yellow"), warning, soft_wrap=True)
 
 
-def print_check(dataset: Any, bad: Sequence[Exception], findings: Sequence[Any], skipped: str) -> None:
+def print_check(checked: Check) -> None:
     """Print what was noticed about a data set."""
     from collections import Counter
 
     from rich.text import Text
 
     terminal = console.terminal()
+    dataset = checked.dataset
     labels = Counter(label for id in dataset.judged for label in dataset.relevant(id))
     pairs = sum(labels.values())
     terminal.print(
@@ -67,14 +69,14 @@ def print_check(dataset: Any, bad: Sequence[Exception], findings: Sequence[Any],
             f"{len(labels):,} documents are asked for: from {least[1]:,} times ({least[0]}) to {most[1]:,} ({most[0]})",
             highlight=False,
         )
-    for row in bad:
+    for row in checked.bad_rows:
         terminal.print(Text("bad row", style="red"), str(row), soft_wrap=True)
     colours = {"problem": "red", "warning": "yellow", "note": "default"}
-    for finding in findings:
+    for finding in checked.findings:
         terminal.print(Text(finding.level, style=colours[finding.level]), finding.message, soft_wrap=True)
-    if skipped:
-        terminal.print(f"note {skipped}", highlight=False, soft_wrap=True)
-    if not bad and not findings:
+    if checked.skipped:
+        terminal.print(f"note {checked.skipped}", highlight=False, soft_wrap=True)
+    if not checked.bad_rows and not checked.findings:
         terminal.print("Nothing odd was found.")
 
 

@@ -45,36 +45,12 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to put the files.")]
 @app.command()
 def check(config: OptionalConfigPath = HERE, as_json: AsJson = False) -> None:
     """Look at the data: rows, labels, conflicts, bad rows, and texts that are too long for the model."""
-    from dataclasses import asdict
+    from embedfit.pipeline import checking
 
-    from embedfit.config import read_config
-    from embedfit.data.check import Finding, check_dataset
-    from embedfit.errors import ConfigError, DataError, ModelError
-    from embedfit.pipeline import job, needs, parts
-    from embedfit.pipeline.checking import check_truncation
-
-    settings = read_config(config)
-    bad: list[DataError] = []
-    dataset = parts.read(settings.data, bad)
-    findings = check_dataset(dataset) if dataset.judged else []
-    skipped = ""
-    # What goes wrong from here on is one more finding: it must not hide the bad rows.
-    try:
-        findings += parts.leaks(settings, dataset) if dataset.judged else []
-    except (ConfigError, DataError) as error:
-        findings.append(Finding("problem", "parts", str(error)))
-    try:
-        if not dataset.corpus:
-            raise ModelError("there are no documents")
-        findings += check_truncation(dataset, needs.local(job.encoder(settings.model)).loaded, settings.data.document_template)
-    except ModelError as error:
-        skipped = f"truncation was not looked at: {error}"
-    except (ConfigError, DataError) as error:
-        findings.append(Finding("problem", "texts", str(error)))
+    checked = checking.check(config)
     if as_json:
-        counts = {"queries": len(dataset.judged), "documents": len(dataset.corpus), "bad_rows": [str(row) for row in bad]}
-        console.echo(json.dumps({**counts, "findings": [asdict(finding) for finding in findings], "skipped": skipped}))
+        console.echo(json.dumps(checked.to_dict()))
     else:
-        print_check(dataset, bad, findings, skipped)
-    if bad or any(finding.level == "problem" for finding in findings):
+        print_check(checked)
+    if not checked.ok:
         raise typer.Exit(2)

@@ -2,30 +2,94 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import html
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from embedfit.data.check import Finding
+from embedfit.data.check import Finding, check_dataset
 from embedfit.data.dataset import Dataset
+from embedfit.errors import ConfigError, DataError, ModelError
+from embedfit.pipeline.job import check_truncation, encoder
+from embedfit.pipeline.needs import local
+from embedfit.pipeline.parts import leaks, read
+from embedfit.pipeline.source import Asked, Model, Source
 
-if TYPE_CHECKING:
-    from embedfit.encode.encoder import Kind
-    from embedfit.encode.local import ModelEncoder
+
+@dataclass(frozen=True)
+class Check:
+    """What was noticed about a data set.
+
+    Attributes:
+        dataset: Data set without its bad rows.
+        bad_rows: One error per row that could not be read.
+        findings: Problems, warnings and notes.
+        skipped: Why texts were not compared with what the model reads; empty if they were.
+    """
+
+    dataset: Dataset
+    bad_rows: tuple[DataError, ...]
+    findings: tuple[Finding, ...]
+    skipped: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the data can be used: no bad row and no problem."""
+        return not self.bad_rows and not any(finding.level == "problem" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return counts, bad rows and findings as JSON values, as ``embedfit check --json`` prints them."""
+        return {
+            "queries": len(self.dataset.judged),
+            "documents": len(self.dataset.corpus),
+            "bad_rows": [str(row) for row in self.bad_rows],
+            "findings": [asdict(finding) for finding in self.findings],
+            "skipped": self.skipped,
+        }
+
+    def __repr__(self) -> str:
+        return "\n".join([repr(self.dataset), *self._lines()])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+    def _lines(self) -> list[str]:
+        lines = [f"bad row: {row}" for row in self.bad_rows]
+        lines += [f"{finding.level}: {finding.message}" for finding in self.findings]
+        lines += [f"note: {self.skipped}"] if self.skipped else []
+        return lines or ["Nothing odd was found."]
 
 
-def check_truncation(dataset: Dataset, encoder: ModelEncoder, template: str) -> list[Finding]:
-    """Return which texts are longer than a model reads.
+def check(source: Source, *, model: Model | None = None, **settings: Any) -> Check:
+    """Look at the data: labels, conflicts, leaks between the parts, bad rows, and texts that are too long for the model.
 
     Args:
-        dataset: To look at.
-        encoder: Whose tokens are counted.
-        template: What a document says.
+        source: A Dataset, a Config, or the path of an embedfit.toml.
+        model: Model whose limit texts are compared with; by default that of the settings, and none for a Dataset.
+        settings: Sections of embedfit.toml, such as ``split={"folds": 5}``.
+
+    Raises:
+        ConfigError: A wrong setting.
+        DataError: The data cannot be read at all.
     """
-    texts: dict[Kind, list[str]] = {"query": dataset.query_texts(), "document": dataset.document_texts(template)}
-    ids: dict[Kind, tuple[str, ...]] = {"query": tuple(dataset.queries), "document": tuple(dataset.corpus)}
-    findings = []
-    for kind in texts:
-        found = encoder.truncation(texts[kind], kind)
-        cut = tuple(id for id, is_cut in zip(ids[kind], found.cut, strict=True) if is_cut)
-        if cut:
-            findings.append(Finding("warning", "truncated", found.describe(kind), cut))
-    return findings
+    asked = Asked.of(source, model, settings)
+    config, bad_rows = asked.config, list[DataError]()
+    dataset = read(config.data, bad_rows) if asked.dataset is None else asked.dataset
+    findings = check_dataset(dataset) if dataset.judged else []
+    skipped = ""
+    # An error from here on is one more finding: it must not hide the bad rows.
+    try:
+        findings += leaks(config, dataset) if dataset.judged else []
+    except (ConfigError, DataError) as error:
+        findings.append(Finding("problem", "parts", str(error)))
+    try:
+        if not dataset.corpus:
+            raise ModelError("there are no documents")
+        if asked.dataset is not None and model is None:
+            raise ModelError("no model was given")
+        base = local(asked.base or encoder(config.model))
+        findings += check_truncation(dataset, base.loaded, config.data.document_template)
+    except ModelError as error:
+        skipped = f"truncation was not looked at: {error}"
+    except (ConfigError, DataError) as error:
+        findings.append(Finding("problem", "texts", str(error)))
+    return Check(dataset, tuple(bad_rows), tuple(findings), skipped)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from embedfit import console, processes
-from embedfit.config import Config, GeneralConfig, placed_in
+from embedfit.config import GeneralConfig, placed_in
 from embedfit.data.dataset import Dataset
 from embedfit.data.load import load
 from embedfit.encode.encoder import Encoder, complete
@@ -17,12 +18,15 @@ from embedfit.encode.local import LocalEncoder
 from embedfit.encode.remote import RemoteEncoder
 from embedfit.errors import ConfigError, check_package
 from embedfit.evaluation.compare import compare_scores
+from embedfit.evaluation.comparison import Comparison
 from embedfit.evaluation.score import Scores
 from embedfit.hub import public_name
 from embedfit.pipeline.job import Job, locked
 from embedfit.pipeline.needs import check_installed, check_method, local, note_unused
 from embedfit.pipeline.notes import MIXED, alerts, facts, notes_on, seeds
+from embedfit.pipeline.parts import read
 from embedfit.pipeline.result import Result, read_result
+from embedfit.pipeline.source import Asked, Model, Source
 from embedfit.pipeline.training import help_training, train_all, tune_part
 from embedfit.pipeline.written import write_run, write_study
 from embedfit.report.pages import curve_html, ladder_html
@@ -44,20 +48,27 @@ _CHEAP_CHARACTERS = 500_000
 """Of documents and queries that are encoded again for each weight of a merge, only to draw a line through them."""
 
 
-def run(config: Config) -> Result:
-    """Measure a model, tune it, measure it again on the same held-out queries, and write down what came of it.
+def run(source: Source, *, model: Model | None = None, **settings: Any) -> Result:
+    """Measure a model, tune it, measure it again on the same held-out queries, and write down the verdict.
 
-    The run directory's name holds a hash of the data, the base weights and the settings. The same call again finds
-    the finished directory and does nothing; after a crash it goes on where it was.
+    The name of the run directory holds a hash of the data, the base weights and the settings. The same call again finds the
+    finished directory and does nothing. After a crash it continues where it stopped.
+
+    Args:
+        source: A Dataset, a Config, or the path of an embedfit.toml.
+        model: Model to start from: a name, a folder or an Encoder; by default that of the settings.
+        settings: Sections and keys of embedfit.toml, such as ``tune={"epochs": 2}`` or ``output="runs"``.
 
     Raises:
-        EmbedfitError: With one line that says what to do.
+        EmbedfitError: Something is missing or wrong; the message is one line that says what to do.
     """
+    asked = Asked.of(source, model, settings)
+    config = asked.config
     processes.join()
     check_installed(config, trains=True)
     if config.tune.method == "adapter" and config.general.keep is not None:
         raise ConfigError("general.keep merges weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'")
-    job, general = Job.of(config), read_general(config.general)
+    job, general = Job.of(config, asked.dataset, asked.base), read_general(config.general)
     check_method(job.base, config.tune, config.track.report_to)
     folder = job.folder("", "general", more=[general.digest()])
     if not (folder / "manifest.json").exists():
@@ -67,98 +78,157 @@ def run(config: Config) -> Result:
             return read_result(folder)
         if not processes.main():
             help_training(job, folder)
-        started = time.monotonic()
-        findings = job.findings
-        others = [job.scored(BM25Retriever(job.template).search(job.test, job.depth), "BM25")] if config.evaluate.bm25 else []
-        base_run = job.dense(job.base).search(job.test, job.depth)
-        trainings, final = train_all(job, folder)
-        forgetting = _forgetting(job, trainings[0], final, general)
-        weight = forgetting.weight if forgetting and config.general.keep is not None else 1.0
-        model = _merged(local(job.base), local(final.encoder), weight, folder / "kept") if weight < 1 else final.encoder
-        runs = [_searched(job, training, weight) for training in trainings]
-        comparison = compare_scores(
-            job.scored(base_run, job.base.name),
-            [job.scored(one, f"{job.base.name}, tuned") for one in runs],
-            metric=job.metric,
-            seed=config.split.seed,
-            held_out=True,
-            seen=[job.seen[id] for id in base_run.query_ids],
-        )
-        suspects = find_suspects(job.test, base_run, runs[0], scale=config.tune.scale)
-        lora = final.model.parent / "lora"
-        forms: tuple[Form, ...] = ()
-        kept = complete(model).local
-        if kept:  # an adapter over an API is a matrix in a file, and has no other forms
-            forms = check_forms(
-                kept,
-                job.test,
-                job.template,
-                metric=job.metric,
-                ks=config.evaluate.k,
-                matryoshka=final.matryoshka,
-                lora=lora if lora.is_dir() and weight == 1 else None,
-            )
-        tuned = [*trainings[0], final] if len(trainings[0]) > 1 else [final]
-        placed, is_local = placed_in(config, Path.cwd()), complete(job.base).local is not None  # whoever reads it may stand elsewhere
-        manifest = {
-            "embedfit": version("embedfit"),
-            "config": placed.model_dump(),
-            "data": {"digest": job.dataset.digest(), "queries": len(job.dataset.judged), "documents": len(job.dataset.corpus)},
-            "base": {"name": placed.model.name if is_local else job.base.name, "fingerprint": job.base.fingerprint},
-            "model": str((kept.folder if kept else final.model).relative_to(folder)),
-            "fingerprint": model.fingerprint,
-            "identity": kept.identity if kept else None,
-            "split": [
-                {part: len(getattr(split, part)) for part in ("train", "dev", "test")} | {"seen": sum(job.seen[id] for id in split.test)}
-                for split in job.splits
-            ],
-            "tuning": [{"epoch": one.epoch, "tokens": one.tokens, "seconds": one.seconds, "candidates": one.candidates} for one in tuned],
-            "seconds": round(time.monotonic() - started, 3),
-            "findings": [vars(finding) for finding in findings],
-            "others": [other.name for other in others],
-            "forms": [{**vars(form), "passed": form.passed} for form in forms],
-            "forgetting": forgetting.to_dict() if forgetting else None,
-            "bought": vars(job.base.spent) if isinstance(job.base, RemoteEncoder) else None,
-        }
-        queries = per_query(job.dataset, comparison, base_run, runs[0])
-        published = _own_scores(job, model) if len(tuned) > 1 or len(runs) > 1 else None
-        report = Report(
-            config.name,
-            comparison,
-            queries,
-            facts(job, tuned),
-            tuple(others),
-            notes_on(job, forgetting, final=True),
-            tuned[0].history if len(tuned) == 1 and tuned[0].epoch else (),
-            alerts=alerts(findings),
-            documents=dict(zip(job.dataset.corpus, job.dataset.document_texts(job.template), strict=True)),
-            suspects=suspects,
-            seeds=seeds(comparison),
-            forms=forms,
-            forgetting=forgetting,
-        )
-        write_run(folder, comparison, tuple(others), queries, suspects, manifest, report, published)
-        with tracking(config.name, folder, wanted=config.track.langwatch) as tracker:
-            if tracker:
-                measured = [(comparison.base, base_run), (comparison.tuned, runs[0])]
-                for scores, run in measured:
-                    tracker.add(public_name(scores.name), job.test, run, scores, template=job.template)
+        _write(job, folder, _measure(job, folder, general))
     return read_result(folder, reused=False)
 
 
-def run_curve(config: Config, points: int) -> tuple[Path, Curve]:
-    """Measure models that were trained on more and more of the train part. Returns the run directory and the curve.
+@dataclass(frozen=True)
+class _Measured:
+    """What a run measured, before it is written down.
+
+    Attributes:
+        base_run: Rankings of the base model on the held-out queries.
+        tuned_run: Rankings of the tuned model on the same queries, with the first seed.
+        others: Scores of further baselines.
+        comparison: Base and tuned, paired by query.
+        tuned: Trainings behind the figures; the last one gave the model to use.
+        model: Encoder to use.
+        forgetting: What merges of base and tuned keep; None for an adapter.
+        forms: The model in other forms; empty for an adapter over an API.
+        published: The model's own scores, to be checked after publishing; None if they are those of the comparison.
+        seconds: Duration of the measuring.
+    """
+
+    base_run: Run
+    tuned_run: Run
+    others: tuple[Scores, ...]
+    comparison: Comparison
+    tuned: list[Tuned]
+    model: Encoder
+    forgetting: Forgetting | None
+    forms: tuple[Form, ...]
+    published: Scores | None
+    seconds: float
+
+
+def _measure(job: Job, folder: Path, general: Dataset) -> _Measured:
+    """Measure the base model, tune, and measure what came of it."""
+    config, started = job.config, time.monotonic()
+    job.findings  # noqa: B018 (refused before anything is trained)
+    others = (job.scored(BM25Retriever(job.template).search(job.test, job.depth), "BM25"),) if config.evaluate.bm25 else ()
+    base_run = job.dense(job.base).search(job.test, job.depth)
+    trainings, final = train_all(job, folder)
+    forgetting = _forgetting(job, trainings[0], final, general)
+    weight = forgetting.weight if forgetting and config.general.keep is not None else 1.0
+    model = _merged(local(job.base), local(final.encoder), weight, folder / "kept") if weight < 1 else final.encoder
+    runs = [_searched(job, training, weight) for training in trainings]
+    comparison = compare_scores(
+        job.scored(base_run, job.base.name),
+        [job.scored(run, f"{job.base.name}, tuned") for run in runs],
+        metric=job.metric,
+        seed=config.split.seed,
+        held_out=True,
+        seen=[job.seen[id] for id in base_run.query_ids],
+    )
+    tuned = [*trainings[0], final] if len(trainings[0]) > 1 else [final]
+    published = _own_scores(job, model) if len(tuned) > 1 or len(runs) > 1 else None
+    forms = _forms(job, model, final, whole=weight == 1)
+    seconds = time.monotonic() - started
+    return _Measured(base_run, runs[0], others, comparison, tuned, model, forgetting, forms, published, seconds)
+
+
+def _forms(job: Job, model: Encoder, final: Tuned, *, whole: bool) -> tuple[Form, ...]:
+    """Return the model in other forms; an adapter over an API is a matrix in a file, and has none."""
+    kept, lora = complete(model).local, final.model.parent / "lora"
+    if not kept:
+        return ()
+    return check_forms(
+        kept,
+        job.test,
+        job.template,
+        metric=job.metric,
+        ks=job.config.evaluate.k,
+        matryoshka=final.matryoshka,
+        lora=lora if lora.is_dir() and whole else None,
+    )
+
+
+def _write(job: Job, folder: Path, measured: _Measured) -> None:
+    """Write the run directory and send the results to the trackers."""
+    config, comparison, tuned = job.config, measured.comparison, measured.tuned
+    queries = per_query(job.dataset, comparison, measured.base_run, measured.tuned_run)
+    suspects = find_suspects(job.test, measured.base_run, measured.tuned_run, scale=config.tune.scale)
+    report = Report(
+        config.name,
+        comparison,
+        queries,
+        facts(job, tuned),
+        measured.others,
+        notes_on(job, measured.forgetting, final=True),
+        tuned[0].history if len(tuned) == 1 and tuned[0].epoch else (),
+        alerts=alerts(job.findings),
+        documents=dict(zip(job.dataset.corpus, job.dataset.document_texts(job.template), strict=True)),
+        suspects=suspects,
+        seeds=seeds(comparison),
+        forms=measured.forms,
+        forgetting=measured.forgetting,
+    )
+    manifest = _manifest(job, folder, measured)
+    write_run(folder, comparison, measured.others, queries, suspects, manifest, report, measured.published)
+    with tracking(config.name, folder, wanted=config.track.langwatch) as tracker:
+        if tracker:
+            for scores, run in ((comparison.base, measured.base_run), (comparison.tuned, measured.tuned_run)):
+                tracker.add(public_name(scores.name), job.test, run, scores, template=job.template)
+
+
+def _manifest(job: Job, folder: Path, measured: _Measured) -> dict[str, Any]:
+    """Return the configuration, identities, sizes and times of a run, as manifest.json holds them."""
+    data = job.kept_data(folder)
+    dataset = job.dataset if data is job.config.data else read(data)
+    placed = placed_in(job.config.model_copy(update={"data": data}), Path.cwd())  # whoever reads it may stand elsewhere
+    base, kept = complete(job.base).local, complete(measured.model).local
+    return {
+        "embedfit": version("embedfit"),
+        "config": placed.model_dump(),
+        "data": {"digest": dataset.digest(), "queries": len(dataset.judged), "documents": len(dataset.corpus)},
+        "base": {"name": placed.model.name if base else job.base.name, "fingerprint": job.base.fingerprint},
+        "model": str((kept.folder if kept else measured.tuned[-1].model).relative_to(folder)),
+        "fingerprint": measured.model.fingerprint,
+        "identity": kept.identity if kept else None,
+        "split": [
+            {part: len(getattr(split, part)) for part in ("train", "dev", "test")} | {"seen": sum(job.seen[id] for id in split.test)}
+            for split in job.splits
+        ],
+        "tuning": [
+            {"epoch": tuned.epoch, "tokens": tuned.tokens, "seconds": tuned.seconds, "candidates": tuned.candidates}
+            for tuned in measured.tuned
+        ],
+        "seconds": round(measured.seconds, 3),
+        "findings": [vars(finding) for finding in job.findings],
+        "others": [scores.name for scores in measured.others],
+        "forms": [{**vars(form), "passed": form.passed} for form in measured.forms],
+        "forgetting": measured.forgetting.to_dict() if measured.forgetting else None,
+        "bought": vars(job.base.spent) if isinstance(job.base, RemoteEncoder) else None,
+    }
+
+
+def curve(source: Source, points: int = 4, *, model: Model | None = None, **settings: Any) -> Curve:
+    """Measure models that were trained on growing shares of the training queries, and estimate what more labels would bring.
 
     Args:
-        config: All settings.
-        points: How many sizes there are, each twice the one before.
+        source: A Dataset, a Config, or the path of an embedfit.toml.
+        points: Number of training sizes, each twice the one before.
+        model: Model to start from: a name, a folder or an Encoder; by default that of the settings.
+        settings: Sections and keys of embedfit.toml.
 
     Raises:
-        EmbedfitError: With one line that says what to do.
+        EmbedfitError: Something is missing or wrong; the message is one line that says what to do.
     """
+    asked = Asked.of(source, model, settings)
+    config = asked.config
     check_installed(config, trains=True)
     note_unused(config, "curve")
-    job = Job.of(config)
+    job = Job.of(config, asked.dataset, asked.base)
     check_method(job.base, config.tune, config.track.report_to)
     findings = job.findings
     most = min(len(split.train) for split in job.splits)
@@ -197,21 +267,28 @@ def run_curve(config: Config, points: int) -> tuple[Path, Curve]:
             alerts=alerts(findings),
         )
         write_study(folder, "curve", found, page)
-    return folder, found
+    return replace(found, folder=folder)
 
 
-def run_ladder(config: Config) -> tuple[Path, Ladder]:
-    """Measure every method on the same held-out queries. Returns the run directory and the ladder.
+def ladder(source: Source, *, model: Model | None = None, **settings: Any) -> Ladder:
+    """Measure every method on the same held-out queries, cheapest first, and recommend the simplest good one.
+
+    Args:
+        source: A Dataset, a Config, or the path of an embedfit.toml.
+        model: Model to start from: a name, a folder or an Encoder; by default that of the settings.
+        settings: Sections and keys of embedfit.toml, such as ``ladder={"rungs": ["bm25", "base", "full"]}``.
 
     Raises:
-        EmbedfitError: With one line that says what to do.
+        EmbedfitError: Something is missing or wrong; the message is one line that says what to do.
     """
+    asked = Asked.of(source, model, settings)
+    config = asked.config
     chosen = check_rungs(config.ladder.rungs)
     check_installed(config, trains=True)
     if "lora" in config.ladder.rungs:
         check_package("peft", extra="lora")
     note_unused(config, "ladder")
-    job = Job.of(config)
+    job = Job.of(config, asked.dataset, asked.base)
     findings = job.findings
     richer = config.ladder.document_template or richer_template(job.dataset, job.template)
     folder = job.folder("-ladder", more=[richer or ""])
@@ -226,7 +303,7 @@ def run_ladder(config: Config) -> tuple[Path, Ladder]:
             alerts=alerts(findings),
         )
         write_study(folder, "ladder", found, page)
-    return folder, found
+    return replace(found, folder=folder)
 
 
 def _forgetting(job: Job, training: Sequence[Tuned], final: Tuned, general: Dataset) -> Forgetting | None:

@@ -14,23 +14,24 @@ from pathlib import Path
 from typing import Literal
 
 from embedfit import console, files, processes
-from embedfit.config import Config, ModelConfig
+from embedfit.config import Config, DataConfig, ModelConfig
 from embedfit.data.check import Finding, check_dataset
 from embedfit.data.dataset import Dataset
 from embedfit.data.duplicates import copies_among
 from embedfit.data.split import Split, answers_seen, group_numbers
+from embedfit.data.write import write_jsonl
 from embedfit.encode.cache import CachedEncoder
-from embedfit.encode.encoder import Encoder, complete
-from embedfit.encode.local import LocalEncoder
+from embedfit.encode.encoder import Encoder, Kind, complete
+from embedfit.encode.local import LocalEncoder, ModelEncoder
 from embedfit.encode.pooling import pooling_of, pools_itself
 from embedfit.encode.remote import RemoteEncoder, is_remote
 from embedfit.errors import ConfigError, DataError
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.files import clear_leftovers
 from embedfit.hub import model_folder
-from embedfit.pipeline.checking import check_truncation
 from embedfit.pipeline.generating import write_queries
 from embedfit.pipeline.parts import asked, folds_of, gated, read, splits_of, without_held_out
+from embedfit.pipeline.source import IN_MEMORY
 from embedfit.retrieve.engine import Engine, LocalEngine, RayEngine
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import DEPTH, Run
@@ -89,19 +90,37 @@ class Job:
     base: Encoder
 
     @classmethod
-    def of(cls, config: Config) -> Job:
-        """Read the data, have it written first where the configuration says so, and find the model.
+    def of(cls, config: Config, dataset: Dataset | None = None, base: Encoder | None = None) -> Job:
+        """Read the data, after an LLM has written it where the settings say so, and find the model.
+
+        Args:
+            config: All settings.
+            dataset: Data set in memory, in place of the files that the settings name.
+            base: Encoder to start from, in place of the model that the settings name.
 
         Raises:
-            EmbedfitError: Either is not there or cannot be used.
+            EmbedfitError: The data or the model is missing or cannot be used.
         """
-        if config.generate.records or config.generate.questions:
-            if processes.main():
-                write_queries(config)
-            processes.agreed(None)  # nobody reads before all is written
-        dataset = read(config.data)
+        if dataset is None:
+            if config.generate.records or config.generate.questions:
+                if processes.main():
+                    write_queries(config)
+                processes.agreed(None)  # nobody reads before all is written
+            dataset = read(config.data)
         dataset.document_texts(config.data.document_template)  # refuse a wrong template now, not after the queries are encoded
-        return cls(config, dataset, encoder(config.model))
+        return cls(config, dataset, base or encoder(config.model))
+
+    def kept_data(self, folder: Path) -> DataConfig:
+        """Return where a run's data can be read again. Data in memory is written into the run directory, which then stands alone.
+
+        Raises:
+            StorageError: The data cannot be written.
+        """
+        if self.config.data.queries != IN_MEMORY:
+            return self.config.data
+        write_jsonl(self.dataset, folder / "data")
+        files = {name: str(folder / "data" / f"{name}.jsonl") for name in ("queries", "documents")}
+        return self.config.data.model_copy(update=files)
 
     @property
     def template(self) -> str:
@@ -221,6 +240,25 @@ class Job:
         ]
         identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         return Path(self.config.output) / f"{self.config.name}{kind}-{identity[:10]}"
+
+
+def check_truncation(dataset: Dataset, encoder: ModelEncoder, template: str) -> list[Finding]:
+    """Return which texts are longer than a model reads.
+
+    Args:
+        dataset: To look at.
+        encoder: Whose tokens are counted.
+        template: What a document says.
+    """
+    texts: dict[Kind, list[str]] = {"query": dataset.query_texts(), "document": dataset.document_texts(template)}
+    ids: dict[Kind, tuple[str, ...]] = {"query": tuple(dataset.queries), "document": tuple(dataset.corpus)}
+    findings = []
+    for kind in texts:
+        found = encoder.truncation(texts[kind], kind)
+        cut = tuple(id for id, is_cut in zip(ids[kind], found.cut, strict=True) if is_cut)
+        if cut:
+            findings.append(Finding("warning", "truncated", found.describe(kind), cut))
+    return findings
 
 
 @contextlib.contextmanager

@@ -7,18 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedfit.config import Config
 from embedfit.data.check import Finding
+from embedfit.encode.encoder import Encoder
 from embedfit.errors import DataError, did_you_mean
-from embedfit.evaluation.comparison import Comparison
+from embedfit.evaluation.comparison import Comparison, Verdict
 from embedfit.evaluation.score import Scores
+from embedfit.pipeline.job import encoder
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run directory holds.
+    """A finished run.
 
     Attributes:
         folder: The run directory.
@@ -42,6 +46,16 @@ class Result:
         return self.folder / str(self.manifest["model"])
 
     @property
+    def verdict(self) -> Verdict:
+        """The verdict on the configured metric: better, worse, or no difference shown."""
+        return self.comparison[self.comparison.metric].verdict
+
+    @property
+    def encoder(self) -> Encoder:
+        """The tuned model, with the precision that it was measured with. It is loaded anew at each access."""
+        return encoder(Config.model_validate(self.manifest["config"]).model, str(self.model))
+
+    @property
     def report(self) -> Path:
         """The HTML report."""
         return self.folder / "report.html"
@@ -49,6 +63,10 @@ class Result:
     def to_frame(self) -> pd.DataFrame:
         """Return one row per metric and k."""
         return self.comparison.to_frame()
+
+    def plot(self) -> Figure:
+        """Return the bar chart of base and tuned, with intervals."""
+        return self.comparison.plot()
 
     def __repr__(self) -> str:
         return f"Result({str(self.folder)!r}, {self.comparison.sentence!r})"

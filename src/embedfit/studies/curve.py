@@ -19,7 +19,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -106,7 +106,8 @@ class Curve:
         fitted: The fitted curve, for drawing; empty if there is none.
         forecasts: For more pairs; empty if nothing can be said. Their intervals are of the queries, the noise of training,
             and what so few points leave open about the curve.
-        problem: Why nothing can be said.
+        problem: Reason why there is no forecast; empty if there is one.
+        folder: Run directory; None before it is written.
     """
 
     metric: str
@@ -115,6 +116,7 @@ class Curve:
     fitted: tuple[Point, ...] = ()
     forecasts: tuple[Forecast, ...] = ()
     problem: str = ""
+    folder: Path | None = field(default=None, compare=False)
 
     @property
     def sentence(self) -> str:
@@ -127,6 +129,11 @@ class Curve:
             f"With {then.more:,} more labelled pairs, {label} would be about {then.value:.2f} ({then.low:.2f} to {then.high:.2f}), "
             f"{then.gain:.2f} more ({then.gain_low:.2f} to {then.gain_high:.2f}) than with the {now.pairs:,} there are."
         )
+
+    @property
+    def report(self) -> Path | None:
+        """The HTML report in the run directory."""
+        return self.folder and self.folder / "report.html"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, as curve.json holds it."""

@@ -10,7 +10,7 @@ import functools
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,8 @@ class Ladder:
         metric: The one that intervals and the recommendation are about.
         recommended: Key of the simplest rung that is not worse than the best within the interval.
         skipped: Name of a method -> why it was left out.
-        folds: How many times each was trained; 1 without folds.
+        folds: Number of trainings per method; 1 without folds.
+        folder: Run directory; None before it is written.
     """
 
     rungs: tuple[Rung, ...]
@@ -76,6 +77,7 @@ class Ladder:
     recommended: str
     skipped: dict[str, str]
     folds: int
+    folder: Path | None = field(default=None, compare=False)
 
     def __getitem__(self, key: str) -> Rung:
         return next(rung for rung in self.rungs if rung.key == key)
@@ -103,6 +105,11 @@ class Ladder:
             f"{said}): the simplest that is not shown to be worse than the best, {best.name} "
             f"({best.scores.mean(self.metric):.3f}), on these {len(best.scores.query_ids):,} queries."
         )
+
+    @property
+    def report(self) -> Path | None:
+        """The HTML report in the run directory."""
+        return self.folder and self.folder / "report.html"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the per-query values, as ladder.json holds it."""
