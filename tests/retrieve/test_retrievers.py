@@ -10,7 +10,7 @@ from embedfit.data.dataset import Dataset, Document, Query
 from embedfit.errors import DataError, ModelError
 from embedfit.evaluation.score import score_run
 from embedfit.retrieve import exact
-from embedfit.retrieve.exact import best_of, top_k
+from embedfit.retrieve.exact import best_of, merged, top_k
 from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever
 from embedfit.retrieve.run import Run, joined
 
@@ -336,6 +336,24 @@ def test_rank_fusion_adds_one_over_sixty_plus_the_rank():
     assert run.documents("q") == ["a", "c", "b", "d"]
     np.testing.assert_allclose(run.scores[0], [1 / 61 + 1 / 62, 1 / 63 + 1 / 61, 1 / 62, 1 / 63], rtol=1e-6)
     assert fused.search(data, 2).documents("q") == ["a", "c"]
+
+
+def test_merged_rankings_are_the_ranking_of_all_documents_in_whatever_order_they_come():
+    queries, documents = whole_numbers(9, 4, seed=1), whole_numbers(70, 4, seed=2)
+    whole = top_k(queries, documents, 12)
+    for starts in ((0, 30, 65), (65, 0, 30)):
+        parts = [top_k(queries, documents[start:end], 12) for start, end in ((s, {0: 30, 30: 65, 65: 70}[s]) for s in starts)]
+        ranked, scores = merged([(found[0] + start, found[1]) for start, found in zip(starts, parts, strict=True)], 12)
+        np.testing.assert_array_equal(ranked, whole[0])
+        np.testing.assert_array_equal(scores, whole[1])
+
+
+def test_merged_rankings_of_few_documents_are_all_of_them():
+    left = (np.array([[3, 1]]), np.array([[0.5, 0.2]], np.float32))
+    right = (np.array([[0]]), np.array([[0.5]], np.float32))
+    ranked, scores = merged([left, right], 10)
+    assert ranked.tolist() == [[0, 3, 1]]
+    assert scores.tolist() == [[0.5, 0.5, np.float32(0.2)]]
 
 
 def test_best_of_orders_equal_scores_by_position():

@@ -21,7 +21,7 @@ from embedfit.encode.encoder import Encoder, Kind, Part, Precision, Vectors, Wra
 from embedfit.encode.local import LocalEncoder
 from embedfit.encode.precision import use_bf16
 from embedfit.errors import EmbedfitError, require
-from embedfit.retrieve.exact import best_pairs, top_k
+from embedfit.retrieve.exact import merged, top_k
 from embedfit.retrieve.rerank import LocalReranker, Reranker
 from embedfit.retrieve.run import Ranked
 
@@ -107,7 +107,7 @@ class RayEngine:
         found = [(row["positions"], row["scores"]) for row in _mapped(_Searcher, {"queries": queries, "k": k}, list(parts), gpu=False)]
         if not found or not len(queries):
             return top_k(queries, documents, k)
-        return best_pairs(np.concatenate([one for one, _ in found], axis=1), np.concatenate([one for _, one in found], axis=1), k)
+        return merged(found, k)
 
     @property
     def at_once(self) -> int:

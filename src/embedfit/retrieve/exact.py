@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -180,8 +181,27 @@ def _lengths(vectors: Vectors) -> npt.NDArray[np.float64]:
     return lengths
 
 
+def merged(parts: Sequence[Ranked], k: int) -> Ranked:
+    """Return the k best of each query from rankings of the same queries over different documents.
+
+    Args:
+        parts: At least one ranking; each has positions and scores of shape (n, any number).
+        k: Number of documents to keep; fewer are returned if the rankings have fewer.
+
+    Returns:
+        Positions and scores, best first; equal scores in order of position, whatever order the parts have.
+    """
+    return best_pairs(np.concatenate([part[0] for part in parts], axis=1), np.concatenate([part[1] for part in parts], axis=1), k)
+
+
 def best_pairs(positions: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], k: int) -> Ranked:
-    """Return the k best of several lists that stand beside each other: shape (n, all of them), equal scores in order of position."""
+    """Return the k best of some documents of each query, best first; equal scores in order of position.
+
+    Args:
+        positions: Positions of the documents, each at most once in a row; shape (n, m).
+        scores: Their scores; shape (n, m).
+        k: Number of documents to keep, at most m.
+    """
     order = np.lexsort((positions, -scores), axis=1)[:, :k]
     return np.take_along_axis(positions, order, axis=1), np.take_along_axis(scores, order, axis=1)
 

@@ -22,6 +22,7 @@ from embedfit.encode.local import quiet_libraries
 from embedfit.encode.precision import autocast, use_bf16
 from embedfit.errors import ConfigError, ModelError
 from embedfit.hub import model_folder
+from embedfit.retrieve.exact import best_pairs
 from embedfit.retrieve.finder import BaseRetriever, prepared
 from embedfit.retrieve.run import Retriever, Run
 from embedfit.template import DOCUMENT_TEMPLATE
@@ -161,12 +162,11 @@ def rerank(run: Run, dataset: Dataset, reranker: Reranker, template: str = DOCUM
     read = reranker.score(list(places)) if places else np.empty(0, np.float32)
     found = np.full(head.shape, read.min(initial=0) - 1, np.float32)  # empty places stay last
     found[~empty] = read[index]
-    order = np.lexsort((head, -found), axis=1)
     scores = np.empty_like(run.scores)
-    scores[:, : head.shape[1]] = np.take_along_axis(found, order, axis=1)
+    head, scores[:, : head.shape[1]] = best_pairs(head, found, head.shape[1])
     below = np.arange(1, run.ranked.shape[1] - head.shape[1] + 1, dtype=np.float32)
     scores[:, head.shape[1] :] = scores[:, head.shape[1] - 1 : head.shape[1]] - below
-    ranked = np.concatenate([np.take_along_axis(head, order, axis=1), run.ranked[:, top:]], axis=1)
+    ranked = np.concatenate([head, run.ranked[:, top:]], axis=1)
     return Run(run.query_ids, run.document_ids, ranked, scores)
 
 
