@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from embedfit.data.write import write_beir, write_jsonl
     from embedfit.encode.adapted import AdaptedEncoder, load_adapter, save_adapted
     from embedfit.encode.cache import CachedEncoder
-    from embedfit.encode.encoder import Encoder
+    from embedfit.encode.encoder import BaseEncoder, Encoder, WrappingEncoder
     from embedfit.encode.local import LocalEncoder
     from embedfit.encode.remote import RemoteEncoder
     from embedfit.errors import EmbedfitError
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from embedfit.pipeline.measuring import evaluate, measure
     from embedfit.pipeline.publishing import prepare_publications, publish_run
     from embedfit.pipeline.result import Result, read_result
-    from embedfit.retrieve.finder import Finder, Hit
+    from embedfit.retrieve.finder import BaseRetriever, Finder, Hit
     from embedfit.retrieve.rerank import LocalReranker, RerankedRetriever
     from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever
     from embedfit.retrieve.run import Retriever, Run
@@ -96,7 +96,11 @@ _ROOMS = {
         "save_adapted",
     ),
     "encode.cache": ("CachedEncoder",),
-    "encode.encoder": ("Encoder",),
+    "encode.encoder": (
+        "BaseEncoder",
+        "Encoder",
+        "WrappingEncoder",
+    ),
     "encode.local": ("LocalEncoder",),
     "encode.remote": ("RemoteEncoder",),
     "errors": ("EmbedfitError",),
@@ -137,6 +141,7 @@ _ROOMS = {
         "read_result",
     ),
     "retrieve.finder": (
+        "BaseRetriever",
         "Finder",
         "Hit",
     ),

@@ -59,7 +59,7 @@ def test_prompts_are_put_before_queries_and_documents(tiny_model):
     np.testing.assert_allclose(encoder.encode(["tea"], "document"), plain.encode(["passage: tea"], "document"), atol=1e-5)
 
 
-def test_a_models_own_prompts_are_used_and_can_be_overruled(tiny_model, tmp_path):
+def test_the_models_own_prompts_are_used_unless_others_are_given(tiny_model, tmp_path):
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(tiny_model))
@@ -110,13 +110,13 @@ def pooled(folder, texts, mode, *, unit=True):
 
 
 @pytest.mark.parametrize("mode", ["cls", "lasttoken", "mean", "max"])
-def test_a_folder_that_does_not_say_its_pooling_takes_the_one_that_is_set(plain_model, mode, capsys):
+def test_a_folder_that_names_no_pooling_takes_the_configured_one(plain_model, mode, capsys):
     encoder = LocalEncoder(plain_model, precision="fp32", pooling=mode)
     np.testing.assert_allclose(encoder.encode(TEXTS, "query"), pooled(plain_model, TEXTS, mode), atol=1e-5)
     assert capsys.readouterr().err == ""
 
 
-def test_a_folder_that_does_not_say_its_pooling_is_read_as_the_library_reads_it_and_says_so_once(plain_model, capsys):
+def test_a_folder_that_names_no_pooling_is_read_as_the_library_reads_it_with_one_note(plain_model, capsys):
     encoder = LocalEncoder(plain_model, precision="fp32")
     np.testing.assert_allclose(encoder.encode(TEXTS, "query"), pooled(plain_model, TEXTS, "mean"), atol=1e-5)
     [line] = capsys.readouterr().err.splitlines()
@@ -136,13 +136,13 @@ NORMALIZE = {"idx": 1, "name": "1", "path": "1_Normalize", "type": "sentence_tra
 
 
 @pytest.mark.parametrize("modules", [[TRANSFORMER], [TRANSFORMER, NORMALIZE]])
-def test_a_transformer_alone_in_modules_is_a_folder_that_does_not_say_its_pooling(plain_model, modules, tmp_path, capsys):
+def test_modules_with_a_transformer_alone_name_no_pooling(plain_model, modules, tmp_path, capsys):
     (plain_model / "modules.json").write_text(json.dumps(modules))
     assert not pools_itself(plain_model)
     encoder = LocalEncoder(plain_model, precision="fp32")
     np.testing.assert_allclose(encoder.encode(TEXTS, "query"), pooled(plain_model, TEXTS, "mean"), atol=1e-5)
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{plain_model}: its modules.json does not say how token vectors become one; pooling 'mean' is used")
+    assert line.startswith(f"{plain_model}: its modules.json does not name a pooling; pooling 'mean' is used")
     cls = LocalEncoder(plain_model, precision="fp32", pooling="cls")
     vectors = cls.encode(TEXTS, "query")
     np.testing.assert_allclose(vectors, pooled(plain_model, TEXTS, "cls"), atol=1e-5)
@@ -152,7 +152,7 @@ def test_a_transformer_alone_in_modules_is_a_folder_that_does_not_say_its_poolin
     np.testing.assert_allclose(LocalEncoder(tmp_path / "saved", precision="fp32").encode(TEXTS, "query"), vectors, atol=1e-5)
 
 
-def test_a_transformer_that_gives_whole_vectors_itself_needs_no_pooling(plain_model, capsys):
+def test_a_transformer_that_outputs_sentence_vectors_needs_no_pooling(plain_model, capsys):
     (plain_model / "modules.json").write_text(json.dumps([TRANSFORMER]))
     (plain_model / "sentence_bert_config.json").write_text(json.dumps({"module_output_name": "sentence_embedding"}))
     assert pools_itself(plain_model)
@@ -163,7 +163,7 @@ def test_a_transformer_that_gives_whole_vectors_itself_needs_no_pooling(plain_mo
 
 
 @pytest.mark.parametrize("modules", [None, [TRANSFORMER]])
-def test_a_pooling_that_is_all_that_is_left_of_a_folders_modules_is_read(plain_model, modules, capsys):
+def test_a_pooling_is_read_even_if_the_other_modules_are_missing(plain_model, modules, capsys):
     if modules:
         (plain_model / "modules.json").write_text(json.dumps(modules))
     (plain_model / "1_Pooling").mkdir()
@@ -173,7 +173,7 @@ def test_a_pooling_that_is_all_that_is_left_of_a_folders_modules_is_read(plain_m
     encoder = LocalEncoder(plain_model, precision="fp32")
     np.testing.assert_allclose(encoder.encode(TEXTS, "query"), pooled(plain_model, TEXTS, "cls"), atol=1e-5)
     assert LocalEncoder(plain_model, precision="fp32", pooling="cls").identity == encoder.identity
-    with pytest.raises(ModelError, match=r"says pooling 'cls', and model\.pooling is 'mean'; fix: leave model\.pooling out"):
+    with pytest.raises(ModelError, match=r"has pooling 'cls', and model\.pooling is 'mean'; fix: remove model\.pooling"):
         LocalEncoder(plain_model, pooling="mean")
     path.write_text(json.dumps({**flags, "pooling_mode_mean_tokens": True}))
     both = LocalEncoder(plain_model, precision="fp32")
@@ -183,7 +183,7 @@ def test_a_pooling_that_is_all_that_is_left_of_a_folders_modules_is_read(plain_m
     assert capsys.readouterr().err == ""
 
 
-def test_a_prompt_that_a_pooling_leaves_out_is_left_out_without_modules_too(tiny_model, tmp_path):
+def test_a_pooling_without_the_prompt_leaves_it_out_also_without_modules(tiny_model, tmp_path):
     whole = tmp_path / "whole"
     shutil.copytree(tiny_model, whole)
     path = whole / "1_Pooling" / "config.json"
@@ -195,7 +195,7 @@ def test_a_prompt_that_a_pooling_leaves_out_is_left_out_without_modules_too(tiny
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
 
-def test_a_model_of_further_layers_and_no_pooling_is_one_line(plain_model):
+def test_a_model_with_further_layers_and_no_pooling_gives_a_one_line_error(plain_model):
     from sentence_transformers.sentence_transformer.modules import Dense
 
     (plain_model / "1_Dense").mkdir()
@@ -221,15 +221,15 @@ def test_a_causal_language_model_without_modules_is_pooled_by_its_last_token(tin
     np.testing.assert_allclose(encoder.encode(TEXTS, "query"), pooled(tmp_path / "causal", TEXTS, "lasttoken"), atol=1e-5)
 
 
-def test_a_pooling_that_the_folder_contradicts_is_refused(tiny_model):
+def test_a_pooling_other_than_the_folders_is_refused(tiny_model):
     assert LocalEncoder(tiny_model, pooling="mean").fingerprint == LocalEncoder(tiny_model).fingerprint
-    with pytest.raises(ModelError, match=r"says pooling 'mean', and model\.pooling is 'cls'; fix: leave model\.pooling out"):
+    with pytest.raises(ModelError, match=r"has pooling 'mean', and model\.pooling is 'cls'; fix: remove model\.pooling"):
         LocalEncoder(tiny_model, pooling="cls")
     with pytest.raises(ConfigError, match="pooling 'average' is unknown; expected one of auto, mean, cls"):
         LocalEncoder(tiny_model, pooling="average")
 
 
-def test_the_flags_of_older_folders_are_read_as_the_pooling_they_say(tiny_model, tmp_path):
+def test_the_pooling_flags_of_older_folders_are_read(tiny_model, tmp_path):
     shutil.copytree(tiny_model, tmp_path / "old")
     path = tmp_path / "old" / "1_Pooling" / "config.json"
     flags = {"word_embedding_dimension": 384, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
@@ -237,17 +237,17 @@ def test_the_flags_of_older_folders_are_read_as_the_pooling_they_say(tiny_model,
     assert pooling_of(tmp_path / "old") == "cls"
     LocalEncoder(tmp_path / "old", pooling="cls")
     path.write_text(json.dumps({**flags, "pooling_mode_mean_tokens": True}))
-    with pytest.raises(ModelError, match=r"says pooling 'cls\+mean'"):
+    with pytest.raises(ModelError, match=r"has pooling 'cls\+mean'"):
         LocalEncoder(tmp_path / "old", pooling="cls")
 
 
 @pytest.mark.parametrize("similarity", ["dot", "euclidean", "manhattan"])
-def test_a_model_made_for_another_similarity_is_saved_for_the_one_that_was_measured(tiny_model, tmp_path, similarity, capsys):
+def test_a_model_made_for_another_similarity_is_saved_with_cosine_similarity(tiny_model, tmp_path, similarity, capsys):
     from sentence_transformers import SentenceTransformer
 
     folder = without_normalize(changed_settings(tiny_model, tmp_path / "other", similarity_fn_name=similarity))
     encoder = LocalEncoder(folder, precision="fp32")
-    assert f"{folder}: made for {similarity} similarity, and measured with cosine similarity" in capsys.readouterr().err
+    assert f"{folder}: made for {similarity} similarity, but measured with cosine similarity" in capsys.readouterr().err
     vectors = encoder.encode(TEXTS, "query")
     encoder.loaded.model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
     saved = SentenceTransformer(str(tmp_path / "saved"))
@@ -256,13 +256,13 @@ def test_a_model_made_for_another_similarity_is_saved_for_the_one_that_was_measu
     np.testing.assert_allclose(theirs @ theirs.T, vectors @ vectors.T, atol=1e-5)  # whoever takes the dot product ranks alike
 
 
-def test_a_model_for_dot_products_of_unit_vectors_needs_no_word(tiny_model, tmp_path, capsys):
+def test_a_model_for_dot_products_of_unit_vectors_gives_no_note(tiny_model, tmp_path, capsys):
     folder = changed_settings(tiny_model, tmp_path / "dot", similarity_fn_name="dot")
     assert [type(module).__name__ for module in LocalEncoder(folder).loaded.model] == ["Transformer", "Pooling", "Normalize"]
     assert capsys.readouterr().err == ""
 
 
-def test_a_model_that_cuts_its_vectors_is_measured_and_tuned_by_the_cut_ones(tiny_model, tmp_path):
+def test_a_model_that_truncates_its_vectors_is_measured_and_tuned_truncated(tiny_model, tmp_path):
     from sentence_transformers import SentenceTransformer
 
     from embedfit.encode.adapted import Adapter, save_adapted
@@ -280,24 +280,24 @@ def test_a_model_that_cuts_its_vectors_is_measured_and_tuned_by_the_cut_ones(tin
     np.testing.assert_allclose(saved.encode_document(TEXTS), ours, atol=1e-5)
 
 
-def test_a_default_prompt_that_is_used_for_nothing_is_said_and_not_saved(tiny_model, tmp_path, capsys):
+def test_an_unused_default_prompt_is_noted_and_not_saved(tiny_model, tmp_path, capsys):
     prompts = {"retrieval": "Represent this: ", "query": "", "document": ""}
     folder = changed_settings(tiny_model, tmp_path / "prompted", prompts=prompts, default_prompt_name="retrieval")
     encoder = LocalEncoder(folder)
-    assert "its default prompt 'retrieval' stands before neither queries nor documents" in capsys.readouterr().err
+    assert "its default prompt 'retrieval' is put before neither queries nor documents" in capsys.readouterr().err
     assert encoder.loaded.model.default_prompt_name is None
     LocalEncoder(folder, query_prompt="Represent this: ", document_prompt="")
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("kind", ["CrossEncoder", "SparseEncoder", "MultiVectorEncoder"])
-def test_a_model_of_another_type_is_refused_and_not_read_with_a_guessed_pooling(tiny_model, tmp_path, kind):
+def test_a_model_of_another_type_is_refused(tiny_model, tmp_path, kind):
     folder = changed_settings(tiny_model, tmp_path / "other", model_type=kind)
     with pytest.raises(ModelError, match=f"is a {kind}; expected a model that gives one vector for each text"):
         LocalEncoder(folder)
 
 
-def test_settings_of_a_model_that_are_not_json_are_one_line(tiny_model, tmp_path):
+def test_settings_that_are_not_json_give_a_one_line_error(tiny_model, tmp_path):
     folder = changed_settings(tiny_model, tmp_path / "broken")
     for content in ("{", "[]"):
         (folder / "config_sentence_transformers.json").write_text(content)
@@ -305,7 +305,7 @@ def test_settings_of_a_model_that_are_not_json_are_one_line(tiny_model, tmp_path
             LocalEncoder(folder)
 
 
-def test_long_texts_of_a_whole_corpus_are_counted_and_not_those_of_its_first_slice(tiny_model, tmp_path, capsys):
+def test_long_texts_are_counted_over_the_whole_corpus_and_not_its_first_slice(tiny_model, tmp_path, capsys):
     long, short = [f"{'word ' * 9}{row}" for row in range(1030)], [f"word {row}" for row in range(70)]
     encoder = LocalEncoder(tiny_model, precision="fp32")
     encoder.loaded.model.max_seq_length = 8
@@ -322,7 +322,7 @@ def test_truncation_is_counted_in_tokens(tiny_model):
     assert Truncation(np.zeros(0, np.int64), 5).share_lost == 0
 
 
-def test_a_text_of_100_000_characters_is_encoded_and_warned_of_once(tiny_model, capsys):
+def test_a_text_of_100_000_characters_is_encoded_with_one_warning(tiny_model, capsys):
     encoder = LocalEncoder(tiny_model)
     vectors = encoder.encode(["word " * 20_000, "word"], "query")
     assert np.isfinite(vectors).all()
@@ -350,7 +350,7 @@ def test_the_fingerprint_changes_with_weights_prompt_pooling_and_precision(tiny_
     assert LocalEncoder(copy).fingerprint != first
 
 
-def test_what_was_encoded_once_is_read_back_exactly(word_encoder, tmp_path):
+def test_cached_vectors_are_read_back_exactly(word_encoder, tmp_path):
     first = CachedEncoder(word_encoder, tmp_path)
     vectors = first.encode(["a", "b", "a"], "query")
     assert first.misses == 2
@@ -369,7 +369,7 @@ def test_a_tuned_model_never_gets_the_base_models_vectors(tiny_model, tmp_path):
     assert cached.misses == 1
 
 
-def test_many_may_begin_a_cache_at_the_same_moment(word_encoder, tmp_path):
+def test_several_processes_may_start_a_cache_at_the_same_moment(word_encoder, tmp_path):
     for number in range(20):
         together = threading.Barrier(8)
 
@@ -382,7 +382,7 @@ def test_many_may_begin_a_cache_at_the_same_moment(word_encoder, tmp_path):
         assert np.array_equal(np.concatenate(vectors), word_encoder.encode(["a b"] * 8, "query"))
 
 
-def test_an_unusable_cache_says_which_setting_moves_it(word_encoder, tmp_path):
+def test_the_error_for_an_unusable_cache_names_the_setting_that_moves_it(word_encoder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="EMBEDFIT_CACHE"):
         CachedEncoder(word_encoder, tmp_path / "file").encode(["a"], "query")
@@ -394,7 +394,7 @@ def test_the_bundled_weights_are_the_hubs_own():
     assert model_folder("sentence-transformers/all-MiniLM-L6-v2") == folder
 
 
-def test_bundled_weights_that_were_changed_are_refused(monkeypatch):
+def test_changed_bundled_weights_are_refused(monkeypatch):
     monkeypatch.setattr("embedfit.hub.MINILM_SHA256", "0" * 64)
     with pytest.raises(ModelError, match="force-reinstall"):
         model_folder("all-MiniLM-L6-v2")
@@ -408,14 +408,14 @@ def test_bundled_weights_that_were_changed_are_refused(monkeypatch):
         ({"model.safetensors": "x"}, "neither modules.json nor config.json"),
     ],
 )
-def test_a_folder_that_is_no_model_is_refused(tmp_path, files, message):
+def test_a_folder_without_a_model_is_refused(tmp_path, files, message):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(ModelError, match=message):
         model_folder(str(tmp_path))
 
 
-def test_broken_weights_give_one_line(tiny_model, tmp_path):
+def test_broken_weights_give_a_one_line_error(tiny_model, tmp_path):
     shutil.copytree(tiny_model, tmp_path / "broken")
     weights_of(tmp_path / "broken")[0].write_bytes(b"not weights")
     with pytest.raises(ModelError, match="cannot be loaded") as caught:
@@ -424,12 +424,12 @@ def test_broken_weights_give_one_line(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "not a/model name!"])
-def test_a_name_that_can_be_nothing_is_refused_at_once(name):
+def test_a_name_that_no_model_can_have_is_refused_at_once(name):
     with pytest.raises(ModelError):
         model_folder(name)
 
 
-def test_a_hub_name_without_a_network_fails_at_once_in_one_line():
+def test_a_hub_name_without_a_network_fails_at_once_with_a_one_line_error():
     # A name in a domain that is reserved for never existing, asked for in a fresh process as a user would.
     environment = {**os.environ, "HF_ENDPOINT": "https://hub.invalid", "HF_HUB_OFFLINE": "0", "HF_HOME": "/nonexistent"}
     code = (
@@ -451,7 +451,7 @@ def test_a_hub_name_with_the_hub_switched_off_says_so(monkeypatch):
         model_folder("BAAI/bge-base-en-v1.5")
 
 
-def test_precision_is_what_was_asked_for_and_auto_is_remembered(tmp_path, monkeypatch):
+def test_the_precision_asked_for_is_used_and_auto_is_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("EMBEDFIT_CACHE", str(tmp_path))
     assert use_bf16("bf16", "cpu")
     assert not use_bf16("fp32", "cpu")
@@ -463,7 +463,7 @@ def test_precision_is_what_was_asked_for_and_auto_is_remembered(tmp_path, monkey
         use_bf16("fp16", "cpu")
 
 
-def test_a_checkpoint_in_half_precision_is_computed_in_single(tiny_model, tmp_path):
+def test_a_half_precision_checkpoint_runs_in_single_precision(tiny_model, tmp_path):
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -473,7 +473,7 @@ def test_a_checkpoint_in_half_precision_is_computed_in_single(tiny_model, tmp_pa
     assert {value.dtype for value in loaded.parameters()} == {torch.float32}
 
 
-def test_vectors_of_another_type_are_kept_as_float32(tmp_path):
+def test_vectors_of_another_type_are_cached_as_float32(tmp_path):
     class Doubles:
         name = fingerprint = "doubles"
 
@@ -530,7 +530,7 @@ class Numbered:
 
 
 @pytest.mark.parametrize("known", [0, 0.5, 1])
-def test_the_cache_needs_little_memory_beside_the_vectors_however_many_they_are(known, tmp_path, monkeypatch):
+def test_the_cache_needs_little_memory_beyond_the_vectors(known, tmp_path, monkeypatch):
     monkeypatch.setattr("embedfit.encode.encoder.SLICE", 256)
 
     def needed(n):
@@ -547,13 +547,13 @@ def test_the_cache_needs_little_memory_beside_the_vectors_however_many_they_are(
     assert (many - few) / 18_000 < 120  # bytes for each text more; a vector has 1,536
 
 
-def test_the_file_of_the_cache_is_hardly_larger_than_the_vectors(tmp_path):
+def test_the_cache_file_is_hardly_larger_than_the_vectors(tmp_path):
     cached = CachedEncoder(Numbered(), tmp_path)
     vectors = cached.encode([f"text {number}" for number in range(20_000)], "document")
     assert cached.path.stat().st_size < 1.2 * vectors.nbytes
 
 
-def test_a_cache_that_an_earlier_version_wrote_is_read(word_encoder, tmp_path):
+def test_a_cache_of_an_earlier_version_is_read(word_encoder, tmp_path):
     vectors = CachedEncoder(word_encoder, tmp_path).encode(["a", "b"], "query")
     cached = CachedEncoder(word_encoder, tmp_path)
     with contextlib.closing(sqlite3.connect(cached.path)) as database, database:
@@ -629,7 +629,7 @@ def test_a_damaged_vector_is_encoded_again_and_replaced(damage, earlier, tmp_pat
     assert (again.misses, capsys.readouterr().err) == (0, "")
 
 
-def test_any_flipped_bit_is_seen_and_no_row_passes_for_another(tmp_path):
+def test_every_flipped_bit_is_noticed_and_no_row_passes_for_another(tmp_path):
     encoder = Letters()
     vectors = CachedEncoder(encoder, tmp_path).encode(TEN, "query")
     for bit in range(0, 8 * 32, 5):
@@ -645,12 +645,12 @@ def test_any_flipped_bit_is_seen_and_no_row_passes_for_another(tmp_path):
     assert cached.misses == 1
 
 
-def test_a_server_that_changes_its_width_is_told_in_one_line_and_nothing_of_it_is_kept(tmp_path):
+def test_a_server_that_changes_its_width_gives_a_one_line_error_and_no_cached_vectors(tmp_path):
     vectors = CachedEncoder(Letters(8), tmp_path).encode(TEN[:6], "query")
     changed_server = CachedEncoder(Letters(12), tmp_path)
     for texts in (TEN, TEN[6:]):  # some of them known, and none
         with pytest.raises(
-            ModelError, match=r"letters gave vectors of 12 dimensions, and before of 8: .*; fix: embedfit cache --clear letters"
+            ModelError, match=r"letters gave vectors of 12 dimensions, and earlier ones of 8: .*; fix: embedfit cache --clear letters"
         ) as caught:
             changed_server.encode(texts, "query")
         assert "\n" not in str(caught.value)
@@ -663,7 +663,7 @@ def test_a_server_that_changes_its_width_is_told_in_one_line_and_nothing_of_it_i
 
 @pytest.mark.parametrize("width", ["4", "0", "-8", "eight", "\u0668", "", None, "9" * 5000, b"8", "12"])
 @pytest.mark.parametrize("first", ["sound", "damaged", "gone"])
-def test_a_damaged_width_is_told_by_the_vectors_and_the_run_goes_on(width, first, tmp_path, capsys):
+def test_a_damaged_width_is_restored_from_the_vectors(width, first, tmp_path, capsys):
     encoder = Letters()
     vectors = CachedEncoder(encoder, tmp_path).encode(TEN, "query")
     cached = CachedEncoder(encoder, tmp_path)
@@ -677,12 +677,12 @@ def test_a_damaged_width_is_told_by_the_vectors_and_the_run_goes_on(width, first
     assert ("damaged" in capsys.readouterr().err) == (first == "damaged")
     with contextlib.closing(sqlite3.connect(cached.path)) as database:
         assert database.execute("SELECT value FROM about WHERE name = 'width'").fetchall() == [("8",)]
-    with pytest.raises(ModelError, match="12 dimensions, and before of 8"):
+    with pytest.raises(ModelError, match="12 dimensions, and earlier ones of 8"):
         CachedEncoder(Letters(12), tmp_path).encode(["yet one more"], "query")
 
 
 @pytest.mark.parametrize("limit", ["", "0"])
-def test_a_width_that_changes_between_two_parts_is_told_and_what_came_before_is_kept(limit, tmp_path, monkeypatch):
+def test_a_width_that_changes_between_two_parts_is_an_error_and_earlier_vectors_are_kept(limit, tmp_path, monkeypatch):
     monkeypatch.setenv("EMBEDFIT_CACHE_LIMIT", limit)
 
     class Changing(Letters):
@@ -691,20 +691,20 @@ def test_a_width_that_changes_between_two_parts_is_told_and_what_came_before_is_
             self.width = 12
             yield Part(np.arange(4, 10), self.encode(texts[4:], kind))
 
-    with pytest.raises(ModelError, match="12 dimensions, and before of 8"):
+    with pytest.raises(ModelError, match="12 dimensions, and earlier ones of 8"):
         CachedEncoder(Changing(), tmp_path).encode(TEN, "query")
     again = CachedEncoder(Letters(), tmp_path)
     again.encode(TEN, "query")
     assert again.misses == (10 if limit else 6)
 
 
-def test_of_two_processes_that_begin_with_different_widths_the_second_is_told(tmp_path):
+def test_the_second_of_two_processes_with_different_widths_gets_an_error(tmp_path):
     class Overtaken(Letters):
         def encode(self, texts, kind):
             CachedEncoder(Letters(12), tmp_path).encode(["first"], kind)
             return super().encode(texts, kind)
 
-    with pytest.raises(ModelError, match="gave vectors of 8 dimensions, and before of 12"):
+    with pytest.raises(ModelError, match="gave vectors of 8 dimensions, and earlier ones of 12"):
         CachedEncoder(Overtaken(8), tmp_path).encode(TEN, "query")
     with contextlib.closing(sqlite3.connect(tmp_path / "letters.sqlite")) as database:
         assert database.execute("SELECT DISTINCT length(vector) FROM vectors").fetchall() == [(48,)]
@@ -719,7 +719,7 @@ def test_of_two_processes_that_begin_with_different_widths_the_second_is_told(tm
         (np.ones((10, 0), np.float32), "letters gave vectors of no dimensions"),
     ],
 )
-def test_what_is_not_a_vector_for_each_text_is_refused_and_not_kept(answer, message, tmp_path):
+def test_anything_but_one_vector_per_text_is_refused_and_not_cached(answer, message, tmp_path):
     encoder = Letters()
     encoder.encode = lambda texts, kind: answer
     with pytest.raises(ModelError, match=message):
@@ -728,7 +728,7 @@ def test_what_is_not_a_vector_for_each_text_is_refused_and_not_kept(answer, mess
 
 
 @pytest.mark.parametrize("form", ["", "WITHOUT ROWID"])
-def test_vectors_of_an_earlier_version_are_trusted_if_most_have_their_width_and_they_have_unit_length(form, tmp_path):
+def test_vectors_without_checksums_are_trusted_if_they_have_the_usual_width_and_unit_length(form, tmp_path):
     encoder = Letters()
     vectors = CachedEncoder(encoder, tmp_path).encode(TEN, "query")
     cached = CachedEncoder(encoder, tmp_path)
@@ -747,7 +747,7 @@ def test_vectors_of_an_earlier_version_are_trusted_if_most_have_their_width_and_
     assert again.misses == 0
 
 
-def test_models_whose_fingerprints_begin_alike_have_files_of_their_own(tmp_path):
+def test_models_whose_fingerprints_begin_alike_have_separate_files(tmp_path):
     beginning = "the model of our company, version "
     for fingerprint in (f"{beginning}1", f"{beginning}2", "../outside", "f" * 33, "f" * 31 + "/", "f" * 32):
         cached = CachedEncoder(Letters(fingerprint=fingerprint), tmp_path)
@@ -774,7 +774,7 @@ OTHERS = (
 
 
 @pytest.mark.parametrize("what", ["noise", "a half", "a quarter is zero", "zero bytes", "text", *OTHERS])
-def test_a_file_that_cannot_be_read_is_moved_aside_whole_and_a_new_one_begun(what, tmp_path, capsys):
+def test_an_unreadable_file_is_moved_aside_whole_and_a_new_one_is_started(what, tmp_path, capsys):
     encoder = Letters(384)
     texts = [f"text {number}" for number in range(400)]
     vectors = CachedEncoder(encoder, tmp_path).encode(texts, "query")
@@ -810,7 +810,7 @@ def test_a_file_that_cannot_be_read_is_moved_aside_whole_and_a_new_one_begun(wha
     assert (again.misses, capsys.readouterr().err) == (0, "")
 
 
-def test_the_journal_of_a_damaged_file_goes_with_it_and_not_into_the_new_one(tmp_path):
+def test_the_journal_of_a_damaged_file_is_moved_aside_with_it(tmp_path):
     encoder = Letters()
     cached = CachedEncoder(encoder, tmp_path / "first")
     cached.encode(TEN[:5], "query")
@@ -829,7 +829,7 @@ def test_the_journal_of_a_damaged_file_goes_with_it_and_not_into_the_new_one(tmp
     assert Path(f"{second.path}.damaged-wal").read_bytes() == journal
 
 
-def test_a_second_damaged_file_does_not_take_the_place_of_the_first(tmp_path):
+def test_a_second_damaged_file_does_not_overwrite_the_first(tmp_path):
     encoder = Letters()
     for number in (1, 2):
         cached = CachedEncoder(encoder, tmp_path)
@@ -841,7 +841,7 @@ def test_a_second_damaged_file_does_not_take_the_place_of_the_first(tmp_path):
     }
 
 
-def test_a_file_that_is_damaged_while_it_is_open_is_moved_aside_once_and_the_run_goes_on(tmp_path, capsys):
+def test_a_file_damaged_while_open_is_moved_aside_once_and_encoding_goes_on(tmp_path, capsys):
     texts = [f"text {number}" for number in range(400)]
 
     class Overwriting(Letters):
@@ -862,7 +862,7 @@ def test_a_file_that_is_damaged_while_it_is_open_is_moved_aside_once_and_the_run
     assert again.misses <= 1
 
 
-def test_a_new_file_that_another_process_has_begun_is_not_moved_aside(tmp_path):
+def test_a_new_file_of_another_process_is_not_moved_aside(tmp_path):
     CachedEncoder(Letters(), tmp_path).encode(TEN, "query")
     path = tmp_path / "letters.sqlite"
     noticing = VectorFile(path, "letters")
@@ -894,7 +894,7 @@ for part in range(3):
 
 
 @pytest.mark.parametrize("room", [0, 100_000, 2_500_000])
-def test_a_run_goes_on_where_the_disk_is_full_and_says_so_once(room, tmp_path):
+def test_encoding_goes_on_with_one_warning_when_the_disk_is_full(room, tmp_path):
     command = [sys.executable, "-c", FULL, str(tmp_path), str(room)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -927,7 +927,7 @@ def test_the_limit_is_read_with_its_unit(given, size, monkeypatch):
 
 
 @pytest.mark.parametrize("given", ["much", "-1", "5 XiB", "1e3", "inf"])
-def test_a_limit_that_is_no_size_is_refused(given, monkeypatch):
+def test_a_limit_that_is_not_a_size_is_refused(given, monkeypatch):
     monkeypatch.setenv("EMBEDFIT_CACHE_LIMIT", given)
     with pytest.raises(ConfigError, match=f"EMBEDFIT_CACHE_LIMIT is '{given}'; expected a size such as 5 GiB"):
         cache_limit()
@@ -937,7 +937,7 @@ def used(folder):
     return sum(path.stat().st_size for path in folder.glob("*.sqlite"))
 
 
-def test_models_used_least_recently_are_removed_first(tmp_path, monkeypatch):
+def test_the_least_recently_used_models_are_removed_first(tmp_path, monkeypatch):
     texts = [f"text {number}" for number in range(200)]
     for number in range(3):
         cached = CachedEncoder(Letters(384, f"model-{number}"), tmp_path)
@@ -952,7 +952,7 @@ def test_models_used_least_recently_are_removed_first(tmp_path, monkeypatch):
     assert used(tmp_path) <= 3.5 * one
 
 
-def test_a_model_that_another_process_uses_and_a_file_of_another_program_are_left(tmp_path, monkeypatch):
+def test_models_in_use_by_another_process_and_files_of_other_programs_are_kept(tmp_path, monkeypatch):
     texts = [f"text {number}" for number in range(200)]
     busy = CachedEncoder(Letters(384, "busy"), tmp_path)
     busy.encode(texts, "query")
@@ -969,7 +969,7 @@ def test_a_model_that_another_process_uses_and_a_file_of_another_program_are_lef
     assert again.misses == 0
 
 
-def test_a_model_alone_loses_its_oldest_vectors_and_stays_within_the_limit(tmp_path, monkeypatch):
+def test_a_single_model_loses_its_oldest_vectors_to_stay_within_the_limit(tmp_path, monkeypatch):
     monkeypatch.setenv("EMBEDFIT_CACHE_LIMIT", "1 MB")
     encoder = Letters(384)
     for start in range(0, 3000, 100):
@@ -982,7 +982,7 @@ def test_a_model_alone_loses_its_oldest_vectors_and_stays_within_the_limit(tmp_p
 
 
 @pytest.mark.parametrize(("limit", "warns"), [("10 kB", True), ("0", False)])
-def test_what_is_larger_than_the_limit_is_not_kept(limit, warns, tmp_path, monkeypatch, capsys):
+def test_vectors_larger_than_the_limit_are_not_cached(limit, warns, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("EMBEDFIT_CACHE_LIMIT", limit)
     for _ in range(2):
         cached = CachedEncoder(Letters(384), tmp_path)
@@ -1027,7 +1027,7 @@ def test_a_folder_named_checkpoint_is_a_model_too(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("count", [3, 40])
-def test_a_model_whose_tokenizer_has_no_limit_reads_all(tiny_model, count):
+def test_a_model_whose_tokenizer_has_no_limit_reads_whole_texts(tiny_model, count):
     encoder = LocalEncoder(tiny_model)
     before = encoder.encode(["some words"], "query")
     encoder.loaded.model.max_seq_length = int(1e30)  # what transformers has where no limit is known
@@ -1035,7 +1035,7 @@ def test_a_model_whose_tokenizer_has_no_limit_reads_all(tiny_model, count):
     assert encoder.loaded.truncation(["some words"] * count, "query").share_lost == 0
 
 
-def test_cudnns_attention_is_left_out_and_then_as_the_user_had_it():
+def test_cudnn_attention_is_switched_off_and_then_restored():
     for before in (False, True):
         torch.backends.cuda.enable_cudnn_sdp(before)
         with without_cudnn_attention("cuda"):

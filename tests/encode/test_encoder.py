@@ -54,7 +54,7 @@ def test_parts_are_slices_by_default_the_longest_texts_first(monkeypatch):
     assert parts[0].vectors.dtype == np.float32
 
 
-def test_an_encoder_of_ones_own_may_have_the_optional_members():
+def test_a_users_own_encoder_may_have_the_optional_members():
     whole = complete(Rich())
     assert whole.prompts == {"query": "query: ", "document": ""}
     assert (whole.identity, whole.dimension, whole.remote) == ("the same everywhere", 2, True)
@@ -71,13 +71,13 @@ def test_a_complete_encoder_is_itself(tiny_model, monkeypatch):
         assert complete(encoder) is encoder
 
 
-def test_a_cache_passes_on_what_the_encoder_inside_says(tmp_path):
+def test_a_cache_passes_on_the_members_of_the_encoder_inside(tmp_path):
     cached = CachedEncoder(Rich(), tmp_path)
     assert (cached.name, cached.fingerprint, cached.identity) == ("own", "own 1", "the same everywhere")
     assert (cached.prompts, cached.dimension, cached.remote) == ({"query": "query: ", "document": ""}, 2, True)
 
 
-def test_a_query_adapter_changes_the_fingerprint_and_leaves_what_documents_are_known_by(tiny_model, tmp_path):
+def test_a_query_adapter_changes_the_fingerprint_and_keeps_the_identity(tiny_model, tmp_path):
     local = LocalEncoder(tiny_model, query_prompt="query: ")
     map = Adapter(np.eye(384, dtype=np.float32), np.zeros(384, np.float32), local.fingerprint, local.name, tmp_path / "adapter.safetensors")
     over = AdaptedEncoder(CachedEncoder(local, tmp_path), map)
@@ -96,7 +96,7 @@ def test_a_local_model_is_found_under_a_cache_and_an_engine(tiny_model, tmp_path
         assert (around.saved_at, around.identity) == (tiny_model, local.identity)
 
 
-def test_a_model_in_memory_or_between_two_is_no_model_on_disk(tiny_model):
+def test_a_merge_and_a_model_in_training_have_no_folder(tiny_model):
     local = LocalEncoder(tiny_model, query_prompt="query: ")
     merged = Merges(local, local).at(0.5)
     assert (merged.local, merged.saved_at, merged.identity) == (None, None, merged.fingerprint)
@@ -106,14 +106,14 @@ def test_a_model_in_memory_or_between_two_is_no_model_on_disk(tiny_model):
 
 
 @pytest.mark.parametrize(("model", "dimension"), [("openai:ada", None), ("openai:ada?dimensions=64", 64)])
-def test_an_encoder_behind_an_api_says_so_and_what_was_asked_for(model, dimension, monkeypatch):
+def test_an_encoder_behind_an_api_is_remote_and_has_the_dimension_asked_for(model, dimension, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "key")
     encoder = RemoteEncoder(model, query_prompt="query: ")
     assert (encoder.remote, encoder.dimension, encoder.local, encoder.identity) == (True, dimension, None, encoder.fingerprint)
     assert encoder.prompts == {"query": "query: ", "document": ""}
 
 
-def test_a_wrapper_of_ones_own_is_a_few_lines(tmp_path):
+def test_a_users_own_wrapper_is_a_few_lines(tmp_path):
     class Halved(WrappingEncoder):
         @property
         def fingerprint(self):

@@ -75,7 +75,7 @@ def unit(vectors):
         ("hf-inference:https://x.endpoints.huggingface.cloud", Address("hf-inference", *2 * ["https://x.endpoints.huggingface.cloud"])),
     ],
 )
-def test_a_name_says_provider_model_server_and_dimensions(name, expected):
+def test_a_name_gives_provider_model_server_and_dimensions(name, expected):
     assert Address.of(name) == expected
 
 
@@ -97,7 +97,7 @@ def test_a_name_says_provider_model_server_and_dimensions(name, expected):
         ("hf-inference:https://a.example?token=hunter2", "does not belong there"),
     ],
 )
-def test_a_name_that_is_none_is_refused_in_one_line_without_its_password(name, message):
+def test_a_malformed_name_is_refused_in_one_line_without_its_password(name, message):
     with pytest.raises(ConfigError, match=message) as caught:
         RemoteEncoder(name)
     assert "hunter2" not in str(caught.value)
@@ -120,7 +120,7 @@ def test_a_key_belongs_to_one_host(monkeypatch):
     assert Address.of("openai:m@https://api.openai.com/v1").variable == "EMBEDFIT_KEY_API_OPENAI_COM"
 
 
-def test_openai_without_a_key_is_one_line():
+def test_openai_without_a_key_gives_a_one_line_error():
     with pytest.raises(ModelError, match="openai:text-embedding-3-large needs a key; fix: set OPENAI_API_KEY"):
         RemoteEncoder("openai:text-embedding-3-large")
 
@@ -136,7 +136,7 @@ def test_vectors_are_of_unit_length_and_in_the_order_of_the_texts(server, encode
     assert encoder.encode([], "query").shape[0] == 0
 
 
-def test_prompts_stand_before_the_text_and_change_the_fingerprint(server):
+def test_prompts_are_put_before_the_text_and_change_the_fingerprint(server):
     name = f"openai:m@{server.address}/v1"
     one, other = RemoteEncoder(name, query_prompt="query: "), RemoteEncoder(name)
     one.encode(["a"], "query")
@@ -145,7 +145,7 @@ def test_prompts_stand_before_the_text_and_change_the_fingerprint(server):
     assert one.fingerprint != other.fingerprint
 
 
-def test_dimensions_are_asked_for_and_are_another_encoder(server):
+def test_dimensions_are_asked_for_and_change_the_fingerprint(server):
     name = f"openai:m?dimensions=16@{server.address}/v1"
     encoder = RemoteEncoder(name)
     assert encoder.encode(["a", "b"], "query").shape == (2, 16)
@@ -219,7 +219,7 @@ def test_requests_stay_within_what_openai_takes():
     assert [position for batch in encoder._cut([*many, *long]) for position in batch] == list(range(5007))
 
 
-def test_another_server_is_sent_what_any_takes_and_half_of_it_if_that_is_too_much(server, encoder):
+def test_other_servers_get_requests_that_any_server_takes_and_halves_if_they_are_too_large(server, encoder):
     server.at_most = 10
     found = encoder.encode(texts(64), "query")
     np.testing.assert_allclose(found, unit(word_vectors(texts(64))), atol=1e-6)
@@ -227,7 +227,7 @@ def test_another_server_is_sent_what_any_takes_and_half_of_it_if_that_is_too_muc
     assert set(server.bought.values()) == {1}
 
 
-def test_a_single_text_that_is_too_long_is_one_line(server, encoder):
+def test_a_single_text_that_is_too_long_gives_a_one_line_error(server, encoder):
     server.faults = [(413, {}, b'{"error": {"message": "`inputs` must have less than 512 tokens"}}')]
     with pytest.raises(ModelError, match=r"refuses a text of 6 characters as too long \(413: .*less than 512 tokens"):
         encoder.encode(["a text"], "query")
@@ -237,7 +237,7 @@ def test_an_empty_text_has_a_vector(server, encoder):
     assert encoder.encode(["", "a"], "document").shape == (2, 64)
 
 
-def test_requests_run_side_by_side(server, encoder):
+def test_requests_run_in_parallel(server, encoder):
     server.delay = 0.3
     started = time.monotonic()
     encoder.encode(texts(8 * 32), "query")
@@ -248,7 +248,7 @@ def test_requests_run_side_by_side(server, encoder):
 
 
 @pytest.mark.parametrize("fault", [429, 500, 503, "drop", (429, {"retry-after-ms": "30"}, b"{}")])
-def test_what_passes_is_tried_again(server, encoder, fault):
+def test_passing_errors_are_retried(server, encoder, fault):
     encoder.encode(["first"], "query")
     server.faults = [fault, fault, fault]
     np.testing.assert_allclose(encoder.encode(texts(100), "query"), unit(word_vectors(texts(100))), atol=1e-6)
@@ -256,7 +256,7 @@ def test_what_passes_is_tried_again(server, encoder, fault):
 
 
 @pytest.mark.parametrize("address", ["openai:m@{}/v1", "hf-inference:{}/embed"])
-def test_retry_after_holds_all_requests_back(server, address):
+def test_retry_after_delays_all_requests(server, address):
     encoder = RemoteEncoder(address.format(server.address), concurrent=4)
     server.faults = [(429, {"Retry-After": "1"}, b'{"error": {"message": "slow down"}}')]
     server.delay = 0.05
@@ -291,7 +291,7 @@ def test_a_third_of_requests_failing_changes_nothing(server, encoder):
         ((400, {}, b'{"error": {"message": "bad key %s"}}' % KEY.encode()), r"answered 400: .*bad key \*\*\*"),
     ],
 )
-def test_what_does_not_pass_stops_at_once_with_one_line_and_no_key(server, monkeypatch, fault, message):
+def test_permanent_errors_stop_at_once_with_one_line_and_no_key(server, monkeypatch, fault, message):
     monkeypatch.setenv(key_variable(server.address), KEY)
     encoder = RemoteEncoder(f"openai:m@{server.address}/v1", concurrent=1)
     server.fault = lambda request: fault
@@ -302,14 +302,14 @@ def test_what_does_not_pass_stops_at_once_with_one_line_and_no_key(server, monke
     assert len(server.requests) == 1
 
 
-def test_it_gives_up_in_the_end_and_says_what_the_server_said(server, encoder, monkeypatch):
+def test_it_gives_up_in_the_end_with_the_servers_message(server, encoder, monkeypatch):
     monkeypatch.setattr(remote, "_RETRIES", replace(remote._RETRIES, tries=3))
     server.fault = lambda request: 500
     with pytest.raises(ModelError, match=r"answered 500 3 times: .*a fault"):
         encoder.encode(["a"], "query")
 
 
-def test_a_server_that_is_not_there_is_one_line_and_quick():
+def test_an_unreachable_server_quickly_gives_a_one_line_error():
     started = time.monotonic()
     with pytest.raises(OfflineError, match=r"127\.0\.0\.1:9 cannot be reached"):
         RemoteEncoder("openai:m@http://127.0.0.1:9/v1").encode(["a"], "query")
@@ -320,7 +320,7 @@ def test_a_server_that_is_not_there_is_one_line_and_quick():
 
 
 @pytest.mark.parametrize("name", ["openai:m@{}/v1", "hf-inference:{}/embed"])
-def test_a_key_with_white_space_around_it_is_sent_without_and_one_that_cannot_be_sent_is_not_shown(server, monkeypatch, name):
+def test_a_key_is_sent_without_surrounding_white_space_and_never_shown_if_it_cannot_be_sent(server, monkeypatch, name):
     variable = key_variable(server.address)
     monkeypatch.setenv(variable, KEY + "\r\n")
     RemoteEncoder(name.format(server.address)).encode(["a"], "query")
@@ -334,7 +334,7 @@ def test_a_key_with_white_space_around_it_is_sent_without_and_one_that_cannot_be
 
 
 @pytest.mark.parametrize("name", ["openai:m@http://model.example/v1", "hf-inference:http://model.example"])
-def test_a_socks_proxy_without_its_package_is_one_line_without_its_password(name, monkeypatch):
+def test_a_socks_proxy_without_its_package_gives_a_one_line_error_without_its_password(name, monkeypatch):
     from huggingface_hub import close_session
 
     monkeypatch.setenv("ALL_PROXY", "socks5h://me:hunter2@127.0.0.1:9")
@@ -353,7 +353,7 @@ def test_a_redirect_takes_no_key_to_another_host(server, encoder):
     assert "hunter2" not in str(caught.value)
 
 
-def test_an_azure_address_keeps_its_version_and_takes_the_key_as_azure_does(server, monkeypatch):
+def test_an_azure_address_keeps_its_version_and_gets_the_key_in_azures_header(server, monkeypatch):
     monkeypatch.setenv(key_variable(server.address), KEY)
     encoder = RemoteEncoder(f"openai:ada@{server.address}/openai/deployments/ada/?api-version=2024-06-01")
     np.testing.assert_allclose(encoder.encode(texts(3), "query"), unit(word_vectors(texts(3))), atol=1e-6)
@@ -406,7 +406,7 @@ def row_of(index, embedding=(1.0, 0.0)):
         (body_of(row_of(0), row_of(1, (float("nan"), 1.0))), "not finite"),
     ],
 )
-def test_a_body_that_holds_no_vectors_is_one_line_that_says_what_it_is(server, encoder, body, what):
+def test_a_body_without_vectors_gives_a_one_line_error_that_describes_it(server, encoder, body, what):
     server.fault = lambda request: (200, {}, body if isinstance(body, bytes) else json.dumps(body).encode())
     with pytest.raises(ModelError) as caught:
         encoder.encode(["a", "b"], "query")
@@ -418,7 +418,7 @@ def test_a_body_that_holds_no_vectors_is_one_line_that_says_what_it_is(server, e
 @pytest.mark.parametrize(
     "body", [b"<html>", b"", b"{}", b'"text"', b"[1, 2]", b'[["1.0"], ["2.0"]]', b"[[1.0], [1.0, 2.0]]", b"[[null], [1]]"]
 )
-def test_what_a_hugging_face_endpoint_gives_instead_of_vectors_is_one_line(server, body):
+def test_a_hugging_face_endpoint_without_vectors_gives_a_one_line_error(server, body):
     server.fault = lambda request: (200, {}, body)
     with pytest.raises(ModelError) as caught:
         RemoteEncoder(f"hf-inference:{server.address}/embed").encode(["a", "b"], "query")
@@ -428,7 +428,7 @@ def test_what_a_hugging_face_endpoint_gives_instead_of_vectors_is_one_line(serve
 @pytest.mark.parametrize(
     "usage", ["many", None, [], {"total_tokens": None}, {"total_tokens": "12"}, {"total_tokens": -1}, {"total_tokens": True}]
 )
-def test_a_usage_that_is_no_number_is_not_told(server, encoder, usage):
+def test_a_usage_that_is_not_a_number_is_ignored(server, encoder, usage):
     server.faults = [(200, {}, json.dumps(body_of(row_of(0), usage=usage)).encode())]
     assert encoder.encode(["a"], "query").shape == (1, 2)
     assert encoder.spent.tokens is None
@@ -477,7 +477,7 @@ def one_server():
 )
 @example(body=body_of(row_of(0), row_of(1), usage={"total_tokens": "x"}), status=200, name="openai:m@{}/v1")
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_any_json_is_vectors_or_one_line(one_server, body, status, name):
+def test_any_json_gives_vectors_or_a_one_line_error(one_server, body, status, name):
     one_server.fault = lambda request: (status, {}, json.dumps(body).encode())
     try:
         found = RemoteEncoder(name.format(one_server.address)).encode(["a", "b"], "query")
@@ -495,7 +495,7 @@ def test_any_json_is_vectors_or_one_line(one_server, body, status, name):
 
 @pytest.mark.parametrize("status", [400, 413, 422, 200])
 @pytest.mark.parametrize("message", ["the batch is not to my taste", ["no"], {"reason": 7}])
-def test_any_refusal_of_many_texts_is_tried_with_fewer(server, encoder, status, message):
+def test_any_refusal_of_many_texts_is_retried_with_fewer(server, encoder, status, message):
     def picky(request):
         return (status, {}, json.dumps({"error": message}).encode()) if len(request.json["input"]) > 5 else None
 
@@ -525,7 +525,7 @@ def test_a_batch_that_is_too_large_is_halved_at_once_whatever_the_status(server,
     assert set(server.bought.values()) == {1}
 
 
-def test_too_many_requests_are_no_batch_that_is_too_large_and_424_is_tried_again(server, encoder):
+def test_too_many_requests_do_not_count_as_a_large_batch_and_424_is_retried(server, encoder):
     passing = [(429, {}, b'{"error": "Rate limit reached: too many requests per minute"}'), (424, {}, b'{"error": "CUDA OOM"}')]
     server.faults = passing[:1]
     encoder.encode(texts(8), "query")
@@ -536,7 +536,7 @@ def test_too_many_requests_are_no_batch_that_is_too_large_and_424_is_tried_again
 
 
 @pytest.mark.parametrize("message", ["Unauthorized", "invalid api key", "Incorrect API key provided", "no authorization"])
-def test_a_wrong_key_that_a_host_calls_400_is_not_tried_with_fewer_texts(server, encoder, message):
+def test_a_wrong_key_answered_with_400_is_not_retried_with_fewer_texts(server, encoder, message):
     server.fault = lambda request: (400, {}, json.dumps({"error": message}).encode())
     with pytest.raises(ModelError, match=message):
         encoder.encode(texts(32), "query")
@@ -556,7 +556,7 @@ def test_a_redirect_takes_no_text_to_another_host(server, name, status):
 
 
 @pytest.mark.parametrize("fault", [400, 422, 500, 503, "drop", (200, {}, b'{"error": "no"}')])
-def test_the_text_that_a_server_breaks_at_is_found_and_named(server, fault):
+def test_the_text_that_breaks_a_server_is_found_and_named(server, fault):
     encoder = RemoteEncoder(f"openai:m@{server.address}/v1", concurrent=1)
     many = [*texts(40), "poison\x1b[31m \u202e text", *texts(20)]
     server.fault = lambda request: fault if any("poison" in text for text in request.json["input"]) else None
@@ -570,7 +570,7 @@ def test_the_text_that_a_server_breaks_at_is_found_and_named(server, fault):
     assert str(caught.value).isprintable()
 
 
-def test_a_server_that_is_down_is_asked_no_more_often_for_many_texts_than_for_one(server, encoder):
+def test_a_server_that_is_down_gets_no_more_requests_for_many_texts_than_for_one(server, encoder):
     server.fault = lambda request: 500
     with pytest.raises(ModelError, match="answered 500 7 times"):
         RemoteEncoder(f"openai:m@{server.address}/v1", concurrent=1).encode(texts(32), "query")
@@ -578,18 +578,18 @@ def test_a_server_that_is_down_is_asked_no_more_often_for_many_texts_than_for_on
 
 
 @pytest.mark.parametrize("value", ["inf", "nan", "-3", "soon", "Fri, 99 Foo 99999 99:99:99 GMT", ""])
-def test_a_retry_after_that_is_no_time_is_not_waited_for(server, encoder, value):
+def test_a_malformed_retry_after_is_ignored(server, encoder, value):
     server.faults = [(429, {"Retry-After": value}, b"{}"), (503, {"Retry-After": value, "retry-after-ms": value}, b"{}")]
     assert encoder.encode(["a"], "query").shape == (1, 64)
 
 
-def test_a_host_that_asks_for_hours_is_not_waited_for(server, encoder):
+def test_a_host_that_asks_to_wait_for_hours_gives_an_error(server, encoder):
     server.faults = [(429, {"Retry-After": "1e300"}, b"{}")]
     with pytest.raises(ModelError, match="answered 429 and asks to wait for 86,400 s; fix: run the same command then"):
         encoder.encode(["a"], "query")
 
 
-def test_half_a_surrogate_pair_can_be_encoded(server, encoder):
+def test_a_lone_surrogate_can_be_encoded(server, encoder):
     assert encoder.encode(["a \ud800 b"], "query").shape == (1, 64)
 
 
@@ -607,7 +607,7 @@ def test_a_text_is_bought_once_for_each_model_and_its_parameters(server, tmp_pat
     assert server.bought == {"a": 3, "b": 1, "q: a": 1}
 
 
-def test_what_was_answered_before_a_refusal_is_kept(server, tmp_path):
+def test_answers_before_a_refusal_are_kept(server, tmp_path):
     faults = iter([None, None, None])
     server.fault = lambda request: next(faults, (401, {}, b"{}"))
     cached = CachedEncoder(RemoteEncoder(f"openai:m@{server.address}/v1", concurrent=2), tmp_path)
@@ -620,7 +620,7 @@ def test_what_was_answered_before_a_refusal_is_kept(server, tmp_path):
     assert set(server.bought.values()) == {1}
 
 
-def test_what_was_answered_of_a_request_that_was_cut_in_halves_is_kept(server, tmp_path):
+def test_the_answered_half_of_a_request_is_kept(server, tmp_path):
     server.at_most = 4
     faults = iter([None] * 5)  # 32, 16, 8, 4 and 4 of one request: the next 8 are refused
     server.fault = lambda request: next(faults, (401, {}, b"{}"))
@@ -633,7 +633,7 @@ def test_what_was_answered_of_a_request_that_was_cut_in_halves_is_kept(server, t
     assert set(server.bought.values()) == {1}
 
 
-def test_killed_half_way_no_finished_request_is_bought_again(server, tmp_path):
+def test_after_a_kill_no_finished_request_is_bought_again(server, tmp_path):
     code = (
         "import sys; from pathlib import Path; from embedfit.encode.cache import CachedEncoder\n"
         "from embedfit.encode.remote import RemoteEncoder\n"
@@ -698,7 +698,7 @@ def said(capsys):
     return call
 
 
-def test_evaluate_and_compare_take_a_remote_model_beside_a_local_one_and_buy_again_only_what_is_timed(server, project, said, tiny_model):
+def test_evaluate_and_compare_take_remote_and_local_models_and_buy_only_timed_queries_again(server, project, said, tiny_model):
     name = f"openai:text-embedding-3-large@{server.address}/v1"
     code, out, err = said("evaluate", project, "--model", name, "--model", tiny_model, "--price", "0.13", "--json")
     assert code == 0
@@ -712,7 +712,7 @@ def test_evaluate_and_compare_take_a_remote_model_beside_a_local_one_and_buy_aga
     assert again == {json.loads(line)["query"] for line in lines[:5]}  # each alone, to see how long one takes
 
 
-def test_check_says_that_truncation_cannot_be_seen(project, said):
+def test_check_reports_that_truncation_cannot_be_measured(project, said):
     code, out, _ = said("check", project)
     assert code == 0
     assert "truncation was not looked at: openai:text-embedding-3-large" in out
@@ -778,7 +778,7 @@ def test_tune_writes_the_adapter_of_a_remote_model(project, said, tmp_path):
     assert json.loads(out)["over"].startswith("openai:")
 
 
-def test_ladder_leaves_out_what_needs_weights_and_says_why(server, project, said):
+def test_ladder_leaves_out_methods_that_need_weights_and_says_why(server, project, said):
     with_adapter(project)
     code, out, _ = said("ladder", project, "--json")
     assert code == 0

@@ -37,7 +37,7 @@ def test_features_are_those_of_the_library(tiny_model, prompt, side):
     assert_as_the_library(model, tokens, TEXTS, prompt, "document")
 
 
-def test_a_model_that_reads_something_else_than_its_tokenizer_makes_is_left_to_the_library(tiny_model, monkeypatch):
+def test_a_model_that_changes_the_tokens_is_left_to_the_library(tiny_model, monkeypatch):
     model = LocalEncoder(tiny_model).loaded.model
     preprocess = model.preprocess
 
@@ -59,7 +59,7 @@ def test_a_model_that_reads_something_else_than_its_tokenizer_makes_is_left_to_t
         ("query_expansion", {"strategy": "min", "length": 8}),
     ],
 )
-def test_a_model_with_settings_of_its_own_for_texts_is_left_to_the_library(tiny_model, name, value):
+def test_a_model_with_text_settings_is_left_to_the_library(tiny_model, name, value):
     # Its few long texts by characters may be short in tokens, so what a sample shows is not enough.
     encoder = LocalEncoder(tiny_model)
     model = encoder.loaded.model
@@ -89,7 +89,7 @@ def test_no_texts_have_no_tokens(tiny_model):
     assert len(Tokens(LocalEncoder(tiny_model).loaded.model, [], "")) == 0
 
 
-def test_a_model_without_rows_of_tokens_is_said_to_be_one(tmp_path):
+def test_a_model_without_rows_of_tokens_is_refused(tmp_path):
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer

@@ -65,7 +65,7 @@ def workers():
     return {process for process, name in names.items() if name.startswith(b"ray::MapWorker") and ours(process)}
 
 
-def test_the_workers_pool_as_this_process_does(cluster, tiny_model, tmp_path):
+def test_workers_pool_like_this_process(cluster, tiny_model, tmp_path):
     plain = tmp_path / "plain"
     shutil.copytree(tiny_model, plain)
     (plain / "modules.json").unlink()
@@ -103,7 +103,7 @@ def test_evaluating_on_the_cluster_gives_the_same_run_and_fills_the_same_cache(c
     np.testing.assert_allclose(runs[0].scores, runs[1].scores, atol=1e-6)
 
 
-def test_search_in_parts_is_exact_and_equal_scores_stand_in_order(cluster):
+def test_search_in_parts_is_exact_with_ties_in_order(cluster):
     rng = np.random.default_rng(0)
     queries, documents = (rng.integers(-2, 3, (rows, 6)).astype(np.float32) for rows in (9, 1_234))
     found, expected = cluster.top_k(queries, documents, 20), top_k(queries, documents, 20)
@@ -133,7 +133,7 @@ def test_a_killed_worker_loses_nothing(cluster, tiny_model, tmp_path):
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
 
 
-def test_what_came_back_before_the_cluster_was_lost_is_kept(tiny_model, tmp_path):
+def test_vectors_that_came_back_before_the_cluster_was_lost_are_kept(tiny_model, tmp_path):
     class Lost:
         """A cluster that gives the first two parts."""
 
@@ -159,7 +159,7 @@ def test_what_came_back_before_the_cluster_was_lost_is_kept(tiny_model, tmp_path
     assert again.misses == 100 - 2 * 16
 
 
-def test_an_error_of_a_worker_is_one_line(cluster):
+def test_an_error_of_a_worker_gives_a_one_line_error(cluster):
     class Fails:
         def __call__(self, row):
             raise ModelError("no such thing as a model")
@@ -169,11 +169,11 @@ def test_an_error_of_a_worker_is_one_line(cluster):
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_to_encode_asks_nobody(tiny_model):
+def test_no_texts_start_no_worker(tiny_model):
     assert RayEncoder(local(tiny_model)).encode([], "query").shape == (0, 384)
 
 
-def test_the_best_of_lists_is_the_best_of_all():
+def test_the_best_of_several_lists_are_the_best_of_all():
     positions = np.array([[4, 1, 7, 2]])
     scores = np.array([[0.5, 0.9, 0.9, 0.5]], np.float32)
     assert best_pairs(positions, scores, 3)[0].tolist() == [[1, 7, 2]]
@@ -199,7 +199,7 @@ def judge(tmp_path):
     return str(folder)
 
 
-def test_negatives_mined_and_judged_on_the_cluster_are_those_found_here(cluster, tiny_model, judge, tmp_path, monkeypatch):
+def test_negatives_mined_and_judged_on_the_cluster_equal_the_local_ones(cluster, tiny_model, judge, tmp_path, monkeypatch):
     from embedfit.tune import full
     from embedfit.tune.mine import mine
 
@@ -226,6 +226,6 @@ def test_negatives_mined_and_judged_on_the_cluster_are_those_found_here(cluster,
     assert [type(one.encode.__self__) for one in seen] == [ModelEncoder, RayEncoder]
 
 
-def test_a_model_with_loras_matrices_in_it_mines_where_it_is(cluster, tiny_model, tmp_path):
+def test_a_model_with_lora_matrices_mines_in_this_process(cluster, tiny_model, tmp_path):
     training = local(tiny_model).loaded
     assert _now(training, False, cluster, tmp_path).encode == training.encode

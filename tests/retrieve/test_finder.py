@@ -51,7 +51,7 @@ def test_ties_are_in_order_of_id_and_a_title_is_one_of_the_fields():
     assert [hit.score for hit in hits] == pytest.approx([1, 1, 0.8, 0])
 
 
-def test_many_texts_find_what_each_finds_alone():
+def test_many_texts_have_the_hits_of_each_alone():
     finder = DenseRetriever(Plane()).over(garage())
     car, boat = finder.find_many(("car", "boat"), k=3)
     assert (car, boat) == (finder.find("car", 3), finder.find("boat", 3))
@@ -100,7 +100,7 @@ def test_every_retriever_finds(tmp_path):
         assert (finder.name, finder.find("a car", 1)[0].id) == (retriever.name, id)
 
 
-def test_a_prepared_retriever_ranks_as_it_did(word_encoder):
+def test_a_prepared_retriever_ranks_alike(word_encoder):
     data = garage()
     dense, words = DenseRetriever(word_encoder), BM25Retriever()
     for retriever in (dense, words, FusedRetriever(dense, words), RerankedRetriever(words, Backwards())):
@@ -117,7 +117,7 @@ def test_an_index_refuses_other_documents():
         BM25Retriever().prepared(garage()).search(fewer, 1)
 
 
-def test_a_retriever_of_ones_own_finds_too():
+def test_a_users_own_retriever_finds_too():
     class Alphabet:
         name = "alphabet"
 
@@ -130,13 +130,13 @@ def test_a_retriever_of_ones_own_finds_too():
     assert both.find("car", 1)[0].text == "the ship"  # 1/61 + 1/63, before 1/63 + 1/61: a tie, in order of id
 
 
-def test_a_text_that_a_document_of_the_same_number_says_finds_that_document():
+def test_a_query_is_never_taken_for_a_document_with_its_number():
     text = "a long text that a query and a document have in common"
     corpus = {"1": Document("1", text), "_1": Document("_1", text), "2": Document("2", "something else")}
     assert [hit.id for hit in BM25Retriever().over(Dataset({}, corpus, {})).find(text)] == ["1", "_1"]
 
 
-def test_what_is_no_text_or_no_number_of_documents_is_refused():
+def test_a_query_that_is_not_a_text_and_a_k_of_zero_are_refused():
     finder = BM25Retriever().over(garage())
     with pytest.raises(ConfigError, match="k is 0; expected the number of documents to find"):
         finder.find("car", 0)

@@ -48,12 +48,12 @@ def test_the_top_is_in_the_rerankers_order_and_the_rest_stays_below_it():
 
 
 @pytest.mark.parametrize("top", [5, 50])
-def test_a_top_of_all_that_was_found_reorders_it_all(top):
+def test_a_top_of_the_whole_ranking_reorders_all_of_it(top):
     data, run = five()
     assert rerank(run, data, Longest(), "{text}", top=top).documents("q") == ["e", "b", "d", "c", "a"]
 
 
-def test_a_top_of_nothing_is_refused():
+def test_a_top_of_zero_is_refused():
     data, run = five()
     with pytest.raises(ConfigError, match="top is 0"):
         rerank(run, data, Longest(), top=0)
@@ -66,7 +66,7 @@ def test_the_reranker_reads_what_the_template_says():
     assert reranker.read == [("query", "a: x")]
 
 
-def test_any_retriever_is_reranked_beyond_what_is_asked_for(transactions):
+def test_any_retriever_is_reranked_deeper_than_the_number_asked_for(transactions):
     some = transactions.select(transactions.judged[:5])
     for retriever in (BM25Retriever(), FusedRetriever(BM25Retriever(), BM25Retriever("{category}"))):
         reranked = RerankedRetriever(retriever, Longest(), top=10)
@@ -140,7 +140,7 @@ def held_out():
 
 
 @pytest.mark.slow
-def test_a_trained_cross_encoder_ranks_better_than_what_it_reranks(cross_encoder, held_out, word_encoder):
+def test_a_trained_cross_encoder_ranks_better_than_the_retriever(cross_encoder, held_out, word_encoder):
     dense = DenseRetriever(word_encoder)
     reranked = RerankedRetriever(dense, LocalReranker(cross_encoder, precision="fp32"), top=6)
     before, after = (score_run(retriever.search(held_out, 6), held_out.qrels).mean("recall@1") for retriever in (dense, reranked))
@@ -204,7 +204,7 @@ def test_a_cross_encoder_without_safetensors_or_with_several_labels_is_refused(c
 
 
 @pytest.mark.slow
-def test_evaluate_takes_rerankers_and_ways_of_retrieval_from_options_and_settings(cross_encoder, tiny_model, tmp_path, capsys):
+def test_evaluate_takes_rerankers_and_retrievers_from_options_and_settings(cross_encoder, tiny_model, tmp_path, capsys):
     from embedfit.cli import app
 
     rows = [{"query": text, "expected": label} for text, label in [("red wine", "drink"), ("rye bread", "food"), ("tea", "drink")]]
@@ -226,7 +226,7 @@ def test_evaluate_takes_rerankers_and_ways_of_retrieval_from_options_and_setting
 
 
 @pytest.mark.slow
-def test_a_cross_encoder_judges_what_is_mined(cross_encoder, tiny_model, tmp_path, monkeypatch):
+def test_a_cross_encoder_judges_mined_negatives(cross_encoder, tiny_model, tmp_path, monkeypatch):
     from embedfit.tune import full
 
     data, found = things(0, 6), []
@@ -257,12 +257,12 @@ def test_a_cross_encoder_judges_what_is_mined(cross_encoder, tiny_model, tmp_pat
     assert len(passed[1]) == sum(passed[0])
 
 
-def test_a_judge_that_is_not_there_is_refused_before_anything_is_measured(tiny_model):
+def test_a_missing_judge_is_refused_before_anything_is_measured(tiny_model):
     with pytest.raises(ModelError, match="nowhere"):
         check_method(LocalEncoder(tiny_model), TuneConfig(judge="./nowhere"))
 
 
-def test_an_adapter_says_what_it_has_no_use_for(tiny_model, capsys):
+def test_an_adapter_notes_unused_settings(tiny_model, capsys):
     check_method(LocalEncoder(tiny_model), TuneConfig(method="adapter", scale=20, seed=1))
     assert not capsys.readouterr().err
     check_method(LocalEncoder(tiny_model), TuneConfig(method="adapter", judge="./nowhere", epochs=9, scale=20))

@@ -10,7 +10,7 @@ from embedfit.data.dataset import Dataset, Document, Query
 from embedfit.errors import DataError, ModelError
 from embedfit.evaluation.score import score_run
 from embedfit.retrieve import exact
-from embedfit.retrieve.exact import best_of, top_k
+from embedfit.retrieve.exact import best_of, merged, top_k
 from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever
 from embedfit.retrieve.run import Run, joined
 
@@ -30,7 +30,7 @@ def whole_numbers(rows, columns, seed, high=3):
 
 @pytest.mark.parametrize("k", [1, 7, 100, 300])
 @pytest.mark.parametrize(("documents_at_a_time", "queries_at_a_time", "spare"), [(2048, 1024, 2**17), (64, 5, 0), (3, 1, 10)])
-def test_top_k_is_what_sorting_everything_gives(k, documents_at_a_time, queries_at_a_time, spare, monkeypatch):
+def test_top_k_equals_sorting_all_scores(k, documents_at_a_time, queries_at_a_time, spare, monkeypatch):
     monkeypatch.setattr(exact, "_DOCUMENTS", documents_at_a_time)
     monkeypatch.setattr(exact, "_QUERIES", queries_at_a_time)
     monkeypatch.setattr(exact, "_SPARE", spare)
@@ -60,7 +60,7 @@ def unit(rows, columns, seed):
 
 
 @pytest.mark.parametrize("nearly_equal", [False, True])
-def test_a_score_is_the_product_in_double_precision_rounded_once(nearly_equal):
+def test_a_score_is_the_double_precision_product_rounded_once(nearly_equal):
     queries, documents = unit(20, 384, seed=1), unit(5_000, 384, seed=2)
     if nearly_equal:  # products in float32 have errors as large as the differences
         documents = documents[0] + 1e-7 * documents
@@ -71,7 +71,7 @@ def test_a_score_is_the_product_in_double_precision_rounded_once(nearly_equal):
     np.testing.assert_array_equal(scores, np.take_along_axis(exact, expected, axis=1))
 
 
-def test_equal_vectors_have_equal_scores_wherever_they_stand_and_come_in_order():
+def test_equal_vectors_have_equal_scores_in_order_of_position():
     # In float32 the last bits of a product depend on where in a block the vector stands, and how large the block is.
     queries, documents = unit(7, 384, seed=1), unit(9_001, 384, seed=2)
     copies = np.sort(np.random.default_rng(3).permutation(9_001)[:200])
@@ -81,7 +81,7 @@ def test_equal_vectors_have_equal_scores_wherever_they_stand_and_come_in_order()
     assert (scores == scores[:, :1]).all()
 
 
-def test_neither_the_blocks_nor_the_other_queries_change_a_bit_of_the_result(monkeypatch):
+def test_blocks_and_other_queries_change_no_bit_of_the_result(monkeypatch):
     queries, documents = unit(50, 96, seed=1), unit(3_000, 96, seed=2)
     positions, scores = top_k(queries, documents, 20)
     alone = [top_k(queries[row : row + 1], documents, 20) for row in range(len(queries))]
@@ -91,7 +91,7 @@ def test_neither_the_blocks_nor_the_other_queries_change_a_bit_of_the_result(mon
     np.testing.assert_array_equal(top_k(queries, documents, 20)[1], scores)
 
 
-def test_documents_may_be_a_file(tmp_path):
+def test_documents_may_be_a_memory_map(tmp_path):
     queries, documents = unit(5, 16, seed=1), unit(5_000, 16, seed=2)
     documents.tofile(tmp_path / "vectors")
     from_file = top_k(queries, np.memmap(tmp_path / "vectors", np.float32, "r", shape=documents.shape), 9)
@@ -107,13 +107,13 @@ def test_vectors_that_are_not_finite_are_refused(bad, where):
         top_k(*vectors, 2)
 
 
-def test_a_k_above_the_number_of_documents_gives_them_all():
+def test_a_k_above_the_number_of_documents_returns_all():
     positions, scores = top_k(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), 10)
     assert positions.tolist() == [[0, 1], [1, 0]]
     assert scores.tolist() == [[1, 0], [1, 0]]
 
 
-def test_no_query_gives_no_row():
+def test_no_queries_give_no_rows():
     positions, scores = top_k(np.zeros((0, 2), np.float32), np.eye(2, dtype=np.float32), 1)
     assert positions.shape == scores.shape == (0, 1)
 
@@ -122,7 +122,7 @@ def test_no_query_gives_no_row():
 @given(scores=arrays.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 12)), elements=st.sampled_from(
     [0.0, 1.0, -1.0, 1e-45, -1e-45, 0.1, 0.1000001, -0.1, -0.1000001, 3e38, -3e38]
 )), k=st.integers(1, 12))  # fmt: skip
-def test_scores_of_either_sign_and_any_size_are_ordered_and_kept(scores, k):
+def test_scores_of_any_sign_and_size_are_ordered_and_kept(scores, k):
     # Documents that are the axes have exactly these scores.
     documents = np.eye(scores.shape[1], dtype=np.float32)
     positions, found = top_k(scores, documents, k)
@@ -166,7 +166,7 @@ def retriever(request, word_encoder):
     return DenseRetriever(word_encoder) if request.param == "dense" else BM25Retriever()
 
 
-def test_the_nearest_document_is_first_and_ties_stand_in_order_of_id(retriever):
+def test_the_nearest_document_is_first_and_ties_are_in_order_of_id(retriever):
     run = retriever.search(cafe(), 3)
     assert run.document_ids[:4] == ("bus", "coffee", "copy", "tea")
     assert run.documents("q1")[:2] == ["coffee", "copy"]
@@ -181,7 +181,7 @@ def test_the_order_of_the_corpus_file_does_not_change_the_run(retriever):
     np.testing.assert_array_equal(one.scores, other.scores)
 
 
-def test_documents_say_what_the_template_says(word_encoder):
+def test_document_texts_follow_the_template(word_encoder):
     data = Dataset(
         {"q": Query("q", "lunch")},
         {"a": Document("a", "x", metadata={"samples": ["lunch"]}), "b": Document("b", "lunch", metadata={"samples": []})},
@@ -192,7 +192,7 @@ def test_documents_say_what_the_template_says(word_encoder):
         assert make("{text}").search(data, 1).documents("q") == ["b"]
 
 
-def test_bm25_gives_the_score_of_the_published_formula():
+def test_bm25_scores_follow_the_published_formula():
     # Documents of 1, 2 and 3 words; "wine" is in two of three. bm25s' default: idf = ln(1 + (N - n + 0.5) / (n + 0.5)),
     # k1 = 1.5, b = 0.75, without the constant factor k1 + 1 (Lucene's variant).
     texts = {"a": "wine", "b": "wine glass", "c": "three other words"}
@@ -220,7 +220,7 @@ def test_bm25_finds_nothing_for_a_query_of_unknown_words():
     assert {metric: scores.mean(metric) for metric in scores.values} == dict.fromkeys(scores.values, 0.0)
 
 
-def test_rank_fusion_ignores_what_bm25_did_not_find(word_encoder):
+def test_rank_fusion_ignores_documents_that_bm25_did_not_find(word_encoder):
     data = cafe()
     data.corpus["zzz"] = Document("zzz", "night flight")
     dense = DenseRetriever(word_encoder)
@@ -240,7 +240,7 @@ def test_bm25_finds_a_word_of_one_character_in_a_script_without_spaces(query, do
     assert BM25Retriever().search(data, 2).documents("q") == ["z"]
 
 
-def test_two_characters_beside_each_other_count_and_not_each_alone():
+def test_pairs_of_adjacent_characters_count_and_single_characters_do_not():
     texts = {"a": "車税のこと", "b": "税車のこと"}
     data = Dataset({"q": Query("q", "車税")}, {id: Document(id, text) for id, text in texts.items()}, {})
     assert BM25Retriever().search(data, 2).documents("q") == ["a"]
@@ -276,7 +276,7 @@ IN_SEVERAL_SCRIPTS = {
 
 
 @pytest.mark.parametrize("script", IN_SEVERAL_SCRIPTS)
-def test_bm25_finds_what_shares_words_in_every_script(script):
+def test_bm25_finds_documents_with_shared_words_in_every_script(script):
     pairs = IN_SEVERAL_SCRIPTS[script]
     queries = {text: Query(text, text) for text in pairs}
     data = Dataset(queries, {text: Document(text, text) for text in pairs.values()}, {})
@@ -285,7 +285,7 @@ def test_bm25_finds_what_shares_words_in_every_script(script):
     assert (run.scores[:, 0] > run.scores[:, 1]).all()
 
 
-def test_bm25_leaves_out_the_commonest_english_words_but_where_there_are_no_others():
+def test_bm25_uses_the_commonest_english_words_only_if_there_are_no_others():
     texts = {"a": "where there is a will", "b": "a plain", "c": "to be or not to be"}
     data = Dataset({"q": Query("q", "There is a storm")}, {id: Document(id, text) for id, text in texts.items()}, {})
     assert BM25Retriever().search(data, 3).documents("q") == []
@@ -293,7 +293,7 @@ def test_bm25_leaves_out_the_commonest_english_words_but_where_there_are_no_othe
     assert BM25Retriever().search(whole, 1).documents("q") == ["c"]
 
 
-def test_a_run_as_a_frame_has_a_row_for_each_document_found():
+def test_the_frame_of_a_run_has_a_row_for_each_document_found():
     frame = BM25Retriever().search(cafe(), 2).to_frame()
     assert frame.query_id.tolist() == ["q1", "q1", "q2"]
     assert frame["rank"].tolist() == [1, 2, 1]
@@ -338,6 +338,24 @@ def test_rank_fusion_adds_one_over_sixty_plus_the_rank():
     assert fused.search(data, 2).documents("q") == ["a", "c"]
 
 
+def test_merged_rankings_equal_the_ranking_of_all_documents_in_any_order():
+    queries, documents = whole_numbers(9, 4, seed=1), whole_numbers(70, 4, seed=2)
+    whole = top_k(queries, documents, 12)
+    for starts in ((0, 30, 65), (65, 0, 30)):
+        parts = [top_k(queries, documents[start:end], 12) for start, end in ((s, {0: 30, 30: 65, 65: 70}[s]) for s in starts)]
+        ranked, scores = merged([(found[0] + start, found[1]) for start, found in zip(starts, parts, strict=True)], 12)
+        np.testing.assert_array_equal(ranked, whole[0])
+        np.testing.assert_array_equal(scores, whole[1])
+
+
+def test_merged_rankings_of_few_documents_are_all_of_them():
+    left = (np.array([[3, 1]]), np.array([[0.5, 0.2]], np.float32))
+    right = (np.array([[0]]), np.array([[0.5]], np.float32))
+    ranked, scores = merged([left, right], 10)
+    assert ranked.tolist() == [[0, 3, 1]]
+    assert scores.tolist() == [[0.5, 0.5, np.float32(0.2)]]
+
+
 def test_best_of_orders_equal_scores_by_position():
     ranked, scores = best_of(np.array([[0.5, 1.0, 0.5, -1.0]], np.float32), 3)
     assert ranked.tolist() == [[1, 0, 2]]
@@ -347,7 +365,7 @@ def test_best_of_orders_equal_scores_by_position():
 # Runs from elsewhere
 
 
-def test_a_run_from_a_dict_is_ranked_by_score_and_ties_stand_in_order_of_id():
+def test_a_run_from_a_dict_is_ranked_by_score_with_ties_in_order_of_id():
     run = Run.from_dict({"q1": {"b": 0.5, "c": 2, "a": 0.5}, "q2": {"c": -3.0}, "q3": {}})
     assert run.query_ids == ("q1", "q2", "q3")
     assert run.document_ids == ("a", "b", "c", "")
@@ -379,7 +397,7 @@ def test_a_run_becomes_a_dict_and_the_same_run_again(retriever):
     assert [again.documents(id) for id in run.query_ids] == [run.documents(id) for id in run.query_ids]
 
 
-def test_a_ranking_from_elsewhere_is_scored_also_where_it_lacks_the_right_document():
+def test_a_foreign_ranking_is_scored_even_if_it_lacks_the_right_document():
     run = Run.from_dict({"q1": {"a": 3.0, "b": 2.0}, "q2": {"a": 1.0}, "q3": {}})
     scores = score_run(run, {"q1": {"b": 1}, "q2": {"z": 1}, "q3": {"a": 1}}, ks=(1, 10))
     assert scores.values["mrr@10"].tolist() == [0.5, 0, 0]
@@ -399,6 +417,6 @@ def test_a_ranking_from_elsewhere_is_scored_also_where_it_lacks_the_right_docume
         ({"q": {"": 1.0}}, "has the document id ''"),
     ],
 )
-def test_a_ranking_that_makes_no_sense_is_refused(rankings, message):
+def test_a_malformed_ranking_is_refused(rankings, message):
     with pytest.raises(DataError, match=message):
         Run.from_dict(rankings)

@@ -228,7 +228,7 @@ def test_files_that_are_none_are_refused_in_one_line(tmp_path):
 
     (tmp_path / "text").write_text("hello")
     save_file({"weight": np.eye(2)}, tmp_path / "other")
-    for name, said in (("text", "cannot be read"), ("other", "is no query adapter"), ("missing", "cannot be read")):
+    for name, said in (("text", "cannot be read"), ("other", "is not a query adapter"), ("missing", "cannot be read")):
         with pytest.raises(ModelError, match=said) as caught:
             load_adapter(tmp_path / name)
         assert "\n" not in str(caught.value)

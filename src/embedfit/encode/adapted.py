@@ -29,11 +29,11 @@ class Adapter:
     """A linear map for the query vectors of one encoder.
 
     Attributes:
-        weight: W; float32, shape (dimensions, dimensions).
-        bias: b; float32, shape (dimensions,).
-        base: Fingerprint of the encoder that it was fitted on.
-        base_name: That encoder's name, for messages.
-        path: The file that it was read from, if it was.
+        weight: Matrix W of q' = (q W + b) / |q W + b|; float32, shape (dimensions, dimensions).
+        bias: Vector b of the same formula; float32, shape (dimensions,).
+        base: Fingerprint of the encoder that the adapter was fitted on.
+        base_name: Name of that encoder, for messages.
+        path: File that the adapter was read from; None if it was not read from one.
     """
 
     weight: Vectors
@@ -44,11 +44,11 @@ class Adapter:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the map and of what it was fitted on."""
+        """A hash of the map and of the base encoder's fingerprint."""
         return hashlib.sha256(self.weight.tobytes() + self.bias.tobytes() + self.base.encode()).hexdigest()
 
     def apply(self, queries: Vectors) -> Vectors:
-        """Return the adapted vectors, of unit length.
+        """Return the adapted vectors, which have unit length.
 
         Args:
             queries: Unit vectors of the base encoder; shape (n, dimensions).
@@ -58,7 +58,7 @@ class Adapter:
         return unit
 
     def save(self, path: str | Path) -> Path:
-        """Write it as a safetensors file, whole or not at all.
+        """Write the adapter as a safetensors file, whole or not at all.
 
         Raises:
             StorageError: The file cannot be written.
@@ -75,7 +75,7 @@ def load_adapter(path: str | Path) -> Adapter:
     """Read an adapter that `Adapter.save` wrote.
 
     Raises:
-        ModelError: It is not there, or not an adapter.
+        ModelError: There is no file at the path, or it is not an adapter.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -83,18 +83,18 @@ def load_adapter(path: str | Path) -> Adapter:
         with safe_open(str(path), framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
-                raise ModelError(f"{path}: is no query adapter; expected a file that embedfit wrote, marked {_FORMAT!r}")
+                raise ModelError(f"{path}: is not a query adapter; expected a file that embedfit wrote, marked {_FORMAT!r}")
             return Adapter(file.get_tensor("weight"), file.get_tensor("bias"), metadata["base"], metadata["base_name"], Path(path))
     except (OSError, SafetensorError, KeyError) as error:
         raise ModelError(f"{path}: cannot be read as a query adapter: {str(error).splitlines()[0]}") from None
 
 
 class AdaptedEncoder(WrappingEncoder):
-    """An encoder whose queries go through an adapter; documents have the vectors that they had.
+    """An encoder whose query vectors go through an adapter; document vectors stay as they are.
 
     Args:
-        encoder: The one that the adapter was fitted on. If it is cached, adapting costs no new encoding.
-        adapter: The map.
+        encoder: Encoder that the adapter was fitted on. If it is cached, adapting encodes nothing anew.
+        adapter: Map of the query vectors.
 
     Raises:
         ModelError: The adapter was fitted on another encoder.
@@ -138,23 +138,23 @@ class AdaptedEncoder(WrappingEncoder):
 def save_adapted(encoder: LocalEncoder, adapter: Adapter, folder: str | Path) -> Path:
     """Write a local model with its adapter as an ordinary sentence-transformers folder.
 
-    A Router behind the model's own modules sends queries through the map and documents past it, so the transformer is
-    stored once. ``SentenceTransformer(folder)`` loads it without embedfit: ``encode_query`` applies the map,
-    ``encode_document`` does not, nor does ``encode``, which knows no task.
+    A Router after the model's own modules sends queries through the map and documents past it, so the transformer is stored once.
+    ``SentenceTransformer(folder)`` loads the model without embedfit. ``encode_query`` applies the map; ``encode_document`` and
+    ``encode``, which knows no task, do not.
 
     Raises:
         ModelError: The adapter was fitted on another encoder.
-        StorageError: The folder cannot be written, or holds something already.
+        StorageError: The folder cannot be written, or is not empty.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise StorageError(f"{folder}: is there already; fix: give another folder, or move it away")
+        raise StorageError(f"{folder}: exists already; fix: give another folder, or move it away")
     return write_adapted(encoder, adapter, folder)
 
 
 def write_adapted(encoder: LocalEncoder, adapter: Adapter, folder: Path) -> Path:
-    """Write what `save_adapted` writes; a model that is there is replaced."""
-    AdaptedEncoder(encoder, adapter)  # refuses another encoder's
+    """Write what `save_adapted` writes, replacing a model in the folder."""
+    AdaptedEncoder(encoder, adapter)  # refuses an adapter of another encoder
     model = _routed(load_model(encoder.folder, encoder.prompts, encoder.pooling), adapter)
     try:
         save_in_place(partial(model.save_pretrained, create_model_card=False), folder)
@@ -171,12 +171,12 @@ def _routed(model: SentenceTransformer, adapter: Adapter) -> SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling
 
     size = len(adapter.bias)
-    if model.truncate_dim:  # the map was fitted on the cut vectors, so they are cut before it
+    if model.truncate_dim:  # the map was fitted on truncated vectors, so it comes after truncation
         sizes = [module.get_embedding_dimension() for module in model.children() if isinstance(module, (Dense, Pooling, Transformer))]
         whole = sizes[-1]
         model.append(Dense(whole, size, bias=False, activation_function=None, init_weight=torch.eye(size, whole)))
     weight = torch.from_numpy(np.ascontiguousarray(adapter.weight.T))
     dense = Dense(size, size, activation_function=None, init_weight=weight, init_bias=torch.from_numpy(adapter.bias.copy()))
-    # Not every model ends in unit vectors, and those are what the adapter was fitted on.
+    # The adapter was fitted on unit vectors, and not every model ends in them.
     model.append(Router.for_query_document([Normalize(), dense, Normalize()], [Normalize()], default_route="document"))
     return model

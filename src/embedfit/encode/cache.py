@@ -1,4 +1,4 @@
-"""Never the same text twice: vectors kept on disk between runs."""
+"""The embedding cache: vectors kept on disk, so that no text is encoded twice."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ from embedfit.files import cache_folder
 
 
 class CachedEncoder(WrappingEncoder):
-    """An encoder that remembers every vector on disk, by fingerprint, kind and text.
+    """An encoder with a cache on disk, keyed by fingerprint, kind and text.
 
-    What is read is checked first: a vector that is damaged, or of another width, is encoded again. Where the disk is full, it
-    goes on without remembering.
+    Vectors are checked when they are read: the text of a damaged vector, or of one of another width, is encoded again. When the
+    disk is full, encoding goes on without the cache.
 
     Args:
-        encoder: What to ask for texts not seen before.
-        folder: Where the cache lives; one SQLite file for each fingerprint, safe to delete.
+        encoder: Encoder of the texts that are not in the cache.
+        folder: Folder of the cache, with one SQLite file for each fingerprint; safe to delete.
+
+    Attributes:
+        path: File of this encoder's vectors.
+        misses: Number of texts that were not in the cache.
     """
 
     def __init__(self, encoder: Encoder, folder: Path | None = None) -> None:
@@ -37,44 +41,44 @@ class CachedEncoder(WrappingEncoder):
         self.misses = 0
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
-        """Return one unit vector per text, asking the encoder only for those not in the cache.
+        """Return one unit vector per text. Only texts that are not in the cache are encoded.
 
-        Beside the vectors it needs 50 bytes for each text, and one slice.
+        Memory beyond the vectors is 50 bytes per text, and one slice.
 
         Raises:
-            ModelError: The encoder gives something other than a vector for each text, or vectors of another width than before.
-            StorageError: The cache's folder cannot be used.
+            ModelError: The encoder returns something other than one vector per text, or vectors of another width than before.
+            StorageError: The folder of the cache cannot be used.
         """
         if not texts:
             return self.encoder.encode(texts, kind)
         keys = _keys(texts, kind)
-        same = _first_of_its_kind(keys)
+        same = _first_rows(keys)
         rows = np.flatnonzero(same == np.arange(len(texts)))
         vectors: Vectors | None = None
         with contextlib.closing(VectorFile(self.path, self.name)) as file:
-            known = np.zeros(len(texts), np.bool_)
-            for some, found in file.read(keys, rows):
-                vectors = np.empty((len(texts), found.shape[1]), np.float32) if vectors is None else vectors
-                vectors[some], known[some] = found, True
-            missing = rows[~known[rows]]
+            is_cached = np.zeros(len(texts), np.bool_)
+            for some, cached in file.read(keys, rows):
+                vectors = np.empty((len(texts), cached.shape[1]), np.float32) if vectors is None else vectors
+                vectors[some], is_cached[some] = cached, True
+            missing = rows[~is_cached[rows]]
             if file.damaged:
                 console.note(f"Warning: {file.damaged:,} of {len(rows):,} vectors in {self.path} are damaged; they are encoded again")
             self.misses += len(missing)
             with console.progress(f"encoding {kind} texts", len(missing)) as done:
                 for part in complete(self.encoder).encode_parts([texts[row] for row in missing], kind):
-                    some, found = missing[part.rows], np.asarray(part.vectors, np.float32)
-                    _check_vectors(found, len(some), self.name)
+                    some, encoded = missing[part.rows], np.asarray(part.vectors, np.float32)
+                    _check_vectors(encoded, len(some), self.name)
                     width = file.width if vectors is None else vectors.shape[1]
-                    if width not in (None, found.shape[1]):
-                        raise other_width(self.name, found.shape[1], width)
-                    file.write(keys[some], found)
-                    vectors = np.empty((len(texts), found.shape[1]), np.float32) if vectors is None else vectors
-                    vectors[some] = found
+                    if width not in (None, encoded.shape[1]):
+                        raise other_width(self.name, encoded.shape[1], width)
+                    file.write(keys[some], encoded)
+                    vectors = np.empty((len(texts), encoded.shape[1]), np.float32) if vectors is None else vectors
+                    vectors[some] = encoded
                     done(len(some))
         assert vectors is not None
-        again = np.flatnonzero(same != np.arange(len(texts)))
-        for start in range(0, len(again), SLICE):
-            some = again[start : start + SLICE]
+        repeated = np.flatnonzero(same != np.arange(len(texts)))
+        for start in range(0, len(repeated), SLICE):
+            some = repeated[start : start + SLICE]
             vectors[some] = vectors[same[some]]
         return vectors
 
@@ -89,7 +93,7 @@ def _check_vectors(vectors: Vectors, count: int, name: str) -> None:
 
 
 def _file_name(fingerprint: str) -> str:
-    """Return a file's name that no other fingerprint has."""
+    """Return a file name that no other fingerprint has."""
     if re.fullmatch(r"[0-9a-f]{64}", fingerprint):
         return fingerprint[:32]
     if re.fullmatch(r"[A-Za-z0-9_-]{1,31}", fingerprint):
@@ -102,11 +106,11 @@ class CachedModel:
     """The vectors of one model in the cache.
 
     Attributes:
-        model: Its name; the file's where an earlier version did not keep it.
-        path: The file.
-        vectors: How many.
-        bytes: On disk.
-        used: When last, in seconds since 1970.
+        model: Name of the model; the name of the file if an earlier version of embedfit wrote it.
+        path: File of the vectors.
+        vectors: Number of vectors.
+        bytes: Size on disk.
+        used: Time of last use, in seconds since 1970.
     """
 
     model: str
@@ -117,7 +121,7 @@ class CachedModel:
 
 
 def cached_models(folder: Path | None = None) -> list[CachedModel]:
-    """Return what is in the cache, the model used last first; files of others are left out."""
+    """Return the models in the cache, the most recently used first; files of other programs are left out."""
     models = []
     for path in reversed(vector_files(folder or cache_folder())):
         with contextlib.suppress(sqlite3.Error, OSError), contextlib.closing(open_read_only(path)) as database:
@@ -130,12 +134,12 @@ def cached_models(folder: Path | None = None) -> list[CachedModel]:
 
 
 def clear_cache(models: Sequence[CachedModel]) -> list[CachedModel]:
-    """Remove models from the cache; returns those that are not removed, as another process uses them."""
+    """Remove models from the cache; returns those that could not be removed because another process uses them."""
     return [model for model in models if not remove_file(model.path)]
 
 
 def _keys(texts: Sequence[str], kind: Kind) -> npt.NDArray[np.uint64]:
-    """Return 16 bytes for each text that no other text has; shape (n, 2)."""
+    """Return 16 bytes for each text, different for different texts; shape (n, 2)."""
     keys = np.empty((len(texts), 2), np.uint64)
     for row, text in enumerate(texts):
         digest = hashlib.blake2b(f"{kind}\0{text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
@@ -143,9 +147,9 @@ def _keys(texts: Sequence[str], kind: Kind) -> npt.NDArray[np.uint64]:
     return keys
 
 
-def _first_of_its_kind(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Return, for each row, the first row that is the same."""
-    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: of those that are equal, the first comes first
+def _first_rows(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Return, for each row, the first row with the same key."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: the first of equal rows comes first
     begins = np.ones(len(keys), np.bool_)
     begins[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
     same = np.empty(len(keys), np.int64)

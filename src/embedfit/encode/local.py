@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 
 _BATCH_TOKENS = {"cpu": 1024}
 _BATCH_TOKENS_ELSEWHERE = 32_768
-"""Padded tokens in a batch: on a processor, what its caches hold (a fifth faster than 4,096); on a device, what fills it."""
+"""Padded tokens in a batch: on a CPU, what its caches hold (a fifth faster than 4,096); on a GPU, what keeps it busy."""
 _FEW = 16
-"""Texts up to this number are left to the library whole."""
+"""Up to this many texts, the library does all the work."""
 
 
 class ModelEncoder:
     """A sentence-transformers model in memory.
 
     Args:
-        model: Loaded; it may be in the middle of its training.
-        prompts: Put before each query and each document.
-        bf16: Whether to run matrix products in bfloat16, under autocast.
-        warns: Whether to say, once for each kind of text, that some are longer than the model reads.
+        model: Loaded model; it may be in training.
+        prompts: Texts put before each query and each document.
+        bf16: Whether matrix products run in bfloat16, under autocast.
+        warns: Whether to warn, once for each kind of text, that some texts are longer than the model reads.
     """
 
     def __init__(self, model: SentenceTransformer, prompts: dict[Kind, str], *, bf16: bool, warns: bool = True) -> None:
@@ -54,23 +54,23 @@ class ModelEncoder:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Warn of long texts once for all that is encoded within, and not of the first part alone."""
+        """Warn of long texts once, about all texts encoded in this context and not about the first part alone."""
         parts = self._parts = {}
         try:
             yield
         finally:
             self._parts = None
-        for kind, found in parts.items():
-            self._warn(Truncation(np.concatenate([part.counts for part in found]), self._limit()), kind)
+        for kind, truncations in parts.items():
+            self._warn(Truncation(np.concatenate([part.counts for part in truncations]), self._limit()), kind)
 
-    def _warn(self, found: Truncation, kind: Kind) -> None:
+    def _warn(self, truncation: Truncation, kind: Kind) -> None:
         if kind not in self._to_warn_of:
             return
         if self._parts is not None:
-            self._parts.setdefault(kind, []).append(found)
-        elif found.cut.any():
+            self._parts.setdefault(kind, []).append(truncation)
+        elif truncation.cut.any():
             self._to_warn_of.remove(kind)
-            console.note(f"Warning: {found.describe(kind)}")
+            console.note(f"Warning: {truncation.describe(kind)}")
 
     @property
     def dimension(self) -> int | None:
@@ -78,12 +78,12 @@ class ModelEncoder:
         return self.model.get_embedding_dimension()
 
     def truncation(self, texts: Sequence[str], kind: Kind) -> Truncation:
-        """Return how much of some texts the model does not read."""
+        """Return how much of the texts the model does not read."""
         counts = self._token_counts(texts, kind)
         return Truncation(counts, self._limit())
 
     def _limit(self) -> int:
-        """Return how many tokens the model reads of a text; a huge number if it has no limit, or one like transformers' 1e30."""
+        """Return the number of tokens that the model reads of a text; a huge number if it has no limit, or one like transformers' 1e30."""
         return min(self.model.max_seq_length or sys.maxsize, sys.maxsize)
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
@@ -109,11 +109,11 @@ class ModelEncoder:
             for batch in length_batches(lengths, _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)):
                 features = {key: value.to(device) if torch.is_tensor(value) else value for key, value in features_of(batch).items()}
                 # The kind is the task that the library's own encode_query and encode_document name: a Router needs it.
-                found = self._output(features, kind)[:, : self.model.truncate_dim].float()
-                found = torch.nn.functional.normalize(found, dim=-1).cpu().numpy()
+                output = self._output(features, kind)[:, : self.model.truncate_dim].float()
+                encoded = torch.nn.functional.normalize(output, dim=-1).cpu().numpy()
                 if vectors is None:
-                    vectors = np.empty((len(texts), found.shape[1]), np.float32)
-                vectors[batch] = found
+                    vectors = np.empty((len(texts), encoded.shape[1]), np.float32)
+                vectors[batch] = encoded
                 done(len(batch))
         assert vectors is not None
         if not np.isfinite(vectors).all():
@@ -128,13 +128,13 @@ class ModelEncoder:
                 raise
             raise ModelError(
                 "the model gives no vector for a whole text: its modules.json names no layer that pools token vectors; "
-                "fix: put its Pooling layer in, or use another model"
+                "fix: add its Pooling layer, or use another model"
             ) from None
 
     def _read(self, texts: Sequence[str], kind: Kind) -> tuple[npt.NDArray[np.int64], Callable[[npt.NDArray[np.int64]], dict[str, Any]]]:
-        """Return how many tokens of each text the model will read, and what makes the features of those at some positions.
+        """Return the number of tokens that the model reads of each text, and a function from positions of texts to their features.
 
-        Texts that it will not read whole are warned of.
+        It warns of texts that the model does not read whole.
         """
         prompt, limit = self.prompts[kind], self._limit()
 
@@ -145,7 +145,7 @@ class ModelEncoder:
             tokens = Tokens(self.model, texts, prompt, kind, alone=True)
             lengths, features_of, counts = tokens.lengths, tokens.padded, tokens.lengths.copy()
             if kind in self._to_warn_of:
-                full = np.flatnonzero(counts >= limit).tolist()  # the others have no more tokens than these
+                full = np.flatnonzero(counts >= limit).tolist()  # no other text has more tokens than these
                 counts[full] = self._token_counts([texts[position] for position in full], kind)
         else:
             counts = self._token_counts(texts, kind)
@@ -154,14 +154,14 @@ class ModelEncoder:
         return lengths, features_of
 
     def _token_counts(self, texts: Sequence[str], kind: Kind) -> npt.NDArray[np.int64]:
-        """Return the number of tokens of each text with its prompt, untruncated (of characters, without a tokenizer)."""
+        """Return the number of tokens of each text with its prompt, untruncated; of characters, if the model has no tokenizer."""
         if not texts:
-            return np.zeros(0, np.int64)  # the tokenizer takes no empty list
+            return np.zeros(0, np.int64)  # the tokenizer refuses an empty list
         tokenizer = self.model.tokenizer
         whole = [self.prompts[kind] + text for text in texts]
         if not callable(tokenizer):
             return np.array([len(text) for text in whole], np.int64)
-        # Not verbose, or the tokenizer would warn of every long text.
+        # If verbose, the tokenizer would warn of every long text.
         encoded = tokenizer(whole, truncation=False, verbose=False, return_attention_mask=False)
         return np.array([len(ids) for ids in encoded["input_ids"]], np.int64)
 
@@ -171,8 +171,8 @@ class Truncation:
     """How much of some texts a model reads.
 
     Attributes:
-        counts: Tokens of each text.
-        limit: Tokens that the model reads.
+        counts: Number of tokens of each text; shape (texts,).
+        limit: Number of tokens that the model reads of a text.
     """
 
     counts: npt.NDArray[np.int64]
@@ -180,16 +180,16 @@ class Truncation:
 
     @property
     def cut(self) -> npt.NDArray[np.bool_]:
-        """Which texts are longer than the limit."""
+        """Whether each text is longer than the limit; shape (texts,)."""
         return self.counts > self.limit
 
     @property
     def share_lost(self) -> float:
-        """Tokens that are not read, of all tokens."""
+        """Share of all tokens that the model does not read, from 0 to 1."""
         return float(np.maximum(self.counts - self.limit, 0).sum() / max(1, self.counts.sum()))
 
     def describe(self, kind: Kind) -> str:
-        """Return one line on it."""
+        """Return a sentence about the texts that are cut."""
         return (
             f"{self.cut.sum():,} of {len(self.counts):,} {kind} texts are longer than the {self.limit} tokens the model reads: "
             f"{self.share_lost:.1%} of all their tokens are lost"
@@ -200,18 +200,19 @@ class LocalEncoder(BaseEncoder):
     """A sentence-transformers model on this machine, loaded when first needed.
 
     Args:
-        name: A folder, a Hub name, or ``all-MiniLM-L6-v2`` (offline).
-        query_prompt: Put before each query; by default the model's own prompt, if it has one.
-        document_prompt: Put before each document, likewise.
-        precision: ``bf16`` runs matrix products in bfloat16 under autocast; ``auto`` does where that is faster.
-        pooling: How token vectors become one, for a folder that does not say so.
+        name: A folder, a name on the Hub, or ``all-MiniLM-L6-v2`` (offline).
+        query_prompt: Text put before each query; by default the model's own query prompt, if it has one.
+        document_prompt: Text put before each document; by default the model's own document prompt, if it has one.
+        precision: ``bf16`` runs matrix products in bfloat16 under autocast; ``auto`` does so where it is faster.
+        pooling: Pooling of token vectors, for a model whose folder does not name one.
 
     Attributes:
-        pooling: The pooling that is put in, where the folder does not say its own; else None.
+        folder: Folder of the model.
+        pooling: Pooling that is added because the folder names none; None if the folder names one.
 
     Raises:
         ModelError: The model cannot be found, has no safetensors weights, is of another type (a cross-encoder, a sparse encoder), or
-            says another pooling.
+            names another pooling.
     """
 
     def __init__(
@@ -237,9 +238,9 @@ class LocalEncoder(BaseEncoder):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of weights, tokenizer, pooling, prompts and precision, and of the library that applies them."""
+        """A hash of weights, tokenizer, pooling, prompts and precision, and of the versions of the libraries."""
         libraries = [version(name) for name in ("sentence-transformers", "transformers", "torch")]
-        # What "auto" becomes depends on the device and the processor; asking torch for it would take seconds.
+        # What "auto" becomes depends on the device and the processor. To ask torch would take seconds.
         where = [processor(), Path("/dev/nvidia0").exists(), os.environ.get("CUDA_VISIBLE_DEVICES")]
         described = [*self._read_as, libraries, where, self.prompts, self.precision]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
@@ -266,13 +267,13 @@ class LocalEncoder(BaseEncoder):
 
     @property
     def _read_as(self) -> list[Any]:
-        """The files, and what is put in beside them."""
+        """Hashes of the files, and the pooling that is added."""
         return [self._files, *([self.pooling] if self.pooling else [])]
 
     @cached_property
     def _files(self) -> list[list[str]]:
         files = {*weights_of(self.folder), *(path for end in ("json", "txt", "model") for path in self.folder.rglob(f"*.{end}"))}
-        files = {path for path in files if path.name != "embedfit.json"}  # what is published beside a model is no part of it
+        files = {path for path in files if path.name != "embedfit.json"}  # published beside a model, and no part of it
         return [[str(path.relative_to(self.folder)), file_sha256(path)] for path in sorted(files)]
 
     @cached_property
@@ -290,25 +291,25 @@ class LocalEncoder(BaseEncoder):
         return self.loaded.encode(texts, kind)
 
     def encode_parts(self, texts: Sequence[str], kind: Kind) -> Iterator[Part]:
-        """Yield the vectors slice by slice, and warn of long texts when all of them are counted."""
+        """Yield the vectors slice by slice, and warn of long texts once all of them are counted."""
         with self.loaded.together():
             for rows in slices(texts):
                 yield Part(rows, self.encode([texts[row] for row in rows], kind))
 
 
 def load_model(folder: Path, prompts: dict[Kind, str] | None = None, pooling: str | None = None) -> SentenceTransformer:
-    """Return the sentence-transformers model of a folder, in fp32, set to what is measured of it.
+    """Return the sentence-transformers model of a folder, in fp32, with the settings that it is measured with.
 
-    Saved again it says so: these prompts and no default one, cosine similarity, and unit vectors where it was made for another
-    similarity, so that a client that takes the dot product ranks alike.
+    A copy saved from it keeps these settings: the prompts without a default one, cosine similarity, and unit vectors if the model was
+    made for another similarity, so that a client that uses the dot product ranks alike.
 
     Args:
-        folder: Of the model.
-        prompts: Its prompts from here on; None for those it has.
-        pooling: Put in place of the library's guess, for a folder that does not say its own; None for none.
+        folder: Folder of the model.
+        prompts: Prompts to set; None to keep those of the folder.
+        pooling: Pooling to add, for a folder that names none; None to add none.
 
     Raises:
-        ModelError: The library cannot load it, or it has no tokens to pool.
+        ModelError: The library cannot load the model, or the model has no token vectors to pool.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Normalize
@@ -318,14 +319,14 @@ def load_model(folder: Path, prompts: dict[Kind, str] | None = None, pooling: st
         model = SentenceTransformer(
             str(folder), trust_remote_code=False, local_files_only=True, model_kwargs={"use_safetensors": True, "dtype": "float32"}
         )
-    except Exception as error:  # the library raises whatever its parts raise
+    except Exception as error:  # the library raises whatever its dependencies raise
         raise ModelError(f"model folder {folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     for kind, prompt in (prompts or {}).items():
         for alias in PROMPT_NAMES[kind]:
             model.prompts.pop(alias, None)
             if model.default_prompt_name == alias:
                 model.default_prompt_name = None
-        # An empty one too, so that the saved model gives anybody the vectors that were measured.
+        # Empty prompts are set too, so that the saved model gives everybody the vectors that were measured.
         model.prompts[kind] = prompt
     model.default_prompt_name = None
     if pooling:
@@ -338,7 +339,7 @@ def load_model(folder: Path, prompts: dict[Kind, str] | None = None, pooling: st
 
 
 def quiet_libraries() -> None:
-    """Keep transformers' own progress bars and notices off the terminal."""
+    """Switch off the progress bars and notices of transformers."""
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -353,7 +354,7 @@ _TIMED_QUERIES, _TIMED_REMOTE = 64, 5
 
 
 def seconds_alone(encoder: Encoder, texts: Sequence[str]) -> float:
-    """Return the mean seconds that an encoder takes for one query, one at a time as they come in production."""
+    """Return the mean seconds that an encoder takes for a query, encoded alone as in production."""
     # Each text sent to an API is paid for, and the network takes most of the time.
     texts = texts[: _TIMED_REMOTE if complete(encoder).remote else _TIMED_QUERIES]
     encoder.encode(texts[:1], "query")

@@ -1,4 +1,4 @@
-"""Which numbers a model computes with, and where bf16 pays."""
+"""The precision that a model computes in, and where bf16 is faster."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def autocast(device: str, bf16: bool) -> contextlib.AbstractContextManager[objec
 
 @contextlib.contextmanager
 def without_cudnn_attention(device: str) -> Iterator[None]:
-    """Leave attention on a GPU to torch's own fused kernels.
+    """Compute attention on a GPU with torch's own fused kernels.
 
-    cuDNN's are planned anew for every shape, for tens of milliseconds, and here nearly every batch has a shape of its own
+    cuDNN plans its kernels anew for every shape, which takes tens of milliseconds, and here nearly every batch has a new shape
     (docs/decisions.md).
     """
     if device != "cuda":
@@ -48,11 +48,11 @@ def without_cudnn_attention(device: str) -> Iterator[None]:
 
 
 def use_bf16(precision: Precision, device: str) -> bool:
-    """Return whether to compute in bfloat16: asked for, or ``auto`` where it is faster.
+    """Return whether to compute in bfloat16: if it is asked for, or if ``auto`` is asked for and it is faster.
 
-    On a GPU that has it, it is. On a processor the flag says little: with AMX it is several times faster than fp32,
-    with AVX-512 alone it was half as fast on the machine where this was measured (docs/decisions.md). So both are
-    tried once for each kind of processor, and the answer is kept beside the embedding cache.
+    On a GPU that supports bfloat16, it is faster. On a CPU the flag says little: with AMX it is several times faster than fp32, with
+    AVX-512 alone it was half as fast on the machine where this was measured (docs/decisions.md). So both are timed once for each
+    kind of CPU, and the answer is kept beside the embedding cache.
 
     Raises:
         ConfigError: The precision is unknown.
@@ -89,11 +89,14 @@ def _bf16_pays_here() -> bool:
 def matmul_seconds(
     dtype: torch.dtype, size: tuple[int, int, int] = (1024, 384, 1536), *, device: str = "cpu", hopeless: float = math.inf
 ) -> float:
-    """Return the seconds of one product (m, k) x (k, n) of a transformer's usual shape: the best of 20, or of 2 if that is hopeless."""
+    """Return the seconds of one product (m, k) x (k, n), by default of a transformer's usual shape.
+
+    It is the best of 20 runs; of 2, if both take longer than ``hopeless`` seconds.
+    """
     import torch
 
     m, k, n = size
-    # Of random numbers: with ones, a GPU needs less power and is faster.
+    # Random numbers: with ones, a GPU needs less power and is faster.
     left, right = (torch.randn(size, device=device).to(dtype) for size in ((m, k), (k, n)))
     best = float("inf")
     for tried in range(20):
@@ -108,7 +111,7 @@ def matmul_seconds(
 
 
 def processor() -> str:
-    """Return the processor's features as one text, from /proc/cpuinfo; empty elsewhere."""
+    """Return the kind of CPU: the architecture and a hash of its vector extensions; where /proc/cpuinfo is missing, its name."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("flags"):

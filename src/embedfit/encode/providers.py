@@ -1,4 +1,4 @@
-"""How each provider is asked for vectors, and what its refusals mean."""
+"""How to ask each provider for vectors, and what its refusals mean."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _TIMEOUT = 60.0
 Provider: TypeAlias = Literal["openai", "hf-inference"]
 Ask: TypeAlias = Callable[[list[str]], tuple[Vectors, int | None]]
 Answers: TypeAlias = list[tuple[list[int], Vectors]]
-"""Positions of texts, and their vectors."""
+"""Pairs of positions of texts and their vectors, one for each answered request."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Address:
     """Where a remote encoder is, and what to ask it for.
 
     Attributes:
-        provider: How to ask.
-        model: Its name there; of a Hugging Face endpoint, its URL.
-        url: Up to ``/embeddings``, with Azure's ``?api-version=`` if there is one, or of the endpoint; None for a model that Hugging Face
-            serves by name.
-        dimensions: How many to ask for; None for all.
+        provider: Protocol to ask with.
+        model: Name of the model at the host; for a Hugging Face endpoint, its URL.
+        url: URL up to ``/embeddings``, with Azure's ``?api-version=`` if it has one, or URL of the endpoint; None for a model that
+            Hugging Face serves by name.
+        dimensions: Number of dimensions to ask for; None for all.
     """
 
     provider: Provider
@@ -59,10 +59,10 @@ class Address:
 
     @classmethod
     def of(cls, name: str) -> Address:
-        """Read a name; see the module for what it looks like.
+        """Read the name of a remote encoder, such as ``openai:MODEL@URL``.
 
         Raises:
-            ConfigError: It is not one, or its URL holds a password or an unknown query; neither is shown.
+            ConfigError: The name has another form, or its URL holds a password or an unknown query; neither is shown.
         """
         provider, _, rest = name.partition(":")
         if provider == "hf-inference":
@@ -107,12 +107,12 @@ class Address:
 
     @property
     def host(self) -> str:
-        """The host's name, and port if it says one."""
+        """Name of the host, with the port if the URL has one."""
         return urlsplit(self.url).netloc if self.url else "huggingface.co"
 
     @property
     def variable(self) -> str:
-        """The environment variable that holds the key for this host."""
+        """Environment variable with the key for this host."""
         if self.provider == "openai" and openais(self.url or OPENAI):
             return "OPENAI_API_KEY"
         name = self.host.partition(":")[0]
@@ -130,10 +130,10 @@ class Failure(Exception):
     """A request that was not answered with vectors.
 
     Attributes:
-        complaint: What the host says, or what is known of the connection.
-        status: Of HTTP, or that in an error's body under 200; None if there was no answer.
-        wait: Seconds that it asks for; None if it does not.
-        breaks: Whether the request was sent, and the connection then broke or timed out.
+        complaint: Reason that the host gives, or that the connection failed for.
+        status: HTTP status, or the status in the body of an error under 200; None if there was no answer.
+        wait: Seconds that the host asks to wait; None if it does not ask.
+        breaks: Whether the connection broke or timed out after the request was sent.
     """
 
     def __init__(
@@ -147,18 +147,18 @@ class Failure(Exception):
 
     @property
     def quota(self) -> bool:
-        """Whether the account can buy no more, which waiting does not mend."""
+        """Whether the account can buy no more, which no waiting changes."""
         return quota_spent(self.status or 0, self.complaint)
 
     @property
     def too_much(self) -> bool:
-        """Whether less might be taken: fewer texts, or all but one of them. A wrong key, which some hosts call 400, stays wrong."""
+        """Whether the host may take fewer texts, or all but one of them. A wrong key, to which some hosts answer 400, stays wrong."""
         wrong_key = self.status == 400 and self.complaint.status in KEY_REFUSED and not self._of_its_size
         return not self.quota and not wrong_key and (self.status in (200, 400, 413, 422, 424) or self._of_its_size)
 
     @property
     def _of_its_size(self) -> bool:
-        """Whether the host says that a request is too large, rather than that there are too many of them."""
+        """Whether the host says that the request is too large, and not that there are too many requests."""
         return self.status in (400, 429) and bool(_LARGE_BATCH.search(self.complaint.message))
 
     @property
@@ -175,11 +175,11 @@ _LARGE_BATCH = re.compile(
 
 
 def key_of(address: Address) -> str | None:
-    """Return the key for a host, or None where it may do without.
+    """Return the key for a host; None if there is none and the host may need none.
 
     Raises:
-        ModelError: There is none, and it cannot do without.
-        ConfigError: It cannot be sent in a header.
+        ModelError: There is no key, and the host needs one.
+        ConfigError: The key cannot be sent in a header.
     """
     variable = address.variable
     key = hub_token() if variable == "HF_TOKEN" else key_in(variable)
@@ -191,7 +191,7 @@ def key_of(address: Address) -> str | None:
 
 
 def openai_asker(address: Address, key: str | None) -> Ask:
-    """Return how to ask an OpenAI-compatible server, by OpenAI's SDK."""
+    """Return a function that asks an OpenAI-compatible server, with OpenAI's SDK."""
     openai = require("openai", extra="openai")
     host = openai_host(address.url or OPENAI, key)
     # A redirect would take the headers to another host.
@@ -226,7 +226,7 @@ _NO_CONNECTION = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError",
 
 
 def _told(error: BaseException) -> str:
-    """Return what a connection's error says, without an address that it may name."""
+    """Return the message of a connection's error, without the addresses in it."""
     return re.sub(r"\S+://\S+", "...", str(error)) or type(error).__name__
 
 
@@ -234,27 +234,27 @@ def _in_order(rows: list[Any], count: int, where: str) -> Vectors:
     """Return the vectors of ``data`` in the order of the texts, by ``index``.
 
     Raises:
-        ModelError: An index or a vector is not what it should be.
+        ModelError: An index or a vector is missing, repeated or malformed.
     """
-    found: list[Any] = [None] * count
+    vectors: list[Any] = [None] * count
     if len(rows) != count:
         raise ModelError(f"{where} with {len(rows):,} vectors; expected one vector for each of {count:,} texts")
     for row in rows:
         index = row.get("index") if isinstance(row, dict) else None
-        if type(index) is not int or not 0 <= index < count or found[index] is not None:
+        if type(index) is not int or not 0 <= index < count or vectors[index] is not None:
             seen = shown(row.get("index")) if isinstance(row, dict) and "index" in row else "none"
             raise ModelError(f"{where} with a vector whose index is {seen}; expected each of 0 to {count - 1:,} once")
-        found[index] = _vector(row.get("embedding"))
-        if found[index] is None:
+        vectors[index] = _vector(row.get("embedding"))
+        if vectors[index] is None:
             seen = shown(row.get("embedding"), 40)
             raise ModelError(f"{where} with {seen} as embedding; expected numbers")
-        if len(found[index]) != len(found[rows[0]["index"]]):
+        if len(vectors[index]) != len(vectors[rows[0]["index"]]):
             raise ModelError(f"{where} with vectors of different lengths")
-    return np.stack(found) if found else np.zeros((0, 0), np.float32)
+    return np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
 
 
 def _vector(value: Any) -> Vectors | None:
-    """Return an embedding, as numbers or as base64 of little-endian float32; None if it is neither."""
+    """Return an embedding given as numbers or as base64 of little-endian float32; None if it is neither."""
     try:
         if isinstance(value, str):
             return np.frombuffer(base64.b64decode(value, validate=True), "<f4")
@@ -265,7 +265,7 @@ def _vector(value: Any) -> Vectors | None:
 
 
 def _tokens(usage: Any) -> int | None:
-    """Return the tokens that a server counted, None if it says no number."""
+    """Return the number of tokens that a server counted; None if it gives no number."""
     for name in ("total_tokens", "prompt_tokens"):
         count = usage.get(name) if isinstance(usage, dict) else None
         if type(count) is int and 0 <= count < 2**53:
@@ -274,20 +274,20 @@ def _tokens(usage: Any) -> int | None:
 
 
 def hugging_face_asker(address: Address, key: str | None) -> Ask:
-    """Return how to ask Hugging Face Inference, by its own client."""
+    """Return a function that asks Hugging Face Inference, with its own client."""
     from huggingface_hub import InferenceClient, get_session
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
     lost: Any = HfHubHTTPError.__mro__[1]  # HTTPError of the HTTP library that the client uses; its versions differ
-    # Without a key the client would look for the user's token itself, whatever the host.
+    # Without a key, the client would send the user's token to any host.
     headers = {} if key else {"authorization": None}
     last = threading.local()
 
     class Client(InferenceClient):
-        """Keeps the body of the last answer, since the client turns anything that numpy can read into vectors.
+        """Keeps the body of the last answer, because the client turns anything that numpy can read into vectors.
 
-        It follows no redirect, which would take the texts to another host; the session that it shares with downloads has to.
+        It follows no redirects, which would take the texts to another host. The session, shared with downloads, has to follow them.
         """
 
         def _inner_post(self, request_parameters: Any, *, stream: bool = False) -> Any:
@@ -313,8 +313,8 @@ def hugging_face_asker(address: Address, key: str | None) -> Ask:
         last.body = b""
         where = f"hf-inference:{address.host if address.url else address.model}: {address.host} answered 200"
         try:
-            # A local model cuts long texts as well.
-            found = client.feature_extraction(texts, truncate=True)  # type: ignore[arg-type]
+            # A local model truncates long texts too.
+            vectors = client.feature_extraction(texts, truncate=True)  # type: ignore[arg-type]
         except HfHubHTTPError as error:
             complaint = complaint_of(error.response.content)
             complaint = complaint if complaint.message else Complaint(_told(error))
@@ -329,8 +329,8 @@ def hugging_face_asker(address: Address, key: str | None) -> Ask:
                 raise Failure(complaint_of(last.body), 200) from None
             raise ModelError(f"{where} with {described(last.body)}; expected one vector for each text") from None
         rows = read_json(last.body) if isinstance(last.body, bytes) else None
-        if isinstance(rows, list) and any(_vector(row) is None for row in rows) and found.ndim == 2:
+        if isinstance(rows, list) and any(_vector(row) is None for row in rows) and vectors.ndim == 2:
             raise ModelError(f"{where} with something other than numbers in a vector")
-        return found, None
+        return vectors, None
 
     return ask

@@ -1,8 +1,8 @@
-"""A saved model in the form that older readers know too: sentence-transformers since 5.1, text-embeddings-inference.
+"""A saved model in the form that older readers understand: sentence-transformers since 5.1, text-embeddings-inference.
 
-sentence-transformers 6 names its modules and their settings in a new way, and still reads the old one. Where the old form says the
-same, it is what embedfit writes. Where it does not, the new one stays: an older reader then refuses the model, and does not
-misread it.
+sentence-transformers 6 has new names for its modules and their settings, and still reads the old ones. If the old form can express
+the same model, embedfit writes the old form. If not, the new form stays: an older reader then refuses the model and does not misread
+it.
 """
 
 from __future__ import annotations
@@ -22,21 +22,17 @@ _TRANSFORMER = {
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "module_output_name": "token_embeddings",
 }
-"""What the old form takes for granted."""
+"""Settings that the old form implies."""
 _NAMES = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
 _NO_LIMIT = 1_000_000
 
 
 class _NotTheSame(Exception):
-    """The old form has no way to say it."""
+    """The old form cannot express the model."""
 
 
 def older_form(folder: Path) -> dict[str, bytes] | None:
-    """Return what a saved model's files must hold for older readers: path in the folder -> content, of those that change.
-
-    Returns:
-        None where the old form cannot say the same.
-    """
+    """Return the files to change for older readers: path in the folder -> new content; None if the old form cannot express the model."""
     changed: dict[str, Settings | list[Settings]] = {}
     try:
         modules = _read(folder / "modules.json")
@@ -44,7 +40,7 @@ def older_form(folder: Path) -> dict[str, bytes] | None:
         for module in modules:
             changed |= _module(folder, module["type"], module["path"])
         if _mentions_rope(_read(folder / "config.json")):
-            raise _NotTheSame  # transformers 5 has other names for it, and older ones would go on with their defaults
+            raise _NotTheSame  # transformers 5 has other names for it, and older versions would use their defaults
         tokenizer = _read(folder / "tokenizer_config.json")
         if tokenizer.get("tokenizer_class") == "TokenizersBackend":
             changed["tokenizer_config.json"] = {**tokenizer, "tokenizer_class": "PreTrainedTokenizerFast"}
@@ -54,13 +50,13 @@ def older_form(folder: Path) -> dict[str, bytes] | None:
 
 
 def write_older_form(folder: Path) -> None:
-    """Put a saved model into the form that older readers know too, where that says the same."""
+    """Rewrite a saved model in the old form, if that can express it."""
     for name, content in (older_form(folder) or {}).items():
         (folder / name).write_bytes(content)
 
 
 def _module(folder: Path, type: str, path: str) -> dict[str, Any]:
-    """Return the old settings of a module and of those in it, by path."""
+    """Return the old settings of a module and of the modules in it, by path."""
     name = type.rpartition(".")[2]
     if name == "Transformer" and path == "":
         return {"sentence_bert_config.json": _transformer(_read(folder / "sentence_bert_config.json"), folder)}
@@ -74,7 +70,7 @@ def _module(folder: Path, type: str, path: str) -> dict[str, Any]:
         return {f"{path}/router_config.json": {**settings, "types": types, "parameters": parameters}, **merged}
     if name == "Normalize":
         _only(_without_names(_read(folder / path / "config.json")) if (folder / path / "config.json").exists() else {})
-        return {}  # older readers read none of it
+        return {}  # older readers read no settings of it
     settings = _read(folder / path / "config.json")
     if name == "Dense":
         settings = _without_names(settings)

@@ -1,6 +1,6 @@
-"""Encoders that live elsewhere: any OpenAI-compatible ``/v1/embeddings``, and Hugging Face Inference.
+"""Encoders behind an API: any OpenAI-compatible ``/v1/embeddings``, and Hugging Face Inference.
 
-A remote encoder is named like a local one, and stands wherever a local one does:
+The name of a remote encoder stands wherever the name of a local one does:
 
     openai:MODEL[?dimensions=N][@URL]    openai:text-embedding-3-large
                                          openai:BAAI/bge-m3@http://localhost:8080/v1    (TEI, vLLM, Ollama ...)
@@ -8,10 +8,10 @@ A remote encoder is named like a local one, and stands wherever a local one does
     hf-inference:MODEL                   hf-inference:BAAI/bge-base-en-v1.5
     hf-inference:URL                     hf-inference:https://abc.endpoints.huggingface.cloud
 
-No folder and no name on the Hub begins so: a name on the Hub has no colon, and a folder that has one can be given as ``./openai:x``.
+No other name begins like this: a name on the Hub has no colon, and a folder with a colon can be written ``./openai:x``.
 
-A key goes to its own host and nowhere else: ``OPENAI_API_KEY`` to the host of ``OPENAI_BASE_URL``, or else api.openai.com; ``HF_TOKEN``
-to huggingface.co and huggingface.cloud; to any other host the key of its own variable (`key_variable`), or none.
+A key goes to its own host and nowhere else: ``OPENAI_API_KEY`` to the host of ``OPENAI_BASE_URL``, or else to api.openai.com;
+``HF_TOKEN`` to huggingface.co and huggingface.cloud. Any other host gets the key in its own variable (`key_variable`), or none.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ PRICES = {"text-embedding-3-small": 0.02, "text-embedding-3-large": 0.13, "text-
 _OPENAI_TEXTS, _OPENAI_TOKENS = 2048, 300_000
 """What api.openai.com takes in one request."""
 _SERVER_TEXTS, _SERVER_BYTES = 32, 1_000_000
-"""What any server takes: text-embeddings-inference, unless told otherwise, refuses more than 32 texts and 2 MB."""
+"""What any server takes in one request: text-embeddings-inference by default refuses more than 32 texts and 2 MB."""
 _CONCURRENT = 8
 _RETRIES = Retries(tries=7, first_wait=0.5, patience=900.0)
 _TRIES_WHOLE, _TRIES_ALONE = 2, 3
-"""How often a request is sent that breaks the server, before it is cut in halves; and what is left of it as a single text."""
+"""Tries of a request that breaks the server: before it is cut in halves, and for a single text that is left of it."""
 
 
 def is_remote(name: str) -> bool:
-    """Return whether a model's name is one of an encoder that lives elsewhere."""
+    """Return whether a model's name is that of an encoder behind an API."""
     return name.startswith(("openai:", "hf-inference:"))
 
 
@@ -57,10 +57,10 @@ class Spent:
     """What an encoder has bought, in this process.
 
     Attributes:
-        texts: Sent and answered.
-        requests: Answered.
-        tokens: As the host counted them; None if it does not say.
-        dollars: At the price per token; None if the tokens or the price are not known.
+        texts: Number of texts that were answered with vectors.
+        requests: Number of requests that were answered with vectors.
+        tokens: Number of tokens by the host's count; None if the host does not tell.
+        dollars: Cost in US dollars; None if the tokens or the price are not known.
     """
 
     texts: int = 0
@@ -69,7 +69,7 @@ class Spent:
     dollars: float | None = 0.0
 
     def __str__(self) -> str:
-        """Return it in words."""
+        """Return the amounts as a phrase."""
         tokens = "tokens not told" if self.tokens is None else f"{self.tokens:,} tokens"
         dollars = "price not known" if self.dollars is None else f"US${self.dollars:.4f}"
         requests = "1 request" if self.requests == 1 else f"{self.requests:,} requests"
@@ -79,20 +79,20 @@ class Spent:
 class RemoteEncoder(BaseEncoder):
     """An encoder behind an API. Put a `CachedEncoder` around it, and nothing is bought twice.
 
-    Requests go out side by side, within what the host takes in one. Where it asks for time (429, Retry-After), all of them
-    wait; where it fails (5xx, a dropped connection), a request is sent again after growing, random pauses. What cannot get better
-    by trying again (a refused key, an account without quota) stops at once.
+    Requests are sent in parallel, each within the host's limits. If the host asks for time (429, Retry-After), all of them wait. If it
+    fails (5xx, a dropped connection), the request is sent again after growing, random pauses. An error that trying again cannot mend
+    (a refused key, an account without quota) stops everything at once.
 
     Args:
-        name: Like ``openai:text-embedding-3-large``; see the module.
-        query_prompt: Put before each query.
-        document_prompt: Put before each document.
+        name: Name such as ``openai:text-embedding-3-large``; see the module.
+        query_prompt: Text put before each query.
+        document_prompt: Text put before each document.
         price: US dollars for a million tokens; by default from `PRICES`, for api.openai.com.
-        concurrent: Requests under way at a time.
+        concurrent: Number of requests in flight at a time.
 
     Raises:
-        ConfigError: The name is none, or the price is not one.
-        ModelError: The key is not set.
+        ConfigError: The name is not that of a remote encoder, or the price is negative or not finite.
+        ModelError: The host needs a key, and none is set.
     """
 
     remote = True
@@ -117,7 +117,7 @@ class RemoteEncoder(BaseEncoder):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of host, model, dimensions and prompts: what is known of a model whose weights are not."""
+        """A hash of host, model, dimensions and prompts: all that is known of a model whose weights are not."""
         address = self.address
         described = ["remote", address.provider, address.model, address.url, address.dimensions, self.prompts]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
@@ -131,24 +131,24 @@ class RemoteEncoder(BaseEncoder):
         """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions).
 
         Raises:
-            ModelError: The host refuses, or gives something other than a vector for each text.
-            OfflineError: It cannot be reached.
+            ModelError: The host refuses the texts, or answers with something other than one vector per text.
+            OfflineError: The host cannot be reached.
         """
         vectors: Vectors = np.zeros((len(texts), self.dimension or 0), np.float32)
-        for positions, found in self.encode_parts(texts, kind):
-            if vectors.shape[1] != found.shape[1]:
-                vectors = np.zeros((len(texts), found.shape[1]), np.float32)
-            vectors[positions] = found
+        for positions, part in self.encode_parts(texts, kind):
+            if vectors.shape[1] != part.shape[1]:
+                vectors = np.zeros((len(texts), part.shape[1]), np.float32)
+            vectors[positions] = part
         return vectors
 
     def encode_parts(self, texts: Sequence[str], kind: Kind) -> Iterator[Part]:
-        """Yield the vectors of each request as it is answered, so that what was paid for can be kept.
+        """Yield the vectors of each request when it is answered, so that vectors that were paid for can be kept.
 
         Raises:
-            ModelError: As `encode`; what was answered until then has been yielded.
-            OfflineError: Likewise.
+            ModelError: The host refuses some texts. Vectors that were answered before have been yielded.
+            OfflineError: The host cannot be reached.
         """
-        # No API takes an empty text, and half a surrogate pair cannot be sent.
+        # No API takes an empty text, and a lone surrogate cannot be sent.
         whole = [((self.prompts[kind] + text) or " ").encode("utf-8", "replace").decode() for text in texts]
         before, stop, ask = self.spent, threading.Event(), self._ask
         executor = ThreadPoolExecutor(self.concurrent)
@@ -160,7 +160,7 @@ class RemoteEncoder(BaseEncoder):
                     ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     for future in ready:
                         answers, refusal = future.result()
-                        problem = problem or refusal  # what others are being answered meanwhile is still taken in
+                        problem = problem or refusal  # answers to requests in flight are still taken in
                         for positions, vectors in answers:
                             if width not in (None, vectors.shape[1]):
                                 raise ModelError(f"{self.name} gave vectors of {width} and of {vectors.shape[1]} dimensions")
@@ -173,12 +173,12 @@ class RemoteEncoder(BaseEncoder):
             stop.set()
             executor.shutdown(wait=False, cancel_futures=True)
             bought = _difference(self.spent, before)
-            if bought.texts > 1:  # the cost of one query is no news
+            if bought.texts > 1:  # the cost of one query is not worth a line
                 console.note(f"{self.name}: {bought}")
 
     def _cut(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        """Yield the positions of texts that may go in one request."""
-        # A token of a byte-level tokenizer stands for one byte or more, so bytes are an upper bound that needs no tokenizer.
+        """Yield the positions of the texts of each request."""
+        # A token of a byte-level tokenizer is one byte or more, so the number of bytes is an upper bound without a tokenizer.
         most, most_bytes = (_OPENAI_TEXTS, _OPENAI_TOKENS) if self.address.metered else (_SERVER_TEXTS, _SERVER_BYTES)
         batch: list[int] = []
         size = 0
@@ -195,17 +195,17 @@ class RemoteEncoder(BaseEncoder):
     def _answers(
         self, ask: Ask, positions: list[int], texts: Sequence[str], stop: threading.Event, failures: int | None = None
     ) -> tuple[Answers, EmbedfitError | None]:
-        """Ask for some texts until there is an answer, in halves if they are too many for one request or one of them breaks the server.
+        """Send a request until it is answered, in halves if it is too large or one of its texts breaks the server.
 
         Args:
-            ask: Sends one request.
-            positions: Of the texts to ask for.
-            texts: All of them.
-            stop: Set when nothing more is to be sent.
-            failures: How often the server has failed in a row on what these texts are a half of; None if they are a whole request.
+            ask: Function that sends one request.
+            positions: Positions of the texts of this request.
+            texts: Texts of all requests.
+            stop: Event that is set when nothing more is to be sent.
+            failures: Number of failures in a row of the request that this one is a half of; None for a whole request.
 
         Returns:
-            What was answered, and why that is not all.
+            The answers, and the error that kept them from being complete, else None.
         """
         tries, halved, failures = 0, failures is not None, failures or 0
         while not stop.wait(max(0.0, self._free_at - time.monotonic())):
@@ -226,14 +226,14 @@ class RemoteEncoder(BaseEncoder):
                 limit = _RETRIES.limit(unreachable=failure.status is None and not self._answered)
                 alone = halved and len(positions) == 1 and tries >= _TRIES_ALONE
                 if not failure.again or failures >= limit or alone or _RETRIES.is_too_long(failure.wait):
-                    stop.set()  # here, before this thread begins another request
+                    stop.set()  # before this thread begins another request
                     return [], self._refusal(failure, failures, positions, texts)
                 self._pause(failure, failures, stop)
                 continue
             except EmbedfitError as error:
                 stop.set()
                 return [], error
-            except Exception as error:  # a library's own, or a server nobody thought of: one line, not a traceback from a thread
+            except Exception as error:  # a library's own error, or an answer of no known form: one line, and no traceback from a thread
                 stop.set()
                 return [], ModelError(f"{self.name}: {self.address.host} gave no vectors ({type(error).__name__})")
             with self._lock:
@@ -262,7 +262,7 @@ class RemoteEncoder(BaseEncoder):
         return Spent(self.spent.texts + texts, self.spent.requests + 1, total, dollars)
 
     def _checked(self, vectors: Vectors, count: int) -> Vectors:
-        """Return the vectors at unit length."""
+        """Return the vectors scaled to unit length."""
         if vectors.ndim != 2 or len(vectors) != count:
             kind = "a vector for each token" if vectors.ndim == 3 else f"an array of shape {vectors.shape}"
             raise ModelError(f"{self.name} gave {kind}; expected one vector for each of {count:,} texts")
@@ -277,7 +277,7 @@ class RemoteEncoder(BaseEncoder):
         return unit
 
     def _refusal(self, failure: Failure, tries: int, positions: list[int], texts: Sequence[str]) -> ModelError:
-        """Return what to tell the user; never a key, and of a single text its place and its first words."""
+        """Return the error for the user: without a key, and for a single text with its place and its first words."""
         host, variable, status = self.address.host, self.address.variable, failure.status
         told = one_line(masked(failure.complaint.message, self._key)) or "it does not say why"
         if status is None:

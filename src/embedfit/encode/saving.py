@@ -14,20 +14,20 @@ def save_in_place(save: Callable[[str], Any], target: Path) -> None:
     """Save a model beside its final place, then move it there.
 
     Args:
-        save: Writes the model to the folder that it is given.
-        target: Where the model goes, in a folder that was claimed: a model that is there is replaced.
+        save: Function that writes the model to a given folder.
+        target: Final folder of the model; a model in it is replaced.
     """
     with temporary_path(target) as temporary:
         save(str(temporary))
         write_older_form(temporary)
         settings = next(temporary.glob("*.json"))
         for weights in temporary.rglob("*.safetensors"):
-            weights.chmod(settings.stat().st_mode)  # the library lets nobody else read them
+            weights.chmod(settings.stat().st_mode)  # the library makes them readable by the owner alone
         replace_folder(temporary, target)
 
 
 def why_not_written(error: Exception) -> str | None:
-    """Return the reason if an error is about writing a file: torch and safetensors wrap the system's errors in their own."""
+    """Return the reason if an error is about writing a file, else None: torch and safetensors wrap the system's errors in their own."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     text = str(error).splitlines()[0] if str(error) else ""

@@ -1,4 +1,4 @@
-"""Texts as tokens: each text tokenised once, and padded to the longest of its batch alone."""
+"""Texts as tokens: each text is tokenised once, and padded to the longest text of its batch."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
 _SLICE = 1024
 """Texts tokenised at once."""
 _TRIED = 4
-"""Of the first texts, and of the longest, that are read both ways."""
+"""Number of the first texts, and of the longest ones, that are read both ways."""
 _Read: TypeAlias = tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[Any]]]
-"""Tokens of each text, and, for each input of the model, those of all texts end to end."""
+"""Number of tokens of each text; for each input of the model, the tokens of all texts end to end."""
 
 
 class Tokens:
     """The tokens of many texts, cut to the model's length and not padded.
 
-    They lie end to end in one array for each input of the model: as objects, those of a million texts would not fit.
+    They are kept end to end in one array for each input of the model: as Python objects, the tokens of a million texts would not fit.
 
     Args:
-        model: Its tokenizer and length.
-        texts: What to tokenise.
-        prompt: Put before each text.
+        model: Model with the tokenizer and the longest length.
+        texts: Texts to tokenise.
+        prompt: Text put before each text.
         task: ``query`` or ``document``, for models that treat them differently.
-        alone: What `tokenizer_suffices` says of them, if it was asked already.
+        alone: Result of `tokenizer_suffices` for these texts, if it is known.
 
     Raises:
         ModelError: The model does not read padded rows of tokens.
 
     Attributes:
-        lengths: Tokens of each text.
+        lengths: Number of tokens of each text; shape (texts,).
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Tokens:
         self._same: dict[str, Any] = {}
         if alone is None:
             alone = tokenizer_suffices(model, texts, prompt, task)
-        self._by_library(texts[:1] or ["a text"])  # for what it adds to the tokens
+        self._by_library(texts[:1] or ["a text"])  # sets what the library adds to the tokens
         read = partial(_by_tokenizer, model, prompt) if alone else self._by_library
         parts = [read(texts[start : start + _SLICE]) for start in range(0, len(texts), _SLICE)]
         self.lengths = np.concatenate([np.zeros(0, np.int64), *(lengths for lengths, _ in parts)])
@@ -60,14 +60,14 @@ class Tokens:
         return len(self.lengths)
 
     def padded(self, positions: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """Return the features of these texts, one matrix (texts, longest) for each input of the model."""
+        """Return the features of the texts at some positions: one matrix (texts, longest length) for each input of the model."""
         import torch
 
         tokenizer, lengths = self._model.tokenizer, self.lengths[positions]
         columns = np.arange(lengths.max(initial=0))
         left = tokenizer.padding_side == "left"
         inside = columns >= len(columns) - lengths[:, None] if left else columns < lengths[:, None]
-        # Each text's tokens end where it ends, counted on through the texts that are asked for.
+        # Position of each token in the arrays: counted within the batch, and moved to where its text lies.
         where = np.arange(lengths.sum()) + np.repeat(self._ends[positions] - np.cumsum(lengths), lengths)
         pads = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
         features: dict[str, Any] = {"attention_mask": torch.from_numpy(inside.astype(np.int64))}
@@ -83,10 +83,10 @@ class Tokens:
 
 
 def tokenizer_suffices(model: SentenceTransformer, texts: Sequence[str], prompt: str, task: str | None) -> bool:
-    """Return whether a model reads of some texts what its tokenizer alone makes of them.
+    """Return whether a model reads exactly what its tokenizer alone makes of the texts.
 
-    Most models do. What the library does around the tokenizer, text by text, takes most of the time, and can then be left out. So the
-    model must have nothing set that treats texts in another way, and a few of the texts are read both ways to see.
+    Most models do. What the library does around the tokenizer, text by text, takes most of the time and can then be left out. The
+    model must have no setting that treats texts in another way, and a few of the texts are read both ways and compared.
     """
     from sentence_transformers.base.modules import Transformer
 
@@ -104,7 +104,7 @@ def tokenizer_suffices(model: SentenceTransformer, texts: Sequence[str], prompt:
 
 
 def _by_library(model: SentenceTransformer, prompt: str, task: str | None, texts: Sequence[str]) -> tuple[_Read, dict[str, Any]]:
-    """Return what the library makes of texts, and what it adds that is no tensor."""
+    """Return the tokens that the library makes of the texts, and the features that are no tensors."""
     import torch
 
     whole = model.preprocess(list(texts), prompt=prompt or None, task=task)
@@ -118,14 +118,14 @@ def _by_library(model: SentenceTransformer, prompt: str, task: str | None, texts
 
 
 def _by_tokenizer(model: SentenceTransformer, prompt: str, texts: Sequence[str]) -> _Read:
-    found = model.tokenizer([prompt + text for text in texts], truncation=True, return_attention_mask=False, verbose=False)
-    lengths = np.array([len(ids) for ids in found["input_ids"]], np.int64)
+    tokens = model.tokenizer([prompt + text for text in texts], truncation=True, return_attention_mask=False, verbose=False)
+    lengths = np.array([len(ids) for ids in tokens["input_ids"]], np.int64)
     count = int(lengths.sum())
-    return lengths, {key: _small(key, np.fromiter(chain.from_iterable(rows), np.int64, count)) for key, rows in found.items()}
+    return lengths, {key: _small(key, np.fromiter(chain.from_iterable(rows), np.int64, count)) for key, rows in tokens.items()}
 
 
 def _small(key: str, values: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """Return an input of the model as it is kept: token types are small, only the tokens' own numbers need more room."""
+    """Return an input of the model in the smallest type: only token ids need 32 bits."""
     return values.astype(np.int32 if key == "input_ids" else np.int8)
 
 

@@ -1,4 +1,4 @@
-"""One model's vectors in an SQLite file that never trusts its bytes."""
+"""The vectors of one model in an SQLite file, each with a checksum."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ from embedfit.files import cache_limit, in_bytes
 def other_width(name: str, width: int, before: int | None) -> ModelError:
     """Return the error for vectors whose dimension has changed under the same name."""
     return ModelError(
-        f"{name} gave vectors of {width:,} dimensions, and before of {before:,}: what is behind this name has changed; "
+        f"{name} gave vectors of {width:,} dimensions, and earlier ones of {before:,}: the model behind this name has changed; "
         f"fix: embedfit cache --clear {name}"
     )
 
 
 _UNIT = 1e-3
-"""By so much the length of a vector may differ from 1."""
+"""Largest difference of a vector's length from 1."""
 _READ = 500
-"""Rows looked up in one query."""
+"""Rows looked up by one SQL query."""
 _ROW_BYTES = 64
-"""Of the file, for each vector beside its own bytes."""
+"""Bytes of the file for each vector, beyond the vector itself."""
 _SLACK = 65_536
-"""Bytes of pages that are not full."""
+"""Bytes of half-filled pages."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class VectorFile:
-    """The vectors of one model on disk: a table of keys, vectors and checksums, and one of what is known of them.
+    """The vectors of one model on disk: a table of keys, vectors and checksums, and a table with the model's name and width.
 
-    A file that SQLite cannot read, or that is another program's, is moved aside, and a new one begun.
+    A file that SQLite cannot read, or that belongs to another program, is moved aside, and a new one is begun.
 
     Args:
-        path: Of the file.
-        name: Of the model, for people.
+        path: Path of the file.
+        name: Name of the model, for messages.
 
     Attributes:
-        width: Of the vectors; None before there are any.
-        damaged: Vectors that were read and not given out.
+        width: Number of dimensions of the vectors; None before there are any.
+        damaged: Number of vectors that were read and found damaged.
 
     Raises:
         StorageError: The folder cannot be used.
@@ -69,28 +69,28 @@ class VectorFile:
         self._open()
 
     def read(self, keys: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np.int64], Vectors]]:
-        """Yield rows whose keys are in the file, some at a time, and their vectors; those that are damaged are left out."""
+        """Yield rows whose keys are in the file, some at a time, with their vectors; damaged vectors are left out."""
         for start in range(0, len(rows), _READ):
             if self._database is None:
                 return
             some = {keys[row].tobytes(): row for row in rows[start : start + _READ]}
             marks = ",".join("?" * len(some))
             try:
-                found = self._database.execute(f"SELECT key, vector, checksum FROM vectors WHERE key IN ({marks})", list(some)).fetchall()
+                stored = self._database.execute(f"SELECT key, vector, checksum FROM vectors WHERE key IN ({marks})", list(some)).fetchall()
             except sqlite3.Error as error:
                 self._after(error)
                 return
-            good = [(key, vector) for key, vector, checksum in found if _is_sound(key, vector, checksum, self.width)]
-            self.damaged += len(found) - len(good)
+            good = [(key, vector) for key, vector, checksum in stored if _is_sound(key, vector, checksum, self.width)]
+            self.damaged += len(stored) - len(good)
             if good:
                 vectors = np.frombuffer(b"".join(vector for _, vector in good), np.float32).reshape(len(good), -1)
                 yield np.array([some[key] for key, _ in good]), vectors
 
     def write(self, keys: npt.NDArray[np.uint64], vectors: Vectors) -> None:
-        """Put vectors in; safe once it returns. Where there is no room, that is said once, and nothing is put in from then on.
+        """Add vectors, which are safe once it returns. When there is no room, it warns once and adds nothing from then on.
 
         Raises:
-            ModelError: Another process put in vectors of another width.
+            ModelError: Another process added vectors of another width.
         """
         for _ in range(2):
             if self._database is None:
@@ -111,18 +111,18 @@ class VectorFile:
                 self._after(error)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._database is not None:
             self._database.close()
             self._database = None
 
     def _open(self) -> None:
-        """Open the file, a new one if what is there cannot be used."""
+        """Open the file, or a new one if the file there cannot be used."""
         from filelock import FileLock
 
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Processes that train together come here at once, and SQLite does not wait for another that sets the journal up.
+            # Processes that train together open it at once, and SQLite does not wait while another one sets up the journal.
             with FileLock(self.path.with_suffix(".lock")):
                 try:
                     self._database = self._connected()
@@ -133,7 +133,7 @@ class VectorFile:
                     self._database = self._connected()
                 status = os.stat(self.path)
                 self._file = status.st_dev, status.st_ino
-                os.utime(self.path)  # what was used last is removed last
+                os.utime(self.path)  # the most recently used is removed last
         except (sqlite3.Error, OSError) as error:
             if _is_full(error):
                 self._go_without(str(error))
@@ -150,14 +150,14 @@ class VectorFile:
             ours = columns - {("checksum", 0)} == {("key", 1), ("vector", 0)} and described in (set(), {("name", 1), ("value", 0)})
             if tables and not ours:
                 raise _Foreign("it is another program's")
-            # Rows in order of writing, an index of keys beside them, and pages that hold several vectors: in order of keys,
-            # on pages of 4 KiB, vectors took three times the space, and nine times as long to write (docs/scale.md).
+            # Rows are in order of writing, with an index of keys beside them, on pages that hold several vectors. In order of
+            # keys, on pages of 4 KiB, they took three times the space, and nine times as long to write (docs/scale.md).
             database.execute("PRAGMA page_size = 16384")
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
             with database:
                 database.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB, checksum INTEGER)")
-                if columns and ("checksum", 0) not in columns:  # of an earlier version
+                if columns and ("checksum", 0) not in columns:  # written by an earlier version
                     database.execute("ALTER TABLE vectors ADD COLUMN checksum INTEGER")
                 database.execute("CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT)")
                 about = dict(database.execute("SELECT name, value FROM about"))
@@ -179,12 +179,12 @@ class VectorFile:
         self.width = width
 
     def _make_room(self, database: sqlite3.Connection, needed: int) -> bool:
-        """Remove the models used least recently, then this one's oldest vectors, until there is room; returns whether there is."""
+        """Remove the least recently used models, then this model's oldest vectors, until there is room; returns whether there is."""
         if needed > self._limit:
             return False
         room = self._limit - needed
         others = {path: file_size(path) for path in vector_files(self.path.parent) if path != self.path}
-        for path in list(others):  # the one used least recently comes first
+        for path in list(others):  # the least recently used comes first
             if _used(database) + sum(others.values()) <= room:
                 break
             if remove_file(path):
@@ -198,7 +198,7 @@ class VectorFile:
         return True
 
     def _after(self, error: Exception) -> None:
-        """Go on after an error of a file that was open: with a new one if it is damaged, else with none."""
+        """Go on after an error in an open file: with a new file if it is damaged, else with none."""
         self.close()
         if not _is_damage(error):
             self._go_without(str(error))
@@ -228,7 +228,7 @@ class VectorFile:
 
 
 _not_kept: set[Path] = set()
-"""Folders of which it was said that they take no more."""
+"""Folders that have been reported as full."""
 
 
 class _Foreign(Exception):
@@ -244,33 +244,33 @@ def _is_full(error: Exception) -> bool:
 
 
 def _sqlite_code(error: Exception) -> int:
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF  # the rest of it only says more
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF  # the other bits are details
 
 
 def _checksum(key: bytes, vector: bytes) -> int:
-    """Return 32 bits of a row; with its key, so that no row passes for another."""
+    """Return a CRC-32 of a row; the key is part of it, so that no row passes for another."""
     return zlib.crc32(vector, zlib.crc32(key))
 
 
 def _is_sound(key: bytes, vector: Any, checksum: Any, width: int | None) -> bool:
-    """Return whether a row is as it was written: by its checksum, or, of an earlier version, by its length."""
+    """Return whether a row is as it was written, by its checksum; by its length, if an earlier version wrote it without one."""
     if not isinstance(vector, bytes) or not width or len(vector) != 4 * width:
         return False
     return _is_unit(vector) if checksum is None else checksum == _checksum(key, vector)
 
 
 def _is_unit(vector: bytes) -> bool:
-    with np.errstate(all="ignore"):  # noise may hold any float there is
+    with np.errstate(all="ignore"):  # random bytes may be any float
         return abs(float(np.linalg.norm(np.frombuffer(vector, np.float32).astype(np.float64))) - 1) < _UNIT
 
 
 def _columns(database: sqlite3.Connection, table: str) -> set[tuple[str, int]]:
-    """Return the names of a table's columns, each with its place in the primary key, or 0."""
+    """Return the names of a table's columns, each with its place in the primary key, which is 0 outside it."""
     return {(row[1], row[5]) for row in database.execute(f"PRAGMA table_info({table})")}
 
 
 def _usual_width(database: sqlite3.Connection) -> int | None:
-    """Return the width of the first vector that is as it was written; without checksums, of most of the first ones; else None."""
+    """Return the width of the first sound vector; without checksums, the most common width of the first ones; else None."""
     widths: Counter[int] = Counter()
     for key, vector, checksum in database.execute("SELECT key, vector, checksum FROM vectors NOT INDEXED LIMIT 1000"):
         if not isinstance(vector, bytes) or not vector or len(vector) % 4:
@@ -283,13 +283,13 @@ def _usual_width(database: sqlite3.Connection) -> int | None:
 
 
 def _used(database: sqlite3.Connection) -> int:
-    """Return the bytes of a file's pages that hold something."""
+    """Return the bytes of the pages in use."""
     pages, free, size = (database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size"))
     return int((pages - free) * size)
 
 
 def vector_files(folder: Path) -> list[Path]:
-    """Return the files of vectors in a folder, the one used least recently first."""
+    """Return the files of vectors in a folder, the least recently used first."""
 
     def used(path: Path) -> float:
         with contextlib.suppress(OSError):  # another process has just removed it
@@ -309,12 +309,12 @@ def file_size(path: Path) -> int:
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:
-    """Open a database that is not written to."""
+    """Open a database for reading alone."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
 
 
 def remove_file(path: Path) -> bool:
-    """Remove a file of vectors, unless it is another program's or another process has it open; returns whether it is gone."""
+    """Remove a file of vectors, unless another program wrote it or another process has it open; returns whether it is gone."""
     from filelock import FileLock, Timeout
 
     lock = path.with_suffix(".lock")
@@ -323,7 +323,7 @@ def remove_file(path: Path) -> bool:
             columns = {row[1] for row in database.execute("PRAGMA table_info(vectors)")}
             if not {"key", "vector"} <= columns:
                 return False
-            # SQLite gives up the journal only if nobody else has the file open.
+            # SQLite gives up the journal only if no other process has the file open.
             if database.execute("PRAGMA journal_mode = DELETE").fetchone() != ("delete",):
                 return False
             for name in (path, lock):

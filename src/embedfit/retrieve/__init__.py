@@ -1,1 +1,1 @@
-"""Vectors and words into rankings."""
+"""From vectors and words to rankings."""

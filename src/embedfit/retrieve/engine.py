@@ -1,7 +1,7 @@
-"""Where the work is done: in this process, or on a Ray cluster.
+"""Engines: the work is done in this process, or on a Ray cluster.
 
-Ray Data hands out parts of the work, and hands them out again when a worker dies. Texts go out and vectors come back in
-the same parts as on one machine, and scores are sums in float64 rounded once, so the result is the same.
+Ray Data sends parts of the work to workers, and sends them again when a worker dies. The parts are the same as on one machine, and
+scores are sums in float64 rounded once, so the result is the same.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from embedfit.encode.encoder import Encoder, Kind, Part, Precision, Vectors, Wra
 from embedfit.encode.local import LocalEncoder
 from embedfit.encode.precision import use_bf16
 from embedfit.errors import EmbedfitError, require
-from embedfit.retrieve.exact import best_pairs, top_k
+from embedfit.retrieve.exact import merged, top_k
 from embedfit.retrieve.rerank import LocalReranker, Reranker
 from embedfit.retrieve.run import Ranked
 
 _DOCUMENTS = 100_000
-"""Document vectors that a worker searches at a time."""
+"""Document vectors searched by a worker at a time."""
 _PAIRS = 4096
-"""Pairs that a worker reranks at a time."""
+"""Pairs reranked by a worker at a time."""
 
 
 class Engine(Protocol):
-    """What a pipeline asks for: an encoder, a reranker, and exact search."""
+    """Where encoding, reranking and exact search are done."""
 
     def encoder(self, encoder: Encoder) -> Encoder:
         """Return an encoder that gives the same vectors."""
@@ -43,17 +43,17 @@ class Engine(Protocol):
         ...
 
     def top_k(self, queries: Vectors, documents: Vectors, k: int) -> Ranked:
-        """Return what `embedfit.retrieve.top_k` returns."""
+        """Return the k nearest documents of each query, as `embedfit.retrieve.exact.top_k` does."""
         ...
 
     @property
     def at_once(self) -> int:
-        """Documents to encode and search together where not all vectors are to be held: enough to keep everybody busy."""
+        """Number of documents to encode and search together where not all vectors are held: enough to keep all workers busy."""
         ...
 
 
 class LocalEngine:
-    """Everything in this process."""
+    """An engine that does everything in this process."""
 
     def encoder(self, encoder: Encoder) -> Encoder:
         """Return the encoder itself."""
@@ -69,15 +69,15 @@ class LocalEngine:
 
     @property
     def at_once(self) -> int:
-        """What one processor or device is kept busy with."""
+        """Number of documents that keeps one CPU or GPU busy."""
         return 8192
 
 
 class RayEngine:
     """Encoding, reranking and search on a Ray cluster.
 
-    It is the cluster that this process is connected to; else that of ``RAY_ADDRESS``, or one that was started on this
-    machine with ``ray start``; else one of its own, on this machine alone.
+    This is the cluster that the process is connected to; otherwise the cluster of ``RAY_ADDRESS``, or one started on this machine with
+    ``ray start``; otherwise a new one on this machine alone.
 
     Raises:
         EmbedfitError: Ray is not installed, or the cluster cannot be reached.
@@ -90,39 +90,40 @@ class RayEngine:
                 ray.init(logging_level=logging.ERROR, log_to_driver=False)
             except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 address = os.environ.get("RAY_ADDRESS", "this machine")
-                said = str(error).strip().splitlines()[0]
-                raise EmbedfitError(f"no Ray cluster at {address}: {said}; fix: see 'ray status', and docs/scale.md on tokens") from None
+                reason = str(error).strip().splitlines()[0]
+                raise EmbedfitError(f"no Ray cluster at {address}: {reason}; fix: see 'ray status', and docs/scale.md on tokens") from None
 
     def encoder(self, encoder: Encoder) -> Encoder:
-        """Return an encoder whose texts are encoded by the workers; one that is no local model is asked from here."""
+        """Return an encoder that runs on the workers; an encoder that is not a local model stays in this process."""
         return RayEncoder(encoder) if isinstance(encoder, LocalEncoder) else encoder
 
     def reranker(self, reranker: Reranker) -> Reranker:
-        """Return a reranker whose pairs are read by the workers; one that is no local model reads them here."""
+        """Return a reranker that runs on the workers; a reranker that is not a local model stays in this process."""
         return RayReranker(reranker) if isinstance(reranker, LocalReranker) else reranker
 
     def top_k(self, queries: Vectors, documents: Vectors, k: int) -> Ranked:
-        """Return the k nearest documents of each query: the best of each part's best."""
+        """Return the k nearest documents of each query: the best of the best of each part."""
         parts = ({"first": first, "documents": documents[first : first + _DOCUMENTS]} for first in range(0, len(documents), _DOCUMENTS))
-        found = [(row["positions"], row["scores"]) for row in _mapped(_Searcher, {"queries": queries, "k": k}, list(parts), gpu=False)]
-        if not found or not len(queries):
+        rows = _mapped(_Searcher, {"queries": queries, "k": k}, list(parts), gpu=False)
+        rankings = [(row["positions"], row["scores"]) for row in rows]
+        if not rankings or not len(queries):
             return top_k(queries, documents, k)
-        return best_pairs(np.concatenate([one for one, _ in found], axis=1), np.concatenate([one for _, one in found], axis=1), k)
+        return merged(rankings, k)
 
     @property
     def at_once(self) -> int:
-        """So many that the workers' start, some seconds, hardly counts: 600 MB of vectors with 384 dimensions."""
+        """Enough documents that the seconds in which workers start hardly count: 600 MB of vectors with 384 dimensions."""
         return 4 * _DOCUMENTS
 
 
 class RayEncoder(WrappingEncoder):
-    """A local encoder, its model held by each of the workers.
+    """A local encoder that runs on the workers, each of which loads the model.
 
-    Its fingerprint is the local encoder's, so both share one cache; the workers themselves keep none. The model's files
-    are sent to the workers: they need embedfit, not the folder.
+    It has the fingerprint of the local encoder, so both share one cache; the workers themselves keep none. The files of the model are
+    sent to the workers, which need embedfit and not the folder.
 
     Args:
-        encoder: Its model is not loaded in this process.
+        encoder: Local encoder; its model is not loaded in this process.
     """
 
     encoder: LocalEncoder
@@ -157,8 +158,8 @@ class RayEncoder(WrappingEncoder):
         return vectors
 
     def encode_parts(self, texts: Sequence[str], kind: Kind) -> Iterator[Part]:
-        """Yield vectors as the workers have them ready."""
-        said = {
+        """Yield the vectors of each part when a worker has finished it."""
+        settings = {
             "files": _sent(self.encoder.folder),
             "prompts": self.encoder.prompts,
             "precision": _precision(self.encoder.precision),
@@ -167,35 +168,35 @@ class RayEncoder(WrappingEncoder):
         }
         rows = list(slices(texts))
         parts = [{"part": number, "texts": [texts[row] for row in some]} for number, some in enumerate(rows)]
-        for found in _mapped(_Encoder, said, parts):
-            yield Part(rows[found["part"]], found["vectors"])
+        for result in _mapped(_Encoder, settings, parts):
+            yield Part(rows[result["part"]], result["vectors"])
 
 
 class RayReranker:
-    """A local reranker, its model held by each of the workers.
+    """A local reranker that runs on the workers, each of which loads the model.
 
     Args:
-        reranker: Its model is not loaded in this process.
+        reranker: Local reranker; its model is not loaded in this process.
     """
 
     def __init__(self, reranker: LocalReranker) -> None:
         self.local, self.name = reranker, reranker.name
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
-        """Return the model's score of each pair of a query's and a document's text."""
+        """Return the score of the model for each pair (query text, document text)."""
         scores = np.empty(len(pairs), np.float32)
-        said = {"files": _sent(self.local.folder), "precision": _precision(self.local.precision)}
+        settings = {"files": _sent(self.local.folder), "precision": _precision(self.local.precision)}
         parts = [
             {"first": first, "queries": [query for query, _ in some], "documents": [document for _, document in some]}
             for first, some in ((first, pairs[first : first + _PAIRS]) for first in range(0, len(pairs), _PAIRS))
         ]
-        for row in _mapped(_Reader, said, parts):
+        for row in _mapped(_Reader, settings, parts):
             scores[row["first"] : row["first"] + _PAIRS] = row["scores"]
         return scores
 
 
 class _Encoder:
-    """What a worker is that encodes."""
+    """Ray worker that loads the encoder once and encodes parts."""
 
     def __init__(self, files: Any, prompts: dict[Kind, str], precision: Any, pooling: Any, kind: Kind) -> None:
         self.folder = _received(files)
@@ -208,7 +209,7 @@ class _Encoder:
 
 
 class _Reader:
-    """What a worker is that reranks."""
+    """Ray worker that loads the reranker once and scores pairs."""
 
     def __init__(self, files: Any, precision: Any) -> None:
         self.folder = _received(files)
@@ -219,7 +220,7 @@ class _Reader:
 
 
 class _Searcher:
-    """What a worker is that searches."""
+    """Ray worker that holds the query vectors and searches parts of the documents."""
 
     def __init__(self, queries: Vectors, k: int) -> None:
         self.queries, self.k = queries, k
@@ -229,17 +230,17 @@ class _Searcher:
         return {"positions": positions + row["first"], "scores": scores}
 
 
-def _mapped(worker: type, given: dict[str, Any], parts: list[dict[str, Any]], *, gpu: bool = True) -> Iterator[dict[str, Any]]:
-    """Yield what workers make of each part, in the order in which they are ready.
+def _mapped(worker: type, settings: dict[str, Any], parts: list[dict[str, Any]], *, gpu: bool = True) -> Iterator[dict[str, Any]]:
+    """Yield the workers' results, in the order in which they are ready.
 
     Args:
-        worker: A class; each worker is one of it.
-        given: What it is made with.
-        parts: What it is called with.
-        gpu: Whether each should have a GPU, if the cluster has any.
+        worker: Class of a worker.
+        settings: Arguments of its constructor.
+        parts: Arguments of its calls.
+        gpu: Whether each worker gets a GPU, if the cluster has any.
 
     Raises:
-        EmbedfitError: A worker failed, and would again.
+        EmbedfitError: A worker failed with an error that would come again.
     """
     if not parts:
         return
@@ -249,18 +250,18 @@ def _mapped(worker: type, given: dict[str, Any], parts: list[dict[str, Any]], *,
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised
     gpus = _resource("GPU") if gpu else 0
     count = min(len(parts), gpus or _resource("CPU"))
-    # One part is one block: what a worker that dies had in hand is handed to another.
-    made = data.from_items(parts, override_num_blocks=len(parts)).map(
+    # One part is one block: the part of a worker that dies goes to another worker.
+    results = data.from_items(parts, override_num_blocks=len(parts)).map(
         worker,
-        fn_constructor_kwargs=given,
+        fn_constructor_kwargs=settings,
         compute=data.ActorPoolStrategy(size=count),
         num_cpus=1,
         num_gpus=1 if gpus else None,
     )
     try:
-        yield from made.iter_rows()
+        yield from results.iter_rows()
     except ray.exceptions.RayError as error:
-        # What a worker raised comes back as the text of its traceback.
+        # An error of a worker comes back as the text of its traceback.
         lines = str(error).strip().splitlines()
         ours = [line.partition(": ")[2] for line in lines if line.startswith("embedfit.errors.")]
         raise EmbedfitError(ours[-1] if ours else f"Ray: {lines[0]} {lines[-1]}") from error
@@ -271,22 +272,22 @@ def _resource(name: str) -> int:
     return int(resources.get(name, 0))
 
 
-def _precision(asked: Precision) -> Precision:
-    """Return what all workers compute in: what ``auto`` comes to here, so that it is not different from one to the next."""
-    if asked != "auto":
-        return asked
-    return "bf16" if _resource("GPU") or use_bf16(asked, "cpu") else "fp32"
+def _precision(precision: Precision) -> Precision:
+    """Return the precision of all workers. What ``auto`` means is decided here, so that no two workers differ."""
+    if precision != "auto":
+        return precision
+    return "bf16" if _resource("GPU") or use_bf16(precision, "cpu") else "fp32"
 
 
 def _sent(folder: Path) -> list[Any]:
-    """Return a model's files as workers get them: by reference, once for each machine."""
+    """Put the files of a model into Ray's object store, from which each machine fetches them once; returns the reference."""
     ray = require("ray", extra="ray")
     files = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     return [ray.put(files)]
 
 
 def _received(files: list[Any]) -> tempfile.TemporaryDirectory[str]:
-    """Return a folder with a model's files, which is gone when nothing holds it any longer."""
+    """Return a temporary folder with the files of a model, which is removed with the last reference to it."""
     ray = require("ray", extra="ray")
     folder = tempfile.TemporaryDirectory(prefix="embedfit-")
     for name, content in ray.get(files[0]).items():

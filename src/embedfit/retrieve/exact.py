@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,26 +13,26 @@ from embedfit.errors import ModelError
 from embedfit.retrieve.run import Ranked
 
 _DOCUMENTS, _QUERIES = 2048, 1024
-"""How many are multiplied at a time: large enough for BLAS, and the products stay in the processor's cache."""
+"""Documents and queries multiplied at a time: enough for BLAS, and the products stay in the cache of the CPU."""
 _CHUNK = 64
-"""Documents of which only the best is looked at first."""
+"""Documents of a chunk; the largest product of each chunk is looked at first."""
 _SPARE = 2**17
-"""Candidates that are held beyond twice the result."""
+"""Candidates held at most, beyond twice the result."""
 _PAIRS = 1024
-"""Of a query and a candidate that are scored again at a time."""
+"""Pairs of a query and a candidate that are scored again at a time."""
 
 
 def top_k(queries: Vectors, documents: Vectors, k: int) -> Ranked:
     """Return the k nearest documents of each query by inner product, exactly.
 
-    Documents are read once, in blocks: they may be a `numpy.memmap` larger than memory. What is kept beside them is two
-    blocks, and about as much as the result. A score is the inner product in float64, rounded to float32, so it depends on
-    neither blocks nor threads, and equal vectors have equal scores.
+    Documents are read once, in blocks: they may be a `numpy.memmap` larger than memory. Further memory is two blocks, and about the
+    size of the result. A score is the inner product in float64, rounded to float32, so it depends on neither blocks nor threads, and
+    equal vectors have equal scores.
 
     Args:
-        queries: Shape (n, dimensions), float32.
-        documents: Shape (m, dimensions), float32.
-        k: At most m are returned.
+        queries: Query vectors; float32, shape (n, dimensions).
+        documents: Document vectors; float32, shape (m, dimensions).
+        k: Number of documents for each query; at most m are returned.
 
     Returns:
         Positions and scores, each of shape (n, min(k, m)), best first; equal scores in order of position.
@@ -57,16 +58,16 @@ def top_k(queries: Vectors, documents: Vectors, k: int) -> Ranked:
 
 
 class _Search:
-    """The k best documents of some queries, among those seen so far.
+    """The k best documents of some queries, among the documents seen so far.
 
-    A block's products are in float32, where the order of summation, which is BLAS' own affair, changes the last bits. So
-    a document stays a candidate while its product is no further below the k-th best than both could be off, and what is
-    left at the end is scored again in float64.
+    Products of a block are in float32, and BLAS decides the order of summation, which changes their last bits. So a document stays a
+    candidate while its product is no further below the k-th best than both may be off. The candidates left at the end are scored
+    again in float64.
 
     Args:
-        queries: Shape (n, dimensions).
-        documents: All of them, shape (m, dimensions).
-        k: At least 1, at most m.
+        queries: Query vectors; shape (n, dimensions).
+        documents: All document vectors; shape (m, dimensions).
+        k: Number of documents for each query, from 1 to m.
     """
 
     def __init__(self, queries: Vectors, documents: Vectors, k: int) -> None:
@@ -83,10 +84,10 @@ class _Search:
         """Look at the next documents.
 
         Args:
-            block: Shape (b, dimensions).
-            first: Position of the first of them.
-            longest: The largest length among them.
-            space: At least b (rounded up to whole chunks) times n numbers, to work in.
+            block: Vectors of the next documents; shape (b, dimensions).
+            first: Position of the first of these documents.
+            longest: Largest length of these vectors.
+            space: Working memory for the products; at least n times b numbers, with b rounded up to whole chunks.
         """
         self._longest = max(self._longest, longest)
         n, padded = len(self.queries), -(-len(block) // _CHUNK) * _CHUNK
@@ -95,8 +96,8 @@ class _Search:
         products[len(block) :] = -np.inf
         if first == 0 and len(block) >= self.k:
             self._kth = np.partition(products, padded - self.k, axis=0)[padded - self.k].astype(np.float64)
-        # After the first blocks almost nothing is above the least: look at the largest product of each chunk of
-        # documents first, which is as fast as memory is.
+        # After the first blocks almost no product is large enough. To look at the largest product of each chunk first is as fast as
+        # the memory.
         least = self._least()
         chunks = products.reshape(-1, _CHUNK, n)
         chunk, query = np.nonzero(chunks.max(axis=1) > least)
@@ -105,12 +106,12 @@ class _Search:
         self._hold(_Pairs(query[hit], first + chunk[hit] * _CHUNK + offset, values[hit, offset]))
 
     def result(self) -> Ranked:
-        """Return positions and scores of the best, each of shape (n, k)."""
+        """Return positions and scores of the best documents, each of shape (n, k)."""
         best = self._best(self._pairs())
         return best.positions.reshape(-1, self.k), best.scores.reshape(-1, self.k)
 
     def _least(self) -> npt.NDArray[np.float32]:
-        """Return what a product must be above, so that the document could still be among the best."""
+        """Return, for each query, the product above which a document may still be among the best."""
         lower = self._kth - self._error * self._longest
         with np.errstate(over="ignore"):
             least: npt.NDArray[np.float32] = np.nextafter(lower.astype(np.float32), np.float32(-np.inf))
@@ -128,7 +129,7 @@ class _Search:
         enough = count >= self.k
         self._kth[enough] = pairs.scores[first[enough] + self.k - 1]
         pairs = pairs.take(pairs.scores > self._least()[pairs.queries])
-        if len(pairs.scores) > most - _SPARE // 2:  # many are equal, or nearly: tell them apart now
+        if len(pairs.scores) > most - _SPARE // 2:  # many are nearly equal: tell them apart now
             pairs = self._best(pairs)
         self._parts, self._held = [pairs], len(pairs.scores)
 
@@ -136,7 +137,7 @@ class _Search:
         return _Pairs(*(np.concatenate(column) for column in zip(*self._parts, strict=True)))
 
     def _best(self, pairs: _Pairs) -> _Pairs:
-        """Return the k best of each query (or all, if they are fewer) by their scores in float64, best first."""
+        """Return the k best documents of each query, or all if there are fewer, by their scores in float64, best first."""
         scores = np.empty(len(pairs.scores), np.float32)
         for start in range(0, len(scores), _PAIRS):
             rows = slice(start, start + _PAIRS)
@@ -149,7 +150,7 @@ class _Search:
 
 
 class _Pairs(NamedTuple):
-    """Queries and documents that may belong together, all of shape (pairs,)."""
+    """Pairs of a query and a candidate, and their scores; each of shape (pairs,)."""
 
     queries: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
@@ -160,19 +161,19 @@ class _Pairs(NamedTuple):
 
 
 def _groups(sorted_numbers: npt.NDArray[np.int64], n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return where each of the numbers below n begins, and how often it stands there."""
+    """Return, for each number below n, where it begins in the sorted numbers, and how often it occurs."""
     count = np.bincount(sorted_numbers, minlength=n)
     return np.cumsum(count) - count, count
 
 
 def _lengths(vectors: Vectors) -> npt.NDArray[np.float64]:
-    """Return the length of each vector, at least nearly.
+    """Return the length of each vector, to about the precision of float32.
 
     Raises:
-        ModelError: One is not finite.
+        ModelError: A vector is not finite.
     """
     squares = np.einsum("ij,ij->i", vectors, vectors).astype(np.float64)
-    if not np.isfinite(squares).all():  # they may only be too large for float32
+    if not np.isfinite(squares).all():  # perhaps too large for float32 alone
         squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
     if not np.isfinite(squares).all():
         raise ModelError("some vectors are not finite; fix: encode them again, or with another model")
@@ -180,8 +181,27 @@ def _lengths(vectors: Vectors) -> npt.NDArray[np.float64]:
     return lengths
 
 
+def merged(parts: Sequence[Ranked], k: int) -> Ranked:
+    """Return the k best of each query from rankings of the same queries over different documents.
+
+    Args:
+        parts: At least one ranking; each has positions and scores of shape (n, any number).
+        k: Number of documents to keep; fewer are returned if the rankings have fewer.
+
+    Returns:
+        Positions and scores, best first; equal scores in order of position, whatever order the parts have.
+    """
+    return best_pairs(np.concatenate([part[0] for part in parts], axis=1), np.concatenate([part[1] for part in parts], axis=1), k)
+
+
 def best_pairs(positions: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], k: int) -> Ranked:
-    """Return the k best of several lists that stand beside each other: shape (n, all of them), equal scores in order of position."""
+    """Return the k best of some documents of each query, best first; equal scores in order of position.
+
+    Args:
+        positions: Positions of the documents, each at most once in a row; shape (n, m).
+        scores: Their scores; shape (n, m).
+        k: Number of documents to keep, at most m.
+    """
     order = np.lexsort((positions, -scores), axis=1)[:, :k]
     return np.take_along_axis(positions, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
@@ -190,17 +210,17 @@ def best_of(scores: npt.NDArray[np.float32], k: int) -> Ranked:
     """Return the positions and scores of the k best of each row, best first; equal scores in order of position.
 
     Args:
-        scores: Shape (n, m).
-        k: At most m are returned.
+        scores: Scores of all documents; shape (n, m).
+        k: Number of documents for each row; at most m are returned.
     """
     return _unpacked(_best(_keys(scores, 0), k))
 
 
 def _keys(scores: npt.NDArray[np.float32], first: int) -> npt.NDArray[np.int64]:
-    """Pack (score, position) into whole numbers that sort as the pair does, so that no two are equal.
+    """Pack (score, position) into whole numbers that sort like the pairs, so that no two are equal.
 
-    A float's bits sort as the float does once those of negative numbers are turned round; the position, counted
-    down, goes below them, and the earlier of two equal scores is the larger number.
+    The bits of a float sort like the float once those of negative numbers are inverted. The position, counted down, goes below them:
+    of two equal scores, the earlier one has the larger number.
     """
     positions = np.arange(first, first + scores.shape[1], dtype=np.int64)
     keys: npt.NDArray[np.int64] = (_ordered(scores) << 32) | (0xFFFFFFFF - positions)
@@ -208,7 +228,7 @@ def _keys(scores: npt.NDArray[np.float32], first: int) -> npt.NDArray[np.int64]:
 
 
 def _ordered(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """Return whole numbers that are in the same order."""
+    """Return whole numbers in the same order as the scores."""
     bits = scores.view(np.int32).astype(np.int64)
     ordered: npt.NDArray[np.int64] = np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
     return ordered
@@ -221,7 +241,7 @@ def _unpacked(keys: npt.NDArray[np.int64]) -> Ranked:
 
 
 def _best(keys: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.int64]:
-    """Return the k largest of each row, largest first."""
+    """Return the k largest keys of each row, the largest first."""
     if keys.shape[1] > k:
         keys = np.partition(keys, -k, axis=1)[:, -k:]
     best: npt.NDArray[np.int64] = np.sort(keys, axis=1)[:, ::-1]

@@ -1,4 +1,4 @@
-"""Three ways to rank: by vectors, by words, by both."""
+"""Three ways to rank: by vectors, by words, and by both."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class BM25Retriever(BaseRetriever):
         self.template = template
 
     def search(self, dataset: Dataset, k: int) -> Run:
-        """Return the k best documents for each query of a data set, of those that have a word of it."""
+        """Return the k best documents for each query of a data set, among those that share a word with it."""
         return self.prepared(dataset).search(dataset, k)
 
     def prepared(self, dataset: Dataset) -> _WordIndex:
@@ -107,7 +107,7 @@ class _WordIndex(BaseRetriever):
         self._index = bm25s.BM25()
         words = _words([texts[position] for position in order], single=True)
         self._vocabulary: set[str] = set()
-        if any(words):  # signs alone, such as "?", are no words, and the library takes no corpus without any
+        if any(words):  # signs such as "?" are no words, and the library refuses a corpus without words
             self._index.index(words, show_progress=False)
             self._vocabulary = set(self._index.vocab_dict)
 
@@ -123,7 +123,7 @@ class _WordIndex(BaseRetriever):
             known = [word for word in words if word in self._vocabulary]
             of_documents = self._index.get_scores(known) if known else np.zeros(count, np.float32)
             ranked[row], scores[row] = (best[0] for best in best_of(of_documents[None].astype(np.float32), depth))
-        nothing = scores <= 0  # such documents would stand in order of their ids
+        nothing = scores <= 0  # without it, such documents would be ranked by id
         return np.where(nothing, count, ranked), np.where(nothing, NOTHING, scores)
 
 
@@ -154,13 +154,13 @@ class FusedRetriever(BaseRetriever):
         fused = []
         for place in range(len(runs[0].query_ids)):
             rows = [run.ranked[place][is_found[place]] for run, is_found in zip(runs, found_by, strict=True)]
-            # Only what was found by one of them can be among the best; the corpus may be large.
-            found = np.unique(np.concatenate(rows))
-            sums = np.zeros(len(found), np.float64)
+            # Only documents that a retriever found can be among the best; the corpus may be large.
+            candidates = np.unique(np.concatenate(rows))
+            sums = np.zeros(len(candidates), np.float64)
             for row in rows:
-                sums[np.searchsorted(found, row)] += 1 / (60 + np.arange(1, len(row) + 1))
+                sums[np.searchsorted(candidates, row)] += 1 / (60 + np.arange(1, len(row) + 1))
             best, best_scores = best_of(sums.astype(np.float32)[None], k)
-            fused.append((found[best[0]], best_scores[0]))
+            fused.append((candidates[best[0]], best_scores[0]))
         ranked = np.full((len(fused), max((len(row) for row, _ in fused), default=0) or 1), len(document_ids), np.int64)
         scores = np.full(ranked.shape, NOTHING, np.float32)
         for place, (row, row_scores) in enumerate(fused):
@@ -179,7 +179,7 @@ def check_corpus(document_ids: Sequence[str], dataset: Dataset) -> None:
 
 
 def _words(texts: Sequence[str], *, single: bool = False) -> list[list[str]]:
-    """Return the words of each text (see `search_words`) without the commonest English ones, unless it has no others."""
+    """Return the words of each text (see `search_words`); the commonest English words only if the text has no others."""
     from bm25s.stopwords import STOPWORDS_EN
 
     common = frozenset(STOPWORDS_EN)

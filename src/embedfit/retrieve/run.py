@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Ranked: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
-"""Positions and scores, each of shape (n, k), best first."""
+"""Positions and scores of documents, each of shape (queries, k), best first."""
 DEPTH = 100
-"""How far down a ranking the right answer is looked for."""
+"""Number of documents in a ranking by default."""
 NOTHING = np.float32(-1)
 """The score of an empty place: no cosine and no sum of weights is less."""
 _LARGEST = float(np.finfo(np.float32).max)
@@ -31,11 +31,11 @@ class Run:
     """For each query, the best documents in order.
 
     Attributes:
-        query_ids: n of them.
-        document_ids: The whole corpus, sorted. If there are empty places, a last id ``""`` stands for them.
-        ranked: Positions in `document_ids`, best first; shape (n, k). Equal scores stand in order of document id. Where fewer than k
-            documents were found, the places left over are empty.
-        scores: The similarities; shape (n, k); `NOTHING` at an empty place.
+        query_ids: Query ids; n of them.
+        document_ids: Sorted ids of the whole corpus. If there are empty places, an id ``""`` at the end stands for them.
+        ranked: Positions in `document_ids`, best first, equal scores in order of document id; shape (n, k). If fewer than k documents
+            were found for a query, the last places of its row are empty.
+        scores: Scores of these documents, larger is better; shape (n, k). The score of an empty place is `NOTHING`.
     """
 
     query_ids: tuple[str, ...]
@@ -82,11 +82,11 @@ class Run:
         return self.documents_at(self.query_ids.index(query_id))
 
     def documents_at(self, row: int, k: int | None = None) -> list[str]:
-        """Return the ids of the documents in the first k places of a row (all if None), best first, without empty places."""
+        """Return the ids of the documents in the first k places of a row, or in all of them, best first, without empty places."""
         return [id for id in (self.document_ids[position] for position in self.ranked[row, :k]) if id]
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per query and document found: query id, rank (from 1), document id, score."""
+        """Return one row for each document found for a query: query id, rank from 1, document id, score."""
         import pandas as pd
 
         n, k = self.ranked.shape
@@ -102,7 +102,7 @@ class Run:
 
     @property
     def empty(self) -> npt.NDArray[np.bool_]:
-        """Which places are empty; shape (n, k)."""
+        """Whether each place is empty; shape (n, k)."""
         if self.document_ids[-1:] != ("",):
             return np.zeros(self.ranked.shape, bool)
         return np.asarray(self.ranked == len(self.document_ids) - 1)
@@ -119,7 +119,7 @@ def _check_ranking(query: str, scores: Mapping[str, float]) -> None:
 
 
 def joined(runs: Sequence[Run]) -> Run:
-    """Return the Runs of different queries on one corpus as one, for example out of fold."""
+    """Return one Run from Runs of different queries on one corpus, for example out of fold."""
     return Run(
         tuple(id for run in runs for id in run.query_ids),
         max((run.document_ids for run in runs), key=len),  # some may have empty places, others none
@@ -129,21 +129,21 @@ def joined(runs: Sequence[Run]) -> Run:
 
 
 def named(document_ids: tuple[str, ...], ranked: npt.NDArray[np.int64]) -> tuple[str, ...]:
-    """Return a corpus' ids, with one for the empty places if there are any; at these stands the number of documents."""
+    """Return the ids of a Run: the corpus, and ``""`` if a position is the number of documents, which marks an empty place."""
     return (*document_ids, "") if (ranked == len(document_ids)).any() else document_ids
 
 
 def run_of(dataset: Dataset, document_ids: tuple[str, ...], search: Callable[[int], Ranked], k: int) -> Run:
-    """Return what is found for the queries of a data set, but for a query that is itself a document: it does not find itself.
+    """Return the Run of a search. A query that is itself a document does not find itself: see `queries_that_are_documents`.
 
-    Every retriever makes its Run here. See `queries_that_are_documents`.
+    Every retriever makes its Run here.
 
     Args:
-        dataset: With the queries, in the order of the rows that are found.
-        document_ids: What the positions that are found stand for.
-        search: From how many to the best so many of each query: positions and scores, each of shape (n, so many). Empty places come
-            last, with the number of documents as the position and the score `NOTHING`.
-        k: How many to return of each query.
+        dataset: Data set with the queries, in the order of the rows of ``search``.
+        document_ids: Document ids, in the order of the positions of ``search``.
+        search: Function from a depth to positions and scores of the best documents of each query, each of shape (n, depth). Empty places
+            come last; their position is the number of documents, and their score is `NOTHING`.
+        k: Number of documents to return for each query.
     """
     own = own_positions(dataset, document_ids)
     ranked, scores = without_own(search(k + bool((own >= 0).any())), own, k, len(document_ids))
@@ -151,7 +151,7 @@ def run_of(dataset: Dataset, document_ids: tuple[str, ...], search: Callable[[in
 
 
 def own_positions(dataset: Dataset, document_ids: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Return which document each query is itself, as a position in some ids; -1 where it is none of them."""
+    """Return, for each query, the position of the document that it is itself; -1 if it is none of the documents."""
     are_documents = queries_that_are_documents(dataset)
     if not are_documents:
         return np.full(len(dataset.queries), -1, np.int64)
@@ -160,22 +160,22 @@ def own_positions(dataset: Dataset, document_ids: Sequence[str]) -> npt.NDArray[
 
 
 def without_own(ranked: Ranked, own: npt.NDArray[np.int64], k: int, count: int) -> Ranked:
-    """Return the k best of each row without the document that the query itself is; a row that has no other ends with an empty place.
+    """Return the k best documents of each row without the query itself. A row that lacks another document ends with an empty place.
 
     Args:
-        ranked: The k + 1 best of each, or the whole corpus; just k will do where no query is a document.
-        own: What `own_positions` returns for the rows.
-        k: How many to keep.
-        count: Of the documents, which is the position of an empty place.
+        ranked: Ranking of the k + 1 best documents or of the whole corpus; k documents are enough if no query is a document.
+        own: Result of `own_positions` for the rows.
+        k: Number of documents to keep.
+        count: Number of documents, which is the position of an empty place.
     """
     positions, scores = ranked
     if not (own >= 0).any():
         return positions[:, :k], scores[:, :k]
     is_own = positions == own[:, None]
-    width = min(k, positions.shape[1] - int(is_own.any(axis=1).all()))  # no column is empty in all rows
-    others = np.argsort(is_own, axis=1, kind="stable")[:, :width]
+    width = min(k, positions.shape[1] - int(is_own.any(axis=1).all()))  # so that no column is empty in all rows
+    columns = np.argsort(is_own, axis=1, kind="stable")[:, :width]
     positions, scores = np.where(is_own, count, positions), np.where(is_own, NOTHING, scores)
-    return np.take_along_axis(positions, others, axis=1), np.take_along_axis(scores, others, axis=1)
+    return np.take_along_axis(positions, columns, axis=1), np.take_along_axis(scores, columns, axis=1)
 
 
 class Retriever(Protocol):
@@ -189,7 +189,7 @@ class Retriever(Protocol):
 
 
 def sorted_corpus(dataset: Dataset) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """Return the corpus' positions in order of document id, and the ids: ties must not depend on a file's order."""
+    """Return the positions of the corpus in order of document id, and the sorted ids: ties must not depend on the order of a file."""
     ids = list(dataset.corpus)
     order = sorted(range(len(ids)), key=ids.__getitem__)
     return np.array(order, np.int64), tuple(ids[position] for position in order)

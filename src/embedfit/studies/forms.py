@@ -32,8 +32,8 @@ from embedfit.files import temporary_folder
 from embedfit.hub import model_folder
 from embedfit.metrics import KS, check_metric
 from embedfit.retrieve.exact import top_k
-from embedfit.retrieve.run import Run, named, own_positions, without_own
-from embedfit.studies.quantised import Binary, Int8, Ranked, lowest_cosine
+from embedfit.retrieve.run import Ranked, Run, named, own_positions, without_own
+from embedfit.studies.quantised import Binary, Int8, lowest_cosine
 from embedfit.template import DOCUMENT_TEMPLATE
 
 if TYPE_CHECKING:

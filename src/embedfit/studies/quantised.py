@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from embedfit.encode.encoder import Vectors
-from embedfit.retrieve.exact import top_k
+from embedfit.retrieve.exact import best_pairs, merged, top_k
+from embedfit.retrieve.run import Ranked
 
 _CANDIDATES = 4
 """The rescoring looks at this many times k documents."""
@@ -52,8 +52,8 @@ class Int8:
         time. The starts add the same to all of a query's products and are left out.
         """
         scaled = queries * self.steps
-        parts = [(rows, top_k(scaled, self.codes[rows].astype(np.float32), k)) for rows in _blocks(len(self.codes), DOCUMENTS)]
-        return _merged(parts, k)
+        parts = [_moved(top_k(scaled, self.codes[rows].astype(np.float32), k), rows.start) for rows in _blocks(len(self.codes), DOCUMENTS)]
+        return merged(parts, k)
 
     def lowest_cosine(self, documents: Vectors) -> float:
         """Return the lowest cosine of a dequantised vector, in the middle of its steps, with the vector it was made of."""
@@ -87,8 +87,8 @@ class Binary:
         documents, asked = self._words(), Binary.of(queries)._words()
         found = []
         for some in _blocks(len(queries), QUERIES):
-            parts = [(rows, _hamming_top_k(asked[some], documents[rows], k)) for rows in _blocks(len(documents), DOCUMENTS)]
-            found.append(_merged(parts, k))
+            parts = [_moved(_hamming_top_k(asked[some], documents[rows], k), rows.start) for rows in _blocks(len(documents), DOCUMENTS)]
+            found.append(merged(parts, k))
         return _stacked(found)
 
     def search_and_rescore(self, queries: Vectors, k: int) -> Ranked:
@@ -103,7 +103,7 @@ class Binary:
             near = candidates[some]
             signs = np.unpackbits(self.bits[near], axis=-1, count=self.dimensions).astype(np.float32) * 2 - 1
             scores = np.einsum("qd,qcd->qc", queries[some], signs)
-            found.append(_best(near, scores, k))
+            found.append(best_pairs(near, scores, k))
         return _stacked(found)
 
     def _words(self) -> npt.NDArray[np.uint64]:
@@ -124,16 +124,9 @@ def _hamming_top_k(queries: npt.NDArray[np.uint64], documents: npt.NDArray[np.ui
     return (keys % len(documents)).astype(np.int64), -(keys // len(documents)).astype(np.float32)
 
 
-def _merged(parts: Sequence[tuple[slice, Ranked]], k: int) -> Ranked:
-    """Return the k best of the best of each block of documents."""
-    positions = np.concatenate([rows.start + ranked[0] for rows, ranked in parts], axis=1)
-    return _best(positions, np.concatenate([ranked[1] for _, ranked in parts], axis=1), k)
-
-
-def _best(positions: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], k: int) -> Ranked:
-    """Return the k best of each row; among equal scores, those that stand first stay first."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(positions, order, axis=1), np.take_along_axis(scores, order, axis=1)
+def _moved(ranked: Ranked, start: int) -> Ranked:
+    """Return the ranking of a block of documents with positions among all documents."""
+    return ranked[0] + start, ranked[1]
 
 
 def _stacked(parts: Sequence[Ranked]) -> Ranked:
@@ -144,8 +137,6 @@ def _blocks(total: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-Ranked: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
-"""Positions and scores of documents, each of shape (queries, k), best first; equal scores in order of position."""
 DOCUMENTS, QUERIES = 16_384, 512
 """Documents, and queries, that are looked at together, so that memory does not grow with their product."""
 

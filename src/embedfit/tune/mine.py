@@ -20,7 +20,7 @@ from embedfit.data.duplicates import nearly_same
 from embedfit.encode.encoder import Encoder
 from embedfit.files import writing
 from embedfit.retrieve.engine import Engine, LocalEngine
-from embedfit.retrieve.exact import best_of
+from embedfit.retrieve.exact import merged
 from embedfit.retrieve.run import own_positions
 from embedfit.tune.candidates import BatchAndOthers, Candidates, relevant_positions
 
@@ -120,22 +120,10 @@ def _nearest(
             for row in holders.get(start + offset, ()):
                 least[row] = min(least[row], float(queries[row] @ vector))
         some, similar = engine.top_k(queries, vectors, depth)
-        ranked, scores = np.concatenate([ranked, some + start], axis=1), np.concatenate([scores, similar], axis=1)
-        ranked, scores = _best(ranked, scores, depth)
+        ranked, scores = merged([(ranked, scores), (some + start, similar)], depth)
     parts = processes.gathered((ranked, scores, least))
-    ranked, scores = (np.concatenate(some, axis=1) for some in list(zip(*parts, strict=True))[:2])
-    ranked, scores = _best(ranked, scores, depth)
+    ranked, scores = merged([part[:2] for part in parts], depth)
     return ranked, scores, np.min([part[2] for part in parts], axis=0)
-
-
-def _best(
-    ranked: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], depth: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return the best so many of each row; equal scores in order of position, whatever order they were found in."""
-    order = np.argsort(ranked, axis=1)
-    ranked = np.take_along_axis(ranked, order, axis=1)
-    best, scores = best_of(np.take_along_axis(scores, order, axis=1), depth)
-    return np.take_along_axis(ranked, best, axis=1), scores
 
 
 def _judged(

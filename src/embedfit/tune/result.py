@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from embedfit.data.dataset import Dataset, text_key
 from embedfit.encode.adapted import AdaptedEncoder, load_adapter
-from embedfit.encode.encoder import Encoder, Precision
+from embedfit.encode.encoder import Encoder, Precision, complete
 from embedfit.encode.local import LocalEncoder
 from embedfit.errors import ModelError, StorageError
 from embedfit.files import writing
@@ -174,7 +174,8 @@ def read_tuned(folder: Path, base: Encoder | None = None, template: str = DOCUME
         fields = {name: record[name] for name in ("seconds", "precision", "epoch", "tokens", "candidates")}
         return Tuned(None, folder=folder, template=template, history=history, matryoshka=matryoshka, **fields)
     held: Retriever | None = None
-    precision: Precision = base.precision if isinstance(base, LocalEncoder) else "auto"
+    local = complete(base).local if base else None
+    precision: Precision = local.precision if local else "auto"
     if not (folder / MODEL).exists():
         if base is None:
             raise ModelError(f"{folder}: holds an adapter without its model; fix: give the encoder that it was fitted on")
