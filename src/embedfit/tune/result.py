@@ -98,35 +98,41 @@ class Tuned:
 
 
 def keys_of(train: Dataset, dev: Dataset | None) -> list[str]:
-    """Return the keys of the queries that a model is tuned on or chosen by."""
+    """Return the keys of the queries in the training and dev parts, sorted."""
     return sorted(text_key(query.text) for part in (train, dev) if part for query in part.queries.values())
 
 
 def answer_keys(train: Dataset, dev: Dataset | None, template: str) -> list[str]:
-    """Return the keys of what the documents say that are right for the queries that a model is tuned on or chosen by."""
+    """Return the keys of the texts of all right answers in the training and dev parts, sorted."""
     keys = set()
     for part in (train, dev):
         if part:
-            asked = {document for id in part.queries for document in part.relevant(id)}
+            answers = {document for id in part.queries for document in part.relevant(id)}
             texts = zip(part.corpus, part.document_texts(template), strict=True)
-            keys |= {text_key(text) for id, text in texts if id in asked}
+            keys |= {text_key(text) for id, text in texts if id in answers}
     return sorted(keys)
 
 
 def seen_by(model: Path, what: Literal["seen", "answers"] = "seen") -> list[str]:
-    """Return the keys of the queries, or of the answers, that a model has seen, as far as what lies beside its folder or file tells."""
+    """Return the keys of the queries or answers that a model has seen; none if no tuning.json is beside its folder or file."""
     path = model.parent / "tuning.json"
     return list(json.loads(path.read_text(encoding="utf-8")).get(what, ())) if path.exists() else []
 
 
 def claim(folder: Path, described: list[Any], seen: list[str], answers: list[str]) -> None:
-    """Make sure that what a folder holds came of the same model, data and settings, or begin with it.
+    """Claim a folder for a tuning of one model, data set and settings, by writing tuning.json if it is not there.
 
-    What is written also tells, later, which queries the model must not be measured on, whose answers are new to it, and that the
-    other files are embedfit's own: they may be replaced.
+    The file also records which queries the model must not be measured on and which answers it has seen, and that the other
+    files in the folder are embedfit's own and may be replaced.
+
+    Args:
+        folder: Output folder.
+        described: Identity of the tuning: everything that changes its result, as JSON.
+        seen: Keys of the queries, as `keys_of` returns them.
+        answers: Keys of the right answers, as `answer_keys` returns them.
 
     Raises:
-        StorageError: The folder holds another tuning, or something of somebody else's that this one would replace.
+        StorageError: The folder holds another tuning, or a file that no tuning wrote and this one would replace.
     """
     identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     path = folder / "tuning.json"
