@@ -541,7 +541,7 @@ def test_killed_after_it_had_stopped_early_it_does_not_train_on(tiny_model, part
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("embedfit.encode.saving.save_in_place", killed)
+        patch.setattr("embedfit.tune.full.save_in_place", killed)
         with pytest.raises(KeyboardInterrupt):
             tune_model(LocalEncoder(tiny_model), *parts, tmp_path / "killed", settings)
     again = tune_model(LocalEncoder(tiny_model), *parts, tmp_path / "killed", settings)
