@@ -58,7 +58,7 @@ class BatchAndOthers:
     Args:
         train: Training queries, corpus and judgements.
         random: Random documents per batch.
-        hard: Mined negatives per query, drawn anew for each batch.
+        hard: Mined negatives per query, drawn again for each batch.
         seed: Seed of the draws.
 
     Attributes:

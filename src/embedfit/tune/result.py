@@ -72,12 +72,12 @@ class Tuned:
 
     @property
     def retriever(self) -> Retriever:
-        """Retriever of the tuned model or index. A model in a folder is loaded anew at each access."""
+        """Retriever of the tuned model or index. A model in a folder is loaded again at each access."""
         return self.held or DenseRetriever(LocalEncoder(self.model, precision=self.precision), self.template)
 
     @property
     def encoder(self) -> Encoder:
-        """Encoder of the retriever. A model in a folder is loaded anew at each access, so that no two stay in memory."""
+        """Encoder of the retriever. A model in a folder is loaded again at each access, so that no two stay in memory."""
         encoder: Encoder = self.retriever.encoder  # type: ignore[attr-defined]
         return encoder
 
