@@ -161,7 +161,7 @@ def test_a_lora_on_a_plain_checkpoint_is_read_with_the_pooling_it_was_trained_wi
     lora_on(plain, tmp_path, pooling="cls")
     tuned = LocalEncoder(tmp_path / "model", precision="fp32")
     assert pooling_of(tuned.folder) == "cls"
-    vectors = forms._with_lora(tmp_path / "lora", tuned).encode(["food", "a taxi"], normalize_embeddings=True)
+    vectors = forms_module._with_lora(tmp_path / "lora", tuned).encode(["food", "a taxi"], normalize_embeddings=True)
     np.testing.assert_allclose(vectors, tuned.encode(["food", "a taxi"], "query"), atol=1e-5)
 
 
@@ -169,7 +169,7 @@ def test_a_lora_of_pickled_weights_is_refused(tiny_model, some, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_model)}))
     (tmp_path / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors"):
-        forms._with_lora(tmp_path, LocalEncoder(tiny_model))
+        forms_module._with_lora(tmp_path, LocalEncoder(tiny_model))
 
 
 # Smaller vectors, worked out by hand

@@ -627,7 +627,7 @@ def test_with_lora_nothing_else_is_trained_whatever_follows_the_transformer(tiny
 
     model = LocalEncoder(tiny_model).loaded.model
     model.append(Dense(384, 32))
-    full._prepare(model, TuneConfig(method="lora"))
+    full._set_trainable(model, TuneConfig(method="lora"))
     assert all("lora_" in name for name, value in model.named_parameters() if value.requires_grad)
 
 
