@@ -11,7 +11,6 @@ from torch import Tensor
 
 from embedfit.data.dataset import Dataset
 from embedfit.encode.encoder import Encoder, Vectors
-from embedfit.errors import DataError
 from embedfit.tune.candidates import AllDocuments, BatchAndOthers, CandidateSource
 from embedfit.tune.loss import multi_positive_softmax
 
@@ -83,23 +82,6 @@ def minimise(
         schedule.step()
     for shift in shifts:
         shift.requires_grad_(False)
-
-
-def judged(train: Dataset) -> Dataset:
-    """Return the judged training queries.
-
-    Raises:
-        DataError: No training query is judged, or all have the same answer.
-    """
-    train = train.select(train.judged)
-    answers = {tuple(sorted(train.relevant(id))) for id in train.queries}
-    if not answers:
-        raise DataError("data", "has no judged query to learn from", fix="add labelled queries")
-    if len(answers) == 1:
-        raise DataError(
-            "data", f"all {len(train.queries):,} training queries have the one answer {min(answers)}", fix="add queries with other labels"
-        )
-    return train
 
 
 def vectors_of(encoder: Encoder, dataset: Dataset, template: str) -> tuple[Vectors, Vectors]:

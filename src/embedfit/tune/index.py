@@ -27,8 +27,9 @@ from embedfit.retrieve.retrievers import VectorIndex, check_corpus
 from embedfit.retrieve.run import Ranked, Run, run_of, sorted_corpus
 from embedfit.template import DOCUMENT_TEMPLATE
 from embedfit.tune.candidates import relevant_positions
-from embedfit.tune.frozen import AdapterConfig, judged, minimise, vectors_of
+from embedfit.tune.frozen import AdapterConfig, minimise, vectors_of
 from embedfit.tune.result import Tuned
+from embedfit.tune.training import judged
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from embedfit.data.dataset import Dataset, text_key
-from embedfit.encode.adapted import AdaptedEncoder, load_adapter
 from embedfit.encode.encoder import Encoder, Precision
 from embedfit.encode.local import LocalEncoder
 from embedfit.errors import ModelError, StorageError
@@ -83,6 +82,8 @@ class Tuned:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as ``embedfit tune --json`` prints it."""
+        from embedfit.encode.adapted import AdaptedEncoder  # it imports torch
+
         encoder = self.encoder
         return {
             "folder": str(self.model),
@@ -182,6 +183,8 @@ def read_tuned(folder: Path, base: Encoder | None = None, template: str = DOCUME
     held: Retriever | None = None
     precision: Precision = base.precision if isinstance(base, LocalEncoder) else "auto"
     if not (folder / MODEL).exists():
+        from embedfit.encode.adapted import AdaptedEncoder, load_adapter  # they import torch
+
         if base is None:
             raise ModelError(f"{folder}: holds an adapter without its model; fix: give the encoder that it was fitted on")
         held, precision = DenseRetriever(AdaptedEncoder(base, load_adapter(folder / ADAPTER)), template), "fp32"
