@@ -102,7 +102,7 @@ def test_a_prompt_that_the_saved_model_does_not_have_fails(tiny_model, some):
 @pytest.mark.slow
 def test_a_model_that_a_fresh_process_cannot_load_fails_with_one_line(tiny_model, some, tmp_path):
     (tmp_path / "model").mkdir()
-    with forms._fresh_process(tmp_path / "model", {"query": ["a"], "document": ["b"]}) as collect, pytest.raises(ModelError) as caught:
+    with forms_module._fresh_process(tmp_path / "model", {"query": ["a"], "document": ["b"]}) as collect, pytest.raises(ModelError) as caught:
         collect()
     assert str(caught.value).startswith(f"{tmp_path / 'model'}: the saved model cannot be used in a fresh process: ")
     assert "\n" not in str(caught.value)
@@ -112,7 +112,7 @@ def test_a_model_that_a_fresh_process_cannot_load_fails_with_one_line(tiny_model
 def test_the_fresh_process_imports_no_file_of_the_working_directory(tiny_model, tmp_path, monkeypatch):
     (tmp_path / "sentence_transformers.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
-    with forms._fresh_process(tiny_model, {"query": ["red 'fish'; $(ls)"], "document": ["blue fish", "no fish"]}) as collect:
+    with forms_module._fresh_process(tiny_model, {"query": ["red 'fish'; $(ls)"], "document": ["blue fish", "no fish"]}) as collect:
         found = collect()
     assert found["query"].shape == (1, 384)
     expected = load_model(tiny_model).encode_document(["blue fish", "no fish"], normalize_embeddings=True)
