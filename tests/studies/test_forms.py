@@ -102,7 +102,10 @@ def test_a_prompt_that_the_saved_model_does_not_have_fails(tiny_model, some):
 @pytest.mark.slow
 def test_a_model_that_a_fresh_process_cannot_load_fails_with_one_line(tiny_model, some, tmp_path):
     (tmp_path / "model").mkdir()
-    with forms._fresh_process(tmp_path / "model", {"query": ["a"], "document": ["b"]}) as collect, pytest.raises(ModelError) as caught:
+    with (
+        forms_module._fresh_process(tmp_path / "model", {"query": ["a"], "document": ["b"]}) as collect,
+        pytest.raises(ModelError) as caught,
+    ):
         collect()
     assert str(caught.value).startswith(f"{tmp_path / 'model'}: the saved model cannot be used in a fresh process: ")
     assert "\n" not in str(caught.value)
@@ -112,7 +115,7 @@ def test_a_model_that_a_fresh_process_cannot_load_fails_with_one_line(tiny_model
 def test_the_fresh_process_imports_no_file_of_the_working_directory(tiny_model, tmp_path, monkeypatch):
     (tmp_path / "sentence_transformers.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
-    with forms._fresh_process(tiny_model, {"query": ["red 'fish'; $(ls)"], "document": ["blue fish", "no fish"]}) as collect:
+    with forms_module._fresh_process(tiny_model, {"query": ["red 'fish'; $(ls)"], "document": ["blue fish", "no fish"]}) as collect:
         found = collect()
     assert found["query"].shape == (1, 384)
     expected = load_model(tiny_model).encode_document(["blue fish", "no fish"], normalize_embeddings=True)
@@ -161,7 +164,7 @@ def test_a_lora_on_a_plain_checkpoint_is_read_with_the_pooling_it_was_trained_wi
     lora_on(plain, tmp_path, pooling="cls")
     tuned = LocalEncoder(tmp_path / "model", precision="fp32")
     assert pooling_of(tuned.folder) == "cls"
-    vectors = forms._with_lora(tmp_path / "lora", tuned).encode(["food", "a taxi"], normalize_embeddings=True)
+    vectors = forms_module._with_lora(tmp_path / "lora", tuned).encode(["food", "a taxi"], normalize_embeddings=True)
     np.testing.assert_allclose(vectors, tuned.encode(["food", "a taxi"], "query"), atol=1e-5)
 
 
@@ -169,7 +172,7 @@ def test_a_lora_of_pickled_weights_is_refused(tiny_model, some, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_model)}))
     (tmp_path / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors"):
-        forms._with_lora(tmp_path, LocalEncoder(tiny_model))
+        forms_module._with_lora(tmp_path, LocalEncoder(tiny_model))
 
 
 # Smaller vectors, worked out by hand

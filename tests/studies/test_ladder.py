@@ -66,7 +66,7 @@ def test_learning_from_training_queries_pays_and_untrained_rungs_take_no_time(la
 def test_the_same_ladder_again_measures_nothing(ladder, setting, some, folder, monkeypatch):
     monkeypatch.setattr("embedfit.studies.ladder.METHODS", {key: METHODS[key] for key in FROZEN})
     for name in ("BM25Retriever.search", "DenseRetriever.search"):
-        monkeypatch.setattr(f"embedfit.retrieve.{name}", lambda *_: pytest.fail("searched"))
+        monkeypatch.setattr(f"embedfit.retrieve.retrievers.{name}", lambda *_: pytest.fail("searched"))
     again = climb(setting, some, split_folds(some, 2), folder, FROZEN)
     for rung, before in zip(again.rungs, ladder.rungs, strict=True):
         np.testing.assert_array_equal(rung.scores.values["mrr@10"], before.scores.values["mrr@10"])

@@ -541,7 +541,7 @@ def test_killed_after_it_had_stopped_early_it_does_not_train_on(tiny_model, part
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("embedfit.encode.saving.save_in_place", killed)
+        patch.setattr("embedfit.tune.full.save_in_place", killed)
         with pytest.raises(KeyboardInterrupt):
             tune_model(LocalEncoder(tiny_model), *parts, tmp_path / "killed", settings)
     again = tune_model(LocalEncoder(tiny_model), *parts, tmp_path / "killed", settings)
@@ -627,7 +627,7 @@ def test_with_lora_nothing_else_is_trained_whatever_follows_the_transformer(tiny
 
     model = LocalEncoder(tiny_model).loaded.model
     model.append(Dense(384, 32))
-    full._prepare(model, TuneConfig(method="lora"))
+    full._set_trainable(model, TuneConfig(method="lora"))
     assert all("lora_" in name for name, value in model.named_parameters() if value.requires_grad)
 
 

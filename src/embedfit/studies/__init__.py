@@ -1,1 +1,1 @@
-"""Experiments beside the main one."""
+"""Experiments beside the main one: method ladder, learning curve, forgetting, forms of a model, doubtful labels."""

@@ -1,15 +1,15 @@
-"""How much data is enough: the score against the number of labelled pairs, and what more labels would bring.
+"""Learning curve: the score against the number of labelled pairs, and a forecast for more of them.
 
-Two forms of curve are fitted, and what is forecast is drawn from both, since no single form is right everywhere:
+Two forms of curve are fitted, and forecasts are drawn from both, since no single form suits all data:
 
     score(n) = top - (top - start) left(n),        0 <= start <= top <= 1
 
     left(n) = (1 + n / scale)^-steepness          the inverse power law (Cortes et al. 1993; Hestness et al. 2017)
-    left(n) = 1 / (1 + (n / scale)^steepness)     the Morgan-Mercer-Flodin curve, which may rise slowly first
+    left(n) = 1 / (1 + (n / scale)^steepness)     the Morgan-Mercer-Flodin curve, which may rise slowly at first
 
-Both begin at the untrained model's score and end like n^-steepness. They are among the forms that extrapolate learning curves
-best (Mohr, Viering, Loog and van Rijn 2022, LCDB). docs/decisions.md has the figures behind the choices here, and how far off the
-forecasts were.
+Both start at the untrained model's score and end like n^-steepness. They are among the forms that extrapolate learning curves
+best (Mohr, Viering, Loog and van Rijn 2022, LCDB). docs/decisions.md has the figures behind the choices in this file, and the
+errors of the forecasts.
 """
 
 from __future__ import annotations
@@ -42,33 +42,32 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TrainAndSearch: TypeAlias = Callable[[Dataset, Dataset, Path], Run]
-"""Trains on the first data set, with a folder to work in, and returns what it finds for the queries of the second."""
+"""Function that trains on the first data set, in a working folder, and returns the Run on the queries of the second."""
 Floats: TypeAlias = npt.NDArray[np.float64]
 MORE = (100, 300, 1000)
-"""The numbers of further pairs that are asked about."""
+"""Numbers of further pairs to forecast for."""
 _PARTS = (16, 8, 4, 2, 1)
-"""A model is trained on one sixteenth of the training queries, on one eighth, and so on."""
+"""Divisors of the training set: one model is trained on a sixteenth of the queries, one on an eighth, and so on."""
 _LEAST_PAIRS, _LEAST_POINTS = 8, 4
-"""Fewer pairs are not trained on; from fewer points nothing is forecast."""
+"""Fewest pairs to train on, and fewest points to forecast from."""
 _DRAWS = 1000
-"""Draws of queries that a curve is fitted to."""
+"""Draws of queries, each with a fitted curve of its own."""
 _NOISE, _NOISE_WORTH = 0.008, 3
-"""What is taken to be known of the noise of a training before seeing the points: its standard deviation, and how many points that is
-worth. Another seed or another draw of training queries moves MRR by about this much (docs/decisions.md, how the defaults of
-tuning were chosen)."""
+"""Prior of the noise of a training: its standard deviation, and its weight in points. Another seed or another draw of training
+queries moves MRR by about this much (docs/decisions.md, how the defaults of tuning were chosen)."""
 _WORST_FIT = 0.03
-"""Points that are farther than this from the best curve, by root mean square, are none of this form."""
+"""Largest root-mean-square distance of the points from the best curve; beyond it, the points do not follow a curve."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """The score with so many pairs.
+    """The score at one number of pairs.
 
     Attributes:
-        pairs: Training queries with their right documents.
-        value: The mean of the metric.
+        pairs: Number of training queries with their right documents.
+        value: Mean of the metric.
         low: Lower end of the 95% interval.
-        high: Upper end.
+        high: Upper end of the 95% interval.
     """
 
     pairs: int
@@ -79,14 +78,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Forecast(Point):
-    """The score that more pairs would give.
+    """The forecast score at a larger number of pairs.
 
     Attributes:
-        more: Pairs beyond those there are.
-        gain: The score less that of the model trained on the pairs there are.
-        gain_low: Lower end of its 95% interval; narrower than the score's, as the queries are the same. It may be below zero: a
-            training is not without noise.
-        gain_high: Upper end.
+        more: Number of pairs beyond the present ones.
+        gain: Forecast score minus the score of the model trained on the present pairs.
+        gain_low: Lower end of the gain's 95% interval, which is narrower than the score's, as the queries are the same. It may be
+            below zero, because training is noisy.
+        gain_high: Upper end of the gain's 95% interval.
     """
 
     more: int
@@ -100,12 +99,12 @@ class Curve:
     """A learning curve.
 
     Attributes:
-        metric: Like ``mrr@10``.
-        queries: How many the points are means over.
-        points: Measured; the first is the untrained model, at 0 pairs. Their intervals are of the queries alone.
-        fitted: The fitted curve, for drawing; empty if there is none.
-        forecasts: For more pairs; empty if nothing can be said. Their intervals are of the queries, the noise of training,
-            and what so few points leave open about the curve.
+        metric: Metric, such as ``mrr@10``.
+        queries: Number of queries that each point is a mean over.
+        points: Measured points; the first is the untrained model, at 0 pairs. Their intervals cover the draw of queries alone.
+        fitted: Points on the fitted curve, for drawing; empty without a forecast.
+        forecasts: Forecasts for more pairs; empty if none is possible. Their intervals cover the draw of queries, the noise of
+            training and the uncertainty of the fit.
         problem: Reason why there is no forecast; empty if there is one.
         folder: Run directory; None before it is written.
     """
@@ -120,7 +119,7 @@ class Curve:
 
     @property
     def sentence(self) -> str:
-        """What the middle one of the forecasts says, or why there is none."""
+        """The middle forecast in one sentence, or the reason why there is none."""
         now, label = self.points[-1], metric_label(self.metric)
         if not self.forecasts:
             return f"No forecast: {self.problem}. {label} is {now.value:.3f} with {now.pairs:,} labelled pairs."
@@ -136,7 +135,7 @@ class Curve:
         return self.folder and self.folder / "report.html"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything, as curve.json holds it."""
+        """Return everything in the form of curve.json."""
         return {
             "sentence": self.sentence,
             "metric": self.metric,
@@ -157,7 +156,7 @@ class Curve:
         return pd.DataFrame(rows, columns=["kind", "metric", "pairs", "value", "low", "high"])
 
     def plot(self) -> Figure:
-        """Return a chart: the measured points, the fitted curve with its 95% band, and the forecasts."""
+        """Return a chart of the measured points, the fitted curve with its 95% band, and the forecasts."""
         figure = new_chart(7, 4)
         axes = figure.subplots()
         if self.fitted:
@@ -198,26 +197,26 @@ def learning_curve(
     group_by: str | None = None,
     seed: int = 0,
 ) -> Curve:
-    """Train on more and more of the training queries, measure each model on the same test queries, and forecast.
+    """Train on growing subsets of the training queries, measure each model on the same test queries, and forecast.
 
-    What each model finds is kept in the folder, so that the same call after a crash goes on where it was; the model is not.
+    The rankings of each model are kept in the folder, so the same call resumes after a crash. The models are not kept.
 
     Args:
-        dataset: Holds every query.
-        splits: One, or folds, whose test parts are then scored together; each trains on subsets of its own train part.
-        train_and_search: The way of training. If it resumes in the folder it is given, so does the curve.
-        folder: Where the points are kept.
-        base: What the untrained model finds for the test queries: the curve's point at 0.
-        metric: What the curve is about.
-        sizes: Numbers of training queries. By default a sixteenth of what the smallest train part has, an eighth, a quarter, a half and
-            all.
-        more: The numbers of further pairs to forecast for.
-        group_by: A metadata field; queries with the same value are drawn together, as near duplicates are.
-        identity: A text that changes whenever what ``train_and_search`` gives could: its name and settings.
-        seed: Of the subsets and the bootstrap.
+        dataset: Data set with the queries of every split.
+        splits: One split, or one per fold. Each trains on subsets of its own train part; the test parts are scored together.
+        train_and_search: Function that trains and searches. If it can resume in its working folder, so can the curve.
+        folder: Folder for the rankings.
+        base: Run of the untrained model on the test queries, for the curve's point at 0 pairs.
+        metric: Metric of the curve.
+        sizes: Numbers of training queries. By default a sixteenth, an eighth, a quarter, a half and all of the smallest train
+            part.
+        more: Numbers of further pairs to forecast for.
+        identity: Text that changes whenever the result of ``train_and_search`` could: its name and settings.
+        group_by: Metadata field; queries with the same value are drawn together, as near duplicates are.
+        seed: Seed of the subsets and of the bootstrap.
 
     Raises:
-        ConfigError: A size that there are not enough queries for, or an unknown metric.
+        ConfigError: A size exceeds the training queries, or the metric is unknown.
         DataError: There are too few training queries for a curve.
         StorageError: The folder holds another curve, or cannot be written.
     """
@@ -248,11 +247,11 @@ def learning_curve(
 
 
 def nested_order(dataset: Dataset, ids: Sequence[str], seed: int = 0) -> tuple[str, ...]:
-    """Return queries in an order of which every beginning covers the labels as evenly as it can.
+    """Return query ids in an order whose every prefix covers the labels as evenly as possible.
 
-    First one query of each label, the labels in random order, then so that each label's share of the beginning is its share
-    of the whole: the j-th of a label's m queries (from 0) stands at j / m. This is Adams' divisor method of apportionment
-    (Balinski and Young, Fair Representation, 2nd ed. 2001), which never takes back a seat when there are more.
+    One query of each label comes first, with the labels in random order. After that each label's share of a prefix is its
+    share of the whole: the j-th (from 0) of a label's m queries stands at j / m. This is Adams' divisor method of apportionment
+    (Balinski and Young, Fair Representation, 2nd ed. 2001), under which a longer prefix contains every shorter one.
     """
     rng = random.Random(seed)
     by_label: dict[str, list[str]] = {}
@@ -277,18 +276,19 @@ def fit_curve(
 ) -> Curve:
     """Fit a curve to scores, and forecast.
 
-    Queries are drawn with replacement, the same draw for all points, since they share the queries. For each draw one curve
-    is drawn from those that fit its points, with a probability that falls with the squares left over: that of a normal noise
-    of unknown size, with ``top`` and ``start`` at their best values (Gelman et al., Bayesian Data Analysis, 3rd ed., section
-    14.2). The best curve alone would hide that a handful of points leave much open. A forecast has the noise of a training too.
+    Queries are drawn with replacement, with one draw for all points, since the points share the queries. For each draw one
+    curve is drawn from those on a grid. Its probability falls with the residual sum of squares, as under normal noise of unknown
+    size with ``top`` and ``start`` at their best values (Gelman et al., Bayesian Data Analysis, 3rd ed., section 14.2). The best
+    curve alone would hide how little a handful of points determine. A forecast includes the noise of one training.
 
     Args:
-        pairs: How many each point was trained on, rising.
-        values: The metric for each query and point; shape (queries, points).
-        metric: Its name.
-        more: The numbers of further pairs to forecast for.
-        groups: Number of each query's group, shape (queries,): near duplicates are drawn together. By default each stands alone.
-        seed: Of the draws.
+        pairs: Number of training pairs of each point, in increasing order.
+        values: Metric of each query at each point, shape (queries, points).
+        metric: Name of the metric.
+        more: Numbers of further pairs to forecast for.
+        groups: Group number of each query, shape (queries,); near duplicates share a group and are drawn together. By default
+            each query is a group.
+        seed: Seed of the draws.
     """
     rng = np.random.default_rng([seed, 3])
     draws = bootstrap_means(values, rng, groups)
@@ -302,20 +302,20 @@ def fit_curve(
         problem = f"the points follow no learning curve (they are {off:.3f} off on average)" if off > _WORST_FIT else ""
     if problem:
         return Curve(metric, len(values), points, problem=problem)
-    some = draws[:_DRAWS]
-    drawn = curves.fit(some).draw(rng)
+    draws = draws[:_DRAWS]
+    drawn = curves.fit(draws).draw(rng)
     last = pairs[-1]
     at = np.unique(np.linspace(0, last + max(more, default=0), 101).astype(int))
     forecasts = []
     for further in sorted(more):
         then = drawn(np.array([last + further]))
-        forecasts.append(Forecast(last + further, *_interval(then)[0], further, *_interval(then - some[:, -1])[0]))
-    fitted = tuple(Point(int(n), *found) for n, found in zip(at, _interval(drawn(at)), strict=True))
+        forecasts.append(Forecast(last + further, *_interval(then)[0], further, *_interval(then - draws[:, -1])[0]))
+    fitted = tuple(Point(int(n), *interval) for n, interval in zip(at, _interval(drawn(at)), strict=True))
     return Curve(metric, len(values), points, fitted, tuple(forecasts))
 
 
 def _problem(points: Sequence[Point], rise: float) -> str:
-    """Return why nothing can be forecast from some points, or an empty text."""
+    """Return the reason why the points allow no forecast, or an empty string."""
     if len(points) < _LEAST_POINTS:
         return f"{len(points)} points are too few; expected at least {_LEAST_POINTS}"
     if rise <= 0:
@@ -324,10 +324,13 @@ def _problem(points: Sequence[Point], rise: float) -> str:
 
 
 class _Curves:
-    """All curves of both forms with a ``scale`` and a ``steepness`` on a grid.
+    """All curves of both forms with ``scale`` and ``steepness`` on a grid.
 
-    With these two given, the curve is a straight line between ``start`` and ``top``, whose best values are those of least
-    squares; so nothing has to be searched for, and nothing can fail to converge.
+    For a given scale and steepness the score is linear in ``start`` and ``top``, so least squares gives their best values
+    directly. There is no search that could fail to converge.
+
+    Args:
+        pairs: Number of training pairs of each point.
     """
 
     def __init__(self, pairs: Sequence[int]) -> None:
@@ -338,26 +341,26 @@ class _Curves:
         self._steepness = np.concatenate([power[1].ravel(), slow[1].ravel()])
         self._is_power = np.arange(len(self._scale)) < power[0].size
         self.left_at_points = self.left(np.array(pairs))
-        # A training's noise is that of its pairs, with a variance that falls as 1 / n; and near points say more of what is next.
+        # The noise of a training comes from its pairs, with a variance that falls as 1 / n; and a forecast depends most on the last points.
         self.weights = np.maximum(np.array(pairs), least) / most
 
     def left(self, pairs: npt.NDArray[np.int64], chosen: Any = slice(None)) -> Floats:
-        """Return the share of the way from start to top that is left; shape (numbers of pairs, curves)."""
+        """Return the remaining share of the way from start to top, shape (numbers of pairs, curves)."""
         ratio, steepness = pairs[:, None] / self._scale[chosen], self._steepness[chosen]
-        found: Floats = np.where(self._is_power[chosen], (1 + ratio) ** -steepness, 1 / (1 + ratio**steepness))
-        return found
+        left: Floats = np.where(self._is_power[chosen], (1 + ratio) ** -steepness, 1 / (1 + ratio**steepness))
+        return left
 
     def fit(self, means: Floats) -> _Fits:
-        """Return the best start and top of every curve by weighted least squares, for each row of points' means."""
-        left, come = self.left_at_points, 1 - self.left_at_points
-        weighted_left, weighted_come = left * self.weights[:, None], come * self.weights[:, None]
-        ll, lc, cc = (left * weighted_left).sum(axis=0), (left * weighted_come).sum(axis=0), (come * weighted_come).sum(axis=0)
-        determinant = np.maximum(ll * cc - lc * lc, 1e-12)
-        by_left, by_come = means @ weighted_left, means @ weighted_come
-        top = (ll * by_come - lc * by_left) / determinant
-        start = (cc * by_left - lc * by_come) / determinant
-        # No score is above 1; and where the points fall, the nearest curve that does not is flat.
-        start = np.where(top > 1, (by_left - lc) / ll, start)
+        """Return the best start and top of every curve by weighted least squares, for each row of means of the points."""
+        left, done = self.left_at_points, 1 - self.left_at_points
+        weighted_left, weighted_done = left * self.weights[:, None], done * self.weights[:, None]
+        ll, ld, dd = (left * weighted_left).sum(axis=0), (left * weighted_done).sum(axis=0), (done * weighted_done).sum(axis=0)
+        determinant = np.maximum(ll * dd - ld * ld, 1e-12)
+        by_left, by_done = means @ weighted_left, means @ weighted_done
+        top = (ll * by_done - ld * by_left) / determinant
+        start = (dd * by_left - ld * by_done) / determinant
+        # No score is above 1. Where the points fall, the nearest curve that does not fall is flat.
+        start = np.where(top > 1, (by_left - ld) / ll, start)
         top = np.minimum(top, 1)
         flat = np.broadcast_to((means @ self.weights / self.weights.sum())[:, None], top.shape)
         falls = top < start
@@ -370,7 +373,14 @@ class _Curves:
 
 @dataclass(frozen=True)
 class _Fits:
-    """The curves fitted to rows of points; each array has the shape (rows, curves)."""
+    """Curves fitted to rows of points.
+
+    Attributes:
+        curves: Curves on the grid.
+        start: Best score at 0 pairs, shape (rows, curves).
+        top: Best limit of the score, shape (rows, curves).
+        squares: Weighted residual sum of squares, shape (rows, curves).
+    """
 
     curves: _Curves
     start: Floats
@@ -378,7 +388,7 @@ class _Fits:
     squares: Floats
 
     def draw(self, rng: np.random.Generator) -> Callable[[npt.NDArray[np.int64]], Floats]:
-        """Draw one curve for each row. Returns a function from numbers of pairs to scores of shape (numbers, rows)."""
+        """Draw one curve per row. Returns a function from numbers of pairs to scores of shape (numbers, rows)."""
         worth = _NOISE_WORTH + len(self.curves.left_at_points)
         squares = _NOISE_WORTH * _NOISE**2 + self.squares  # at the largest number of pairs, whose weight is 1
         weights = squares ** (-worth / 2)
@@ -386,8 +396,8 @@ class _Fits:
         rows = np.arange(len(weights))
         chosen = (weights > rng.random(len(weights))[:, None] * weights[:, -1:]).argmax(axis=1)
         start, top = self.start[rows, chosen], self.top[rows, chosen]
-        # Of the training that is forecast: a training is as far off the curve as those before it were. One for each row, so
-        # that more pairs are never forecast less.
+        # The noise of the forecast training, as large as that of the measured ones. One draw per row, so that a forecast
+        # never falls with more pairs.
         noise = rng.standard_normal(len(rows)) * np.sqrt(squares[rows, chosen] / rng.chisquare(worth, len(rows)))
         return lambda pairs: np.minimum(top - (top - start) * self.curves.left(pairs, chosen) + noise, 1)
 
@@ -399,35 +409,35 @@ def _interval(drawn: Floats) -> list[tuple[float, float, float]]:
 
 
 def _kept(train: Dataset, test: Dataset, train_and_search: TrainAndSearch, folder: Path, name: str, identity: str) -> Run:
-    """Return what a model trained on a subset finds: as kept on disk, or else by training it."""
+    """Return the Run of a model trained on a subset: read from disk, or else by training the model."""
     path = folder / f"{name}.npz"
     document_ids = tuple(sorted(test.corpus))
-    mine = hashlib.sha256(json.dumps([identity, train.digest(), test.digest()]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([identity, train.digest(), test.digest()]).encode()).hexdigest()
     if path.exists():
         with np.load(path, allow_pickle=False) as kept:
-            if str(kept["identity"]) != mine:
+            if str(kept["identity"]) != digest:
                 raise StorageError(f"{folder}: holds a curve of other data or another training; fix: give another folder, or remove it")
             return Run(tuple(test.queries), named(document_ids, kept["ranked"]), kept["ranked"], kept["scores"])
-    work = folder / ".embedfit-work" / name  # removed in the end, so it has a name that nobody else uses
+    work = folder / ".embedfit-work" / name  # removed at the end, so its name must not collide
     work.mkdir(parents=True, exist_ok=True)
     run = train_and_search(train, test, work)
     if run.query_ids != tuple(test.queries) or run.document_ids != named(document_ids, run.ranked):
         raise ConfigError("train_and_search must return a Run of the test queries, in their order, on the whole corpus")
     with writing(path) as file:
-        np.savez(file, identity=mine, ranked=run.ranked, scores=run.scores)
-    shutil.rmtree(work, ignore_errors=True)  # a model for each point would fill the disk
+        np.savez(file, identity=digest, ranked=run.ranked, scores=run.scores)
+    shutil.rmtree(work, ignore_errors=True)  # one model per point would fill the disk
     return run
 
 
 def _values(run: Run, dataset: Dataset, metric: str, k: int, query_ids: Sequence[str]) -> PerQuery:
-    """Return the metric of each of some queries."""
+    """Return the metric of each query."""
     scores = score_run(run, dataset.qrels, ks=[k])
     place = {id: row for row, id in enumerate(scores.query_ids)}
     missing = [id for id in query_ids if id not in place]
     if missing:
         raise ConfigError(f"base has no ranking for query {missing[0]!r}; expected all test queries")
-    found: PerQuery = scores.values[metric][[place[id] for id in query_ids]]
-    return found
+    values: PerQuery = scores.values[metric][[place[id] for id in query_ids]]
+    return values
 
 
 def _draw(axes: Any, points: Sequence[Point], marker: str, color: str, label: str) -> None:

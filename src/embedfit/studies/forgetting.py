@@ -1,7 +1,7 @@
-"""What tuning forgot, and which merge of base and tuned weights keeps enough of it.
+"""Forgetting: the loss on general retrieval through tuning, and the merge of base and tuned weights that keeps enough.
 
-A model tuned to one task may do worse on all others. Both are scored on a general set that has nothing to do with the
-task, and so is what lies between them (`embedfit.tune.merge`): one axis for what was there before, one for the task.
+A model tuned to one task may do worse on others. Base model, tuned model and the merges between them (`embedfit.tune.merge`)
+are scored on a general set that is unlike the task, and on the task.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _STEP = 0.05
-"""Between two of the weights, the one to keep is looked for in steps of this."""
+"""Step of the search for a weight between two of the given ones."""
 
 
 def general_set() -> Dataset:
@@ -47,9 +47,9 @@ class Point:
     """One merge of base and tuned weights.
 
     Attributes:
-        weight: Of the tuned model: 0 is the base model, 1 the tuned one.
-        general: Its score on the general set.
-        task: Its score on the task's held-out queries; None where none were given.
+        weight: Weight of the tuned model, from 0 (the base model) to 1 (the tuned model).
+        general: Score on the general set.
+        task: Score on the task's held-out queries; None if none were given.
     """
 
     weight: float
@@ -59,13 +59,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Forgetting:
-    """What tuning cost on a general set, and what each merge keeps of it.
+    """Scores of base model, tuned model and their merges on a general set and on the task.
 
     Attributes:
-        points: In order of weight, the first at 0 and the last at 1.
-        comparison: Base and tuned model on the general set.
-        keep: The share of the base model's general score that was asked for; None if none was.
-        weight: The largest weight measured that keeps it; 1 if nothing was asked for.
+        points: Merges in order of weight; the first is at 0 and the last at 1.
+        comparison: Comparison of base and tuned model on the general set.
+        keep: Requested share of the base model's general score; None if no share was requested.
+        weight: Largest measured weight that keeps this share; 1 if no share was requested.
     """
 
     points: tuple[Point, ...]
@@ -75,7 +75,7 @@ class Forgetting:
 
     @property
     def metric(self) -> str:
-        """What both axes are measured in, like ``mrr@10``."""
+        """Metric of both axes, such as ``mrr@10``."""
         return self.comparison.metric
 
     @property
@@ -99,31 +99,31 @@ class Forgetting:
 
     @property
     def sentence(self) -> str:
-        """What tuning did to general retrieval, and what was chosen, with the figures."""
-        said = _change(self.comparison[self.metric], self.kept(self.tuned), self.comparison.queries)
+        """The change of general retrieval and the chosen weight, with the figures."""
+        text = _change(self.comparison[self.metric], self.kept(self.tuned), self.comparison.queries)
         if self.keep is None:
-            return said
-        said += f" The largest weight of the tuned model that keeps {self.keep:.1%} is {self.weight:g} ({self.kept(self.chosen):.1%} kept)"
+            return text
+        text += f" The largest weight of the tuned model that keeps {self.keep:.1%} is {self.weight:g} ({self.kept(self.chosen):.1%} kept)"
         if self.chosen.task is not None:
-            said += f"; on the task's held-out queries its {metric_label(self.metric)} is {self.chosen.task:.3f}"
-            said += f" ({self.base.task:.3f} base, {self.tuned.task:.3f} tuned)"
-        return f"{said}."
+            text += f"; on the task's held-out queries its {metric_label(self.metric)} is {self.chosen.task:.3f}"
+            text += f" ({self.base.task:.3f} base, {self.tuned.task:.3f} tuned)"
+        return f"{text}."
 
     @property
     def warning(self) -> str | None:
-        """One line if tuning cost general retrieval and no share was to be kept, or if keeping it undoes the tuning; else None."""
+        """One line if general retrieval fell and no share was requested, or if keeping the share undoes the tuning; else None."""
         if self.keep is None:
-            found = self.comparison[self.metric]
-            if found.high >= 0:  # less than the verdict "worse" asks for: a false alarm costs less here than a silent loss
+            difference = self.comparison[self.metric]
+            if difference.high >= 0:  # weaker than the verdict "worse": a false alarm costs less here than a silent loss
                 return None
             advice = "--keep 0.98 chooses a merge with the base model that keeps 98% of it"
-            return f"{_change(found, self.kept(self.tuned), self.comparison.queries)} {advice}"
+            return f"{_change(difference, self.kept(self.tuned), self.comparison.queries)} {advice}"
         if self.weight == 0:
             return f"Only the base model keeps {self.keep:.1%} of its general score: nothing of the tuning is left at weight 0"
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the per-query values, as JSON holds it."""
+        """Return everything but the per-query values, in the form of JSON."""
         return {
             "sentence": self.sentence,
             "metric": self.metric,
@@ -141,9 +141,9 @@ class Forgetting:
         return pd.DataFrame(rows, columns=["weight", "general", "kept", "task", "chosen"])
 
     def plot(self) -> Figure:
-        """Return the way from base to tuned: general score against task score, or against the weight where no task was scored.
+        """Return a chart of the merges: general score against task score, or weight against general score without a task.
 
-        Each dot is one merge, with its weight beside it; the chosen one is ringed. Right and up is better.
+        Each dot is one merge, labelled with its weight; the chosen one has a ring. Right and up is better.
         """
         figure = new_chart(7, 4.5)
         axes = figure.subplots()
@@ -190,28 +190,28 @@ def measure_forgetting(
     ks: Sequence[int] = KS,
     seed: int = 0,
 ) -> Forgetting:
-    """Score the merges of two models on a general set, choose one that keeps enough, and score them on the task.
+    """Score the merges of two models on a general set, choose one that keeps enough, and score them all on the task.
 
-    The choice is made on the general set alone, before any of the task's queries is looked at. Each weight costs one
-    encoding of the general set and of the task's corpus and held-out queries; with ``keep``, at most four weights more
-    are tried on the general set. Vectors are cached on disk.
+    The choice uses the general set alone, before any query of the task is scored. Each weight costs one encoding of the
+    general set, and of the task's corpus and held-out queries. With ``keep``, at most four further weights are tried on the
+    general set. Vectors are cached on disk.
 
     Args:
-        base: The model before tuning.
-        tuned: The model after it, the one that will be used.
-        general: Queries and documents that are unlike the task: `general_set`, or your own. Every judged query counts.
-        held_out: The task's queries, each part beside a tuned model that has not seen it: ``[(tuned, test)]``, or one
-            pair for each fold. The parts' corpus is the same. Their rankings are joined, and scored as one.
-        template: What a document of the task says; one of the general set says its title and text.
-        weights: Of the tuned model; 0 and 1 are always added.
-        keep: The share of the base model's general score to keep, over 0 and at most 1.
-        metric: Of both axes, and what ``keep`` is about.
-        ks: Where to cut the rankings.
-        seed: Of the comparison's bootstrap.
+        base: Model before tuning.
+        tuned: Model after tuning, the one to use.
+        general: General set, unlike the task: `general_set`, or your own. Every judged query counts.
+        held_out: Pairs of a tuned model and held-out queries of the task that it has not seen: ``[(tuned, test)]``, or one
+            pair per fold, all on the same corpus. Their rankings are joined and scored together.
+        template: Document template of the task. A document of the general set is its title and text.
+        weights: Weights of the tuned model; 0 and 1 are always added.
+        keep: Share of the base model's general score to keep, over 0 and at most 1; None to choose the tuned model.
+        metric: Metric of both axes and of ``keep``.
+        ks: Ranks at which the metrics are cut.
+        seed: Seed of the comparison's bootstrap.
 
     Raises:
-        ConfigError: ``keep``, a weight or the metric is not one.
-        ModelError: Base and tuned are not built alike.
+        ConfigError: ``keep`` or a weight is out of range, or the metric is unknown.
+        ModelError: Base and tuned model differ in architecture.
     """
     from embedfit.tune.merge import Merges
 
@@ -232,28 +232,28 @@ def measure_forgetting(
     for weight in {0.0, 1.0, *weights}:
         score(weight)
     chosen = 1.0 if keep is None else choose_weight(score, list(scores), keep)
-    found = sorted(scores)
+    measured = sorted(scores)
     on_task: dict[float, float] = {}
     if held_out:
         qrels = {id: grades for _, part in held_out for id, grades in part.qrels.items()}
-        for weight, run in merged_runs(base, held_out, found, template, max(ks)).items():
+        for weight, run in merged_runs(base, held_out, measured, template, max(ks)).items():
             on_task[weight] = score_run(run, qrels, ks=ks).mean(metric)
-    points = tuple(Point(weight, scores[weight].mean(metric), on_task.get(weight)) for weight in found)
+    points = tuple(Point(weight, scores[weight].mean(metric), on_task.get(weight)) for weight in measured)
     return Forgetting(points, compare_scores(scores[0.0], scores[1.0], metric=metric, seed=seed), keep, chosen)
 
 
 def choose_weight(score: Callable[[float], float], weights: Sequence[float], keep: float) -> float:
-    """Return the largest weight found whose score is at least a share of the score at 0.
+    """Return the largest tried weight whose score is at least a share of the score at 0.
 
-    It lies between the largest of the weights that keeps the share and the next one, which does not; there it is looked
-    for in steps of 0.05, from above. Each step costs a scoring, and few queries cannot tell finer ones apart.
+    It lies between the largest given weight that keeps the share and the next one, which does not. That interval is searched
+    from above in steps of 0.05. Each step costs a scoring, and few queries cannot tell finer steps apart.
 
     Args:
-        score: Weight of the tuned model -> score on the general set.
-        weights: To begin with; 0 is among them.
-        keep: The share, over 0 and at most 1.
+        score: Function from the weight of the tuned model to the score on the general set.
+        weights: Weights to try first; 0 must be one of them.
+        keep: Share to keep, over 0 and at most 1.
     """
-    floor = keep * score(0.0) - 1e-12  # the rounding of a sum must not undo a merge that scores the same
+    floor = keep * score(0.0) - 1e-12  # rounding must not rule out a merge that scores the same
     grid = sorted(weights)
     largest = max(weight for weight in grid if score(weight) >= floor)
     if largest == grid[-1]:
@@ -267,14 +267,14 @@ def choose_weight(score: Callable[[float], float], weights: Sequence[float], kee
 def merged_runs(
     base: LocalEncoder, held_out: Sequence[tuple[LocalEncoder, Dataset]], weights: Sequence[float], template: str, depth: int
 ) -> dict[float, Run]:
-    """Return for each weight the rankings of all held-out queries, each part by its own tuned model merged with base.
+    """Return the Run on all held-out queries for each weight; each part is searched by its own tuned model merged with base.
 
     Args:
-        base: The model before tuning.
-        held_out: Parts of queries on one corpus, each beside a tuned model that has not seen it.
-        weights: Of the tuned models.
-        template: What a document says.
-        depth: How many documents to rank for each query.
+        base: Model before tuning.
+        held_out: Pairs of a tuned model and queries that it has not seen, all on the same corpus.
+        weights: Weights of the tuned models.
+        template: Document template.
+        depth: Documents to rank per query.
     """
     from embedfit.tune.merge import Merges
 
@@ -290,15 +290,16 @@ def _run(encoder: MergedEncoder, dataset: Dataset, template: str, depth: int) ->
     return DenseRetriever(CachedEncoder(encoder), template).search(dataset, depth)
 
 
-def _change(found: Difference, kept: float, queries: str) -> str:
-    """Return what became of the general score, in one sentence."""
-    if found.high < 0:
-        said = f"General retrieval fell: {metric_label(found.metric)} from {found.base:.3f} to {found.tuned:.3f}"
-    elif found.low > 0:
-        said = f"General retrieval rose: {metric_label(found.metric)} from {found.base:.3f} to {found.tuned:.3f}"
+def _change(general: Difference, kept: float, queries: str) -> str:
+    """Return the change of the general score in one sentence."""
+    label, before, after = metric_label(general.metric), f"{general.base:.3f}", f"{general.tuned:.3f}"
+    if general.high < 0:
+        change = f"General retrieval fell: {label} from {before} to {after}"
+    elif general.low > 0:
+        change = f"General retrieval rose: {label} from {before} to {after}"
     else:
-        said = f"No change of general retrieval shown: {metric_label(found.metric)} is {found.base:.3f} before and {found.tuned:.3f} after"
+        change = f"No change of general retrieval shown: {label} is {before} before and {after} after"
     return (
-        f"{said} ({kept:.1%} kept; difference {found.difference:+.3f}, 95% interval {found.low:+.3f} to {found.high:+.3f}, "
-        f"p = {found.p:.2g}) on {queries} that are unlike the task."
+        f"{change} ({kept:.1%} kept; difference {general.difference:+.3f}, 95% interval {general.low:+.3f} to {general.high:+.3f}, "
+        f"p = {general.p:.2g}) on {queries} that are unlike the task."
     )

@@ -1,8 +1,8 @@
-"""One model in many forms: does each still do what was measured, how large is it, and how fast is the search?
+"""Forms of one model: whether each still reaches the measured scores, its size, and its search speed.
 
-There are two kinds of form. A lossless one is the same model come another way: loaded by the library alone, in a process of
-its own, as a LoRA on the base model. Other vectors are a fault there, and stop the run. A lossy one is smaller on purpose:
-fewer dimensions, int8, one bit for each dimension. What that costs is measured, and held against a tolerance.
+There are two kinds of form. A lossless form is the same model loaded in another way: by the library alone, in a fresh process,
+or as a LoRA on the base model. Different vectors are an error there, and stop the run. A lossy form is smaller on purpose:
+fewer dimensions, int8, or one bit per dimension. Its loss is measured and compared with a tolerance.
 """
 
 from __future__ import annotations
@@ -41,40 +41,40 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Search: TypeAlias = Callable[[Vectors, int], Ranked]
-"""Returns the k best documents for each query's vector."""
+"""Function from query vectors and k to the k best documents of each."""
 Texts: TypeAlias = dict[Kind, list[str]]
 COSINE_TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
-"""How far from 1 the cosine of a lossless form's vector with the measured one may be, by the precision of the measurement.
-In fp32 only the order of sums differs; a bfloat16 has 8 bits, and is off by up to one part in 256."""
+"""Largest distance from 1 of the cosine between a lossless form's vector and the measured one, by the precision of the
+measurement. In fp32 only the order of sums differs; a bfloat16 has 8 bits, and is off by up to one part in 256."""
 QUERIES_TOLERANCE = {"fp32": 1, "bf16": 4}
-"""How many queries' worth of the metric a lossless form may lose: documents that are as good as equal may change places."""
+"""Largest loss of the metric of a lossless form, in queries: documents with almost equal scores may change places."""
 TRUNCATED_TOLERANCE = 0.02
-"""What the first dimensions may lose of the metric, in a model trained for them: such models keep 98% of it at a twelfth of
-their dimensions (sentence-transformers' documentation of MatryoshkaLoss; Kusupati et al. 2022)."""
+"""Largest loss of the metric with the first dimensions alone, in a model trained for them: such models keep 98% of it at a
+twelfth of their dimensions (sentence-transformers' documentation of MatryoshkaLoss; Kusupati et al. 2022)."""
 INT8_TOLERANCE = 0.01
-"""What int8 may lose of the metric: with 256 steps for each dimension, cosines move in the third decimal, and only near ties
+"""Largest loss of the metric with int8: with 256 steps per dimension, cosines change in the third decimal, and only near ties
 change places."""
 _TEXTS = 64
-"""Queries, and documents, that a lossless form encodes again."""
+"""Most queries, and most documents, that a lossless form encodes again."""
 _PAIRS = 50_000_000
-"""Pairs of query and document that a search goes through at most, some seconds' worth: more documents, fewer queries."""
+"""Most pairs of query and document in one search, which take some seconds: the more documents, the fewer queries."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """One form of a model, beside the model as measured.
+    """One form of a model, compared with the model as measured.
 
     Attributes:
-        name: Like ``int8``.
-        metric: The main one, like ``mrr@10``.
-        value: Its mean over the queries.
-        difference: ``value`` less the mean that the measured vectors reach on the same queries.
-        tolerance: How much may be lost; None where the loss is reported, and for the reader to judge.
-        cosine: The lowest cosine of a vector with the measured one; None where the vectors live in another space.
-        least_cosine: What that must be at least; None where it is only reported.
-        queries: How many were searched with.
-        bytes: For each document's vector.
-        queries_per_second: Of exact search through the whole corpus by this process, the queries' vectors being at hand.
+        name: Name of the form, such as ``int8``.
+        metric: Main metric, such as ``mrr@10``.
+        value: Mean of the metric over the queries.
+        difference: ``value`` minus the mean that the measured vectors reach on the same queries.
+        tolerance: Largest loss that passes; None if the loss is only reported.
+        cosine: Lowest cosine of a vector with the measured one; None if the vectors are of another space.
+        least_cosine: Smallest cosine that passes; None if the cosine is only reported.
+        queries: Number of queries searched with.
+        bytes: Bytes per document vector.
+        queries_per_second: Speed of exact search through the whole corpus in this process, without encoding.
     """
 
     name: str
@@ -90,8 +90,7 @@ class Form:
 
     @property
     def passed(self) -> bool:
-        """Whether the form is within its tolerances."""
-        # A NaN is within none.
+        """Whether the form is within its tolerances; NaN is not."""
         near = self.least_cosine is None or (self.cosine is not None and self.cosine >= self.least_cosine)
         return near and (self.tolerance is None or self.difference >= -self.tolerance - 1e-12)
 
@@ -109,25 +108,25 @@ def check_forms(
     """Measure every form of a model.
 
     A lossless form encodes up to 64 queries and 64 documents again, spread evenly over the data, and is searched with these
-    queries. The others are made of the measured vectors, and searched with all queries; with so many documents that this
-    would take more than some seconds, with fewer, also spread evenly. `Form.queries` says how many they were.
+    queries. A lossy form is computed from the measured vectors and searched with all queries, or, in a large corpus, with
+    fewer of them, spread evenly. `Form.queries` has their number.
 
     Args:
-        encoder: The model as measured; its vectors come from the cache if they are there.
-        dataset: The test queries.
-        template: What a document says.
-        metric: The main one.
-        ks: Where the rankings are cut.
-        matryoshka: Numbers of dimensions that the model was trained to be cut to.
-        lora: The folder, in peft's form, of a LoRA that was merged into the model; its base model is named in it.
+        encoder: Model as measured; its vectors come from the cache if they are there.
+        dataset: Data set with the test queries.
+        template: Document template.
+        metric: Main metric.
+        ks: Ranks at which the metrics are cut.
+        matryoshka: Numbers of dimensions that the model was trained to be truncated to.
+        lora: Folder, in peft's format, of a LoRA that was merged into the model; it names its base model.
 
     Returns:
-        As measured, loaded by sentence-transformers alone, in a fresh process, base model and LoRA if there is one, each
-        number of dimensions, int8, binary, and binary rescored.
+        The forms: as measured, loaded by sentence-transformers alone, base model and LoRA if there is one, in a fresh
+        process, each number of dimensions, int8, binary, and binary rescored.
 
     Raises:
-        ModelError: A lossless form gives other vectors than were measured. A lossy form that fails says so in `Form.passed`.
-        ConfigError: The metric is unknown, or the model has fewer dimensions than it is to be cut to.
+        ModelError: A lossless form gives other vectors than were measured. A lossy form that fails has `Form.passed` False.
+        ConfigError: The metric is unknown, or the model has fewer dimensions than a number of ``matryoshka``.
     """
     check_metric(metric, ks)
     measured = _Measured(encoder, dataset.select(dataset.judged), template, metric, max(ks))
@@ -135,7 +134,7 @@ def check_forms(
     for size in matryoshka:
         if not 0 < size <= dimensions:
             raise ConfigError(f"the model has {dimensions} dimensions, and cannot be cut to {size}")
-    # Searches are timed, so no other process may be at work meanwhile.
+    # This search is timed, so it runs before the fresh process starts.
     forms = [measured.searched("as measured", measured.search, 4 * dimensions, tolerance=0.0, cosine=1.0)]
     speed, sample = forms[0].queries_per_second, measured.sample()
     with _fresh_process(encoder.folder, sample) as collect:
@@ -157,16 +156,23 @@ def check_forms(
 
 
 def to_frame(forms: Sequence[Form]) -> pd.DataFrame:
-    """Return one row per form, with the columns of `Form`."""
+    """Return one row per form, with the attributes of `Form` as columns."""
     import pandas as pd
 
     return pd.DataFrame([{**vars(form), "passed": form.passed} for form in forms])
 
 
 class _Measured:
-    """The vectors that were measured, and what the metric makes of a ranking.
+    """The measured vectors, and the scoring of rankings.
 
-    Documents stand in order of id, as in a `Run`: that is how ties are broken.
+    Documents stand in order of id, as in a `Run`, since ties are broken by it.
+
+    Args:
+        encoder: Model as measured.
+        dataset: Data set with the test queries, all judged.
+        template: Document template.
+        metric: Main metric.
+        k: Largest rank at which metrics are cut.
     """
 
     def __init__(self, encoder: LocalEncoder, dataset: Dataset, template: str, metric: str, k: int) -> None:
@@ -184,7 +190,7 @@ class _Measured:
         self._searched = _spread(len(self._queries), max(_TEXTS, _PAIRS // len(self.documents)))
 
     def sample(self) -> Texts:
-        """Return the texts that lossless forms encode again, each once."""
+        """Return the texts that lossless forms encode again, without repeats."""
         return {
             "query": list(dict.fromkeys(self._query_texts[row] for row in _spread(len(self._query_texts), _TEXTS))),
             "document": list(dict.fromkeys(self._document_texts[row] for row in _spread(len(self._document_texts), _TEXTS))),
@@ -195,7 +201,7 @@ class _Measured:
         return top_k(queries, self.documents, k)
 
     def searched(self, name: str, search: Search, bytes: int, tolerance: float | None = None, cosine: float | None = None) -> Form:
-        """Return what a form reaches that searches with the measured vectors of the queries."""
+        """Return the form of a search with the measured query vectors."""
         vectors = self._queries[self._searched]
         seconds, ranked = _timed(lambda: search(vectors, self._depth))
         value = self._values(self._searched, ranked).mean()
@@ -204,14 +210,14 @@ class _Measured:
         return Form(name, self._metric, float(value), float(value - before), tolerance, cosine, None, len(vectors), bytes, speed)
 
     def encoded_again(self, name: str, sample: Texts, vectors: dict[Kind, Vectors], speed: float) -> Form:
-        """Return how near a form comes that encoded some texts again, all others being as measured.
+        """Return the form in which a sample of the texts was encoded again, and all other vectors are as measured.
 
         Raises:
-            ModelError: Not near enough.
+            ModelError: The new vectors are not near enough to the measured ones.
         """
-        queries, query_rows, of_queries = self._exchanged(self._queries, self._query_texts, sample["query"], vectors["query"])
-        documents, _, of_documents = self._exchanged(self.documents, self._document_texts, sample["document"], vectors["document"])
-        lowest = min(of_queries, of_documents)
+        queries, query_rows, query_cosine = self._exchanged(self._queries, self._query_texts, sample["query"], vectors["query"])
+        documents, _, document_cosine = self._exchanged(self.documents, self._document_texts, sample["document"], vectors["document"])
+        lowest = min(query_cosine, document_cosine)
         value = self._values(query_rows, top_k(queries[query_rows], documents, self._depth)).mean()
         before = self._values(query_rows, self.search(self._queries[query_rows], self._depth)).mean()
         form = Form(
@@ -236,12 +242,14 @@ class _Measured:
     def _exchanged(
         self, measured: Vectors, texts: list[str], sample: list[str], vectors: Vectors
     ) -> tuple[Vectors, npt.NDArray[np.int64], float]:
-        """Return the vectors with those of a sample of texts put in, the rows that this changes, and the lowest cosine there."""
+        """Return the vectors with those of the sample replaced, the replaced rows, and the lowest cosine in these rows."""
         if vectors.shape != (len(sample), measured.shape[1]):
-            found = f"{len(vectors)} vectors of {vectors.shape[-1]} dimensions"
-            raise ModelError(f"{self._folder}: the saved model gives {found} for {len(sample)} texts; measured were {measured.shape[1]}")
+            shape = f"{len(vectors)} vectors of {vectors.shape[-1]} dimensions"
+            raise ModelError(
+                f"{self._folder}: the saved model gives {shape} for {len(sample)} texts; expected {measured.shape[1]} dimensions"
+            )
         place = {text: row for row, text in enumerate(sample)}
-        # By text: what says the same must stay equal, or ties would be broken otherwise than by id.
+        # Rows are matched by text: equal texts must keep equal vectors, or ties would not be broken by id.
         rows = np.array([row for row, text in enumerate(texts) if text in place], np.int64)
         encoded = vectors[[place[texts[row]] for row in rows]]
         exchanged = measured.copy()
@@ -265,7 +273,7 @@ def _with_lora(lora: Path, encoder: LocalEncoder) -> SentenceTransformer:
     """Return the LoRA's base model with the LoRA on it, not merged.
 
     Raises:
-        ModelError: The folder is none of peft's, or its base model is not to be had.
+        ModelError: The folder is not a LoRA in peft's format, its base model cannot be loaded, or peft is not installed.
     """
     try:
         from peft import PeftModel
@@ -274,13 +282,13 @@ def _with_lora(lora: Path, encoder: LocalEncoder) -> SentenceTransformer:
     try:
         base = json.loads((lora / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{lora}: is not a LoRA in peft's form: {error}") from None
-    if not (lora / "adapter_model.safetensors").exists():  # peft would take a pickle, which can run code
+        raise ModelError(f"{lora}: is not a LoRA in peft's format: {error}") from None
+    if not (lora / "adapter_model.safetensors").exists():  # peft would load a pickle, which can run code
         raise ModelError(f"{lora}: has no adapter_model.safetensors")
     folder = model_folder(base, proof="config.json")
     pooling = None if pools_itself(folder) else pooling_of(encoder.folder)
     model = load_model(folder, encoder.prompts, pooling)
-    # It puts its layers into the transformer itself, so what is returned need not be kept.
+    # peft changes the transformer in place, so its return value is not needed.
     transformer = model.transformers_model
     if transformer is None:
         raise ModelError(f"{lora}: its base model {base!r} has no transformer to put it on")
@@ -296,26 +304,26 @@ def _encoded(model: SentenceTransformer, texts: Texts) -> dict[Kind, Vectors]:
 
 _FRESH = """
 import json, sys
-said = json.load(sys.stdin)
+texts = json.load(sys.stdin)
 import numpy, sentence_transformers
-model = sentence_transformers.SentenceTransformer(said["folder"], local_files_only=True)
+model = sentence_transformers.SentenceTransformer(texts["folder"], local_files_only=True)
 options = {"normalize_embeddings": True, "show_progress_bar": False}
-query, document = model.encode_query(said["query"], **options), model.encode_document(said["document"], **options)
-numpy.savez(said["target"], query=query, document=document)
+query, document = model.encode_query(texts["query"], **options), model.encode_document(texts["document"], **options)
+numpy.savez(texts["target"], query=query, document=document)
 """
-"""What a user's own program would do; nothing of embedfit is in it."""
+"""A program as a user would write it, without embedfit."""
 
 
 @contextlib.contextmanager
 def _fresh_process(folder: Path, texts: Texts) -> Iterator[Callable[[], dict[Kind, Vectors]]]:
-    """Start a process that encodes some texts, and give a function that waits for its vectors.
+    """Start a process that encodes texts, and yield a function that waits for its vectors.
 
     Raises:
-        ModelError: By that function: the process failed.
+        ModelError: The process failed; raised by the function.
     """
     with temporary_folder() as place:
         target, errors = place / "vectors.npz", place / "errors"
-        # -P: a file in the working directory that has a library's name must not be imported in its stead.
+        # -P: a file in the working directory with a library's name must not be imported instead of it.
         with errors.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _FRESH],
@@ -328,14 +336,14 @@ def _fresh_process(folder: Path, texts: Texts) -> Iterator[Callable[[], dict[Kin
         def collect() -> dict[Kind, Vectors]:
             if process.wait():
                 lines = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                why = lines[-1] if lines else f"it ended with {process.returncode}"
-                raise ModelError(f"{folder}: the saved model cannot be used in a fresh process: {why}")
-            with np.load(target) as found:
-                return {"query": found["query"], "document": found["document"]}
+                reason = lines[-1] if lines else f"it ended with {process.returncode}"
+                raise ModelError(f"{folder}: the saved model cannot be used in a fresh process: {reason}")
+            with np.load(target) as vectors:
+                return {"query": vectors["query"], "document": vectors["document"]}
 
         try:
             assert process.stdin
-            with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # what went wrong is said by collect
+            with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # `collect` reports the failure
                 pipe.write(json.dumps({**texts, "folder": str(folder.resolve()), "target": str(target)}).encode())
             yield collect
         finally:
@@ -344,13 +352,13 @@ def _fresh_process(folder: Path, texts: Texts) -> Iterator[Callable[[], dict[Kin
 
 
 def first_dimensions(documents: Vectors, size: int) -> Search:
-    """Return a search that looks at the first dimensions alone, brought back to unit length."""
+    """Return a search by the first dimensions alone, scaled to unit length."""
     cut = _unit(documents[:, :size])
     return lambda queries, k: top_k(_unit(queries[:, :size]), cut, k)
 
 
 def _spread(total: int, most: int) -> npt.NDArray[np.int64]:
-    """Return at most so many of the numbers under a total, evenly spread."""
+    """Return at most `most` of the numbers below a total, evenly spread."""
     return np.arange(total) if total <= most else np.linspace(0, total - 1, most).astype(np.int64)
 
 
@@ -360,7 +368,7 @@ def _unit(vectors: Vectors) -> Vectors:
 
 
 def _timed(search: Callable[[], Ranked]) -> tuple[float, Ranked]:
-    """Return the seconds of a search, the best of three if it is short, and what it found."""
+    """Return the seconds of a search, the best of three if it is short, and its result."""
     best, spent = float("inf"), 0.0
     for _ in range(3):
         started = time.perf_counter()

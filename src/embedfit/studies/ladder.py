@@ -1,7 +1,7 @@
 """Every method on the same held-out queries, cheapest first: is fine-tuning needed at all?
 
-A rung is fitted on the train part and searched on the test part, fold by fold. What a rung found is kept in the
-ladder's folder, so that a ladder that was interrupted goes on at the rung where it was.
+A rung is fitted on the train part and searched on the test part, fold by fold. Its rankings are kept in the ladder's folder,
+so an interrupted ladder resumes at the rung where it stopped.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rung:
-    """A method as measured.
+    """The measurement of one method.
 
     Attributes:
-        key: Of the method, as ``--rung`` takes it.
-        name: Of the method.
-        deploys: What has to be put into production.
-        scores: On the held-out queries.
-        seconds: Of training one model.
-        query_milliseconds: Of one query on this machine, alone: encoding it, where that is needed, and searching.
-        below: The difference to the rung below, on the ladder's metric, with its p-value adjusted for the number of
-            rungs (Holm); None for the first.
+        key: Key of the method, as ``--rung`` takes it.
+        name: Name of the method.
+        deploys: What the method puts into production, in words.
+        scores: Scores on the held-out queries.
+        seconds: Mean training time of one model.
+        query_milliseconds: Time of a single query on this machine: encoding, if the method needs it, and search.
+        below: Difference to the rung below on the ladder's metric, with a p-value adjusted for the number of rungs (Holm);
+            None for the first rung.
     """
 
     key: str
@@ -64,11 +64,11 @@ class Ladder:
     """All rungs, cheapest first.
 
     Attributes:
-        rungs: In order.
-        metric: The one that intervals and the recommendation are about.
-        recommended: Key of the simplest rung that is not worse than the best within the interval.
-        skipped: Name of a method -> why it was left out.
-        folds: Number of trainings per method; 1 without folds.
+        rungs: Rungs, cheapest first.
+        metric: Metric of the intervals and of the recommendation.
+        recommended: Key of the simplest rung that is not shown to be worse than the best.
+        skipped: Reason for each method that was left out, by its name.
+        folds: Number of folds; 1 without folds.
         folder: Run directory; None before it is written.
     """
 
@@ -84,7 +84,7 @@ class Ladder:
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """Metrics that tables show: recall at each k, and the ladder's metric."""
+        """Metrics for tables: recall at each k, and the ladder's metric."""
         recalls = [metric for metric in self.rungs[0].scores.values if metric.startswith("recall@")]
         return tuple(dict.fromkeys([*recalls, self.metric]))
 
@@ -98,11 +98,11 @@ class Ladder:
         """The recommendation in one sentence, with its evidence."""
         chosen, best = self[self.recommended], self.best
         label = metric_label(self.metric)
-        said = f"Recommended: {chosen.name} ({label} {chosen.scores.mean(self.metric):.3f}"
+        start = f"Recommended: {chosen.name} ({label} {chosen.scores.mean(self.metric):.3f}"
         if chosen is best:
-            return f"{said}), the best; every simpler one is worse by more than chance on these {len(best.scores.query_ids):,} queries."
+            return f"{start}), the best; every simpler one is worse by more than chance on these {len(best.scores.query_ids):,} queries."
         return (
-            f"{said}): the simplest that is not shown to be worse than the best, {best.name} "
+            f"{start}): the simplest that is not shown to be worse than the best, {best.name} "
             f"({best.scores.mean(self.metric):.3f}), on these {len(best.scores.query_ids):,} queries."
         )
 
@@ -112,7 +112,7 @@ class Ladder:
         return self.folder and self.folder / "report.html"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the per-query values, as ladder.json holds it."""
+        """Return everything but the per-query values, in the form of ladder.json."""
         return {
             "sentence": self.sentence,
             "metric": self.metric,
@@ -135,17 +135,17 @@ class Ladder:
         }
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per rung: name, every metric, the difference to the rung below, seconds, deployment."""
+        """Return one row per rung: name, metrics, difference to the rung below, seconds, deployment."""
         import pandas as pd
 
         rows = []
-        for said in self.to_dict()["rungs"]:
-            below = said.pop("below") or {}
-            rows.append({**said, **{key: below.get(key) for key in ("difference", "low", "high", "p", "verdict")}})
+        for rung in self.to_dict()["rungs"]:
+            below = rung.pop("below") or {}
+            rows.append({**rung, **{key: below.get(key) for key in ("difference", "low", "high", "p", "verdict")}})
         return pd.DataFrame(rows)
 
     def plot(self) -> Figure:
-        """Return recall at each k by rung, as dots."""
+        """Return a dot chart of recall at each k by rung."""
         names = [name for name in self.rungs[0].scores.values if name.startswith("recall@")]
         figure = new_chart(7.5, 0.4 * len(self.rungs) + 1.2)
         axes = figure.subplots()
@@ -170,45 +170,46 @@ def climb(setting: Setting, dataset: Dataset, splits: Sequence[Split], folder: s
     """Measure every method on the same splits.
 
     Args:
-        setting: The model, the settings and the document templates.
-        dataset: With all queries.
-        splits: One split, or folds.
-        folder: Where trained models and what they found are kept.
-        rungs: Keys of the methods to measure; by default all.
+        setting: Model, settings and document templates.
+        dataset: Data set with the queries of every split.
+        splits: One split, or one per fold.
+        folder: Folder for trained models and rankings.
+        rungs: Keys of the methods to measure; all if empty.
 
     Raises:
-        ConfigError: A key is unknown, or the data leaves fewer than two rungs.
+        ConfigError: A key is unknown, or fewer than two methods suit the data.
     """
     chosen = check_rungs(rungs)
     metric, ks = setting.config.evaluate.metric, setting.config.evaluate.k
     parts = [split.datasets(dataset) for split in splits]
-    found: list[Rung] = []
+    measured: list[Rung] = []
     skipped: dict[str, str] = {}
     groups = group_numbers(dataset, setting.config.split.group_by)
     encoding = functools.cache(lambda: seconds_alone(setting.base, parts[0][2].query_texts()) * 1000)
     for key in chosen:
         method = METHODS[key]
-        why = method.missing(setting, parts[0][0])
-        if why:
-            skipped[method.name] = why
+        reason = method.missing(setting, parts[0][0])
+        if reason:
+            skipped[method.name] = reason
             continue
         console.note(f"{method.name} ...")
-        run, seconds, each = _climbed(key, setting, parts, Path(folder), max(DEPTH, *ks), encoding)
+        run, seconds, milliseconds = _climbed(key, setting, parts, Path(folder), max(DEPTH, *ks), encoding)
         scores = score_run(run, dataset.qrels, ks=ks, name=method.name, groups=groups)
         console.note(f"{method.name}: {metric_label(metric)} {scores.mean(metric):.3f}")
-        found.append(Rung(key, method.name, method.deploys, scores, seconds / len(parts), each))
-    if len(found) < 2:
-        raise ConfigError(f"a ladder needs two rungs or more, there are {len(found)}")
-    differences = compare_many([rung.scores for rung in found], metric=metric, seed=setting.config.split.seed)
-    found = [found[0], *(replace(rung, below=one) for rung, one in zip(found[1:], differences, strict=True))]
-    equal = may_be_best([rung.scores for rung in found], metric=metric, seed=setting.config.split.seed)
-    best = max(found, key=lambda rung: rung.scores.mean(metric))
-    recommended = next(rung for rung, as_good in zip(found, equal, strict=True) if as_good or rung is best)
-    return Ladder(tuple(found), metric, recommended.key, skipped, len(parts))
+        measured.append(Rung(key, method.name, method.deploys, scores, seconds / len(parts), milliseconds))
+    if len(measured) < 2:
+        raise ConfigError(f"a ladder needs two rungs or more, there are {len(measured)}")
+    differences = compare_many([rung.scores for rung in measured], metric=metric, seed=setting.config.split.seed)
+    rungs_above = (replace(rung, below=difference) for rung, difference in zip(measured[1:], differences, strict=True))
+    measured = [measured[0], *rungs_above]
+    equal = may_be_best([rung.scores for rung in measured], metric=metric, seed=setting.config.split.seed)
+    best = max(measured, key=lambda rung: rung.scores.mean(metric))
+    recommended = next(rung for rung, as_good in zip(measured, equal, strict=True) if as_good or rung is best)
+    return Ladder(tuple(measured), metric, recommended.key, skipped, len(parts))
 
 
 def check_rungs(rungs: Sequence[str]) -> list[str]:
-    """Return the keys of the methods to measure, in the ladder's order: those given, or all.
+    """Return the keys of the methods to measure, in the ladder's order: the given ones, or all if none are given.
 
     Raises:
         ConfigError: A key is unknown, or there is only one.
@@ -226,24 +227,24 @@ def check_rungs(rungs: Sequence[str]) -> list[str]:
 def _climbed(
     key: str, setting: Setting, parts: Sequence[Any], folder: Path, depth: int, encoding: Callable[[], float]
 ) -> tuple[Run, float, float]:
-    """Return (the Run on all test queries, seconds of training, milliseconds for a query), measured or as they were kept."""
+    """Return the Run on all test queries, the training seconds and the milliseconds per query: read from disk, or measured."""
     path = folder / f"{key}.npz"
     if path.exists():
         with np.load(path, allow_pickle=False) as kept:
-            said = json.loads(str(kept["said"]))
-            run = Run(tuple(said["query_ids"]), tuple(said["document_ids"]), kept["ranked"], kept["scores"])
-        return run, said["seconds"], said["milliseconds"]
+            payload = json.loads(str(kept["said"]))
+            run = Run(tuple(payload["query_ids"]), tuple(payload["document_ids"]), kept["ranked"], kept["scores"])
+        return run, payload["seconds"], payload["milliseconds"]
     runs, seconds, search = [], 0.0, 0.0
     for number, (train, dev, test) in enumerate(parts):
         fitted = METHODS[key].fit(setting, train, dev, folder / key / str(number))
         seconds += fitted.seconds
         runs.append(fitted.retriever.search(test, depth))
-        start = time.perf_counter()  # again, with every vector known: what is timed is the search alone
+        start = time.perf_counter()  # again with all vectors cached, so that only the search is timed
         fitted.retriever.search(test, depth)
         search += time.perf_counter() - start
     run = joined(runs)
     milliseconds = search * 1000 / len(run.query_ids) + (encoding() if METHODS[key].encodes else 0.0)
-    said = {"query_ids": run.query_ids, "document_ids": run.document_ids, "seconds": seconds, "milliseconds": milliseconds}
+    payload = {"query_ids": run.query_ids, "document_ids": run.document_ids, "seconds": seconds, "milliseconds": milliseconds}
     with writing(path) as file:
-        np.savez(file, ranked=run.ranked, scores=run.scores, said=np.array(json.dumps(said)))
+        np.savez(file, ranked=run.ranked, scores=run.scores, said=np.array(json.dumps(payload)))
     return run, seconds, milliseconds

@@ -19,22 +19,23 @@ from embedfit.retrieve.run import Retriever
 from embedfit.template import Template
 from embedfit.tune.classifier import VectorsClassifier, WordsClassifier, labels_repeat
 from embedfit.tune.result import Tuned
+from embedfit.tune.training import Training
 
 _MERGED = 0.5
-"""Weight of the tuned model in the rung of merged weights; not chosen by anything (WiSE-FT's default: Wortsman et al. 2022)."""
+"""Weight of the tuned model in the rung of merged weights: WiSE-FT's default (Wortsman et al. 2022), chosen by no data."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What every method is given.
+    """Input of every method.
 
     Attributes:
-        base: The model to start from.
-        config: Of training.
-        template: What a document says.
-        richer: The same with every other field of the documents; None where there is none.
-        engine: Where texts are encoded and searched, and negatives mined.
-        others: Further data sets to train on, and their templates: for the methods that train a model or a map.
+        base: Model to start from.
+        config: Settings.
+        template: Document template.
+        richer: Document template with further fields; None if the documents have none.
+        engine: Engine that encodes, searches and mines negatives.
+        others: Further training sets with their document templates, for the methods that train a model or a map.
     """
 
     base: Encoder
@@ -46,28 +47,28 @@ class Setting:
 
     @property
     def vectors(self) -> CachedEncoder:
-        """The base model's vectors, each computed once for all rungs."""
+        """Base model whose vectors are cached for all rungs."""
         return CachedEncoder(self.engine.encoder(self.base))
 
     def dense(self, encoder: Encoder, template: str) -> DenseRetriever:
-        """Return the search by an encoder's vectors."""
+        """Return the retriever that searches with an encoder's vectors."""
         return DenseRetriever(CachedEncoder(self.engine.encoder(encoder)), template, self.engine.top_k)
 
     def mixed(self, train: Dataset, dev: Dataset | None, template: str) -> tuple[Dataset, Dataset | None, str]:
-        """Return the train and dev data and their template, with the further data sets in train."""
+        """Return the training set, with the further sets mixed in, the dev set, and the template of both."""
         return with_others(train, dev, template, self.others, temperature=self.config.mix.temperature, seed=self.config.tune.seed)
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way of improving retrieval.
+    """One way to improve retrieval.
 
     Attributes:
-        name: In the table.
-        deploys: What has to be put into production.
-        encodes: Whether a query goes through the embedding model.
-        fit: (setting, train, dev, folder) -> what to search with.
-        missing: (setting, train) -> why it cannot be done with this data, or "".
+        name: Name for tables.
+        deploys: What the method puts into production, in words.
+        encodes: Whether queries go through the embedding model.
+        fit: Function from (setting, train, dev, folder) to the result.
+        missing: Function from (setting, train) to the reason why the method does not suit the data, or an empty string.
     """
 
     name: str
@@ -78,20 +79,21 @@ class Method:
 
 
 def richer_template(dataset: Dataset, template: str) -> str | None:
-    """Return a template with all that the documents say and this one leaves out, or None if it leaves out nothing.
+    """Return a template with the text fields that this one leaves out, or None if there are none.
 
-    Only fields of text (or lists of texts) that most documents have are added, and none that says what is said already.
+    A field is added if it is text, or a list of texts, that most documents have and that their present text does not contain.
     """
     named = set(Template(template).fields)
     documents = list(dataset.corpus.values())
-    said = dict(zip(dataset.corpus, dataset.document_texts(template), strict=True))
+    present = dict(zip(dataset.corpus, dataset.document_texts(template), strict=True))
     extra = []
     for name in dict.fromkeys(name for document in documents for name in document.fields):
         values = [document.fields.get(name) for document in documents]
         texts = [" ".join(map(str, value)) if isinstance(value, list) else value for value in values]
         has_text = [isinstance(text, str) and bool(text.strip()) for text in texts]
-        new = [bool(there and str(text) not in said[document.id]) for there, text, document in zip(has_text, texts, documents, strict=True)]
-        if name not in named and name != "id" and sum(new) > len(documents) / 2:
+        rows = zip(has_text, texts, documents, strict=True)
+        new = sum(has and str(text) not in present[document.id] for has, text, document in rows)
+        if name not in named and name != "id" and new > len(documents) / 2:
             extra.append(f"{{{name}}}")
     return f"{template}: {'. '.join(extra)}" if extra else None
 
@@ -127,7 +129,7 @@ def _no_labels(setting: Setting, train: Dataset) -> str:
 
 
 def _vectors(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
-    setting.vectors.encode(train.query_texts(), "query")  # into the cache, so that only the fitting is timed
+    setting.vectors.encode(train.query_texts(), "query")  # cached, so that only the fit is timed
     return _seconds(lambda: VectorsClassifier(setting.vectors, train))
 
 
@@ -142,24 +144,23 @@ def _adapter(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path
 
 def _index(name: str) -> Callable[[Setting, Dataset, Dataset | None, Path], Tuned]:
     def fit(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
-        way: Callable[..., Tuned] = getattr(importlib.import_module("embedfit.tune.index"), name)
-        return way(setting.vectors, train, dev, setting.template)
+        method: Callable[..., Tuned] = getattr(importlib.import_module("embedfit.tune.index"), name)
+        return method(setting.vectors, train, dev, setting.template)
 
     return fit
 
 
 def _tuned(method: str, template: Callable[[Setting], str]) -> Callable[[Setting, Dataset, Dataset | None, Path], Tuned]:
     def fit(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
-        from embedfit.tune.full import tune_model
+        from embedfit.tune.full import tune_weights
 
-        said = template(setting)
         base = complete(setting.base).local
-        assert base  # `_no_weights` has seen to it
-        config = setting.config
-        train, dev, text = setting.mixed(train, dev, said)
-        settings, report_to = with_method(config.tune, method), config.track.report_to
-        tuned = tune_model(base, train, dev, folder, settings, template=text, report_to=report_to, engine=setting.engine)
-        return replace(tuned, held=setting.dense(tuned.encoder, said))
+        assert base  # checked by `_no_weights`
+        own_template, config = template(setting), setting.config
+        train, dev, mixed_template = setting.mixed(train, dev, own_template)
+        settings = with_method(config.tune, method)
+        tuned = tune_weights(base, Training(train, dev, folder, settings, mixed_template, config.track.report_to, setting.engine))
+        return replace(tuned, held=setting.dense(tuned.encoder, own_template))
 
     return fit
 
@@ -173,7 +174,7 @@ def _merged(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path)
     tuned = folder.parent.parent / "full" / folder.name
     base = complete(setting.base).local
     assert base
-    full = _full(setting, train, dev, tuned)  # trained for the rung of that name, and read from its folder
+    full = _full(setting, train, dev, tuned)  # shared with the rung of that name: trained once, then read from its folder
     merged = merge_models(base, tuned / "model", _MERGED, folder)
     return Tuned(setting.dense(merged, setting.template), full.seconds)
 

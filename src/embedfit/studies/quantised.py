@@ -1,4 +1,4 @@
-"""Vectors of 8 bits and of one bit, and what they cost in quality."""
+"""Vectors of 8 bits and of 1 bit per dimension, and their search."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from embedfit.retrieve.exact import best_pairs, merged, top_k
 from embedfit.retrieve.run import Ranked
 
 _CANDIDATES = 4
-"""The rescoring looks at this many times k documents."""
+"""Documents that are rescored, as a multiple of k."""
 
 
 @dataclass(frozen=True)
 class Int8:
-    """Documents in one byte for each dimension, as sentence-transformers quantises them.
+    """Document vectors in one byte per dimension, as sentence-transformers quantises them.
 
-    A code is one of 256 steps between the least and the greatest value of its dimension in the corpus.
+    A code is one of 256 steps between the smallest and the largest value of its dimension in the corpus.
 
     Attributes:
-        codes: Shape (documents, dimensions).
-        starts: The least value of each dimension.
-        steps: The width of its steps.
+        codes: Codes, shape (documents, dimensions).
+        starts: Smallest value of each dimension, shape (dimensions,).
+        steps: Width of a step in each dimension, shape (dimensions,).
     """
 
     codes: npt.NDArray[np.int8]
@@ -34,7 +34,7 @@ class Int8:
 
     @classmethod
     def of(cls, documents: Vectors) -> Int8:
-        """Quantise some vectors, with their own least and greatest values for the range."""
+        """Quantise vectors over the range of their own values."""
         from sentence_transformers.util.quantization import quantize_embeddings
 
         ranges = np.stack([documents.min(axis=0), documents.max(axis=0)])
@@ -42,21 +42,21 @@ class Int8:
             np.asarray(quantize_embeddings(documents[rows], "int8", ranges=ranges), np.int8) for rows in _blocks(len(documents), DOCUMENTS)
         ]
         steps = (ranges[1] - ranges[0]) / 255
-        # As the library has it: where all documents are equal, any step will do.
+        # As in the library: if all documents are equal, any step works.
         return cls(np.concatenate(codes), ranges[0], np.where(steps == 0, np.float32(1), steps))
 
     def search(self, queries: Vectors, k: int) -> Ranked:
-        """Return the k best documents of each query: the product of the query in fp32 and the dequantised document.
+        """Return the k best documents of each query by the product of the fp32 query and the dequantised document.
 
-        The codes become fp32 a block at a time, as numpy multiplies integers many times slower: int8 saves memory here, not
-        time. The starts add the same to all of a query's products and are left out.
+        The codes are converted to fp32 block by block, because numpy multiplies integers many times slower: int8 saves memory
+        here, not time. The starts are left out, as they add the same to all products of a query.
         """
         scaled = queries * self.steps
         parts = [_moved(top_k(scaled, self.codes[rows].astype(np.float32), k), rows.start) for rows in _blocks(len(self.codes), DOCUMENTS)]
         return merged(parts, k)
 
     def lowest_cosine(self, documents: Vectors) -> float:
-        """Return the lowest cosine of a dequantised vector, in the middle of its steps, with the vector it was made of."""
+        """Return the lowest cosine of a dequantised vector, at the middle of its steps, with its original."""
         return min(
             lowest_cosine(documents[rows], self.starts + (self.codes[rows] + np.float32(128.5)) * self.steps)
             for rows in _blocks(len(documents), DOCUMENTS)
@@ -65,11 +65,11 @@ class Int8:
 
 @dataclass(frozen=True)
 class Binary:
-    """Documents in one bit for each dimension: whether it is above zero, as sentence-transformers quantises them.
+    """Document vectors in one bit per dimension, whether it is above zero, as sentence-transformers quantises them.
 
     Attributes:
-        bits: Eight to a byte; shape (documents, bytes).
-        dimensions: Of the vectors they were made of.
+        bits: Bits, eight to a byte; shape (documents, bytes).
+        dimensions: Dimensions of the original vectors.
     """
 
     bits: npt.NDArray[np.uint8]
@@ -77,34 +77,36 @@ class Binary:
 
     @classmethod
     def of(cls, vectors: Vectors) -> Binary:
-        """Quantise some vectors."""
+        """Quantise vectors."""
         from sentence_transformers.util.quantization import quantize_embeddings
 
         return cls(np.asarray(quantize_embeddings(vectors, "ubinary"), np.uint8), vectors.shape[1])
 
     def search(self, queries: Vectors, k: int) -> Ranked:
-        """Return the k best documents of each query: the fewest bits that differ (Hamming distance). Scores are its negative."""
-        documents, asked = self._words(), Binary.of(queries)._words()
-        found = []
-        for some in _blocks(len(queries), QUERIES):
-            parts = [_moved(_hamming_top_k(asked[some], documents[rows], k), rows.start) for rows in _blocks(len(documents), DOCUMENTS)]
-            found.append(merged(parts, k))
-        return _stacked(found)
+        """Return the k nearest documents of each query by Hamming distance, the number of differing bits. Scores are its negative."""
+        documents, query_words = self._words(), Binary.of(queries)._words()
+        blocks = []
+        for block in _blocks(len(queries), QUERIES):
+            parts = [
+                _moved(_hamming_top_k(query_words[block], documents[rows], k), rows.start) for rows in _blocks(len(documents), DOCUMENTS)
+            ]
+            blocks.append(merged(parts, k))
+        return _stacked(blocks)
 
     def search_and_rescore(self, queries: Vectors, k: int) -> Ranked:
         """Return the k best documents of each query among the 4k nearest by Hamming distance.
 
-        These are ranked by the product of the query in fp32 and the document's signs, 1 and -1 (Yamada, Asai and Hajishirzi
-        2021), so that nothing but the bits need be kept.
+        They are ranked by the product of the fp32 query and the document's signs, 1 and -1 (Yamada, Asai and Hajishirzi 2021),
+        which needs nothing but the bits.
         """
         candidates = np.sort(self.search(queries, _CANDIDATES * k)[0], axis=1)
-        found = []
-        for some in _blocks(len(queries), max(1, QUERIES // k)):
-            near = candidates[some]
+        blocks = []
+        for block in _blocks(len(queries), max(1, QUERIES // k)):
+            near = candidates[block]
             signs = np.unpackbits(self.bits[near], axis=-1, count=self.dimensions).astype(np.float32) * 2 - 1
-            scores = np.einsum("qd,qcd->qc", queries[some], signs)
-            found.append(best_pairs(near, scores, k))
-        return _stacked(found)
+            scores = np.einsum("qd,qcd->qc", queries[block], signs)
+            blocks.append(best_pairs(near, scores, k))
+        return _stacked(blocks)
 
     def _words(self) -> npt.NDArray[np.uint64]:
         padding = -self.bits.shape[1] % 8
@@ -115,8 +117,8 @@ def _hamming_top_k(queries: npt.NDArray[np.uint64], documents: npt.NDArray[np.ui
     distances = np.zeros((len(queries), len(documents)), np.uint16)
     for word in range(documents.shape[1]):
         distances += np.bitwise_count(queries[:, word, None] ^ documents[None, :, word])
-    # Distance and position in one number, so that no two are equal and the earlier of two as near is the smaller. 32 bits
-    # hold it: 16 for the distance, 14 for the position in a block.
+    # Distance and position in one number: no two are equal, and of two equally near documents the earlier has the smaller.
+    # It fits in 32 bits: 16 for the distance, 14 for the position in a block.
     keys = distances.astype(np.int32) * len(documents) + np.arange(len(documents), dtype=np.int32)
     if k < len(documents):
         keys = np.partition(keys, k - 1, axis=1)[:, :k]
@@ -138,11 +140,11 @@ def _blocks(total: int, size: int) -> list[slice]:
 
 
 DOCUMENTS, QUERIES = 16_384, 512
-"""Documents, and queries, that are looked at together, so that memory does not grow with their product."""
+"""Documents and queries in one block, so that memory does not grow with their product."""
 
 
 def lowest_cosine(left: Vectors, right: Vectors) -> float:
-    """Return the lowest cosine between rows that belong together."""
-    # In fp64: the tolerance is near the last digit of fp32.
-    one, other = left.astype(np.float64), right.astype(np.float64)
-    return float(((one * other).sum(axis=1) / (np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1))).min())
+    """Return the lowest cosine between corresponding rows."""
+    # In fp64, because the tolerance is near the last digit of fp32.
+    first, second = left.astype(np.float64), right.astype(np.float64)
+    return float(((first * second).sum(axis=1) / (np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1))).min())

@@ -1,4 +1,4 @@
-"""Labels in doubt: where two models agree against the label. Found, written down for a person to decide, and applied."""
+"""Doubtful labels, against which two models agree: find them, write them for a person to decide on, apply the decisions."""
 
 from __future__ import annotations
 
@@ -19,33 +19,32 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DECISIONS = ("keep", "replace", "add")
-"""What a person may decide, besides naming the right documents."""
+"""Decisions that a person may make, besides naming the right documents."""
 COLUMNS = ("query_id", "query", "expected", "suggested", "kind", "confidence")
 COUNTED = (*DECISIONS, "document ids", "undecided")
-_BETWEEN = "|"
-"""Stands between document ids in a cell: spreadsheets and data use the comma and the semicolon for other things."""
+_SEPARATOR = "|"
+"""Separator of document ids in a cell; spreadsheets and data use the comma and the semicolon for other purposes."""
 _SURE = 0.75
-"""Confidence under which a label is taken to be right too: the model finds it at least a third as probable as the suggestion."""
+"""Confidence below which the label may be right too: the model finds it at least a third as probable as the suggestion."""
 
 
 def find_suspects(dataset: Dataset, base: Run, tuned: Run, *, scale: float = 14.0) -> pd.DataFrame:
-    """Return the queries for which both models put the same document first, and it is not among the right ones.
+    """Return the queries for which both models rank the same document first, and that document is not a right one.
 
-    The confidence is p(suggested) / (p(suggested) + p(expected)), with p the softmax of ``scale`` times the scores of the tuned
-    model, as in its training, and expected the label that ranks best: the probability of the suggestion, given that one of the
-    two is right. It is 0.5 where the model cannot tell them apart. Of an expected document that was not retrieved it is known
-    that it scores no higher than the last that was, and the confidence is what would follow from that score. Probabilities of
-    a model that never saw the query are what confident learning finds wrong labels by (Northcutt, Jiang and Chuang 2021).
+    The confidence is p(suggested) / (p(suggested) + p(expected)), the probability of the suggestion given that one of the two
+    is right. Here p is the softmax of ``scale`` times the scores of the tuned model, as in its training, and expected is the
+    label that ranks best. The confidence is 0.5 if the model cannot tell the two apart. An expected document that was not
+    retrieved counts as if it had the lowest retrieved score, which bounds its own. Confident learning finds wrong labels by such
+    probabilities, from a model that never saw the query (Northcutt, Jiang and Chuang 2021).
 
-    The kind is ``also right`` where the confidence is under 0.75, else ``mislabel``.
-
-    A document that was judged, and found not right (grade 0), is not suggested.
+    The kind is ``also right`` if the confidence is under 0.75, else ``mislabel``. A document with grade 0, which a person judged
+    not right, is not suggested.
 
     Args:
-        dataset: With the texts and judgements of the queries.
-        base: Of the model before tuning.
-        tuned: Of a model that was not tuned on these queries: one that was has learned the wrong labels too.
-        scale: Of the softmax in tuning.
+        dataset: Data set with the texts and judgements of the queries.
+        base: Run of the model before tuning.
+        tuned: Run of a model that was not tuned on these queries; otherwise it would have learned the wrong labels too.
+        scale: Scale of the softmax in tuning.
 
     Returns:
         One row per suspect, the most confident first: query_id, query, expected (a list of ids), suggested, kind,
@@ -56,12 +55,12 @@ def find_suspects(dataset: Dataset, base: Run, tuned: Run, *, scale: float = 14.
     first = {id: base.documents_at(row, 1) for row, id in enumerate(base.query_ids)}
     rows = []
     for row, (id, scores) in enumerate(zip(tuned.query_ids, tuned.scores, strict=True)):
-        found, expected = tuned.documents_at(row), dataset.relevant(id)
-        if not found or found[:1] != first[id] or found[0] in dataset.qrels.get(id, {}) or not expected:
+        ranking, expected = tuned.documents_at(row), dataset.relevant(id)
+        if not ranking or ranking[:1] != first[id] or ranking[0] in dataset.qrels.get(id, {}) or not expected:
             continue
-        suggested = found[0]
-        ranks = [rank for rank, document in enumerate(found) if document in expected]
-        gap = float(scores[0]) - float(scores[ranks[0] if ranks else len(found) - 1])
+        suggested = ranking[0]
+        ranks = [rank for rank, document in enumerate(ranking) if document in expected]
+        gap = float(scores[0]) - float(scores[ranks[0] if ranks else len(ranking) - 1])
         confidence = 1 / (1 + math.exp(-scale * gap))
         kind = "mislabel" if confidence >= _SURE else "also right"
         rows.append((id, dataset.queries[id].text, list(expected), suggested, kind, confidence))
@@ -72,22 +71,22 @@ def find_suspects(dataset: Dataset, base: Run, tuned: Run, *, scale: float = 14.
 def write_suspects(suspects: pd.DataFrame, path: str | Path) -> Path:
     """Write suspects as CSV for a spreadsheet, with an empty column ``decision`` for a person to fill.
 
-    A cell that a spreadsheet would take for a formula has an apostrophe before the sign that makes it one (OWASP, "CSV
-    Injection"); `relabelled` knows such ids again. UTF-8 with a byte order mark, without which Excel guesses.
+    A cell that a spreadsheet would read as a formula gets an apostrophe before its first sign (OWASP, "CSV Injection");
+    `relabelled` recognises such ids. The file is UTF-8 with a byte order mark, without which Excel guesses the encoding.
 
     Args:
-        suspects: From `find_suspects`.
-        path: Of the file.
+        suspects: Suspects as `find_suspects` returns them.
+        path: Path of the file.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: The file cannot be written.
     """
     path = Path(path)
     text = io.StringIO(newline="")
     rows = csv.writer(text, quoting=csv.QUOTE_ALL)
     rows.writerow([*COLUMNS, "decision"])
     for id, query, expected, suggested, kind, confidence in suspects[list(COLUMNS)].to_numpy():
-        texts = (id, query, f" {_BETWEEN} ".join(expected), suggested)
+        texts = (id, query, f" {_SEPARATOR} ".join(expected), suggested)
         rows.writerow([*map(neutral, texts), kind, f"{confidence:.3f}", ""])
     with writing(path) as file:
         file.write(text.getvalue().encode("utf-8-sig"))
@@ -95,35 +94,35 @@ def write_suspects(suspects: pd.DataFrame, path: str | Path) -> Path:
 
 
 def relabelled(dataset: Dataset, path: str | Path) -> tuple[Dataset, dict[str, int]]:
-    """Return a data set with a person's decisions applied, and how many there were of each.
+    """Return a data set with a person's decisions applied, and the number of each decision.
 
-    The file is that of `write_suspects`, with the column ``decision`` filled, as any spreadsheet saves it: with commas,
-    semicolons or tabs, with or without a byte order mark, columns in any order. A decision is
+    The file is that of `write_suspects` with the column ``decision`` filled, as any spreadsheet saves it: separated by commas,
+    semicolons or tabs, with or without a byte order mark, with columns in any order. A decision is
 
-    - ``keep``: the label is right, and the suggestion is judged not to be (grade 0), so that it is not made again;
-    - ``replace``: the suggested document takes the place of the expected ones;
-    - ``add``: it is right as well;
-    - ids of documents with ``|`` between them, or a JSON list of ids: these are right, and no others;
-    - nothing: undecided, and nothing changes.
+    - ``keep``: the label is right, and the suggestion is judged not right (grade 0), so that it is not made again;
+    - ``replace``: the suggested document replaces the expected ones;
+    - ``add``: the suggested document is right as well;
+    - document ids separated by ``|``, or a JSON list of ids: these documents are right, and no others;
+    - empty: undecided, and nothing changes.
 
-    A document that comes in gets the best grade that the query's labels had.
+    An added document gets the best grade among the query's labels.
 
     Args:
-        dataset: In which the suspects were found.
-        path: Of the corrected CSV.
+        dataset: Data set that the suspects are from.
+        path: Path of the corrected CSV.
 
     Returns:
-        The data set, and a count for each of `COUNTED`.
+        The data set, and the number of rows for each of `COUNTED`.
 
     Raises:
-        DataError: A line names an unknown query, document or decision, or the file is no such table; nothing is applied.
+        DataError: A line names an unknown query, document or decision, or the file is not such a table. Nothing is applied.
     """
     queries, documents = _written(dataset.queries), _written(dataset.corpus)
     qrels, counts, seen = dict(dataset.qrels), dict.fromkeys(COUNTED, 0), set[str]()
     for where, row in _table(Path(path)):
         id = _known(row["query_id"], queries, where, "query")
         if id in seen:
-            raise DataError(where, f"query {id!r} stands here a second time", fix="leave one of its lines")
+            raise DataError(where, f"query {id!r} stands here a second time", fix="keep one of its lines")
         seen.add(id)
         decision = row["decision"].strip()
         word = decision.casefold()
@@ -140,21 +139,21 @@ def relabelled(dataset: Dataset, path: str | Path) -> tuple[Dataset, dict[str, i
             changed = {**judged, suggested: best}
         else:
             right = [suggested] if word == "replace" else _documents(decision, documents, where)
-            changed = {one: grade for one, grade in judged.items() if grade == 0 and one not in right}
-            changed |= {one: grades.get(one, best) for one in right}
+            changed = {document: grade for document, grade in judged.items() if grade == 0 and document not in right}
+            changed |= {document: grades.get(document, best) for document in right}
         counts[word if word in DECISIONS else "document ids"] += 1
         qrels[id] = changed
     return Dataset(dataset.queries, dataset.corpus, qrels, dataset.parts), counts
 
 
 def _written(ids: Iterable[str]) -> dict[str, str]:
-    """Return the ids by how they may stand in a cell."""
+    """Return each id under every form that it may have in a cell."""
     ids = list(ids)
     return {id: id for id in ids} | {neutral(id): id for id in ids}
 
 
 def _known(cell: str, known: Mapping[str, str], where: str, kind: str) -> str:
-    """Return the id that a cell holds, or refuse it."""
+    """Return the id in a cell, or raise a DataError if it is unknown."""
     id = known.get(cell, known.get(cell.strip()))
     if id is None:
         count = f"{len(set(known.values())):,} {'queries' if kind == 'query' else 'documents'}"
@@ -163,10 +162,10 @@ def _known(cell: str, known: Mapping[str, str], where: str, kind: str) -> str:
 
 
 def _documents(decision: str, known: Mapping[str, str], where: str) -> list[str]:
-    """Return the ids that a decision names, each once."""
+    """Return the ids that a decision names, without repeats."""
     if decision in known:
         return [known[decision]]
-    cells = decision.split(_BETWEEN)
+    cells = decision.split(_SEPARATOR)
     if decision.startswith("["):
         try:
             cells = [str(id) for id in json.loads(decision)]
@@ -177,7 +176,7 @@ def _documents(decision: str, known: Mapping[str, str], where: str) -> list[str]
         raise DataError(
             where,
             f"decision {shown(decision)} is unknown{hint}",
-            expected=f"{', '.join(DECISIONS)}, or document ids with {_BETWEEN} between them",
+            expected=f"{', '.join(DECISIONS)}, or document ids separated by {_SEPARATOR}",
         )
     if not cells:
         raise DataError(where, "decision names no document", expected=f"{', '.join(DECISIONS)}, or document ids")
@@ -207,7 +206,7 @@ def _table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
             where, line = f"{path}:{line}", rows.line_num + 1
             if any(cells[len(header) :]):
                 raise DataError(where, f"has {len(cells)} cells", expected=f"{len(header)}, as in the header")
-            if any(cells):  # Excel leaves empty cells at the end of a line out
+            if any(cells):  # Excel omits empty cells at the end of a line
                 yield where, dict.fromkeys(header, "") | dict(zip(header, cells, strict=False))
     except csv.Error as error:
         raise DataError(f"{path}:{rows.line_num}", f"is not CSV ({error})", expected="quotes that close") from None

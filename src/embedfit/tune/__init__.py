@@ -1,1 +1,1 @@
-"""Ways of changing a model with labelled pairs. None of them ever sees a test query."""
+"""Ways to improve a model with labelled pairs. None of them sees a test query."""

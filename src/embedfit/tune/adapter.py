@@ -27,8 +27,9 @@ from embedfit.retrieve.exact import top_k
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import run_of
 from embedfit.template import DOCUMENT_TEMPLATE
-from embedfit.tune.frozen import STRENGTHS, AdapterConfig, judged, minimise, vectors_of
+from embedfit.tune.frozen import STRENGTHS, AdapterConfig, minimise, vectors_of
 from embedfit.tune.result import ADAPTER, DONE, MODEL, Tuned, answer_keys, claim, keys_of, read_tuned, write_fitted
+from embedfit.tune.training import judged
 
 
 def query_adapter(

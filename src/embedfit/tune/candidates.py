@@ -1,8 +1,8 @@
-"""Which documents each training query is scored against.
+"""Candidates: the documents that each training query is scored against.
 
-With a small corpus: all of them, so that every wrong document is a negative in every step, and nothing is sampled.
-With a large one: the batch's own positives, hard negatives mined for its queries, and random others, all shared by the
-batch. Either way the judgements decide: a known positive is never a negative, whoever's positive it was drawn for.
+In a small corpus every document is a candidate in every step, so every wrong document is a negative and nothing is sampled.
+In a large corpus the candidates are the batch's positives, hard negatives mined for its queries, and random documents; the
+whole batch shares them. A known positive of a query is never its negative, whichever query it was drawn for.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Candidates:
     """The documents that a batch of b queries is scored against.
 
     Attributes:
-        documents: Positions in the corpus; c of them.
-        grades: Shape (b, c): the query's grade for the document, 0 for a negative, -1 for neither: a query that is itself
-            a document is not pushed away from itself.
+        documents: Positions in the corpus, shape (c,).
+        grades: Grade of each document for each query, shape (b, c): above 0 for a positive, 0 for a negative, -1 for neither,
+            because a query that is itself a document is not pushed away from itself.
     """
 
     documents: npt.NDArray[np.int64]
@@ -33,15 +33,15 @@ class Candidates:
 
 
 class CandidateSource(Protocol):
-    """Chooses the candidates of a batch. The same batch must always get the same, or resuming would differ."""
+    """Source of each batch's candidates. The same batch must always get the same candidates, or a resumed training would differ."""
 
     def candidates(self, batch: Sequence[int]) -> Candidates:
-        """Return the candidates of the training queries at these positions."""
+        """Return the candidates for a batch of training queries, given by their positions."""
         ...
 
 
 class AllDocuments:
-    """Every document of the corpus."""
+    """Every document of the corpus is a candidate in every batch."""
 
     def __init__(self, train: Dataset) -> None:
         self._relevant, self._own = relevant_positions(train), own_positions(train, list(train.corpus))
@@ -53,16 +53,16 @@ class AllDocuments:
 
 
 class BatchAndOthers:
-    """One relevant document of each query of the batch, hard negatives of each if there are, and random others.
+    """One positive of each query in the batch, mined hard negatives if there are any, and random documents.
 
     Args:
-        train: Queries, corpus and judgements.
-        random: How many random documents the batch shares.
-        hard: How many of its mined negatives each query brings, drawn anew every time.
-        seed: Of the draws.
+        train: Training queries, corpus and judgements.
+        random: Random documents per batch.
+        hard: Mined negatives per query, drawn again for each batch.
+        seed: Seed of the draws.
 
     Attributes:
-        mined: The hard negatives of each query, -1 where there are no more; shape (queries, any).
+        mined: Positions of each query's hard negatives, padded with -1; shape (queries, any).
     """
 
     def __init__(self, train: Dataset, *, random: int, hard: int = 0, seed: int) -> None:
@@ -71,19 +71,19 @@ class BatchAndOthers:
         self.mined = np.empty((len(self._relevant), 0), np.int64)
 
     def candidates(self, batch: Sequence[int]) -> Candidates:
-        """Return the batch's positives, its hard negatives and random documents, each once."""
-        # Seeded by the batch itself and by nothing that a restart would lose.
+        """Return the batch's positives, hard negatives and random documents, without repeats."""
+        # The batch itself is the seed, so a resumed training draws the same.
         rng = np.random.default_rng([self._seed, *batch])
         relevant = [self._relevant[row] for row in batch]
         chosen = [rng.choice(list(grades)) for grades in relevant]
-        others = rng.choice(self._size, size=min(self._random, self._size), replace=False)
+        random = rng.choice(self._size, size=min(self._random, self._size), replace=False)
         hard = [rng.permutation(mined[mined >= 0])[: self._hard] for mined in self.mined[list(batch)]]
-        documents = np.unique(np.concatenate([chosen, others, *hard]).astype(np.int64))
+        documents = np.unique(np.concatenate([chosen, random, *hard]).astype(np.int64))
         return Candidates(documents, _grades(relevant, self._own[list(batch)], documents))
 
 
 def relevant_positions(train: Dataset) -> list[dict[int, int]]:
-    """Return, for each query in order, {position of a relevant document: grade}."""
+    """Return {position of a relevant document: grade} for each query, in order."""
     position = {id: index for index, id in enumerate(train.corpus)}
     return [{position[id]: grade for id, grade in train.relevant(query).items()} for query in train.queries]
 

@@ -1,6 +1,6 @@
-"""Plain classifiers as retrievers: where labels repeat, filing a text under one of them needs no embedding at all.
+"""Plain classifiers as retrievers. If labels repeat, a text can be assigned to one of them without any embedding.
 
-They rank the documents that training queries asked for; a document that none asked for comes after them.
+A classifier ranks the labels: the documents that are right for training queries. All other documents come after them.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _REPEATED = 2
-"""How many training queries a label needs on average for a classifier to make sense."""
+"""Training queries that a label needs on average for a classifier to make sense."""
 _MOST_LABELS = 5000
-"""One linear model is fitted for each label."""
+"""Most labels; each takes a linear model of its own."""
 
 
 def labels_repeat(train: Dataset) -> bool:
-    """Return whether a classifier has something to learn: few labels, and more than one query for most of them."""
-    asked = [label for id in train.judged for label in train.relevant(id)]
-    return 1 < len(set(asked)) <= _MOST_LABELS and len(asked) >= _REPEATED * len(set(asked))
+    """Return whether a classifier has something to learn: few labels, and several queries for most of them."""
+    labels = [label for id in train.judged for label in train.relevant(id)]
+    return 1 < len(set(labels)) <= _MOST_LABELS and len(labels) >= _REPEATED * len(set(labels))
 
 
 class WordsClassifier(BaseRetriever):
-    """TF-IDF of words and of pieces of words, and a linear support vector machine; by scikit-learn.
+    """TF-IDF of words and of pieces of words, and a linear support vector machine, from scikit-learn.
 
-    No document text and no vector is used. Word pairs and pieces of 2 to 5 characters are the usual strong baseline
-    for short texts (Wang and Manning 2012 for the pairs).
+    It uses no document text and no vectors. Word pairs (Wang and Manning 2012) and pieces of 2 to 5 characters are the usual
+    strong baseline for short texts.
 
     Args:
-        train: Queries to learn from.
+        train: Training queries.
 
     Raises:
-        DataError: All of them have one label.
+        DataError: The training queries have fewer than two labels.
     """
 
     name = "TF-IDF classifier"
@@ -63,19 +63,19 @@ class WordsClassifier(BaseRetriever):
         self._model.fit(texts, labels)
 
     def search(self, dataset: Dataset, k: int) -> Run:
-        """Return the k best documents for each query of a data set."""
+        """Return the k best documents for each query."""
         return _ranked(dataset, k, self._model.decision_function(dataset.query_texts()), self._model.classes_)
 
 
 class VectorsClassifier(BaseRetriever):
-    """Logistic regression on an encoder's query vectors, which stay as they are; by scikit-learn.
+    """Logistic regression on an encoder's query vectors, from scikit-learn.
 
     Args:
-        encoder: Its vectors are the features.
-        train: Queries to learn from.
+        encoder: Encoder whose vectors are the features; it is not changed.
+        train: Training queries.
 
     Raises:
-        DataError: All training queries have one label.
+        DataError: The training queries have fewer than two labels.
     """
 
     def __init__(self, encoder: Encoder, train: Dataset) -> None:
@@ -84,18 +84,18 @@ class VectorsClassifier(BaseRetriever):
         self.name = f"{encoder.name}, logistic regression"
         self._encoder = encoder
         texts, labels = _pairs(train)
-        # The coordinates of unit vectors are small: with the library's C = 1 the penalty would decide, not the data.
+        # The coordinates of unit vectors are small: with the library's C = 1 the penalty would outweigh the data.
         self._model = LogisticRegression(C=_C, max_iter=1000)
         self._model.fit(encoder.encode(texts, "query"), labels)
 
     def search(self, dataset: Dataset, k: int) -> Run:
-        """Return the k best documents for each query of a data set."""
+        """Return the k best documents for each query."""
         scores = self._model.decision_function(self._encoder.encode(dataset.query_texts(), "query"))
         return _ranked(dataset, k, scores, self._model.classes_)
 
 
 _C = 30.0
-"""Inverse strength of the penalty; docs/decisions.md."""
+"""Inverse strength of the penalty (docs/decisions.md)."""
 
 
 def _pairs(train: Dataset) -> tuple[list[str], list[str]]:
@@ -107,7 +107,7 @@ def _pairs(train: Dataset) -> tuple[list[str], list[str]]:
 
 
 def _ranked(dataset: Dataset, k: int, decisions: npt.NDArray[Any], classes: Any) -> Run:
-    """Return the Run of decision values; shape (n, classes), or (n,) where there are two."""
+    """Return the Run of decision values, whose shape is (queries, classes), or (queries,) for two classes."""
     if decisions.ndim == 1:
         decisions = np.stack([-decisions, decisions], axis=1)
     _, document_ids = sorted_corpus(dataset)

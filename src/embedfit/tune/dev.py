@@ -1,4 +1,4 @@
-"""Which epoch is kept: the dev part's scores after each."""
+"""Scores on the dev part after each epoch, and the choice of the epoch to keep."""
 
 from __future__ import annotations
 
@@ -18,24 +18,34 @@ from embedfit.evaluation.score import score_run
 from embedfit.retrieve.retrievers import DenseRetriever
 
 _DEV_DOCUMENTS = 2000
-"""How many documents, at most, are added to the dev queries' own when choosing a checkpoint."""
+"""Most documents that are scored besides the dev queries' own."""
 
 
 class DevScores(SentenceEvaluator):
-    """Scores the dev queries after each epoch, and says whether this epoch should be kept.
+    """Scores the dev queries after each epoch, and decides whether to keep that epoch.
 
-    A dev part of a few dozen queries cannot tell neighbouring epochs apart, and picking its maximum picks noise. So
-    an epoch replaces the one kept so far unless it is worse by more than one standard error of the paired
-    difference (the one-standard-error rule: Hastie, Tibshirani and Friedman 2009, section 7.10); among equals the
-    later epoch, which the learning rate's decay has settled, is kept.
+    A dev part of a few dozen queries cannot tell neighbouring epochs apart, and its maximum is mostly noise. So an epoch
+    replaces the kept one unless it is worse by more than one standard error of the paired difference (the one-standard-error
+    rule: Hastie, Tibshirani and Friedman 2009, section 7.10). Among equals the later epoch is kept, since the learning rate
+    has decayed further.
+
+    Args:
+        encoder: Model in training.
+        dev: Dev queries.
+        template: Document template.
+        seed: Seed of the draw of documents.
+
+    Attributes:
+        kept: MRR@10 of each dev query at the kept epoch; empty before the first.
+        choice: Number of epochs kept so far. The trainer keeps the checkpoint where it is largest.
     """
 
     def __init__(self, encoder: ModelEncoder, dev: Dataset, template: str, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         relevant = {id for query in dev.queries for id in dev.relevant(query)}
-        others = [id for id in dev.corpus if id not in relevant]
-        # Choosing an epoch needs no exact figure, and a large corpus would cost more than the training.
-        chosen = relevant | set(random.Random(seed).sample(others, min(len(others), _DEV_DOCUMENTS)))
+        irrelevant = [id for id in dev.corpus if id not in relevant]
+        # The choice of an epoch needs no exact figure, and encoding a large corpus would cost more than the training.
+        chosen = relevant | set(random.Random(seed).sample(irrelevant, min(len(irrelevant), _DEV_DOCUMENTS)))
         corpus = {id: document for id, document in dev.corpus.items() if id in chosen}
         qrels = {id: {document: grade for document, grade in grades.items() if document in chosen} for id, grades in dev.qrels.items()}
         self._dev = Dataset(dev.queries, corpus, qrels)
@@ -46,21 +56,22 @@ class DevScores(SentenceEvaluator):
         self.choice = 0
 
     def __call__(self, model: Any, output_path: str | None = None, epoch: int = -1, steps: int = -1) -> dict[str, float]:
-        found = score_run(self._retriever.search(self._dev, 10), self._dev.qrels, ks=(1, 10))
-        now = found.values["mrr@10"]
+        scores = score_run(self._retriever.search(self._dev, 10), self._dev.qrels, ks=(1, 10))
+        now = scores.values["mrr@10"]
         keep = not self.kept or not clearly_worse(now, np.array(self.kept), self._groups)
         if keep:
             self.kept, self.choice = now.tolist(), self.choice + 1
-        return {"mrr@10": found.mean("mrr@10"), "recall@1": found.mean("recall@1"), "choice": self.choice if keep else self.choice - 1}
+        return {"mrr@10": scores.mean("mrr@10"), "recall@1": scores.mean("recall@1"), "choice": self.choice if keep else self.choice - 1}
 
 
 def clearly_worse(now: npt.NDArray[np.float64], before: npt.NDArray[np.float64], groups: npt.NDArray[np.int64] | None = None) -> bool:
     """Return whether the mean fell by more than one standard error of the paired differences.
 
     Args:
-        now: A metric for each query, shape (n,).
-        before: The same of an earlier epoch.
-        groups: Number of each query's group, shape (n,): near duplicates are no independent evidence. By default each stands alone.
+        now: Metric of each query at this epoch, shape (n,).
+        before: Metric of each query at the kept epoch, shape (n,).
+        groups: Group number of each query, shape (n,); near duplicates share a group, as they are no independent evidence. By
+            default each query is a group.
     """
     difference = now - before
     off = difference - difference.mean()
@@ -72,7 +83,7 @@ def clearly_worse(now: npt.NDArray[np.float64], before: npt.NDArray[np.float64],
 
 
 class InTraining(BaseEncoder):
-    """A model in training as an Encoder: its weights change at every step, so its vectors must not be kept."""
+    """A model in training as an Encoder. Its weights change at every step, so its vectors must not be cached."""
 
     name = fingerprint = "in training"
 

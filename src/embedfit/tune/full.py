@@ -101,7 +101,7 @@ def tune_model(
 
 
 def tune_weights(encoder: LocalEncoder, training: Training) -> Tuned:
-    """Fine-tune a model; see `tune_model`, which says what is raised."""
+    """Fine-tune a model on a `Training`; `tune_model` documents the settings and the errors."""
     processes.join()
     if training.config.method == "lora":
         require("peft", extra="lora")

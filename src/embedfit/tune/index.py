@@ -1,12 +1,12 @@
-"""The index moves, the encoder stays: three ways to learn from labelled queries without touching how a text is encoded.
+"""Three ways to learn from labelled queries that change the index and not the encoder.
 
-Each takes an encoder, training queries and a template, asks for vectors once, and returns a `Retriever`:
+Each takes an encoder, training queries and a template, encodes every text once, and returns a `Tuned` with a retriever:
 
-- `tuned_documents` trains the documents' vectors;
-- `class_centroids` mixes each document's vector with the mean of its training queries' (Rocchio 1971);
+- `tuned_documents` trains the document vectors;
+- `class_centroids` mixes each document's vector with the mean vector of its training queries (Rocchio 1971);
 - `nearest_examples` lets the training queries near a query vote for their documents.
 
-None of them says anything new about a document that no training query asks for.
+None of them learns anything about a document without a training query.
 """
 
 from __future__ import annotations
@@ -27,31 +27,33 @@ from embedfit.retrieve.retrievers import VectorIndex, check_corpus
 from embedfit.retrieve.run import Ranked, Run, run_of, sorted_corpus
 from embedfit.template import DOCUMENT_TEMPLATE
 from embedfit.tune.candidates import relevant_positions
-from embedfit.tune.frozen import AdapterConfig, judged, minimise, vectors_of
+from embedfit.tune.frozen import AdapterConfig, minimise, vectors_of
 from embedfit.tune.result import Tuned
+from embedfit.tune.training import judged
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 _STRENGTH = 10.0
-"""Pull of each document's vector towards the encoder's."""
+"""Strength of the pull of each document vector towards the encoder's."""
 _PRIOR = 2.0
-"""Training queries that a document's own vector counts for in its centroid."""
+"""Weight of a document's own vector in its centroid, in training queries."""
 _SCALE = 14.0
-"""What cosine similarities are multiplied by where they become shares."""
+"""Factor of the cosine similarities before they become shares (1 / temperature)."""
 _VOTES = 0.5
-"""Share of the training queries' votes in a score, where every document has a training query."""
+"""Weight of the training queries' votes in a score if every document has a training query."""
 _BLOCK_BYTES = 64 * 2**20
+"""Memory for the similarities of one block of queries."""
 
 
 class MovedIndex(VectorIndex):
-    """Cosine similarity to document vectors that were changed; queries are encoded as they always were.
+    """Cosine similarity to changed document vectors.
 
     Args:
-        encoder: Of the queries.
-        vectors: One unit vector per document of the corpus, in its order.
-        corpus: The data set that they belong to.
-        name: For tables.
+        encoder: Encoder of the queries.
+        vectors: Unit vector of each document, in the order of the corpus; shape (documents, dimensions).
+        corpus: Data set with the corpus.
+        name: Name for tables.
     """
 
     def __init__(self, encoder: Encoder, vectors: Vectors, corpus: Dataset, name: str) -> None:
@@ -60,23 +62,23 @@ class MovedIndex(VectorIndex):
 
 
 class NearestExamples(BaseRetriever):
-    """Documents for a query by their own vectors, and by the votes of the training queries near it.
+    """Scores documents by their own vectors, and by the votes of the training queries near the query.
 
     With e the training queries, P(d | e) their judgements as shares, and s a scale, a document's score is
 
         (1 - m) softmax_d(s q.d) + m sum_e softmax_e(s q.e) P(d | e)
 
-    which is the interpolation of kNN-LM (Khandelwal et al. 2020, eq. 2 and 3). The two are made shares before they meet, as
-    queries are much nearer to each other than to documents. Votes can only go to documents that have a training query, so
-    their share m is half of the share of documents that have one.
+    which is the interpolation of kNN-LM (Khandelwal et al. 2020, eq. 2 and 3). Both terms are shares, because queries are
+    much nearer to each other than to documents. Only documents with a training query get votes, so the weight m is half the
+    share of such documents.
 
     Args:
-        encoder: Of the queries.
-        examples: Vectors of the training queries.
-        judgements: P; shape (training queries, documents in the order of the corpus), rows add up to 1.
-        vectors: One unit vector per document of the corpus, in its order.
-        corpus: The data set that they belong to.
-        name: For tables.
+        encoder: Encoder of the queries.
+        examples: Vectors of the training queries, shape (training queries, dimensions).
+        judgements: P, shape (training queries, documents in the order of the corpus); each row sums to 1.
+        vectors: Unit vector of each document, in the order of the corpus; shape (documents, dimensions).
+        corpus: Data set with the corpus.
+        name: Name for tables.
     """
 
     def __init__(self, encoder: Encoder, examples: Vectors, judgements: csr_array, vectors: Vectors, corpus: Dataset, name: str) -> None:
@@ -86,10 +88,10 @@ class NearestExamples(BaseRetriever):
         self.votes = _VOTES * len(np.unique(judgements.indices)) / len(vectors)
 
     def search(self, dataset: Dataset, k: int) -> Run:
-        """Return the k best documents for each query of a data set.
+        """Return the k best documents for each query.
 
         Raises:
-            DataError: It has another corpus than the index.
+            DataError: The data set has another corpus than the index.
         """
         check_corpus(self.document_ids, dataset)
         queries = self.encoder.encode(dataset.query_texts(), "query")
@@ -114,13 +116,13 @@ class NearestExamples(BaseRetriever):
 def tuned_documents(
     encoder: Encoder, train: Dataset, dev: Dataset | None = None, template: str = DOCUMENT_TEMPLATE, config: AdapterConfig | None = None
 ) -> Tuned:
-    """Train the documents' vectors, starting from the encoder's.
+    """Train the document vectors, starting from the encoder's.
 
     Args:
-        encoder: Stays as it is.
-        train: Queries to learn from.
-        dev: Not looked at.
-        template: What a document says.
+        encoder: Encoder of queries and documents; it is not changed.
+        train: Training queries.
+        dev: Ignored.
+        template: Document template.
         config: Settings.
 
     Raises:
@@ -143,17 +145,17 @@ def tuned_documents(
 def class_centroids(
     encoder: Encoder, train: Dataset, dev: Dataset | None = None, template: str = DOCUMENT_TEMPLATE, *, prior: float = _PRIOR
 ) -> Tuned:
-    """Mix each document's vector with the mean of its training queries'.
+    """Mix each document's vector with the mean vector of its training queries.
 
-    A document with n training queries becomes the direction of ``prior * d + sum of their vectors``: the mean of the queries
-    with a share of n / (n + prior), so that a document with none keeps its vector.
+    A document d with n training queries moves to the direction of ``prior * d + sum of the query vectors``. The queries have a
+    weight of n / (n + prior), so a document without queries keeps its vector.
 
     Args:
-        encoder: Stays as it is.
-        train: Queries to learn from.
-        dev: Not looked at.
-        template: What a document says.
-        prior: How many queries a document's own vector counts for.
+        encoder: Encoder of queries and documents; it is not changed.
+        train: Training queries.
+        dev: Ignored.
+        template: Document template.
+        prior: Weight of a document's own vector, in queries.
 
     Raises:
         DataError: No training query is judged, or all have the same answer.
@@ -161,20 +163,20 @@ def class_centroids(
     train = judged(train)
     queries, documents = vectors_of(encoder, train, template)
     started = time.monotonic()
-    asked = _judgements(train)
-    asked.data[:] = 1
-    moved = _unit(prior * documents + asked.T @ queries)
+    answers = _judgements(train)
+    answers.data[:] = 1
+    moved = _unit(prior * documents + answers.T @ queries)
     return Tuned(MovedIndex(encoder, moved, train, f"{encoder.name}, centroids"), round(time.monotonic() - started, 3))
 
 
 def nearest_examples(encoder: Encoder, train: Dataset, dev: Dataset | None = None, template: str = DOCUMENT_TEMPLATE) -> Tuned:
-    """Keep the training queries, so that those near a query vote for their documents.
+    """Put the training queries into the index, where those near a query vote for their documents.
 
     Args:
-        encoder: Stays as it is.
-        train: Queries to learn from.
-        dev: Not looked at.
-        template: What a document says.
+        encoder: Encoder of queries and documents; it is not changed.
+        train: Training queries.
+        dev: Ignored.
+        template: Document template.
 
     Raises:
         DataError: No training query is judged, or all have the same answer.
@@ -182,12 +184,12 @@ def nearest_examples(encoder: Encoder, train: Dataset, dev: Dataset | None = Non
     train = judged(train)
     queries, documents = vectors_of(encoder, train, template)
     started = time.monotonic()
-    found = NearestExamples(encoder, queries, _judgements(train), documents, train, f"{encoder.name}, nearest examples")
-    return Tuned(found, round(time.monotonic() - started, 3))
+    retriever = NearestExamples(encoder, queries, _judgements(train), documents, train, f"{encoder.name}, nearest examples")
+    return Tuned(retriever, round(time.monotonic() - started, 3))
 
 
 def _judgements(train: Dataset) -> csr_array:
-    """Return each query's grades as shares that add up to 1; shape (queries, documents)."""
+    """Return each query's grades as shares that sum to 1; shape (queries, documents)."""
     from scipy.sparse import csr_array
 
     cells = [

@@ -1,4 +1,4 @@
-"""Where a training is logged to by the trainer's own callbacks: MLflow, Weights & Biases, TensorBoard."""
+"""Logging of a training by the trainer's own callbacks: MLflow, Weights & Biases, TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback, Wan
 
 
 def run_name(folder: Path) -> str:
-    """Return what trackers call a training: the experiment's folder, and which of its seeds and folds this is."""
+    """Return the name of a training for trackers: the experiment's folder, with the seed and fold."""
     parts = folder.absolute().parts
     within = [place for place, part in enumerate(parts) if part in ("seeds", "folds")]
     return "/".join(parts[min(within, default=len(parts)) - 1 :])
@@ -19,16 +19,16 @@ def run_name(folder: Path) -> str:
 
 @contextlib.contextmanager
 def logged(trainer: SentenceTransformerTrainer, folder: Path) -> Iterator[None]:
-    """Have what one training logs kept, and kept apart from the next training of this process.
+    """Keep the log of one training, apart from the next training in this process.
 
-    Left alone, TensorBoard's files go beside the checkpoints, which are removed in the end, and Weights & Biases
-    takes every later training for more of the first. A run that the caller has begun there is left open.
+    By default TensorBoard writes among the checkpoints, which are removed at the end, and Weights & Biases appends every
+    later training to the first run. A Weights & Biases run that the caller has started stays open.
     """
     ours = None
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
-            given = callback.logging_dir  # $TENSORBOARD_LOGGING_DIR
-            callback.logging_dir = str(Path(given) / run_name(folder) if given else folder / "tensorboard")
+            base = callback.logging_dir  # $TENSORBOARD_LOGGING_DIR
+            callback.logging_dir = str(Path(base) / run_name(folder) if base else folder / "tensorboard")
         elif isinstance(callback, WandbCallback):
             import wandb
 

@@ -1,8 +1,8 @@
-"""Between two models: base and tuned weights mixed, to win back what tuning forgot.
+"""Merges of base and tuned weights, which win back what tuning forgot.
 
-theta(w) = (1 - w) theta_base + w theta_tuned, for every weight of the model. Where the second model was tuned from the
-first, the models on the line between them often keep most of what both can do, and are as fast as either (WiSE-FT:
-Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", equation 1).
+theta(w) = (1 - w) theta_base + w theta_tuned, for every parameter. If the second model was tuned from the first, a merge
+often keeps most of the abilities of both, and it is as fast as either (WiSE-FT: Wortsman et al. 2022, "Robust fine-tuning of
+zero-shot models", equation 1).
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 
 
 def merge_models(base: LocalEncoder | str | Path, tuned: LocalEncoder | str | Path, weight: float, folder: str | Path) -> LocalEncoder:
-    """Write the merge of two models as an ordinary sentence-transformers folder.
+    """Write the merge of two models as a plain sentence-transformers folder.
 
     The same call again finds the model and does nothing.
 
     Args:
-        base: The model before tuning, or its name or folder.
-        tuned: The model after it.
-        weight: Of the tuned model, from 0 (the base model's very weights) to 1 (the tuned model's).
-        folder: Where the model goes (``folder/model``), as with `tune_model`; what is known of the queries that the
-            tuned model has seen goes beside it.
+        base: Model before tuning, or its name or folder.
+        tuned: Model after tuning, or its name or folder.
+        weight: Weight of the tuned model, from 0 (the base model) to 1 (the tuned model).
+        folder: Output folder: the model goes to ``folder/model``, and the hashes of the queries that the tuned model has seen
+            beside it, as in `tune_model`.
 
     Raises:
         ConfigError: The weight is not between 0 and 1.
-        ModelError: The models are not built alike.
+        ModelError: The models differ in architecture.
         StorageError: The folder cannot be written, or holds another model.
     """
     merges, folder = Merges(_encoder(base), _encoder(tuned)), Path(folder)
     merged = merges.at(weight)
-    model = None if (folder / "model").exists() else merges.loaded(weight).model  # a folder is claimed only for what can be merged
+    model = None if (folder / "model").exists() else merges.loaded(weight).model  # only models that can be merged claim a folder
     try:
         tuned_folder = merges.tuned.folder
         described = ["merge", merges.base.fingerprint, merges.tuned.fingerprint, weight]
@@ -62,14 +62,14 @@ def merge_models(base: LocalEncoder | str | Path, tuned: LocalEncoder | str | Pa
 
 
 class Merges:
-    """Every merge of two models, with one of them in memory at a time: for trying several weights.
+    """All merges of two models, one in memory at a time, for trying several weights.
 
     Args:
-        base: The model before tuning.
-        tuned: The model after it, with the same prompts and precision.
+        base: Model before tuning.
+        tuned: Model after tuning.
 
     Raises:
-        ModelError: They have other prompts, or compute in another precision.
+        ModelError: The models differ in prompts or precision.
     """
 
     def __init__(self, base: LocalEncoder, tuned: LocalEncoder) -> None:
@@ -81,7 +81,7 @@ class Merges:
         self._weight: float | None = None
 
     def at(self, weight: float) -> MergedEncoder:
-        """Return the encoder of one weight. The models are loaded when it first has something to encode.
+        """Return the encoder of one weight. It loads the models when it first encodes.
 
         Raises:
             ConfigError: The weight is not between 0 and 1.
@@ -91,24 +91,24 @@ class Merges:
         return MergedEncoder(self, float(weight))
 
     def loaded(self, weight: float) -> ModelEncoder:
-        """Return the model in memory, set to a weight; the next call with another weight changes it.
+        """Return the model in memory, set to a weight. The next call with another weight changes the same model.
 
         Raises:
-            ModelError: The models are not built alike.
+            ModelError: The models differ in architecture.
         """
         encoder, ends = self._ends
         if weight != self._weight:
             tensors = encoder.model.state_dict()
             with torch.no_grad():
                 for name, (before, after) in ends.items():
-                    # lerp goes out from the nearer end, and so is exact at both.
+                    # lerp starts from the nearer end, so it is exact at both.
                     tensors[name].copy_(torch.lerp(before, after, weight))
             self._weight = weight
         return encoder
 
     @cached_property
     def _ends(self) -> tuple[ModelEncoder, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-        """The model whose weights are set, and the tensors that tuning changed: before and after."""
+        """The model whose weights are set, and {name: (before, after)} of the tensors that tuning changed."""
         base, model = self.base.loaded.model, load_model(self.tuned.folder, self.tuned.prompts)
         before, after = base.state_dict(), model.state_dict()
         difference = _difference(base, model)
@@ -120,11 +120,11 @@ class Merges:
 
 
 class MergedEncoder(BaseEncoder):
-    """One merge of two models as an Encoder; made by `Merges.at`.
+    """One merge of two models as an Encoder, created by `Merges.at`.
 
     Args:
         merges: The two models.
-        weight: Of the tuned one.
+        weight: Weight of the tuned model, from 0 to 1.
     """
 
     def __init__(self, merges: Merges, weight: float) -> None:
@@ -134,7 +134,7 @@ class MergedEncoder(BaseEncoder):
 
     @property
     def fingerprint(self) -> str:
-        """The base model's at 0, the tuned model's at 1: these have the same vectors."""
+        """Hash of both models and the weight; the base model's own at 0 and the tuned model's at 1."""
         base, tuned = self._merges.base.fingerprint, self._merges.tuned.fingerprint
         if self.weight in (0, 1):
             return tuned if self.weight else base
@@ -146,22 +146,22 @@ class MergedEncoder(BaseEncoder):
 
 
 def _difference(base: SentenceTransformer, tuned: SentenceTransformer) -> str:
-    """Return what two models do not have in common and would need to, or an empty string."""
+    """Return why two models cannot be merged, or an empty string."""
     kinds = [[type(module).__name__ for module in model] for model in (base, tuned)]
     if kinds[0] != kinds[1]:
-        return f"it is made of {', '.join(kinds[1])}, not of {', '.join(kinds[0])}"
+        return f"its modules are {', '.join(kinds[1])}, not {', '.join(kinds[0])}"
     before, after = base.state_dict(), tuned.state_dict()
     unshared = sorted(before.keys() ^ after.keys())
     if unshared:
-        return f"{len(unshared):,} of their tensors are not in both, such as {unshared[0]}"
+        return f"{len(unshared):,} tensors are in one of them only, such as {unshared[0]}"
     for name, value in after.items():
         if before[name].shape != value.shape:
             return f"{name} has the shape {_shape(value)}, not {_shape(before[name])}"
         if not value.is_floating_point() and not torch.equal(before[name], value):
-            return f"{name} is made of whole numbers, which cannot be mixed, and is not the same"
-    for one, other in zip(base, tuned, strict=True):
-        if _pooling(one) != _pooling(other):
-            return "it pools the tokens' vectors in another way"
+            return f"{name} holds different integers, which cannot be mixed"
+    for base_module, tuned_module in zip(base, tuned, strict=True):
+        if _pooling(base_module) != _pooling(tuned_module):
+            return "it pools the token vectors differently"
     if _vocabulary(base) != _vocabulary(tuned):
         return "its tokenizer has another vocabulary"
     return ""

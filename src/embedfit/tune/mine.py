@@ -1,7 +1,7 @@
-"""Hard negatives: documents that the model takes for right and that are not, found for each training query.
+"""Hard negatives: for each training query, the wrong documents that the model ranks highest.
 
-Found among the whole corpus with the model as it is then, in memory that does not grow with the corpus. What looks like a
-negative and may be an answer that nobody has labelled is left out, since pushing it away teaches the wrong thing.
+They are mined from the whole corpus with the model in its present state, in memory that does not grow with the corpus.
+Documents that may be unlabelled answers are left out, since pushing them away would teach the wrong thing.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from embedfit.retrieve.run import own_positions
 from embedfit.tune.candidates import BatchAndOthers, Candidates, relevant_positions
 
 _JUDGED = 256
-"""Queries whose documents are judged at once."""
+"""Queries whose documents are judged in one call."""
 _MINING_SHARE = 1 / 4
-"""Encoding a corpus anew may cost this share of the training that goes on with what is mined."""
+"""Largest cost of encoding the corpus again, as a share of the training between two minings."""
 
 Judge = Callable[[Sequence[tuple[str, str]]], npt.NDArray[np.float32]]
-"""Scores pairs of a query's and a document's text; more is more relevant. A cross-encoder, say, or a language model."""
+"""Scores pairs (query text, document text); higher is more relevant. For example a cross-encoder or a language model."""
 
 
 @dataclass(frozen=True)
 class Guards:
-    """What keeps unlabelled positives from among the negatives.
+    """Conditions that keep unlabelled positives out of the negatives.
 
     Attributes:
-        margin: A negative's similarity is at most this share of the least similar positive's (TopK-PercPos of NV-Retriever:
-            Moreira et al. 2024).
-        judge: If given, a negative must score lower with it than each positive.
+        margin: Largest similarity of a negative, as a share of the similarity of the query's least similar positive
+            (TopK-PercPos of NV-Retriever: Moreira et al. 2024).
+        judge: Judge that must score a negative below every positive of the query; None for no judge.
     """
 
     margin: float = 1.0
@@ -59,33 +59,33 @@ def mine(
 ) -> npt.NDArray[np.int64]:
     """Return each training query's hardest negatives.
 
-    Known positives are never among them, nor near duplicates of one, nor the document that a query itself is, nor what the
-    guards reject.
+    They exclude known positives, near duplicates of positives, the document that is the query itself, and whatever the guards
+    reject.
 
     Args:
-        encoder: The model as it is now.
-        train: Queries, corpus and judgements.
-        template: What a document says.
-        count: Negatives wanted for each query.
-        guards: What else to leave out.
-        seen: The nearest documents that are looked at, as a multiple of `count`.
-        engine: What searches, and says how many documents' vectors are held at once; by default this process.
+        encoder: Model in its present state.
+        train: Training queries, corpus and judgements.
+        template: Document template.
+        count: Negatives per query.
+        guards: Conditions for a negative.
+        seen: Number of nearest documents that are considered, as a multiple of `count`.
+        engine: Engine that searches, and sets how many document vectors are in memory at once; by default this process.
 
     Returns:
-        Positions in the corpus, hardest first; shape (queries, count), with -1 where there are no more.
+        Positions in the corpus, hardest first, padded with -1; shape (queries, count).
     """
-    texts, asked = train.document_texts(template), train.query_texts()
+    texts, query_texts = train.document_texts(template), train.query_texts()
     relevant = relevant_positions(train)
-    queries = encoder.encode(asked, "query")
+    queries = encoder.encode(query_texts, "query")
     own = own_positions(train, list(train.corpus))
     depth = seen * count + max(map(len, relevant)) + int((own >= 0).any())
     ranked, scores, least = _nearest(encoder, queries, texts, relevant, depth, engine or LocalEngine())
-    found = np.full((len(asked), count), -1, np.int64)
+    negatives = np.full((len(query_texts), count), -1, np.int64)
     allowed = scores <= (least - (1 - guards.margin) * np.abs(least))[:, None]
     for row, known in enumerate(relevant):
         allowed[row] &= ~np.isin(ranked[row], [*known, own[row]])
     if guards.judge:
-        allowed = _judged(guards.judge, asked, texts, relevant, ranked, allowed)
+        allowed = _judged(guards.judge, query_texts, texts, relevant, ranked, allowed)
     for row, known in enumerate(relevant):
         kept: list[int] = []
         for position in ranked[row][allowed[row]].tolist():
@@ -93,8 +93,8 @@ def mine(
                 break
             if not any(nearly_same(texts[position], texts[positive]) for positive in known):
                 kept.append(position)
-        found[row, : len(kept)] = kept
-    return found
+        negatives[row, : len(kept)] = kept
+    return negatives
 
 
 def _nearest(
@@ -105,22 +105,22 @@ def _nearest(
     depth: int,
     engine: Engine,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return the nearest documents of each query and their similarities, and that of each query's least similar positive."""
+    """Return each query's nearest documents, their similarities, and the similarity of its least similar positive."""
     ranked, scores = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
     least = np.full(len(queries), np.inf, np.float32)
     holders: dict[int, list[int]] = {}
     for row, known in enumerate(relevant):
         for position in known:
             holders.setdefault(position, []).append(row)
-    # Processes that train together share the corpus out among them.
-    at_once = engine.at_once
-    for start in range(processes.number() * at_once, len(texts), processes.count() * at_once):
-        vectors = encoder.encode(texts[start : start + at_once], "document")
+    # Processes that train together divide the corpus among them.
+    size = engine.at_once
+    for start in range(processes.number() * size, len(texts), processes.count() * size):
+        vectors = encoder.encode(texts[start : start + size], "document")
         for offset, vector in enumerate(vectors):
             for row in holders.get(start + offset, ()):
                 least[row] = min(least[row], float(queries[row] @ vector))
-        some, similar = engine.top_k(queries, vectors, depth)
-        ranked, scores = merged([(ranked, scores), (some + start, similar)], depth)
+        positions, similarities = engine.top_k(queries, vectors, depth)
+        ranked, scores = merged([(ranked, scores), (positions + start, similarities)], depth)
     parts = processes.gathered((ranked, scores, least))
     ranked, scores = merged([part[:2] for part in parts], depth)
     return ranked, scores, np.min([part[2] for part in parts], axis=0)
@@ -128,59 +128,59 @@ def _nearest(
 
 def _judged(
     judge: Judge,
-    asked: Sequence[str],
+    query_texts: Sequence[str],
     texts: Sequence[str],
     relevant: Sequence[dict[int, int]],
     ranked: npt.NDArray[np.int64],
     allowed: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.bool_]:
-    """Return which of the allowed documents score lower than all of the query's positives."""
+    """Return which of the allowed documents the judge scores below all of the query's positives."""
     lower = np.zeros_like(allowed)
-    # Processes that train together share the queries out among them.
-    rows = range(processes.number(), len(asked), processes.count())
+    # Processes that train together divide the queries among them.
+    rows = range(processes.number(), len(query_texts), processes.count())
     for start in range(0, len(rows), _JUDGED):
-        some = rows[start : start + _JUDGED]
-        positions = [[*relevant[row], *ranked[row][allowed[row]].tolist()] for row in some]
-        scores = judge([(asked[row], texts[position]) for row, each in zip(some, positions, strict=True) for position in each])
-        for row, own in zip(some, np.split(scores, np.cumsum([len(each) for each in positions])[:-1]), strict=True):
+        block = rows[start : start + _JUDGED]
+        positions = [[*relevant[row], *ranked[row][allowed[row]].tolist()] for row in block]
+        scores = judge([(query_texts[row], texts[position]) for row, each in zip(block, positions, strict=True) for position in each])
+        for row, own in zip(block, np.split(scores, np.cumsum([len(each) for each in positions])[:-1]), strict=True):
             known = len(relevant[row])
             lower[row, allowed[row]] = own[known:] < own[:known].min()
-    everywhere: npt.NDArray[np.bool_] = np.any(processes.gathered(lower), axis=0)
-    return everywhere
+    gathered: npt.NDArray[np.bool_] = np.any(processes.gathered(lower), axis=0)
+    return gathered
 
 
 def steps_between_minings(config: TuneConfig, epochs: int, queries: npt.NDArray[np.int64], documents: npt.NDArray[np.int64]) -> int:
-    """Return after how many steps to mine anew: an epoch's, or more where the corpus is large beside the training queries.
+    """Return the number of steps between two minings: one epoch, or more if the corpus is large beside the training queries.
 
-    Encoding costs a third of training for each token: there is no backward pass, which costs two forward ones.
+    Encoding a token costs a third of training on it: it saves the backward pass, which costs two forward passes.
 
     Args:
-        config: Its batch size and hard negatives.
-        epochs: That it trains for.
-        queries: Tokens of each training query.
-        documents: Tokens of each document.
+        config: Settings, for the batch size and the number of hard negatives.
+        epochs: Epochs of the training.
+        queries: Number of tokens of each training query, shape (queries,).
+        documents: Number of tokens of each document, shape (documents,).
     """
     epoch = -(-len(queries) // config.batch_size)
     steps = epoch * epochs
     step = 3 * config.batch_size * (queries.mean() + (1 + config.hard_negatives) * documents.mean())
     between = max(epoch, documents.sum() / (_MINING_SHARE * step))
-    minings = max(1, int(steps / between))  # at equal distances: the last is not for the last steps alone
+    minings = max(1, int(steps / between))  # at equal intervals, so that the last serves more than a few steps
     return -(-steps // minings)
 
 
 class MinedCandidates:
-    """Candidates whose hard negatives are found anew with the model in training, every so many batches.
+    """Candidates whose hard negatives are mined again at intervals with the model in training.
 
-    What was found is kept on disk until training is done, so that a restart goes on with the same.
+    The negatives stay on disk until training ends, so a resumed training uses the same.
 
     Args:
-        source: Draws the candidates of each batch.
-        find: Returns the hard negatives as the model sees them now; what `mine` returns.
-        folder: Where they are kept.
-        every: Batches from one search to the next.
+        source: Source that draws each batch's candidates.
+        find: Function from the number of a mining, from 0, to each query's hard negatives, as `mine` returns them.
+        folder: Folder for the negatives.
+        every: Batches between two minings.
 
     Attributes:
-        batch: The number of the next batch, from 0; a restart sets it.
+        batch: Number of the next batch, from 0; a resumed training sets it.
     """
 
     def __init__(self, source: BatchAndOthers, find: Callable[[int], npt.NDArray[np.int64]], folder: Path, every: int) -> None:
@@ -189,7 +189,7 @@ class MinedCandidates:
         self.batch = 0
 
     def candidates(self, batch: Sequence[int]) -> Candidates:
-        """Return the batch's positives, its hard negatives and random documents, each once."""
+        """Return the batch's positives, hard negatives and random documents, without repeats."""
         number = self.batch // self._every
         self.batch += 1
         if number != self._held:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from embedfit.data.dataset import Dataset, text_key
-from embedfit.encode.adapted import AdaptedEncoder, load_adapter
 from embedfit.encode.encoder import Encoder, Precision, complete
 from embedfit.encode.local import LocalEncoder
 from embedfit.errors import ModelError, StorageError
@@ -72,17 +71,19 @@ class Tuned:
 
     @property
     def retriever(self) -> Retriever:
-        """Retriever of the tuned model or index. A model in a folder is loaded anew at each access."""
+        """Retriever of the tuned model or index. A model in a folder is loaded again at each access."""
         return self.held or DenseRetriever(LocalEncoder(self.model, precision=self.precision), self.template)
 
     @property
     def encoder(self) -> Encoder:
-        """Encoder of the retriever. A model in a folder is loaded anew at each access, so that no two stay in memory."""
+        """Encoder of the retriever. A model in a folder is loaded again at each access, so that no two stay in memory."""
         encoder: Encoder = self.retriever.encoder  # type: ignore[attr-defined]
         return encoder
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as ``embedfit tune --json`` prints it."""
+        from embedfit.encode.adapted import AdaptedEncoder  # it imports torch
+
         encoder = self.encoder
         return {
             "folder": str(self.model),
@@ -98,35 +99,41 @@ class Tuned:
 
 
 def keys_of(train: Dataset, dev: Dataset | None) -> list[str]:
-    """Return the keys of the queries that a model is tuned on or chosen by."""
+    """Return the keys of the queries in the training and dev parts, sorted."""
     return sorted(text_key(query.text) for part in (train, dev) if part for query in part.queries.values())
 
 
 def answer_keys(train: Dataset, dev: Dataset | None, template: str) -> list[str]:
-    """Return the keys of what the documents say that are right for the queries that a model is tuned on or chosen by."""
+    """Return the keys of the texts of all right answers in the training and dev parts, sorted."""
     keys = set()
     for part in (train, dev):
         if part:
-            asked = {document for id in part.queries for document in part.relevant(id)}
+            answers = {document for id in part.queries for document in part.relevant(id)}
             texts = zip(part.corpus, part.document_texts(template), strict=True)
-            keys |= {text_key(text) for id, text in texts if id in asked}
+            keys |= {text_key(text) for id, text in texts if id in answers}
     return sorted(keys)
 
 
 def seen_by(model: Path, what: Literal["seen", "answers"] = "seen") -> list[str]:
-    """Return the keys of the queries, or of the answers, that a model has seen, as far as what lies beside its folder or file tells."""
+    """Return the keys of the queries or answers that a model has seen; none if no tuning.json is beside its folder or file."""
     path = model.parent / "tuning.json"
     return list(json.loads(path.read_text(encoding="utf-8")).get(what, ())) if path.exists() else []
 
 
 def claim(folder: Path, described: list[Any], seen: list[str], answers: list[str]) -> None:
-    """Make sure that what a folder holds came of the same model, data and settings, or begin with it.
+    """Claim a folder for a tuning of one model, data set and settings, by writing tuning.json if it is not there.
 
-    What is written also tells, later, which queries the model must not be measured on, whose answers are new to it, and that the
-    other files are embedfit's own: they may be replaced.
+    The file also records which queries the model must not be measured on and which answers it has seen, and that the other
+    files in the folder are embedfit's own and may be replaced.
+
+    Args:
+        folder: Output folder.
+        described: Identity of the tuning: everything that changes its result, as JSON.
+        seen: Keys of the queries, as `keys_of` returns them.
+        answers: Keys of the right answers, as `answer_keys` returns them.
 
     Raises:
-        StorageError: The folder holds another tuning, or something of somebody else's that this one would replace.
+        StorageError: The folder holds another tuning, or a file that no tuning wrote and this one would replace.
     """
     identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     path = folder / "tuning.json"
@@ -177,6 +184,8 @@ def read_tuned(folder: Path, base: Encoder | None = None, template: str = DOCUME
     local = complete(base).local if base else None
     precision: Precision = local.precision if local else "auto"
     if not (folder / MODEL).exists():
+        from embedfit.encode.adapted import AdaptedEncoder, load_adapter  # they import torch
+
         if base is None:
             raise ModelError(f"{folder}: holds an adapter without its model; fix: give the encoder that it was fitted on")
         held, precision = DenseRetriever(AdaptedEncoder(base, load_adapter(folder / ADAPTER)), template), "fp32"

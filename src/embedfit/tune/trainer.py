@@ -1,4 +1,4 @@
-"""sentence-transformers' trainer, whose checkpoints hold only what is trained, and the record that a checkpoint keeps."""
+"""sentence-transformers' trainer with small checkpoints: the trained weights, and the record of the training."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from embedfit.tune.dev import DevScores
 from embedfit.tune.mine import MinedCandidates
 
 _SAVE_SECONDS = 20.0
-"""At least so long from one checkpoint to the next, unless a dev part may choose it."""
+"""Shortest time between two checkpoints that no dev part may choose."""
 _SAVE_SHARE = 1 / 20
-"""At most this share of the time goes into checkpoints: those of a large model take seconds."""
+"""Largest share of the time spent on checkpoints, which take seconds for a large model."""
 _WEIGHTS = "trained.safetensors"
 _RECORD = "embedfit.json"
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint, and clear away those that a killed process left unfinished."""
+    """Return the newest complete checkpoint, and remove those that a killed process left incomplete."""
     whole = []
     for path in folder.glob("checkpoint-*"):
         try:
@@ -47,16 +47,20 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def stopped_early(checkpoint: Path, patience: int) -> bool:
-    """Return whether training had ended with this checkpoint, for want of a better epoch."""
+    """Return whether training had stopped early at this checkpoint."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     saved = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {})
     return int(saved.get("attributes", {}).get("early_stopping_patience_counter", 0)) >= patience
 
 
 class RecordingTrainer(SentenceTransformerTrainer):
-    """The library's trainer, whose checkpoints hold the weights that are trained and the record, and no others.
+    """The library's trainer with checkpoints that hold only the trained weights and the record.
 
-    It writes no model card, which would publish training examples, and stops when training diverges.
+    It stops when training diverges.
+
+    Args:
+        record: Record of the training.
+        settings: Arguments of the library's trainer.
     """
 
     def __init__(self, record: TrainingRecord, **settings: Any) -> None:
@@ -64,13 +68,14 @@ class RecordingTrainer(SentenceTransformerTrainer):
         self._record = record
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        pass
+        """Write no model card, which would publish training examples."""
 
     def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches of training queries; every process gets the whole batch."""
         if processes.count() == 1:
             whole: DataLoader[Any] = super().get_train_dataloader()
             return whole
-        # Candidates belong to the whole batch, so every process sees all of it and encodes its share (see CandidateLoss).
+        # Candidates belong to the whole batch, so every process gets all of it and encodes a share (see CandidateLoss).
         loader = self._build_dataloader(self.train_dataset, self.args.train_batch_size, dataset_kind="train")
         every: DataLoader[Any] = prepare_data_loader(
             loader,
@@ -78,16 +83,21 @@ class RecordingTrainer(SentenceTransformerTrainer):
             num_processes=1,
             process_index=0,
             put_on_device=True,
-            use_seedable_sampler=True,  # as the library has it for one process, or the order would be another
+            use_seedable_sampler=True,  # as in a single process, or the order of the queries would differ
             data_seed=self.args.data_seed,
         )
         self._train_dataloader = every
         return every
 
     def training_step(self, *inputs: Any, **named: Any) -> torch.Tensor:
+        """Take one step, and return its loss.
+
+        Raises:
+            ModelError: The loss is not finite.
+        """
         loss = super().training_step(*inputs, **named)
         if processes.count() > 1:
-            # A sum, where DistributedDataParallel takes the mean; and it would count a chunk computed again as a second step.
+            # The sum; DistributedDataParallel takes the mean, and would count a chunk computed again as a second step.
             gradients = [value.grad for value in self.model.parameters() if value.grad is not None]
             whole = torch.cat([gradient.flatten() for gradient in gradients])
             distributed.all_reduce(whole)
@@ -101,7 +111,7 @@ class RecordingTrainer(SentenceTransformerTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.args.should_save:
-            return  # every process comes here, and the first alone has judged the epoch
+            return  # every process calls this, and only the first has scored the epoch
         target = Path(str(output_dir or self.args.output_dir))
         target.mkdir(parents=True, exist_ok=True)
         self._record.write(target / _RECORD)
@@ -128,7 +138,7 @@ def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def diverged(state: TrainerState) -> ModelError:
-    """Return the error for a loss or a weight that is not finite."""
+    """Return the error for a loss or weight that is not finite."""
     step = min(state.global_step + 1, state.max_steps)
     return ModelError(
         f"training diverged: the loss or a weight is not a finite number at step {step:,} of {state.max_steps:,}; "
@@ -137,22 +147,21 @@ def diverged(state: TrainerState) -> ModelError:
 
 
 class TrainingRecord(TrainerCallback):  # type: ignore[misc]
-    """All that training leaves behind beside the weights; a checkpoint keeps it, or a restart would lose it.
+    """Record of a training: everything but the weights that a resumed training needs. Checkpoints contain it.
 
-    It also says when there shall be a checkpoint: the trainer itself knows of steps and epochs, which take
-    milliseconds or hours.
+    It also decides when to write a checkpoint. The trainer itself counts steps and epochs, which take milliseconds or hours.
 
     Args:
-        collator: Knows how many tokens a batch has.
-        miner: Of hard negatives, if they are mined.
-        judge: Of the dev part, if there is one.
-        advance: Moves the progress bar.
-        steps: In an epoch.
+        collator: Collator, which counts the tokens of each batch.
+        miner: Source of mined negatives; None if none are mined.
+        judge: Scores of the dev part; None without a dev part.
+        advance: Function that moves the progress bar by a number of steps.
+        steps: Steps per epoch.
 
     Attributes:
-        history: Per epoch, its mean loss and dev scores.
-        losses: Of this epoch's steps.
-        tokens: Trained on so far.
+        history: One row per epoch: its number, mean loss and dev scores.
+        losses: Loss of each step in the present epoch.
+        tokens: Tokens trained on so far, without padding.
     """
 
     def __init__(
@@ -166,45 +175,50 @@ class TrainingRecord(TrainerCallback):  # type: ignore[misc]
 
     @property
     def seconds(self) -> float:
-        """Spent training so far."""
+        """Training time so far, including that of interrupted processes."""
         return self._before + time.monotonic() - self._started
 
     def write(self, path: Path) -> None:
-        """Write it beside a checkpoint's weights."""
+        """Write the record beside a checkpoint's weights."""
         self._saving = time.monotonic()
         judge = {"kept": self._judge.kept, "choice": self._judge.choice} if self._judge else None
-        said = {"seconds": self.seconds, "tokens": self.tokens, "history": self.history, "losses": self.losses, "judge": judge}
+        payload = {"seconds": self.seconds, "tokens": self.tokens, "history": self.history, "losses": self.losses, "judge": judge}
         with writing(path) as file:
-            file.write(json.dumps(said).encode())
+            file.write(json.dumps(payload).encode())
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore the record from the checkpoint, if there is one."""
         self._started = self._saved = time.monotonic()
         if state.global_step:
-            said = json.loads((Path(args.output_dir) / f"checkpoint-{state.global_step}" / _RECORD).read_text(encoding="utf-8"))
-            self._before, self.tokens, self.history, self.losses = (said[key] for key in ("seconds", "tokens", "history", "losses"))
+            payload = json.loads((Path(args.output_dir) / f"checkpoint-{state.global_step}" / _RECORD).read_text(encoding="utf-8"))
+            self._before, self.tokens, self.history, self.losses = (payload[key] for key in ("seconds", "tokens", "history", "losses"))
             if self._judge:
-                self._judge.kept, self._judge.choice = said["judge"]["kept"], said["judge"]["choice"]
+                self._judge.kept, self._judge.choice = payload["judge"]["kept"], payload["judge"]["choice"]
             if self._miner:
                 self._miner.batch = state.global_step
         self._advance(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the tokens, and ask for a checkpoint if one is due."""
         self._advance(1)
         self.tokens += self._collator.tokens.popleft()
-        # The last step of an epoch waits until the epoch is scored, or a restart would leave that out.
+        # After the last step of an epoch the checkpoint waits for the dev scores, or a resumed training would lack them.
         if state.global_step % self._steps:
             control.should_save |= self._due()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add the epoch's mean loss to the history."""
         self.history.append({"epoch": len(self.history) + 1, "loss": statistics.fmean(self.losses)})
         self.losses = []
         if state.global_step < state.max_steps:
             control.should_save |= self._due()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add the dev scores to the epoch's row."""
         self.history[-1] |= {key: kwargs["metrics"][f"eval_{key}"] for key in ("mrr@10", "recall@1")}
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note how long the checkpoint took."""
         self._saved = time.monotonic()
         self._cost = self._saved - self._saving
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from embedfit.config import TuneConfig
 from embedfit.data.dataset import Dataset
+from embedfit.errors import DataError
 from embedfit.retrieve.engine import Engine, LocalEngine
 from embedfit.template import DOCUMENT_TEMPLATE
-from embedfit.tune.frozen import judged
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,20 @@ class Training:
         """
         dev = self.dev.select(self.dev.judged) if self.dev and self.dev.judged else None
         return replace(self, train=judged(self.train), dev=dev)
+
+
+def judged(train: Dataset) -> Dataset:
+    """Return the judged training queries.
+
+    Raises:
+        DataError: No training query is judged, or all have the same answer.
+    """
+    train = train.select(train.judged)
+    answers = {tuple(sorted(train.relevant(id))) for id in train.queries}
+    if not answers:
+        raise DataError("data", "has no judged query to learn from", fix="add labelled queries")
+    if len(answers) == 1:
+        raise DataError(
+            "data", f"all {len(train.queries):,} training queries have the one answer {min(answers)}", fix="add queries with other labels"
+        )
+    return train
