@@ -687,17 +687,6 @@ def project(server, tmp_path, monkeypatch):
     return toml
 
 
-@pytest.fixture
-def said(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return call
-
-
 def test_evaluate_and_compare_take_a_remote_model_beside_a_local_one_and_buy_again_only_what_is_timed(server, project, said, tiny_model):
     name = f"openai:text-embedding-3-large@{server.address}/v1"
     code, out, err = said("evaluate", project, "--model", name, "--model", tiny_model, "--price", "0.13", "--json")

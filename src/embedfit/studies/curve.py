@@ -14,8 +14,6 @@ forecasts were.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -33,7 +31,7 @@ from embedfit.errors import ConfigError, DataError, StorageError
 from embedfit.evaluation.charts import new_chart
 from embedfit.evaluation.score import Groups, PerQuery, score_run
 from embedfit.evaluation.statistics import bootstrap_means
-from embedfit.files import writing
+from embedfit.files import digest, writing
 from embedfit.metrics import check_metric, metric_label
 from embedfit.retrieve.run import Run, joined, named
 
@@ -395,7 +393,7 @@ def _kept(train: Dataset, test: Dataset, train_and_search: TrainAndSearch, folde
     """Return what a model trained on a subset finds: as kept on disk, or else by training it."""
     path = folder / f"{name}.npz"
     document_ids = tuple(sorted(test.corpus))
-    mine = hashlib.sha256(json.dumps([identity, train.digest(), test.digest()]).encode()).hexdigest()
+    mine = digest([identity, train.digest(), test.digest()])
     if path.exists():
         with np.load(path, allow_pickle=False) as kept:
             if str(kept["identity"]) != mine:
