@@ -1,4 +1,4 @@
-"""What one cell says: an id, a text, labels, grades."""
+"""Values of one cell: an id, a text, labels, grades."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import tokenize
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
-from embedfit.data.dataset import Document, Row
+from embedfit.data.texts import Document, Row
 from embedfit.errors import DataError, did_you_mean, shown
 from embedfit.files import json_bytes
 
@@ -34,29 +35,29 @@ GRADE_COLUMNS = (
         "score",
     ),
 )
-"""Names of a column of grades. Where there are several, the first of these."""
+"""Names of a grade column. If several are present, the first in this list is used."""
 PERHAPS_GRADES = (
     *("rating", "gold", "gold_score", "gold_label", "label", "target", "correct", "is_correct", "match", "is_match"),
     *("positive", "is_positive", "is_duplicate", "duplicate", "is_answer"),
 )
-"""Names of a column that holds grades if its values look like them. ``label`` and ``target`` may also hold the numbers of classes."""
+"""Names of a column that is a grade column if its values are grades. ``label`` and ``target`` may also hold class numbers."""
 GRADE_OF_WORD = {"true": 1, "false": 0, "relevant": 1, "irrelevant": 0, "nonrelevant": 0, "notrelevant": 0}
 SEPARATORS = (";", "|", "\n", "\t", "\uff1b", "\uff5c", "\u3001", "\uff0c", ",")
-"""What may stand between the labels of one cell, also in Chinese and Japanese. A comma is part of many names, so it comes last."""
+"""Separators of several labels in one cell, also in Chinese and Japanese. A comma is part of many names, so it comes last."""
 _SIGNS = ("/", "+", "&", ">", "\u2022", "\u00b7", " - ", " \u2013 ", " \u2014 ", " and ")
-"""What may stand there too, but mostly is part of a name: it counts only where the labels beside it are known."""
+"""Separators that are usually part of a name. They count only if the labels beside them are known."""
 _ANY_SEPARATOR = re.compile("|".join(map(re.escape, (*SEPARATORS, *_SIGNS))))
 
 
 def spelling(name: Any) -> str:
-    """Return the name of a column as it is compared: in small letters, without white space, hyphens and underscores."""
+    """Return a column name for comparison: in lower case, without white space, hyphens and underscores."""
     return re.sub(r"[\s_-]+", "", str(name)).casefold()
 
 
 def parse_json(text: str) -> Any:
     """Return the value of a JSON text; a ValueError if it repeats a key or holds half a character."""
     value = json.loads(text, object_pairs_hook=_with_distinct_keys)
-    if "\\u" in text:  # may be half a character (a lone surrogate), which no tokenizer and no file takes: a ValueError
+    if "\\u" in text:  # a lone surrogate, which no tokenizer and no file accepts, is a ValueError
         json_bytes(value)
     return value
 
@@ -74,21 +75,34 @@ def read_id(row: Row, where: str) -> str:
     value = row.get("id", row.get("_id"))
     if value is None:
         return ""
-    id = _id_of(value)
+    id = id_of(value)
     if id is None:
         raise DataError(where, f"id is {shown(value)}", expected="a text or a whole number")
     return id
 
 
-def _id_of(value: Any) -> str | None:
-    """Return an id as text, or None if the value is none. 1.0 is the id 1, since pandas makes floats of whole numbers."""
+def id_of(value: Any) -> str | None:
+    """Return an id as text, or None if the value cannot be an id. 1.0 is the id "1", since pandas turns whole numbers into floats."""
     value = whole_number(value)
     return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) and str(value).strip() else None
 
 
 def whole_number(value: Any) -> Any:
-    """Return a float that is a whole number as that. Beyond 2^53 a float may stand for several."""
+    """Return a whole float as an int, and any other value unchanged. Beyond 2^53 a float may stand for several whole numbers."""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53 else value
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON would have it: numpy scalars and arrays as Python values, tuples and sets as lists."""
+    if hasattr(value, "tolist"):  # numpy, pandas, torch
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(plain, value), key=str)
+    return value
 
 
 def read_text(row: Row, key: str, where: str) -> str:
@@ -106,15 +120,40 @@ def read_title(row: Row, where: str) -> str:
     title = row.get("title")
     if title is None or title == "":
         return ""
-    if _id_of(title) is None and not isinstance(title, str):
+    if id_of(title) is None and not isinstance(title, str):
         raise DataError(where, f"key 'title' is {shown(title)}", expected="a text")
     return str(whole_number(title))
 
 
-def read_labels(
-    row: Row, label: str, separator: str | None, corpus: Mapping[str, Document], where: str
-) -> tuple[list[Any] | dict[Any, Any], str]:
-    """Return the labels of a row as a list, or with grades; and the label itself where it stands alone as a text."""
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of the columns that hold queries, labels and grades.
+
+    Attributes:
+        query: Column of the query text.
+        label: Column of the labels.
+        grade: Column of the grades. None to look for one by its name, an empty string for none.
+        separator: Separator of several labels in one cell, or None.
+        by_name: Whether the grade column was chosen by its name.
+        in_memory: Whether rows come from Python objects and not from a file, so that messages name arguments and not settings.
+    """
+
+    query: str
+    label: str
+    grade: str | None = None
+    separator: str | None = None
+    by_name: bool = False
+    in_memory: bool = False
+
+    def setting(self, name: str, value: str) -> str:
+        """Return the advice to give an option a value: as an argument, or in embedfit.toml."""
+        text = json.dumps(value, ensure_ascii=False)
+        return f"pass {name}={text}" if self.in_memory else f"set {name} = {text} in [data]"
+
+
+def read_labels(row: Row, columns: Columns, corpus: Mapping[str, Document], where: str) -> tuple[list[Any] | dict[Any, Any], str]:
+    """Return the labels of a row as a list or as {label: grade}, and the cell's text if it is a single label."""
+    label, separator = columns.label, columns.separator
     if label not in row:
         raise DataError(where, f"key {label!r} is missing (keys: {', '.join(map(str, row))}){did_you_mean(label, row)}")
     value = row[label]
@@ -134,29 +173,28 @@ def read_labels(
 
 
 def read_grades(
-    row: Row, label: str, labels: list[Any] | dict[Any, Any], column: str, corpus: Mapping[str, Document], where: str, *, by_name: bool
+    row: Row, labels: list[Any] | dict[Any, Any], columns: Columns, corpus: Mapping[str, Document], where: str
 ) -> dict[str, int]:
-    """Return the grade of each document that a row names.
+    """Return {document id: grade} for the labels of a row.
 
     Args:
-        row: Of a file.
-        label: Its column of labels.
-        labels: Those, with grades of their own or without.
-        column: Of the grade; empty if there is none.
-        corpus: The documents; empty if they are made of the labels.
-        where: File and line.
-        by_name: Whether the column of the grade was found by its name.
+        row: Row of named cells.
+        labels: Labels of the row, as a list or as {label: grade}.
+        columns: Names of the columns, with the grade column resolved.
+        corpus: Documents by id. Empty if the labels become documents.
+        where: Place of the row, for messages.
     """
+    label, column = columns.label, columns.grade
     grade: Any = 1
     if column and not isinstance(labels, dict):
         if column not in row:
             raise DataError(where, f"key {column!r} is missing (keys: {', '.join(map(str, row))})", expected="a grade in each row")
         grade = row[column]
-    elif column in row and not by_name:
+    elif column in row and not columns.by_name:
         raise DataError(where, f"has grades in both {label!r} and {column!r}", fix="leave one of them out")
     grades: dict[str, int] = {}
     for document, own in labels.items() if isinstance(labels, dict) else ((document, grade) for document in labels):
-        id = _id_of(document)
+        id = id_of(document)
         if id is None:
             raise DataError(where, f"key {label!r} is {shown(row[label])}", expected="a document id, a list of them, or {id: grade}")
         id = id if id in corpus else id.strip()
@@ -165,11 +203,8 @@ def read_grades(
                 raise ValueError
             value = read_grade(own if isinstance(labels, dict) else GRADE_OF_WORD.get(spelling(own), own))
         except ValueError:
-            fix = (
-                f'set grade = "" in [data] if {column!r} holds no grades, else write 1 for right and 0 for wrong'
-                if column and by_name and not isinstance(labels, dict)
-                else ""
-            )
+            guessed = column and columns.by_name and not isinstance(labels, dict)
+            fix = f"{columns.setting('grade', '')} if {column!r} holds no grades, else write 1 for right and 0 for wrong" if guessed else ""
             raise DataError(where, f"grade {shown(own)}", expected="a whole number, 0 or more", fix=fix) from None
         if grades.setdefault(id, value) != value:
             raise DataError(where, f"grade of {shown(id)} is {grades[id]} and {value}", expected="one grade for each document")
@@ -179,10 +214,10 @@ def read_grades(
 
 
 def read_grade(value: Any) -> int:
-    """Return a grade as a number, also from the text of one.
+    """Return a grade from a number or its text.
 
     Raises:
-        ValueError: It is not a whole number of 0 or more.
+        ValueError: The value is not a whole number of 0 or more.
     """
     if isinstance(value, str) and re.fullmatch(r"\s*\d+(\.0*)?\s*", value):
         value = int(value.partition(".")[0])
@@ -198,7 +233,7 @@ _CONSTRUCTED = re.compile(rf"""(?:\w+\.)?(?:{"|".join(_CONTAINERS)}|defaultdict)
 
 
 class _Literals(ast.NodeTransformer):
-    """Puts what an object is made of in its place, as in ``array(['a'], dtype=object)``."""
+    """Replaces a constructor call by its argument, as in ``array(['a'], dtype=object)``."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -208,10 +243,10 @@ class _Literals(ast.NodeTransformer):
 
 
 def _listed(text: str) -> Any:
-    """Return the list, or the object of grades, that a text is in JSON or in Python, as pandas writes it; else the text.
+    """Return the list or dict that a text holds in JSON or in Python, as pandas writes it, else the text.
 
     Raises:
-        ValueError: It looks like a list, but cannot be read as one.
+        ValueError: The text looks like a list, but cannot be parsed.
     """
     cell = text.strip()
     constructed = _CONSTRUCTED.match(cell)
@@ -235,8 +270,8 @@ def _python_list(text: str) -> Any:
     """Return a literal of Python, with sets and tuples as lists.
 
     Raises:
-        ValueError: Two strings stand side by side, as in ``['a' 'b']``, which numpy writes and Python joins; or a key stands twice.
-        SyntaxError: It is no literal.
+        ValueError: Two strings are adjacent, as in ``['a' 'b']``, which numpy writes and Python joins; or a key occurs twice.
+        SyntaxError: The text is not a literal.
     """
     with warnings.catch_warnings(action="ignore"):
         tree = _Literals().visit(ast.parse(text, mode="eval").body)
@@ -250,7 +285,7 @@ def _python_list(text: str) -> Any:
 
 
 def _parts(cell: str, separator: str) -> list[str]:
-    """Return what stands between the separators of a cell, and not the brackets of a list without quotes."""
+    """Return the parts of a cell between its separators, without the brackets of an unquoted list."""
     inside = cell.strip()
     if inside[:1] == "[" and inside[-1:] == "]":
         inside = inside[1:-1]
@@ -258,9 +293,9 @@ def _parts(cell: str, separator: str) -> list[str]:
 
 
 def joined_by(cell: str, known: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Return what stands between the labels of a cell, and these, if more than half of them are known; else no labels.
+    """Return the separator of a cell and its labels, if more than half of them are known; else no labels.
 
-    Where different signs stand between them, the first is an empty text.
+    The separator is an empty string if the labels have different separators.
     """
     splits = [(separator, _parts(cell, separator)) for separator in (*SEPARATORS, *_SIGNS) if separator in cell]
     splits.append(("", _parts(_ANY_SEPARATOR.sub(";", cell), ";")))
@@ -276,6 +311,6 @@ def joined_by(cell: str, known: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 
 def without_point(id: str) -> str:
-    """Return what a whole number is that was written as a float, like ``1.0``; an empty text for anything else."""
+    """Return the whole number in a text such as ``1.0``, or an empty string for any other text."""
     match = re.fullmatch(r"(-?\d+)\.0+", id)
     return match[1] if match else ""

@@ -1,43 +1,48 @@
-"""A file of documents, and which of them a label means."""
+"""Documents by id, and the check of labels against them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from embedfit.data.cells import read_id, read_text, read_title, without_point
-from embedfit.data.dataset import Document, Row
 from embedfit.data.formats import read_rows, without_errors
 from embedfit.data.records import RecordType
+from embedfit.data.texts import Document, Row
 from embedfit.errors import DataError, did_you_mean, shown
 
 
 def read_documents(path: str | Path) -> dict[str, Document]:
-    """Read a file of documents, as `load` does.
+    """Read a file of documents, in the formats that `load` takes.
 
     Raises:
         DataError: A row cannot be used.
     """
-    found: list[DataError] = []
-    corpus = collect_documents(path, found)
-    if found:
-        raise found[0]
+    errors: list[DataError] = []
+    corpus = documents_of(read_rows(path), errors)
+    if errors:
+        raise errors[0]
     return corpus
 
 
-def collect_documents(path: str | Path, found: list[DataError]) -> dict[str, Document]:
-    """Return the documents of a file by id; its bad rows are appended to ``found``."""
+def documents_of(rows: Iterator[tuple[str, Any]], errors: list[DataError]) -> dict[str, Document]:
+    """Return the documents in some rows, by id.
+
+    Args:
+        rows: (place, row) or (place, error) for each document.
+        errors: List that receives the errors of bad rows.
+    """
     corpus: dict[str, Document] = {}
-    for where, row in without_errors(read_rows(path), found):
+    for where, row in without_errors(rows, errors):
         try:
             if "text" not in row and "category" in row:
-                # The categories.json shape: the name is both the id and what the document says by itself.
+                # The shape of categories.json: the name is both the id and the text.
                 text = read_text(row, "category", where)
                 document = Document(text, text, "", row)
             else:
                 title = read_title(row, where)
-                # Public sets have documents that are a title and no more.
+                # Some public data sets have documents with a title only.
                 text = "" if title and row.get("text") == "" else read_text(row, "text", where)
                 id = read_id(row, where)
                 if not id:
@@ -46,7 +51,7 @@ def collect_documents(path: str | Path, found: list[DataError]) -> dict[str, Doc
             if document.id in corpus:
                 raise DataError(where, f"document id {document.id!r} stands here a second time", expected="ids that differ")
         except DataError as error:
-            found.append(error)
+            errors.append(error)
             continue
         corpus[document.id] = document
     return corpus
@@ -54,7 +59,7 @@ def collect_documents(path: str | Path, found: list[DataError]) -> dict[str, Doc
 
 _DOCUMENT_KEYS = ("id", "_id", "text", "title")
 HINTS = 20
-"""So many unknown documents get the nearest known one. It is searched for among all documents, which takes its time."""
+"""Number of unknown documents for which the nearest known id is looked up, which is slow."""
 
 
 def check_known(id: str, corpus: Mapping[str, Document], where: str, kind: str, *, hint: bool = True) -> None:
@@ -70,16 +75,16 @@ def check_known(id: str, corpus: Mapping[str, Document], where: str, kind: str, 
 
 
 def fields(row: Row, record: RecordType, grade: str) -> Row:
-    """Return a record's own fields: a row's id, part, origin and grade are ours, unless the record type has such fields too."""
+    """Return the fields of a record, without the id, part, origin and grade of the row unless the record type has such fields."""
     ours = ("id", "_id", "part", "generated", grade)
     return {key: value for key, value in row.items() if key in record.fields or key not in ours}
 
 
 def metadata_of(row: Row, taken: Sequence[str], where: str) -> dict[str, Any]:
-    """Return the other keys of a row; a ``metadata`` object is opened.
+    """Return the keys of a row that are not taken, with the contents of a ``metadata`` object.
 
     Raises:
-        DataError: It has a key that the row has too, with another value.
+        DataError: The row and its ``metadata`` have a key with different values.
     """
     rest = {key: value for key, value in row.items() if key not in taken and key != "metadata"}
     nested = row.get("metadata")

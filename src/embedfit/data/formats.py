@@ -10,31 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from embedfit import console
-from embedfit.data.cells import parse_json
-from embedfit.data.dataset import Row
+from embedfit.data.cells import parse_json, plain
 from embedfit.data.encodings import carriage_return, read_lines
 from embedfit.data.tables import check_distinct, csv_rows, tsv_rows
+from embedfit.data.texts import Row
 from embedfit.errors import DataError, OfflineError, did_you_mean, shown
 
 
-def without_errors(rows: Iterator[tuple[str, Any]], found: list[DataError]) -> Iterator[tuple[str, Any]]:
-    """Pass good rows on, put those that are errors aside."""
+def without_errors(rows: Iterator[tuple[str, Any]], errors: list[DataError]) -> Iterator[tuple[str, Any]]:
+    """Yield the good rows, and append the errors to ``errors``."""
     for where, row in rows:
         if isinstance(row, DataError):
-            found.append(row)
+            errors.append(row)
         else:
             yield where, row
 
 
 def with_last_error(rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Pass rows on, and as the last one an error that makes the rest of the file unreadable: it must not hide those before it."""
-    begun = False
+    """Yield rows, and an error that makes the rest of a file unreadable as the last row, so that it does not hide earlier errors."""
+    started = False
     try:
         for row in rows:
-            begun = True
+            started = True
             yield row
     except DataError as error:
-        if not begun:
+        if not started:
             raise
         yield error.where, error
 
@@ -67,13 +67,16 @@ def read_rows(source: str | Path) -> Iterator[tuple[str, Row | DataError]]:
     try:
         for where, row in readers[path.suffix.lower()](path):
             empty = False
-            if not isinstance(row, (dict, DataError)):
-                row = DataError(where, f"is {shown(row)}", expected="an object with named keys")
-            yield where, row
+            yield where, row if isinstance(row, (dict, DataError)) else not_named(row, where)
     except OSError as error:
         raise DataError(str(path), f"cannot be read: {error.strerror or error}") from None
     if empty:
         raise DataError(str(path), "is empty", expected="at least one row")
+
+
+def not_named(row: Any, where: str) -> DataError:
+    """Return the error for a row that is not an object with named keys."""
+    return DataError(where, f"is {shown(row)}", expected="an object with named keys")
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -105,7 +108,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _json_problem(error: ValueError | RecursionError) -> str:
-    """Return what is wrong with JSON, without the line number that it has within its own line."""
+    """Return the problem of a JSON text, without the line number, which is that within one line."""
     return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
@@ -146,29 +149,29 @@ def _batch_rows(batch: Any) -> Iterator[Row | KeyError]:
 
 
 def _class_names(features: Any) -> dict[str, list[str]]:
-    """Return the names of classes by column, from what the datasets library writes about its features."""
-    found = {}
+    """Return {column: class names} from the features that the datasets library describes."""
+    names = {}
     for column, feature in features.items() if isinstance(features, dict) else ():
         while isinstance(feature, dict) and isinstance(feature.get("feature"), dict):  # a list of them
             feature = feature["feature"]
         if isinstance(feature, list) and len(feature) == 1:
             [feature] = feature
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names"):
-            found[column] = list(feature["names"])
-    return found
+            names[column] = list(feature["names"])
+    return names
 
 
 def _with_names(row: Row, names_of: Mapping[str, Sequence[str]], where: str) -> Row:
-    """Return a row with the names of classes in place of their numbers, and without what fills up columns of structs.
+    """Return a row with class names in place of class numbers, and without the empty fields of structs.
 
     Raises:
-        DataError: A number has no name.
+        DataError: A class number has no name.
     """
 
     def named(value: Any, names: Sequence[str]) -> Any:
         if isinstance(value, list):
             return [named(item, names) for item in value]
-        if not isinstance(value, int) or value == -1:  # the library's sign for a label that is not known
+        if not isinstance(value, int) or value == -1:  # the library's value for an unknown label
             return None if value == -1 else value
         if not 0 <= value < len(names):
             raise DataError(where, f"class {value} has no name", expected=f"0 to {len(names) - 1}")
@@ -198,11 +201,22 @@ def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:
         raise OfflineError(f"data set {name!r} cannot be loaded from the Hub: {reason_of(error)}") from None
     except hub_errors() as error:
         raise DataError(source, f"cannot be loaded from the Hub: {reason_of(error)}") from None
-    check_distinct(rows.column_names, source)
-    names_of = _class_names(rows.features.to_dict())
+    yield from hf_rows(rows, source, lambda index: f"{source}[{index}]")
+
+
+def hf_rows(rows: Any, source: str, place: Callable[[int], str]) -> Iterator[tuple[str, Any]]:
+    """Yield (place, row or error) for each row of a `datasets.Dataset`, with class names in place of class numbers.
+
+    Args:
+        rows: A `datasets.Dataset` or `datasets.IterableDataset`.
+        source: Name of the data set, for messages.
+        place: Returns the place of a row, for messages, from its index.
+    """
+    check_distinct(rows.column_names or (), source)
+    names_of = _class_names(rows.features.to_dict() if rows.features else {})
     for index, row in enumerate(rows):
-        where = f"{source}[{index}]"
+        where = place(index)
         try:
-            yield where, _with_names(dict(row), names_of, where)
+            yield where, _with_names(plain(row), names_of, where)
         except DataError as error:
             yield where, error

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +25,7 @@ from embedfit.encode.pooling import pooling_of, pools_itself
 from embedfit.encode.remote import RemoteEncoder, is_remote
 from embedfit.errors import ConfigError, DataError
 from embedfit.evaluation.score import Scores, score_run
-from embedfit.files import clear_leftovers
+from embedfit.files import clear_leftovers, digest
 from embedfit.hub import model_folder
 from embedfit.pipeline.generating import write_queries
 from embedfit.pipeline.parts import asked, folds_of, gated, read, splits_of, without_held_out
@@ -238,26 +236,26 @@ class Job:
             [self.config.mix.model_dump(include={"temperature"}), [(other.digest(), template) for other, template in self.others]],
             *more,
         ]
-        identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        identity = digest(described)
         return Path(self.config.output) / f"{self.config.name}{kind}-{identity[:10]}"
 
 
 def check_truncation(dataset: Dataset, encoder: ModelEncoder, template: str) -> list[Finding]:
-    """Return which texts are longer than a model reads.
+    """Return the texts that exceed the maximum length of a model.
 
     Args:
-        dataset: To look at.
-        encoder: Whose tokens are counted.
-        template: What a document says.
+        dataset: Data set to check.
+        encoder: Encoder that counts the tokens.
+        template: Template of the document text.
     """
     texts: dict[Kind, list[str]] = {"query": dataset.query_texts(), "document": dataset.document_texts(template)}
     ids: dict[Kind, tuple[str, ...]] = {"query": tuple(dataset.queries), "document": tuple(dataset.corpus)}
     findings = []
     for kind in texts:
-        found = encoder.truncation(texts[kind], kind)
-        cut = tuple(id for id, is_cut in zip(ids[kind], found.cut, strict=True) if is_cut)
+        truncation = encoder.truncation(texts[kind], kind)
+        cut = tuple(id for id, is_cut in zip(ids[kind], truncation.cut, strict=True) if is_cut)
         if cut:
-            findings.append(Finding("warning", "truncated", found.describe(kind), cut))
+            findings.append(Finding("warning", "truncated", truncation.describe(kind), cut))
     return findings
 
 
