@@ -370,7 +370,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _documents_digest(entries: Sequence[Entry]) -> str:
-    return _digest([asdict(entry) for entry in sorted(entries, key=lambda entry: entry.id)])
+    return _digest([vars(entry) for entry in sorted(entries, key=lambda entry: entry.id)])
 
 
 def _digest(value: Any) -> str:
