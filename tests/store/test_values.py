@@ -44,7 +44,8 @@ def test_a_filter_finds_values_as_texts_numbers_and_in_lists(filtered, filters, 
 @pytest.fixture(scope="module", params=KINDS)
 def filtered(request, tmp_path_factory):
     if request.param == "pgvector":
-        config = StoreConfig(kind="pgvector", location=request.getfixturevalue("postgres")())
+        databases = request.getfixturevalue("databases")
+        config = StoreConfig(kind="pgvector", location=databases.server.get_uri(database=databases.lend()))
     elif request.param == "chroma server":
         config = StoreConfig(location=request.getfixturevalue("chroma_server"), index="filtered")
     else:

@@ -370,4 +370,4 @@ def _as_json(value: Any) -> Any:
 
 
 def _documents_digest(entries: Sequence[Entry]) -> str:
-    return digest([asdict(entry) for entry in sorted(entries, key=lambda entry: entry.id)])
+    return digest([vars(entry) for entry in sorted(entries, key=lambda entry: entry.id)])

@@ -31,7 +31,7 @@ from embedfit.errors import ConfigError, DataError, StorageError
 from embedfit.evaluation.charts import new_chart
 from embedfit.evaluation.score import Groups, PerQuery, score_run
 from embedfit.evaluation.statistics import bootstrap_means
-from embedfit.files import writing
+from embedfit.files import digest, writing
 from embedfit.metrics import check_metric, metric_label
 from embedfit.retrieve.run import Run, joined, named
 
