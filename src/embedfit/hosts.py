@@ -69,6 +69,11 @@ def redirect_target(headers: Mapping[str, str], unknown: str = "another address"
     return one_line(host_of(headers.get("location", ""))) or unknown
 
 
+def openai_url() -> str:
+    """Return the base URL in ``OPENAI_BASE_URL``, or OpenAI's."""
+    return os.environ.get("OPENAI_BASE_URL") or OPENAI
+
+
 # Keys and headers
 
 
@@ -100,7 +105,7 @@ def is_header_name(value: Any) -> bool:
 
 def openais(url: str) -> bool:
     """Return whether ``OPENAI_API_KEY`` belongs to this host: the host of ``OPENAI_BASE_URL``, or OpenAI's if that is not set."""
-    return host_of(url) == host_of(os.environ.get("OPENAI_BASE_URL") or OPENAI)
+    return host_of(url) == host_of(openai_url())
 
 
 def key_variable(url: str) -> str:

@@ -29,10 +29,10 @@ from embedfit.data.records import record_type
 from embedfit.errors import ConfigError, DataError, EndpointError
 from embedfit.generate import endpoint, writer
 from embedfit.generate.answers import answer_of
-from embedfit.generate.endpoint import Limits
+from embedfit.generate.endpoint import Limits, endpoint_of
 from embedfit.generate.outcome import Estimate, currency_of
 from embedfit.generate.tasks import Questions, Records, Rejected, prompt_template
-from embedfit.generate.writer import endpoint_of, estimate, generate
+from embedfit.generate.writer import estimate, generate
 from embedfit.hosts import Retries
 from embedfit.pipeline import generating, parts
 from embedfit.samples import TRANSACTIONS

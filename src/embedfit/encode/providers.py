@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from embedfit.hosts import (
     key_variable,
     may_pass,
     openai_host,
+    openai_url,
     openais,
     quota_spent,
     redirect_target,
@@ -71,7 +71,7 @@ class Address:
         elif provider == "openai":
             model, at, url = re.fullmatch(r"(.*?)(?:(@)(https?://.*))?", rest, re.DOTALL).groups()  # type: ignore[union-attr]
             model, _, options = model.partition("?")
-            url = url if at else os.environ.get("OPENAI_BASE_URL") or OPENAI
+            url = url if at else openai_url()
         else:
             raise ConfigError(f"model {name!r} is not remote; expected openai:MODEL or hf-inference:MODEL")
         if "://" in model and model != url:

@@ -15,10 +15,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
+from embedfit import console
 from embedfit.errors import EmbedfitError, EndpointError
 from embedfit.generate.endpoint import Broken, BudgetError, Busy, Endpoint, Limits, Refused, Request, Stopped, token_count
 from embedfit.generate.ledger import Cost, Ledger, Line, digest
@@ -268,6 +271,34 @@ class Asker:
         await self.ledger.keep(request.id, cost, line)
         await self._settled()
         return {"event": "reply", "id": request.id, **line}
+
+
+@contextlib.contextmanager
+def interruptible(asker: Asker) -> Iterator[None]:
+    """Let the first Ctrl-C wait for the requests under way, as they have to be paid for. The second one ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def interrupted() -> None:
+        if asker.stopping and task:
+            task.cancel()
+        asker.stop(KeyboardInterrupt())
+        if asker.ledger.under_way:
+            console.note(f"waiting for {asker.ledger.under_way} replies that are paid for; press Ctrl-C again to leave them")
+
+    try:
+        loop.add_signal_handler(signal.SIGINT, interrupted)
+    except (NotImplementedError, RuntimeError):  # no such thing on Windows: Ctrl-C leaves at once
+        yield
+        return
+    try:
+        yield
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
 
 
 def _size(body: Mapping[str, Any]) -> int:

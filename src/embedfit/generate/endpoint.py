@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from embedfit import console
+from embedfit.config import GenerateConfig
 from embedfit.errors import ConfigError, EndpointError, require
 from embedfit.generate.ledger import Line
 from embedfit.hosts import (
@@ -18,12 +20,16 @@ from embedfit.hosts import (
     OPENAI,
     OpenAIHost,
     Retries,
+    checked_address,
     connected,
     error_status,
     header_value,
     is_header_name,
+    key_in,
+    key_variable,
     may_pass,
     openai_host,
+    openai_url,
     quota_spent,
     redirect_target,
     retry_after,
@@ -285,6 +291,34 @@ class Endpoint:
             return EndpointError(f"{self.base_url} sends requests on to {target} ({status}); fix: give the address that answers itself")
         mode = "; fix: another 'mode' in [generate]" if _MODE.search(complaint.message) else ""
         return EndpointError(f"{self.base_url} refuses the request ({status} {code}): {message or 'it does not say why'}{mode}")
+
+
+def endpoint_of(config: GenerateConfig, ask: Callable[[str], str] | None = None) -> Endpoint:
+    """Return the endpoint of a configuration, with its key from the environment.
+
+    Args:
+        config: Settings; ``key`` names the variable of the key if it is not the host's own.
+        ask: Asks a person for the key of a host, if the environment holds none and the endpoint is not on this machine.
+
+    Raises:
+        ConfigError: An environment variable is not set.
+    """
+    base_url = config.base_url or openai_url()
+    variable = config.key or key_variable(base_url)
+    key = key_in(variable)
+    if not key:
+        host = checked_address(base_url).hostname or ""
+        if host in ("localhost", "::1") or host.startswith("127."):
+            key = "none"
+        elif ask:
+            key = header_value(ask(f"Key for {host}: "), "the key")
+    if not key:
+        raise ConfigError(f"{variable} is not set; fix: export {variable}=..., or name another variable with 'key' in [generate]")
+    missing = [variable for variable in config.headers.values() if variable not in os.environ]
+    if missing:
+        raise ConfigError(f"{missing[0]} is not set, but generate.headers names it; fix: export it")
+    headers = {name: os.environ[variable] for name, variable in config.headers.items()}
+    return Endpoint(base_url, key, headers, key_name=variable)
 
 
 _WHEN_SENT: contextvars.ContextVar[Callable[[], None]] = contextvars.ContextVar("_WHEN_SENT")

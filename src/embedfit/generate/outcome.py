@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import statistics
 import urllib.parse
 from collections import Counter
@@ -17,7 +16,7 @@ from embedfit.data.dataset import Row
 from embedfit.errors import ConfigError
 from embedfit.generate.endpoint import DOLLARS, PRICES
 from embedfit.generate.tasks import Questions, Records, Task
-from embedfit.hosts import OPENAI, checked_address
+from embedfit.hosts import OPENAI, checked_address, openai_url
 from embedfit.words import words_of
 
 
@@ -211,7 +210,7 @@ def prices_of(config: GenerateConfig) -> dict[str, tuple[float, float]]:
     Raises:
         ConfigError: There is a budget, and a price is not known.
     """
-    host = checked_address(base_url_of(config)).hostname or ""
+    host = checked_address(config.base_url or openai_url()).hostname or ""
     known = dict(PRICES) if host == urllib.parse.urlsplit(OPENAI).hostname or host.endswith(".openai.azure.com") else {}
     if config.price:
         known[config.model] = config.price
@@ -223,8 +222,3 @@ def prices_of(config: GenerateConfig) -> dict[str, tuple[float, float]]:
             name = "price" if model == config.model else "judge_price"
             raise ConfigError(f"a budget needs the price of {model!r}; fix: give {name}, for a million prompt tokens and completion tokens")
     return {model: known[model] for model in asked if model in known}
-
-
-def base_url_of(config: GenerateConfig) -> str:
-    """Return the endpoint's address: the setting, ``OPENAI_BASE_URL``, or OpenAI's."""
-    return config.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
