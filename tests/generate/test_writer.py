@@ -174,7 +174,7 @@ def test_killed_at_ten_moments_nothing_is_lost_or_paid_twice_but_what_was_under_
     count, chance = 400, random.Random(7)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # or nothing would be loaded ahead
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_writer", "openai.types.chat", "instructor.processing.response", "scipy.sparse"])
+    context.set_forkserver_preload(["test_writer", "openai.types.chat", "scipy.sparse"])
 
     def served(paid):
         options = ["--faults", "0.3", "--twins", "0.03", "--delay", "0.02", "--paid", str(paid)]

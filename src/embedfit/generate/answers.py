@@ -8,33 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
-
 from embedfit.errors import shown
-from embedfit.generate.ledger import Line
 from embedfit.generate.tasks import Rejected
-
-
-def answer_model(name: str, schema: dict[str, Any], validate: Callable[[Mapping[str, Any]], dict[str, Any]]) -> type[BaseModel]:
-    """Return a Pydantic model for instructor, of any schema and whatever checks it."""
-
-    class Answer(BaseModel):
-        model_config = ConfigDict(extra="allow")
-
-        @model_validator(mode="before")
-        @classmethod
-        def _checked(cls, row: Any) -> Any:
-            if not isinstance(row, dict):
-                raise ValueError(f"expected a JSON object, seen {shown(row)}")
-            return validate(row)
-
-        @classmethod
-        def model_json_schema(cls, *arguments: Any, **named: Any) -> dict[str, Any]:
-            return {"title": name, **json.loads(json.dumps(schema))}
-
-    Answer.__name__ = Answer.__qualname__ = name
-    Answer.__doc__ = str(schema.get("description") or "")
-    return Answer
 
 
 def choice_schema(options: tuple[str, ...]) -> dict[str, Any]:
@@ -69,7 +44,7 @@ def answer_of(message: Mapping[str, Any], tool: str = "") -> dict[str, Any]:
     Raises:
         Rejected: It holds none, or two that differ, so that one would have to guess.
     """
-    texts = [text for text in (*_arguments(message), _text(message.get("content"))) if text]
+    texts = [text for text in (*_arguments(message), text_of(message.get("content"))) if text]
     problem = Rejected("invalid", "Invalid JSON: the reply is empty")
     if not texts:
         texts = [text for key in _THOUGHTS if _is_object(text := message.get(key))][:1]
@@ -151,7 +126,7 @@ def _arguments(message: Mapping[str, Any]) -> list[Any]:
     return found
 
 
-def _text(content: Any) -> Any:
+def text_of(content: Any) -> Any:
     """Return the text of a message: a string, or its parts but for the thoughts among them; or the object that stands in its place."""
     if isinstance(content, dict) and "text" not in content:
         return content
@@ -238,25 +213,3 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
-
-
-def completion_of(reply: Line) -> Any:
-    """Return a reply as the SDK's object, for instructor to show it to the model again; of odd ones the text alone."""
-    from openai.types.chat import ChatCompletion
-
-    message = reply["reply"]["choices"][0]["message"]
-    calls = message.get("tool_calls")
-    well_formed = isinstance(calls, list) and all(
-        isinstance(call, dict)
-        and isinstance(call.get("id"), str)
-        and isinstance(function := call.get("function"), dict)
-        and isinstance(function.get("name"), str)
-        and isinstance(function.get("arguments"), str)
-        for call in calls
-    )
-    text = _text(message.get("content"))
-    plain: dict[str, Any] = {"role": "assistant", "content": text if isinstance(text, str) else json.dumps(text), "refusal": None}
-    if well_formed:
-        plain |= {"content": plain["content"] or None, "tool_calls": [{**call, "type": "function"} for call in calls]}
-    choice = {"finish_reason": "stop", "index": 0, "message": plain}
-    return ChatCompletion.construct(id="", created=0, model="", object="chat.completion", choices=[choice])

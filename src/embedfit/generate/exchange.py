@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from embedfit.config import GenerateConfig
 from embedfit.errors import shown
-from embedfit.generate.answers import CUT_OFF, REFUSALS, answer_model, answer_of, choice_schema, chosen, refusal_of
+from embedfit.generate.answers import CUT_OFF, REFUSALS, answer_of, choice_schema, chosen, refusal_of
 from embedfit.generate.endpoint import Request
 from embedfit.generate.ledger import Line, digest
-from embedfit.generate.modes import asking_again, asking_for
+from embedfit.generate.modes import correction, request_parts
 from embedfit.generate.plan import Turn
 from embedfit.generate.tasks import Records, Rejected, Slot, Task, drawn
 
 _PLACEHOLDER = "\0prompt\0"
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What is asked for: the part of a request's body, with a placeholder for the prompt, and the check of an answer."""
+
+    name: str
+    parts: dict[str, Any]
+    validate: Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 def start_of(task: Task, config: GenerateConfig) -> dict[str, Any]:
@@ -42,7 +53,7 @@ class Exchange:
     def __init__(self, task: Task, config: GenerateConfig) -> None:
         self.task, self.config = task, config
         self._identity = digest(start_of(task, config))
-        self._prepared = functools.lru_cache(256)(self._prepare)
+        self._form = functools.lru_cache(256)(self._new_form)
 
     def id(self, slot: Slot, attempt: int) -> str:
         """Return the id of a request, which depends on what is asked alone."""
@@ -53,7 +64,7 @@ class Exchange:
         prompt = self.task.prompt(slot, drawn(self._identity, slot.key))
         body = self._body(self.config.model, self._shape(slot.label), (), prompt, id, turn.room)
         if turn.reply and turn.why:
-            body["messages"] = asking_again(body["messages"], self.config.mode, turn.reply, turn.why)
+            body["messages"] += correction(self.config.mode, turn.reply["reply"]["choices"][0]["message"], turn.why)
         facts = {"kind": self.task.kind, "for": slot.label, "number": slot.number, "attempt": turn.attempt}
         return Request(id, body, facts)
 
@@ -82,21 +93,18 @@ class Exchange:
         return label if isinstance(self.task, Records) else None
 
     def _body(self, model: str, label: str | None, options: tuple[str, ...], prompt: str, id: str, room: int = 1) -> dict[str, Any]:
-        prepared = self._prepared(label, options)[1]
+        parts = self._form(label, options).parts
         prompt = prompt.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be sent
-        messages = [{**message, "content": message["content"].replace(_PLACEHOLDER, prompt)} for message in prepared["messages"]]
-        body = {**prepared, "model": model, "messages": messages, "max_tokens": self.config.max_tokens * room, "seed": drawn(id) % 2**31}
+        messages = [{**message, "content": message["content"].replace(_PLACEHOLDER, prompt)} for message in parts["messages"]]
+        body = {**parts, "model": model, "messages": messages, "max_tokens": self.config.max_tokens * room, "seed": drawn(id) % 2**31}
         if self.config.temperature is not None:
             body["temperature"] = self.config.temperature
         return body
 
-    def _prepare(self, label: str | None, options: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
-        model = answer_model("Choice", choice_schema(options), chosen(options)) if options else self._record_model(label or "")
-        return asking_for(model, self.config.mode, _PLACEHOLDER)
-
-    def _record_model(self, label: str) -> type[BaseModel]:
-        schema = self.task.schema(label)
-        return answer_model(re.sub(r"\W+", "_", str(schema.get("title") or "Record")), schema, self.task.validate)
+    def _new_form(self, label: str | None, options: tuple[str, ...]) -> _Form:
+        schema, validate = (choice_schema(options), chosen(options)) if options else (self.task.schema(label or ""), self.task.validate)
+        name = re.sub(r"\W+", "_", str(schema.get("title") or "Record"))
+        return _Form(name, request_parts(self.config.mode, name, schema, _PLACEHOLDER), validate)
 
     def _parsed(self, reply: Line, label: str | None, options: tuple[str, ...]) -> dict[str, Any]:
         choice = reply["reply"]["choices"][0]
@@ -106,14 +114,15 @@ class Exchange:
             raise Rejected("refused", shown(refusal or "content filter", 200))
         if finish in CUT_OFF:
             raise Rejected("cut off", f"after {reply['completion_tokens']} tokens")
-        model = self._prepared(label, options)[0]
+        form = self._form(label, options)
         try:
-            row: dict[str, Any] = model.model_validate(answer_of(message, model.__name__)).model_dump()
+            return form.validate(answer_of(message, form.name))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             text = first["msg"].removeprefix("Value error, ")
             raise Rejected("invalid", f"{where}: {text}" if where else text) from None
-        except (ValueError, AssertionError, TypeError, KeyError, AttributeError) as error:
+        except ValueError as error:
+            raise Rejected("invalid", str(error)) from None
+        except (AssertionError, TypeError, KeyError, AttributeError) as error:
             raise Rejected("invalid", shown(str(error), 200)) from None
-        return row

@@ -89,7 +89,7 @@ class _Writer:
     """One run over a task's plan."""
 
     def __init__(self, task: Task, config: GenerateConfig, ledger: Ledger, endpoint: Callable[[], Endpoint]) -> None:
-        require("instructor", extra="generate")
+        require("openai", extra="generate")
         self.task, self.config, self.ledger = task, config, ledger
         limits = Limits(config.concurrency, config.timeout, config.budget, config.max_tokens_total, currency=currency_of(config))
         self.asker = Asker(endpoint, ledger, limits, prices_of(config))
