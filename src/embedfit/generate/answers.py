@@ -13,7 +13,7 @@ from embedfit.generate.tasks import Rejected
 
 
 def choice_schema(options: tuple[str, ...]) -> dict[str, Any]:
-    """Return the JSON schema of a choice among options."""
+    """Return the JSON Schema of a choice among options."""
     return {
         "title": "Choice",
         "type": "object",
@@ -24,7 +24,7 @@ def choice_schema(options: tuple[str, ...]) -> dict[str, Any]:
 
 
 def chosen(options: tuple[str, ...]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Return a function that checks a choice and returns it; a ValueError if it is none of the options."""
+    """Return a function that checks a choice. It raises a ValueError for anything but one of the options."""
 
     def validate(row: Mapping[str, Any]) -> dict[str, Any]:
         if row.get("choice") not in options:
@@ -35,14 +35,14 @@ def chosen(options: tuple[str, ...]) -> Callable[[Mapping[str, Any]], dict[str, 
 
 
 def answer_of(message: Mapping[str, Any], tool: str = "") -> dict[str, Any]:
-    """Return the JSON object that a message holds: in a tool call or in the text, with whatever models put around it.
+    """Return the JSON object in a message: in a tool call or in the text, whatever the model puts around it.
 
     Args:
-        message: Of a completion.
-        tool: Name of the tool that the model was given; a call of it may be written out as text.
+        message: Message of a completion.
+        tool: Name of the tool that the model was given. Some models write a call of it as text.
 
     Raises:
-        Rejected: It holds none, or two that differ, so that one would have to guess.
+        Rejected: The message holds no object, or different ones.
     """
     texts = [text for text in (*_arguments(message), text_of(message.get("content"))) if text]
     problem = Rejected("invalid", "Invalid JSON: the reply is empty")
@@ -71,7 +71,7 @@ def answer_of(message: Mapping[str, Any], tool: str = "") -> dict[str, Any]:
 
 
 _THOUGHTS = ("reasoning_content", "reasoning")
-"""Where some servers put a whole answer, for which they leave the content empty."""
+"""Fields in which some servers put a whole answer while the content is empty."""
 
 
 def _is_object(text: Any) -> bool:
@@ -81,27 +81,27 @@ def _is_object(text: Any) -> bool:
 
 
 def _distinct(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    distinct: list[dict[str, Any]] = []
     for row in rows:
-        if row not in found:
-            found.append(row)
-    return found
+        if row not in distinct:
+            distinct.append(row)
+    return distinct
 
 
 def _is_schema(row: Any) -> bool:
-    """Return whether an object is a JSON Schema rather than what it describes."""
+    """Return whether an object is a JSON Schema rather than an instance of one."""
     return isinstance(row.get("properties"), dict) and (row.get("type") == "object" or "$schema" in row or "$defs" in row)
 
 
 _WRITTEN_CALL = re.compile(r"<\|?(?:tool|function)_?calls?\b[^>]*>|\[TOOL_CALLS?\]|<function[=>]", re.IGNORECASE)
-"""What stands before a tool call that a model writes out, and its server does not read."""
+"""Marks before a tool call that a model writes as text and its server does not parse."""
 
 
 def _called(row: dict[str, Any], tool: str, *, marked: bool = False) -> dict[str, Any]:
-    """Return the arguments of a tool call that is written out as an object; any other object as it is.
+    """Return the arguments of a tool call that is written as an object; any other object unchanged.
 
     Raises:
-        ValueError: The arguments are no object.
+        ValueError: The arguments are not an object.
     """
     arguments = row.get("arguments", row.get("parameters"))
     if not (marked or (tool and row.get("name") == tool)) or not row.keys() <= {"name", "type", "id", "arguments", "parameters"}:
@@ -112,22 +112,22 @@ def _called(row: dict[str, Any], tool: str, *, marked: bool = False) -> dict[str
 
 
 def _arguments(message: Mapping[str, Any]) -> list[Any]:
-    """Return what a message calls tools with: JSON, or the object itself."""
+    """Return the arguments of a message's tool calls: JSON, or the object itself."""
     calls = message.get("tool_calls")
     functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
     functions = functions or [message.get("function_call")]
-    found: list[Any] = []
+    distinct: list[Any] = []
     for function in functions:
         arguments = function.get("arguments") if isinstance(function, dict) else None
-        if isinstance(arguments, (str, dict)) and arguments not in found:
-            found.append(arguments)
-    if len(found) > 1:
+        if isinstance(arguments, (str, dict)) and arguments not in distinct:
+            distinct.append(arguments)
+    if len(distinct) > 1:
         raise Rejected("invalid", "Invalid JSON: there are two different tool calls; answer with one")
-    return found
+    return distinct
 
 
 def text_of(content: Any) -> Any:
-    """Return the text of a message: a string, or its parts but for the thoughts among them; or the object that stands in its place."""
+    """Return the text of a message's content: a string, or the text parts of a list. An object in its place is returned as it is."""
     if isinstance(content, dict) and "text" not in content:
         return content
     parts = content if isinstance(content, list) else [content]
@@ -142,7 +142,7 @@ def text_of(content: Any) -> Any:
 
 
 def refusal_of(message: Mapping[str, Any]) -> str:
-    """Return in which words a model refuses to answer; empty if it does not."""
+    """Return the words with which a model refuses to answer; empty if it does not refuse."""
     content = message.get("content")
     parts = [message, *(part for part in content if isinstance(part, dict))] if isinstance(content, list) else [message]
     return next((part["refusal"] for part in parts if isinstance(part.get("refusal"), str) and part["refusal"]), "")
@@ -150,21 +150,21 @@ def refusal_of(message: Mapping[str, Any]) -> str:
 
 REFUSALS = ("content_filter", "content_filtered", "safety", "prohibited_content", "blocklist", "recitation", "spii", "refusal")
 CUT_OFF = ("length", "max_tokens", "model_length", "max_output_tokens")
-"""Why a reply ended, in the words of OpenAI and those of others behind the same API."""
+"""Finish reasons of OpenAI and of other services with the same API."""
 _TAG = r"(?:\w+:)?(?:ant)?(?:think|thinking|thoughts?|reasoning|analysis|reflection|scratchpad)"
 _LANDMARK = re.compile(
     rf"(?P<end></{_TAG}>|◁/think▷|\[/THINK\]|<\|end_of_thought\|>|<\|channel\|>\s*final\b.*?<\|message\|>)"
     rf"|(?P<start><{_TAG}>|◁think▷|\[THINK\]|<\|begin_of_thought\|>|<\|channel\|>)|\{{",
     re.IGNORECASE | re.DOTALL,
 )
-"""Where a model's thoughts start and end, in the marks of several, and where an object may start."""
+"""Start and end of a model's thoughts, in the marks of several models, and the start of an object."""
 
 
 def _strict(text: str) -> dict[str, Any]:
-    """Return the object that a text is, and nothing else.
+    """Return the object that a whole text is.
 
     Raises:
-        ValueError: It is not one.
+        ValueError: The text is not exactly one JSON object.
     """
     try:
         value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_object)
@@ -178,28 +178,28 @@ def _strict(text: str) -> dict[str, Any]:
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
-    """Return the different objects that stand in a text outside of the model's thoughts; none if what looks like one is broken."""
+    """Return the distinct objects in a text, outside of the model's thoughts; none if one of them is broken."""
     decoder = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_object, strict=False)
-    found: list[Any] = []
-    before: list[Any] | None = None  # the thoughts, while in them
+    objects: list[Any] = []
+    before: list[Any] | None = None  # the objects before the thoughts, while in them
     place = 0
     while landmark := _LANDMARK.search(text, place):
         place = landmark.end()
         if landmark["end"]:  # some templates swallow the start
-            found, before = before or [], None
+            objects, before = before or [], None
         elif landmark["start"]:
-            before = list(found) if before is None else before
+            before = list(objects) if before is None else before
         else:
             try:
                 value, place = decoder.raw_decode(text, landmark.start())
             except (ValueError, RecursionError):
-                if re.match(r"\s*[\"'{}]", text[place : place + 200]):  # what stands in it is a part of an answer at best
-                    found.append(None)
+                if re.match(r"\s*[\"'{}]", text[place : place + 200]):  # a broken object: its parts are no answer
+                    objects.append(None)
             else:
-                if value not in found:
-                    found.append(value)
-    found = found if before is None else before
-    return [] if None in found else found
+                if value not in objects:
+                    objects.append(value)
+    objects = objects if before is None else before
+    return [] if None in objects else objects
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
