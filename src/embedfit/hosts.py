@@ -90,7 +90,7 @@ def header_value(value: str, source: str) -> str:
     value = value.strip()
     if not (value.isascii() and value.isprintable()):
         raise ConfigError(
-            f"{source} holds a character that cannot be sent in a header, such as a line break or a letter outside ASCII; fix: set it anew"
+            f"{source} holds a character that cannot be sent in a header, such as a line break or a letter outside ASCII; fix: set it again"
         )
     return value
 
@@ -149,7 +149,7 @@ def connected(make: Callable[[], _Client]) -> _Client:
                 f"{' or '.join(names) or 'the system proxy'} is a SOCKS proxy; fix: pip install socksio, or unset it"
             ) from None
         seen = " or ".join(names) or "the address, or a proxy of the system,"
-        raise ConfigError(f"{seen} cannot be used ({type(error).__name__}); fix: set it right, or unset it") from None
+        raise ConfigError(f"{seen} cannot be used ({type(error).__name__}); fix: correct it, or unset it") from None
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ def hub_address() -> str:
         valid = False
     if not valid:
         raise ConfigError(
-            "HF_ENDPOINT is no address like https://host, and is not shown, as it may hold a password; fix: set it right, or unset it"
+            "HF_ENDPOINT is not a URL like https://host, and is not shown, as it may hold a password; fix: correct it, or unset it"
         )
     host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
     return f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
@@ -155,7 +155,7 @@ def hub_token() -> str | None:
     except Exception as error:  # the client may ask a service for a token
         raise ConfigError(f"{source} cannot be read ({type(error).__name__}); fix: set HF_TOKEN") from None
     if token and any(map(str.isspace, token)):
-        raise ConfigError(f"{source} has white space in it; fix: set it anew")
+        raise ConfigError(f"{source} has white space in it; fix: set it again")
     return header_value(token or "", source) or None
 
 

@@ -44,10 +44,10 @@ def described(content: bytes) -> str:
     if isinstance(body, dict):
         return f"JSON with {one_line(', '.join(map(repr, body)), 80) or 'no key'}"
     if body is not None or text == b"null":
-        return f"JSON that is no object ({type(body).__name__})"
+        return f"JSON that is not an object ({type(body).__name__})"
     if is_html(content):
         return "an HTML page"
-    return f"no JSON: {one_line(words, 80)}" if (words := _plain(content)) else "no JSON"
+    return f"text that is not JSON: {one_line(words, 80)}" if (words := _plain(content)) else "data that is not JSON"
 
 
 def is_html(content: bytes) -> bool:

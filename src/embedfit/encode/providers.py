@@ -78,7 +78,7 @@ class Address:
             raise ConfigError(f"model {provider}:... names an address that is not http(s)://host; it is not shown")
         if not model:
             raise ConfigError(
-                f"model '{provider}:' says no model; expected openai:MODEL, openai:MODEL@URL, hf-inference:MODEL or hf-inference:URL"
+                f"model '{provider}:' names no model; expected openai:MODEL, openai:MODEL@URL, hf-inference:MODEL or hf-inference:URL"
             )
         if url:
             try:
@@ -140,7 +140,7 @@ class Failure(Exception):
         self, complaint: Complaint, status: int | None = None, headers: Mapping[str, str] | None = None, *, breaks: bool = False
     ) -> None:
         if status and 300 <= status < 400:
-            complaint = Complaint(f"it sends requests on to {redirect_target(headers or {})}; fix: give the address that answers itself")
+            complaint = Complaint(f"it redirects requests to {redirect_target(headers or {})}; fix: give the final address")
         super().__init__(complaint.message)
         self.complaint, self.wait, self.breaks = complaint, retry_after(headers or {}), breaks
         self.status = error_status(status, complaint) if status else None

@@ -70,8 +70,8 @@ class Spent:
 
     def __str__(self) -> str:
         """Return a summary in one line."""
-        tokens = "tokens not told" if self.tokens is None else f"{self.tokens:,} tokens"
-        dollars = "price not known" if self.dollars is None else f"US${self.dollars:.4f}"
+        tokens = "tokens not reported" if self.tokens is None else f"{self.tokens:,} tokens"
+        dollars = "price unknown" if self.dollars is None else f"US${self.dollars:.4f}"
         requests = "1 request" if self.requests == 1 else f"{self.requests:,} requests"
         return f"{self.texts:,} texts in {requests}, {tokens}, {dollars}"
 
@@ -163,7 +163,7 @@ class RemoteEncoder(BaseEncoder):
                         problem = problem or refusal  # other requests may still be answered
                         for positions, vectors in answers:
                             if width not in (None, vectors.shape[1]):
-                                raise ModelError(f"{self.name} gave vectors of {width} and of {vectors.shape[1]} dimensions")
+                                raise ModelError(f"{self.name} returned vectors of {width} and of {vectors.shape[1]} dimensions")
                             width = vectors.shape[1]
                             yield Part(np.array(positions), vectors)
                             done(len(positions))
@@ -235,7 +235,7 @@ class RemoteEncoder(BaseEncoder):
                 return [], error
             except Exception as error:  # an unforeseen error of a library or a server: one line, not a traceback from a thread
                 stop.set()
-                return [], ModelError(f"{self.name}: {self.address.host} gave no vectors ({type(error).__name__})")
+                return [], ModelError(f"{self.name}: {self.address.host} returned no vectors ({type(error).__name__})")
             with self._lock:
                 self._answered = True
                 self.spent = self._with(len(positions), tokens)
@@ -269,21 +269,23 @@ class RemoteEncoder(BaseEncoder):
         """
         if vectors.ndim != 2 or len(vectors) != count:
             kind = "a vector for each token" if vectors.ndim == 3 else f"an array of shape {vectors.shape}"
-            raise ModelError(f"{self.name} gave {kind}; expected one vector for each of {count:,} texts")
+            raise ModelError(f"{self.name} returned {kind}; expected one vector for each of {count:,} texts")
         with np.errstate(over="ignore", invalid="ignore"):
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not (np.isfinite(lengths).all() and lengths.all()):
-            raise ModelError(f"{self.name} gave a vector that is not finite, or all zero")
+            raise ModelError(f"{self.name} returned a vector that is not finite, or all zero")
         dimensions = self.address.dimensions
         if dimensions and vectors.shape[1] != dimensions:
-            raise ModelError(f"{self.name} gave {vectors.shape[1]} dimensions, not the {dimensions} asked for; this model cannot be cut")
+            raise ModelError(
+                f"{self.name} returned {vectors.shape[1]} dimensions, not the {dimensions} asked for; fix: leave dimensions out"
+            )
         unit: Vectors = (vectors / lengths).astype(np.float32)
         return unit
 
     def _refusal(self, failure: Failure, tries: int, positions: list[int], texts: Sequence[str]) -> ModelError:
         """Return the error for the user. It never holds a key; it names a single text by its position and its first words."""
         host, variable, status = self.address.host, self.address.variable, failure.status
-        reason = one_line(masked(failure.complaint.message, self._key)) or "it does not say why"
+        reason = one_line(masked(failure.complaint.message, self._key)) or "no reason given"
         if status is None:
             return OfflineError(f"{self.name}: {host} cannot be reached ({reason}); what was answered before is kept")
         if status in KEY_REFUSED and not failure.complaint.filtered:

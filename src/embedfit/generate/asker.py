@@ -199,10 +199,10 @@ class Asker:
         after = self.ledger.spent + most
         if self.limits.budget is not None and after.price > self.limits.budget:
             spent = f"{self.ledger.spent.price:.4f} {self.limits.currency} is spent, and the next request could cost {most.price:.4f}"
-            return f"stopped before the budget of {self.limits.budget:g} would be passed: {spent}"
+            return f"stopped before the budget of {self.limits.budget:g} would be exceeded: {spent}"
         if self.limits.tokens is not None and after.tokens > self.limits.tokens:
             used = f"{self.ledger.spent.tokens:,} are used, and the next request could take {most.tokens:,}"
-            return f"stopped before {self.limits.tokens:,} tokens would be passed: {used}"
+            return f"stopped before {self.limits.tokens:,} tokens would be exceeded: {used}"
         return ""
 
     async def _failed(self, request: Request, why: str, *, charged: bool) -> None:
@@ -218,7 +218,7 @@ class Asker:
         without = time.monotonic() - (self._answered or self._began)
         if any(map(self.limits.retries.is_too_long, (without, wait))):
             raise EndpointError(
-                f"{self._connected().base_url} has been saying 429 for {without:.0f} s"
+                f"{self._connected().base_url} has answered nothing but 429 for {without:.0f} s"
                 + (f", and asks for {wait:.0f} s more" if wait else "")
                 + "; fix: run the same command later"
             )
@@ -240,7 +240,7 @@ class Asker:
                 self.ledger.refuse(request.id, "failed", why)
             raise Refused("failed", why)
         seen = f"cannot be reached ({broken})" if broken.unreachable else f"failed {failures} times in a row ({broken})"
-        raise EndpointError(f"{self._connected().base_url} {seen}; fix: run the same command when it is back, it goes on from here")
+        raise EndpointError(f"{self._connected().base_url} {seen}; fix: run the same command when it is back, to continue from here")
 
     def _connected(self) -> Endpoint:
         if self._endpoint is None:

@@ -289,24 +289,22 @@ class Endpoint:
         status = error_status(status, complaint)
         message, code = one_line(self.hidden(complaint.message)), one_line(self.hidden(complaint.code.partition(" ")[0]), 60)
         if quota_spent(status, complaint):
-            return EndpointError(
-                f"{self.base_url} says that the quota is spent ({code or status}); fix: top it up, and run the same command"
-            )
+            return EndpointError(f"{self.base_url} reports a spent quota ({code or status}); fix: top it up, and run the same command")
         if complaint.filtered and status not in (401, 429):
             return Refused("filtered", message or code)
         if too_large(status, complaint):
             return Refused("too long", message or code or f"HTTP {status}")
         if status in KEY_REFUSED:
-            return EndpointError(f"{self.base_url} does not accept {self.key_name} ({status}); fix: set it right, and run the same command")
+            return EndpointError(f"{self.base_url} does not accept {self.key_name} ({status}); fix: correct it, and run the same command")
         if status == 429:
             return Busy(retry_after(headers))
         if status < 300 or may_pass(status):
             return Broken(f"HTTP {status}" + (f": {message}" if message else ""), charged=False)
         if 300 <= status < 400:
             target = redirect_target(headers)
-            return EndpointError(f"{self.base_url} sends requests on to {target} ({status}); fix: give the address that answers itself")
+            return EndpointError(f"{self.base_url} redirects requests to {target} ({status}); fix: give the final address")
         mode = "; fix: another 'mode' in [generate]" if _MODE.search(complaint.message) else ""
-        return EndpointError(f"{self.base_url} refuses the request ({status} {code}): {message or 'it does not say why'}{mode}")
+        return EndpointError(f"{self.base_url} refuses the request ({status} {code}): {message or 'no reason given'}{mode}")
 
 
 def endpoint_of(config: GenerateConfig, ask: Callable[[str], str] | None = None) -> Endpoint:

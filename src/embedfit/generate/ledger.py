@@ -281,5 +281,5 @@ def _note_changes(folder: Path, path: Path, start: Mapping[str, Any]) -> None:
         before = json.loads(file.readline())
         changed = [key for key in start if before.get(key) != start[key]]
         console.note(
-            f"Changed since the last time: {', '.join(changed)}. A new ledger begins, {path.name}; the old one, {others[-1].name}, is kept."
+            f"Changed since the last run: {', '.join(changed)}. The new ledger is {path.name}; the old one, {others[-1].name}, is kept."
         )

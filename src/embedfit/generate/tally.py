@@ -48,7 +48,7 @@ class Tally:
             reason, times = self.outcomes.most_common(1)[0]
             self._asker.stop(
                 EndpointError(
-                    f"not one of the first {answered} replies could be used, {times} for this reason: {reason} "
+                    f"none of the first {answered} replies could be used, {times} for this reason: {reason} "
                     f"(the last: {why}); fix: see the prompt and {self._ledger.path}, or take another model"
                 )
             )

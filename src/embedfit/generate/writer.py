@@ -251,7 +251,7 @@ def _check_output(output: Path) -> None:
         with contextlib.suppress(ValueError):
             if not line or "generated" in json.loads(line):
                 return
-        raise DataError(str(output), "is there already, and was not generated", fix="give another file; this one is not overwritten")
+        raise DataError(str(output), "exists already, and was not generated", fix="give another file; this one is not overwritten")
 
 
 def _ran(work: Coroutine[Any, Any, _T]) -> _T:
