@@ -1,4 +1,4 @@
-"""What is left to ask, and about what that costs."""
+"""Estimate of the requests that are left, and of their cost."""
 
 from __future__ import annotations
 

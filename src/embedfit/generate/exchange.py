@@ -1,4 +1,4 @@
-"""What is sent for a place of the plan, and the record in its reply."""
+"""The request for a place of the plan, and the record in its reply."""
 
 from __future__ import annotations
 

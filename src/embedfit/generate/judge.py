@@ -1,4 +1,4 @@
-"""A second model labels each record without knowing its label. That tells easy records from hard and suspect ones."""
+"""Easy, hard and suspect records, told apart by a second model that does not know their labels."""
 
 from __future__ import annotations
 

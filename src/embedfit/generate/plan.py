@@ -1,4 +1,4 @@
-"""The places of a task's plan: which are to be asked for, which have a reply, and in which order they are decided."""
+"""The places of a task's plan: handed to workers, and decided in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run is doing: outcomes of replies, what they cost, the progress bar, and whether going on is worth anything."""
+"""Outcomes and cost of a run so far, for the progress bar, and the stop of a hopeless run."""
 
 from __future__ import annotations
 
