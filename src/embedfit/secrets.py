@@ -1,4 +1,4 @@
-"""Settings that may hold a secret, which must never be shown or written."""
+"""Secrets in settings: they are refused, and never shown or written."""
 
 from __future__ import annotations
 
@@ -11,41 +11,49 @@ from pydantic_core import PydanticCustomError
 from embedfit.errors import ConfigError
 
 SECRET_KEYS = ("generate.key", "generate.headers", "store.location", "store.api_key", "generate.base_url")
-"""Settings whose value is never shown, as it may be a secret that stands in the wrong place."""
+"""Settings whose value is never shown, as it may be a misplaced secret."""
 
 
 def refuse_secrets(store: Any, where: str) -> None:
-    """Refuse a secret that stands in the file itself, without showing it: the file is copied into every run directory."""
-    said = store if isinstance(store, dict) else {}
-    location, key = str(said.get("location", "")), said.get("api_key")
-    if not location.startswith(FROM_ENVIRONMENT) and _may_hold_secret(location, said.get("kind") == "pgvector"):
+    """Refuse a secret in the configuration file, which is copied into every run directory.
+
+    Args:
+        store: Value of the table ``[store]``.
+        where: Name of the file, for the error message.
+
+    Raises:
+        ConfigError: A setting may hold a secret. The value is not shown.
+    """
+    settings = store if isinstance(store, dict) else {}
+    location, key = str(settings.get("location", "")), settings.get("api_key")
+    if not location.startswith(FROM_ENVIRONMENT) and _may_hold_secret(location, settings.get("kind") == "pgvector"):
         raise ConfigError(
             f"{where}: key 'store.location' holds a password, or something else that may be secret and is not shown; "
             'fix: location = "env:NAME", and set that variable'
         )
     for name, value in (("location", location), ("api_key", key)):
-        told = value is None or (name == "location" and not location.startswith(FROM_ENVIRONMENT))
-        if not told and not (str(value).startswith(FROM_ENVIRONMENT) and is_variable(str(value).removeprefix(FROM_ENVIRONMENT))):
+        is_checked = value is None or (name == "location" and not location.startswith(FROM_ENVIRONMENT))
+        if not is_checked and not (str(value).startswith(FROM_ENVIRONMENT) and is_variable(str(value).removeprefix(FROM_ENVIRONMENT))):
             raise ConfigError(f"{where}: key 'store.{name}' is not env:NAME; fix: {name} = \"env:NAME\", and set that variable")
 
 
 _PASSWORD = re.compile(r"://[^/@]*:[^@]*@|^https?://[^/]*@|(?:password|passwd|pwd|api[_-]?key|token|secret|signature|[?&]key)\s*=", re.I)
-"""What a password looks like in a URL or a connection string of PostgreSQL."""
+"""A password in a URL or in a connection string of PostgreSQL."""
 _SERVER = re.compile(r"https?://(?:[^\s/@?#:\[\]\\]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?/*", re.I)
 _PARAMETER = re.compile(
     r"host|hostaddr|port|dbname|user|ssl(mode|rootcert|cert|crl)|connect_timeout|application_name|client_encoding|gssencmode|"
     r"channel_binding|target_session_attrs|load_balance_hosts|keepalives(_idle|_interval|_count)?",
     re.I,
 )
-"""Parameters of a PostgreSQL connection that hold no secret."""
+"""Parameters of a PostgreSQL connection without a secret."""
 _URL_WITH_MORE = re.compile(r"://\S*[@#]|://\S*\?(?!api-version=[A-Za-z0-9.-]+$)|^[^\s/@:]+:[^\s/@]+@(?!https?:)[^\s/@]+/")
-"""A URL with a user, a fragment or a query, which may all be secret; Azure's version is none."""
+"""A URL with a user, a fragment or a query, each of which may be secret. Azure's API version is not."""
 NO_SECRETS_IN = ("model", "data", "mix", "general", "evaluate", "tune", "output")
 _FREE_TEXTS = ("query_template", "document_template", "query_prompt", "document_prompt", "separator")
 
 
 def is_server(location: str) -> bool:
-    """Return whether this is the URL of a server and no more: no user, path, query or fragment, and a port that can be one.
+    """Return whether a location is the bare URL of a server, without a user, path, query or fragment, and with a valid port.
 
     >>> is_server("https://host:6333"), is_server("https://host/?jwt=x"), is_server("http://host:secret")
     (True, False, False)
@@ -55,7 +63,7 @@ def is_server(location: str) -> bool:
 
 
 def _may_hold_secret(location: str, postgres: bool) -> bool:
-    """Return whether a store's location says more than where it is."""
+    """Return whether a store's location may hold more than an address."""
     if not postgres and "://" in location:
         return not is_server(location)
     if _PASSWORD.search(location) or re.match(r"[^\s/@:\\]+:(?!//)[^\s@]*@", location):
@@ -70,7 +78,11 @@ def _may_hold_secret(location: str, postgres: bool) -> bool:
 
 
 def refuse_urls_with_secrets(value: Any, key: str, where: str) -> None:
-    """Refuse a URL with a user, a query or a fragment in a setting that names a model or a file; it would be kept in every run."""
+    """Refuse a URL with a user, a query or a fragment in a setting that names a model or a file, as every run keeps its settings.
+
+    Raises:
+        ConfigError: There is such a URL. It is not shown.
+    """
     if isinstance(value, dict):
         for name, inner in value.items():
             if name not in _FREE_TEXTS:
@@ -87,13 +99,13 @@ def refuse_urls_with_secrets(value: Any, key: str, where: str) -> None:
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLAIN_VARIABLE = re.compile(r"_?[A-Z][A-Z0-9]{0,15}(_[A-Z0-9]{1,15})*")
-"""What people call a variable. A key looks otherwise: hf_..., gsk_..., AKIA... are longer, or have small letters."""
+"""The usual form of a variable's name. Keys such as hf_..., gsk_... and AKIA... are longer, or have lower-case letters."""
 
 
 def is_variable(value: Any) -> bool:
-    """Return whether a setting can only be the name of an environment variable, and not a secret itself.
+    """Return whether a setting is the name of an environment variable rather than a secret.
 
-    Many keys are valid names. So a name must be one that is set here, or look like what variables are usually called.
+    Many keys are valid names. So the variable has to be set, or its name has to have the usual form.
 
     >>> is_variable("MY_KEY"), is_variable("sk-0123456789"), is_variable("hf_" + 30 * "aB")
     (True, False, False)
@@ -104,7 +116,11 @@ def is_variable(value: Any) -> bool:
 
 
 def no_variable(example: str) -> PydanticCustomError:
-    """Return the error for a setting that should name an environment variable and does not."""
+    """Return the error for a setting that does not name an environment variable.
+
+    Args:
+        example: Right value of the setting, for the message.
+    """
     problem = (
         "expected the name of an environment variable, which is set or in capitals like MY_KEY; "
         f"what stands there is not shown, as it may be a secret; fix: {example}, and set that variable"
@@ -116,7 +132,11 @@ FROM_ENVIRONMENT = "env:"
 
 
 def from_environment(setting: str, key: str) -> str:
-    """Return a setting, or what the environment variable holds that it names as env:NAME.
+    """Return a setting, or the value of the environment variable that it names as env:NAME.
+
+    Args:
+        setting: Value of the setting.
+        key: Name of the setting, for the error message.
 
     Raises:
         ConfigError: The variable is not set.

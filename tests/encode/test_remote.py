@@ -82,8 +82,8 @@ def test_a_name_gives_provider_model_server_and_dimensions(name, expected):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("openai:", "says no model"),
-        ("openai:@https://a.example", "says no model"),
+        ("openai:", "names no model"),
+        ("openai:@https://a.example", "names no model"),
         ("openai:m?size=3", "option 'size=3' is unknown"),
         ("openai:m?dimensions=0", "option 'dimensions=0' is unknown"),
         ("openai:m@https://me:hunter2@a.example/v1", "has a password in its URL"),
@@ -159,7 +159,7 @@ def test_a_hugging_face_endpoint_gives_the_same_vectors(server):
     assert {request.path for request in server.requests} == {"/embed"}
     assert server.requests[0].json["truncate"] is True
     assert encoder.spent.tokens is None
-    assert "tokens not told, price not known" in str(encoder.spent)
+    assert "tokens not reported, price unknown" in str(encoder.spent)
 
 
 def test_a_model_that_hugging_face_serves_by_name_is_asked_for_there(server, monkeypatch):
@@ -185,7 +185,7 @@ class _Info:
 
 def test_vectors_of_tokens_are_refused(server):
     server.faults = [(200, {}, json.dumps([[[1.0, 2.0], [3.0, 4.0]]]).encode())]
-    with pytest.raises(ModelError, match="gave a vector for each token; expected one vector for each of 1 texts"):
+    with pytest.raises(ModelError, match="returned a vector for each token; expected one vector for each of 1 texts"):
         RemoteEncoder(f"hf-inference:{server.address}/embed").encode(["a"], "query")
 
 
@@ -379,9 +379,9 @@ def row_of(index, embedding=(1.0, 0.0)):
     [
         (b"<!doctype html><title>Log in</title>", "an HTML page"),
         (b"", "an empty body"),
-        (b"OK", "no JSON"),
-        (b"null", "JSON that is no object"),
-        (b"[[1.0, 0.0], [0.0, 1.0]]", "JSON that is no object"),
+        (b"OK", "text that is not JSON"),
+        (b"null", "JSON that is not an object"),
+        (b"[[1.0, 0.0], [0.0, 1.0]]", "JSON that is not an object"),
         ({"embeddings": [[1.0]]}, "JSON with 'embeddings'"),
         ({"data": "text"}, "JSON with 'data'"),
         (body_of(), "0 vectors; expected one vector for each of 2 texts"),
@@ -432,7 +432,7 @@ def test_a_usage_that_is_not_a_number_is_ignored(server, encoder, usage):
     server.faults = [(200, {}, json.dumps(body_of(row_of(0), usage=usage)).encode())]
     assert encoder.encode(["a"], "query").shape == (1, 2)
     assert encoder.spent.tokens is None
-    assert "tokens not told" in str(encoder.spent)
+    assert "tokens not reported" in str(encoder.spent)
 
 
 @pytest.mark.parametrize("name", ["openai:m@{}/v1", "hf-inference:{}/embed"])
@@ -548,7 +548,7 @@ def test_a_wrong_key_answered_with_400_is_not_retried_with_fewer_texts(server, e
 def test_a_redirect_takes_no_text_to_another_host(server, name, status):
     with running(Embeddings()) as other:
         server.fault = lambda request: (status, {"Location": f"{other.address}{request.path}?token=hunter2"}, b"")
-        with pytest.raises(ModelError, match=f"answered {status}: it sends requests on to {other.address[7:]}; fix: give the") as caught:
+        with pytest.raises(ModelError, match=f"answered {status}: it redirects requests to {other.address[7:]}; fix: give the") as caught:
             RemoteEncoder(name.format(server.address)).encode(["a"], "query")
         assert other.requests == []
     assert "hunter2" not in str(caught.value)

@@ -149,8 +149,8 @@ def test_concurrency_is_bounded_halves_on_429_and_grows_back(tmp_path):
     [
         (401, error("invalid_api_key", f"Incorrect API key provided: {KEY}"), "does not accept MY_KEY (401)"),
         (403, error("forbidden"), "does not accept MY_KEY (403)"),
-        (429, error("insufficient_quota", "You exceeded your current quota"), "says that the quota is spent"),
-        (402, error("payment_required"), "says that the quota is spent"),
+        (429, error("insufficient_quota", "You exceeded your current quota"), "reports a spent quota"),
+        (402, error("payment_required"), "reports a spent quota"),
         (404, error("model_not_found", f"no model for {KEY}"), "refuses the request (404 model_not_found): no model for ***"),
         (400, b'{"detail": "no"}', "refuses the request (400"),
     ],
@@ -184,7 +184,7 @@ def test_errors_that_do_not_go_away_are_given_up_with_one_line(tmp_path):
     assert asker.ledger.lost_requests == 0
     with Server(respond=lambda number, body: (429, {}, b"{}")) as server:
         _, asker, seconds = asked(tmp_path / "c", server.url, limits=Limits(retries=Retries(first_wait=0.01, patience=0.4)))
-        stopped(asker, "has been saying 429 for")
+        stopped(asker, "has answered nothing but 429 for")
         assert 0.4 < seconds < 30
     with Server(respond=lambda number, body: (429, {"Retry-After": "7200"}, b"{}")) as server:
         _, asker, _ = asked(tmp_path / "d", server.url)
@@ -312,7 +312,7 @@ def test_a_budget_is_never_passed_and_nearly_used(tmp_path, concurrency):
     with Server(respond=costly, delay=0.01) as server:
         _, asker, _ = asked(tmp_path, server.url, 200, limits=limits, prices={"m": (1.0, 2.0)})
     assert isinstance(asker.stopping, BudgetError)
-    assert "stopped before the budget of 0.01 would be passed" in str(asker.stopping)
+    assert "stopped before the budget of 0.01 would be exceeded" in str(asker.stopping)
     assert " US dollars is spent" in str(asker.stopping)
     assert 0.9 * 10_000 < sum(spent) <= 10_000
     _, asker, _ = asked(tmp_path, server.url, 200, limits=limits, prices={"m": (1.0, 2.0)})  # again: all runs count together
@@ -323,7 +323,7 @@ def test_a_budget_is_never_passed_and_nearly_used(tmp_path, concurrency):
 def test_a_limit_of_tokens_is_never_passed(tmp_path):
     with Server(respond=plain) as server:
         _, asker, _ = asked(tmp_path, server.url, 200, limits=Limits(tokens=2000, retries=Retries(first_wait=0.01)))
-    assert "stopped before 2,000 tokens would be passed" in str(asker.stopping)
+    assert "stopped before 2,000 tokens would be exceeded" in str(asker.stopping)
     assert 1000 < asker.ledger.paid.tokens <= 2000
 
 
@@ -478,7 +478,7 @@ def test_a_redirect_takes_no_key_to_another_host(tmp_path):
         server.respond = lambda number, body: (307, {"Location": f"{other.url}/chat/completions?token=abc"}, b"")
         _, asker, _ = asked(tmp_path, server.url, headers={"X-Gateway": "value-of-a-header"})
         assert other.bodies == []
-    stopped(asker, f"sends requests on to {other.url.removeprefix('http://').removesuffix('/v1')} (307)")
+    stopped(asker, f"redirects requests to {other.url.removeprefix('http://').removesuffix('/v1')} (307)")
     assert "token" not in str(asker.stopping)
 
 

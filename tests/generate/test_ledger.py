@@ -157,7 +157,7 @@ def test_another_prompt_begins_a_new_ledger_and_says_so(tmp_path, capsys):
         kept(ledger, "a")
     with open_ledger(tmp_path, {**START, "prompt": "other"}) as other:
         assert other.reply("a") is None
-    assert capsys.readouterr().err.startswith("Changed since the last time: prompt. A new ledger begins, ")
+    assert capsys.readouterr().err.startswith("Changed since the last run: prompt. The new ledger is ")
     with open_ledger(tmp_path, START) as ledger:
         assert ledger.reply("a")
     assert capsys.readouterr().err == ""

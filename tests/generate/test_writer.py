@@ -29,10 +29,10 @@ from embedfit.data.records import record_type
 from embedfit.errors import ConfigError, DataError, EndpointError
 from embedfit.generate import endpoint, writer
 from embedfit.generate.answers import answer_of
-from embedfit.generate.endpoint import Limits
+from embedfit.generate.endpoint import Limits, endpoint_of
 from embedfit.generate.outcome import Estimate, currency_of
 from embedfit.generate.tasks import Questions, Records, Rejected, prompt_template
-from embedfit.generate.writer import endpoint_of, estimate, generate
+from embedfit.generate.writer import estimate, generate
 from embedfit.hosts import Retries
 from embedfit.pipeline import generating, parts
 from embedfit.samples import TRANSACTIONS
@@ -174,7 +174,7 @@ def test_killed_at_ten_moments_nothing_is_lost_or_paid_twice_but_what_was_under_
     count, chance = 400, random.Random(7)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # or nothing would be loaded ahead
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_writer", "openai.types.chat", "instructor.processing.response", "scipy.sparse"])
+    context.set_forkserver_preload(["test_writer", "openai.types.chat", "scipy.sparse"])
 
     def served(paid):
         options = ["--faults", "0.3", "--twins", "0.03", "--delay", "0.02", "--paid", str(paid)]
@@ -305,13 +305,13 @@ def test_a_budget_stops_it_and_a_larger_one_goes_on(tmp_path):
         found = generate(transactions_task(200), tmp_path / "r.jsonl", settings(server.url, budget=0.05))
         assert 20 < found.accepted < 150
         assert found.price + found.lost_price <= 0.05
-        assert "stopped before the budget of 0.05 would be passed" in found.stopped
+        assert "stopped before the budget of 0.05 would be exceeded" in found.stopped
         assert len(rows_of(found.output)) == found.accepted
         found = generate(transactions_task(200), tmp_path / "r.jsonl", settings(server.url, budget=5.0))
         assert found.accepted == 200
         assert len(server.paid) == len(set(server.paid))
         found = generate(transactions_task(300), tmp_path / "r.jsonl", settings(server.url, max_tokens_total=found.tokens + 9000))
-        assert "tokens would be passed" in found.stopped
+        assert "tokens would be exceeded" in found.stopped
 
 
 def test_a_budget_needs_a_price(tmp_path):
@@ -326,7 +326,7 @@ def test_an_endpoint_that_refuses_is_one_line_and_what_was_written_is_there(tmp_
         return (429, {}, error("insufficient_quota")) if number > 40 else None
 
     with Server(respond=until) as server:
-        with pytest.raises(EndpointError, match="says that the quota is spent"):
+        with pytest.raises(EndpointError, match="reports a spent quota"):
             generate(transactions_task(200), tmp_path / "r.jsonl", settings(server.url))
         assert len(rows_of(tmp_path / "r.jsonl")) == len(server.paid) > 10
         assert f"of 200 records are in {tmp_path / 'r.jsonl'}" in capsys.readouterr().err
@@ -337,7 +337,7 @@ def test_an_endpoint_that_refuses_is_one_line_and_what_was_written_is_there(tmp_
 
 def test_a_model_that_never_does_it_right_is_not_paid_for_long(tmp_path):
     with Server(answer=lambda body, draw, **more: {"content": "I'd rather talk"}) as server:
-        with pytest.raises(EndpointError, match=r"not one of the first 50 replies could be used, 50 for this reason: invalid"):
+        with pytest.raises(EndpointError, match=r"none of the first 50 replies could be used, 50 for this reason: invalid"):
             generate(transactions_task(500), tmp_path / "r.jsonl", settings(server.url, concurrency=8))
         assert len(server.paid) < 60
 
@@ -567,7 +567,7 @@ def test_what_the_judge_may_not_read_has_no_difficulty_and_stays(tmp_path):
 
 def test_an_endpoint_that_refuses_every_passage_is_not_asked_a_thousand_times(tmp_path):
     with Server(respond=lambda number, body: (400, {}, error("context_length_exceeded", "too long"))) as server:
-        with pytest.raises(EndpointError, match="not one of the first 50 replies could be used, 50 for this reason: too long"):
+        with pytest.raises(EndpointError, match="none of the first 50 replies could be used, 50 for this reason: too long"):
             generate(transactions_task(500), tmp_path / "r.jsonl", settings(server.url, concurrency=8))
         assert len(server.bodies) < 60
 
@@ -596,7 +596,7 @@ def test_a_run_that_wrote_nothing_says_why_and_leaves_what_was_there(tmp_path, c
             main(["generate", "records", "--output", str(output), "--model", "third", *common])
         assert caught.value.code == 2
         assert re.search(r"50 replies could be used|none of 15 records", capsys.readouterr().err)
-        with pytest.raises(EndpointError, match="stopped before the budget of 1e-06 would be passed"):
+        with pytest.raises(EndpointError, match="stopped before the budget of 1e-06 would be exceeded"):
             generate(transactions_task(3), tmp_path / "b.jsonl", settings(server.url, budget=1e-6))
 
 
@@ -616,7 +616,7 @@ def test_another_prompt_starts_another_ledger_and_says_so(tmp_path, capsys):
         generate(transactions_task(5), tmp_path / "r.jsonl", settings(server.url))
         task = Records(read_documents(CATEGORIES), 5, record_type("transaction"), "Another prompt for {{ label }}, {{ number }}")
         found = generate(task, tmp_path / "r.jsonl", settings(server.url))
-        assert "Changed since the last time: prompt. A new ledger begins" in capsys.readouterr().err
+        assert "Changed since the last run: prompt. The new ledger is " in capsys.readouterr().err
         assert len(server.paid) == 10
     assert len(list(found.ledger.parent.glob("*.jsonl"))) == 2
 
@@ -751,7 +751,7 @@ def test_the_judge_says_what_is_easy_hard_and_suspect(tmp_path):
 def test_an_output_of_ones_own_is_not_overwritten(tmp_path):
     mine = tmp_path / "mine.jsonl"
     mine.write_text('{"query": "real", "expected": "a"}\n')
-    with pytest.raises(DataError, match="is there already, and was not generated"):
+    with pytest.raises(DataError, match="exists already, and was not generated"):
         generate(transactions_task(2), mine, settings("http://127.0.0.1:1/v1"))
     assert mine.read_text() == '{"query": "real", "expected": "a"}\n'
     with pytest.raises(ConfigError, match=r"expected \.jsonl"):

@@ -101,7 +101,7 @@ def generate_queries(
 
 def _generate(path: Path | None, data: dict[str, Any], said: dict[str, Any], dry_run: bool, as_json: bool) -> None:
     from embedfit.config import make_config, read_config
-    from embedfit.generate.writer import endpoint_of
+    from embedfit.generate.endpoint import endpoint_of
     from embedfit.pipeline import generating
 
     given = {name: {key: value for key, value in some.items() if value is not None} for name, some in (("data", data), ("generate", said))}

@@ -1,9 +1,8 @@
-"""How to ask each provider for vectors, and what its refusals mean."""
+"""One request for vectors, for each provider, and the meaning of its errors."""
 
 from __future__ import annotations
 
 import base64
-import os
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from embedfit.hosts import (
     key_variable,
     may_pass,
     openai_host,
+    openai_url,
     openais,
     quota_spent,
     redirect_target,
@@ -37,18 +37,18 @@ _TIMEOUT = 60.0
 Provider: TypeAlias = Literal["openai", "hf-inference"]
 Ask: TypeAlias = Callable[[list[str]], tuple[Vectors, int | None]]
 Answers: TypeAlias = list[tuple[list[int], Vectors]]
-"""Pairs of positions of texts and their vectors, one for each answered request."""
+"""Positions of texts and their vectors, for each request."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a remote encoder is, and what to ask it for.
+    """Address of a remote encoder.
 
     Attributes:
-        provider: Protocol to ask with.
-        model: Name of the model at the host; for a Hugging Face endpoint, its URL.
-        url: URL up to ``/embeddings``, with Azure's ``?api-version=`` if it has one, or URL of the endpoint; None for a model that
-            Hugging Face serves by name.
+        provider: API of the host.
+        model: Name of the model at the host; the URL of a Hugging Face endpoint.
+        url: URL without ``/embeddings``, with Azure's ``?api-version=`` if it has one; the URL of a Hugging Face endpoint; None for a model
+            that Hugging Face serves by name.
         dimensions: Number of dimensions to ask for; None for all.
     """
 
@@ -59,10 +59,10 @@ class Address:
 
     @classmethod
     def of(cls, name: str) -> Address:
-        """Read the name of a remote encoder, such as ``openai:MODEL@URL``.
+        """Parse the name of a remote encoder, in a form that `embedfit.encode.remote` lists.
 
         Raises:
-            ConfigError: The name has another form, or its URL holds a password or an unknown query; neither is shown.
+            ConfigError: The name is malformed, or its URL holds a password or an unknown query. Neither is shown.
         """
         provider, _, rest = name.partition(":")
         if provider == "hf-inference":
@@ -71,14 +71,14 @@ class Address:
         elif provider == "openai":
             model, at, url = re.fullmatch(r"(.*?)(?:(@)(https?://.*))?", rest, re.DOTALL).groups()  # type: ignore[union-attr]
             model, _, options = model.partition("?")
-            url = url if at else os.environ.get("OPENAI_BASE_URL") or OPENAI
+            url = url if at else openai_url()
         else:
             raise ConfigError(f"model {name!r} is not remote; expected openai:MODEL or hf-inference:MODEL")
         if "://" in model and model != url:
             raise ConfigError(f"model {provider}:... names an address that is not http(s)://host; it is not shown")
         if not model:
             raise ConfigError(
-                f"model '{provider}:' says no model; expected openai:MODEL, openai:MODEL@URL, hf-inference:MODEL or hf-inference:URL"
+                f"model '{provider}:' names no model; expected openai:MODEL, openai:MODEL@URL, hf-inference:MODEL or hf-inference:URL"
             )
         if url:
             try:
@@ -91,8 +91,8 @@ class Address:
                 ) from None
             if provider == "hf-inference" and parts.query:
                 raise ConfigError("model hf-inference:... has a query in its URL, which is not sent on; fix: leave it out")
-        found = re.fullmatch(r"(?:dimensions=([1-9][0-9]*))?", options)
-        if not found:
+        match = re.fullmatch(r"(?:dimensions=([1-9][0-9]*))?", options)
+        if not match:
             option = options if re.fullmatch(r"\w+=\d{0,6}", options) else options.partition("=")[0]
             raise ConfigError(
                 f"model {provider}:{one_line(model, 60)}: option {shown(option)} is unknown; expected dimensions=N, "
@@ -102,12 +102,12 @@ class Address:
             "openai" if provider == "openai" else "hf-inference",
             model,
             url.strip().rstrip("/") if url else None,
-            int(found[1]) if found[1] else None,
+            int(match[1]) if match[1] else None,
         )
 
     @property
     def host(self) -> str:
-        """Name of the host, with the port if the URL has one."""
+        """Host and port, as far as the URL names one."""
         return urlsplit(self.url).netloc if self.url else "huggingface.co"
 
     @property
@@ -122,16 +122,16 @@ class Address:
 
     @property
     def metered(self) -> bool:
-        """Whether this is api.openai.com, with its prices and limits."""
+        """Whether the host is api.openai.com, with its prices and limits."""
         return self.host == urlsplit(OPENAI).netloc
 
 
 class Failure(Exception):
-    """A request that was not answered with vectors.
+    """A request was not answered with vectors.
 
     Attributes:
-        complaint: Reason that the host gives, or that the connection failed for.
-        status: HTTP status, or the status in the body of an error under 200; None if there was no answer.
+        complaint: Error of the host or of the connection.
+        status: HTTP status, or the one in an error body under HTTP 200; None if there was no answer.
         wait: Seconds that the host asks to wait; None if it does not ask.
         breaks: Whether the connection broke or timed out after the request was sent.
     """
@@ -140,30 +140,30 @@ class Failure(Exception):
         self, complaint: Complaint, status: int | None = None, headers: Mapping[str, str] | None = None, *, breaks: bool = False
     ) -> None:
         if status and 300 <= status < 400:
-            complaint = Complaint(f"it sends requests on to {redirect_target(headers or {})}; fix: give the address that answers itself")
+            complaint = Complaint(f"it redirects requests to {redirect_target(headers or {})}; fix: give the final address")
         super().__init__(complaint.message)
         self.complaint, self.wait, self.breaks = complaint, retry_after(headers or {}), breaks
         self.status = error_status(status, complaint) if status else None
 
     @property
     def quota(self) -> bool:
-        """Whether the account can buy no more, which no waiting changes."""
+        """Whether the account can buy no more. Waiting does not help."""
         return quota_spent(self.status or 0, self.complaint)
 
     @property
     def too_much(self) -> bool:
-        """Whether the host may take fewer texts, or all but one of them. A wrong key, to which some hosts answer 400, stays wrong."""
+        """Whether a request with fewer texts may succeed. A wrong key, for which some hosts answer 400, stays wrong."""
         wrong_key = self.status == 400 and self.complaint.status in KEY_REFUSED and not self._of_its_size
         return not self.quota and not wrong_key and (self.status in (200, 400, 413, 422, 424) or self._of_its_size)
 
     @property
     def _of_its_size(self) -> bool:
-        """Whether the host says that the request is too large, and not that there are too many requests."""
+        """Whether the host complains about the size of a request rather than about the number of requests."""
         return self.status in (400, 429) and bool(_LARGE_BATCH.search(self.complaint.message))
 
     @property
     def again(self) -> bool:
-        """Whether the same request may be answered later."""
+        """Whether the same request may succeed later."""
         return self.status is None or (may_pass(self.status) and not self.quota and not self._of_its_size)
 
 
@@ -175,7 +175,7 @@ _LARGE_BATCH = re.compile(
 
 
 def key_of(address: Address) -> str | None:
-    """Return the key for a host; None if there is none and the host may need none.
+    """Return the key for a host; None where there is none and the host may do without.
 
     Raises:
         ModelError: There is no key, and the host needs one.
@@ -191,7 +191,7 @@ def key_of(address: Address) -> str | None:
 
 
 def openai_asker(address: Address, key: str | None) -> Ask:
-    """Return a function that asks an OpenAI-compatible server, with OpenAI's SDK."""
+    """Return a function that sends one request to an OpenAI-compatible server, by OpenAI's SDK."""
     openai = require("openai", extra="openai")
     host = openai_host(address.url or OPENAI, key)
     # A redirect would take the headers to another host.
@@ -208,7 +208,7 @@ def openai_asker(address: Address, key: str | None) -> Ask:
             raise Failure(complaint_of(error.response.content), error.status_code, error.response.headers) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            raise Failure(Complaint(_told(cause)), breaks=type(cause).__name__ not in _NO_CONNECTION) from None
+            raise Failure(Complaint(_message(cause)), breaks=type(cause).__name__ not in _NO_CONNECTION) from None
         content = answer.content
         body = read_json(content)
         rows = body.get("data") if isinstance(body, dict) else None
@@ -225,8 +225,8 @@ def openai_asker(address: Address, key: str | None) -> Ask:
 _NO_CONNECTION = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "LocalProtocolError", "UnsupportedProtocol", "InvalidURL")
 
 
-def _told(error: BaseException) -> str:
-    """Return the message of a connection's error, without the addresses in it."""
+def _message(error: BaseException) -> str:
+    """Return the message of a connection error without any URL in it."""
     return re.sub(r"\S+://\S+", "...", str(error)) or type(error).__name__
 
 
@@ -254,7 +254,7 @@ def _in_order(rows: list[Any], count: int, where: str) -> Vectors:
 
 
 def _vector(value: Any) -> Vectors | None:
-    """Return an embedding given as numbers or as base64 of little-endian float32; None if it is neither."""
+    """Return an embedding given as numbers, or as base64 of little-endian float32; None for anything else."""
     try:
         if isinstance(value, str):
             return np.frombuffer(base64.b64decode(value, validate=True), "<f4")
@@ -274,7 +274,7 @@ def _tokens(usage: Any) -> int | None:
 
 
 def hugging_face_asker(address: Address, key: str | None) -> Ask:
-    """Return a function that asks Hugging Face Inference, with its own client."""
+    """Return a function that sends one request to Hugging Face Inference, by its own client."""
     from huggingface_hub import InferenceClient, get_session
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
@@ -285,9 +285,9 @@ def hugging_face_asker(address: Address, key: str | None) -> Ask:
     last = threading.local()
 
     class Client(InferenceClient):
-        """Keeps the body of the last answer, because the client turns anything that numpy can read into vectors.
+        """Keeps the body of the last answer, as the client makes vectors of anything that numpy can read.
 
-        It follows no redirects, which would take the texts to another host. The session, shared with downloads, has to follow them.
+        It follows no redirect, which would take the texts to another host. The session that it shares with downloads follows them.
         """
 
         def _inner_post(self, request_parameters: Any, *, stream: bool = False) -> Any:
@@ -313,16 +313,16 @@ def hugging_face_asker(address: Address, key: str | None) -> Ask:
         last.body = b""
         where = f"hf-inference:{address.host if address.url else address.model}: {address.host} answered 200"
         try:
-            # A local model truncates long texts too.
+            # Long texts are truncated, as by a local model.
             vectors = client.feature_extraction(texts, truncate=True)  # type: ignore[arg-type]
         except HfHubHTTPError as error:
             complaint = complaint_of(error.response.content)
-            complaint = complaint if complaint.message else Complaint(_told(error))
+            complaint = complaint if complaint.message else Complaint(_message(error))
             raise Failure(complaint, error.response.status_code, error.response.headers) from None
         except (lost, OSError) as error:
             if type(error).__name__ in ("ReadTimeout", "WriteTimeout"):
                 raise Failure(Complaint(f"no answer within {_TIMEOUT:.0f} s"), breaks=True) from None
-            raise Failure(Complaint(_told(error)), breaks=type(error).__name__ not in _NO_CONNECTION) from None
+            raise Failure(Complaint(_message(error)), breaks=type(error).__name__ not in _NO_CONNECTION) from None
         except (ValueError, TypeError, OverflowError, RecursionError):
             body = read_json(last.body)
             if complains(body) or (isinstance(body, dict) and complaint_of(last.body).message):

@@ -1,6 +1,6 @@
 """Encoders behind an API: any OpenAI-compatible ``/v1/embeddings``, and Hugging Face Inference.
 
-The name of a remote encoder stands wherever the name of a local one does:
+A remote encoder is given by name like a local one, and works wherever a local one does:
 
     openai:MODEL[?dimensions=N][@URL]    openai:text-embedding-3-large
                                          openai:BAAI/bge-m3@http://localhost:8080/v1    (TEI, vLLM, Ollama ...)
@@ -8,9 +8,9 @@ The name of a remote encoder stands wherever the name of a local one does:
     hf-inference:MODEL                   hf-inference:BAAI/bge-base-en-v1.5
     hf-inference:URL                     hf-inference:https://abc.endpoints.huggingface.cloud
 
-No other name begins like this: a name on the Hub has no colon, and a folder with a colon can be written ``./openai:x``.
+These names cannot be mistaken: a name on the Hub has no colon, and a folder with one can be given as ``./openai:x``.
 
-A key goes to its own host and nowhere else: ``OPENAI_API_KEY`` to the host of ``OPENAI_BASE_URL``, or else to api.openai.com;
+A key goes to its own host and nowhere else: ``OPENAI_API_KEY`` to the host of ``OPENAI_BASE_URL``, or api.openai.com if that is not set;
 ``HF_TOKEN`` to huggingface.co and huggingface.cloud. Any other host gets the key in its own variable (`key_variable`), or none.
 """
 
@@ -35,31 +35,31 @@ from embedfit.hosts import KEY_REFUSED, Retries
 from embedfit.replies import masked, one_line
 
 PRICES = {"text-embedding-3-small": 0.02, "text-embedding-3-large": 0.13, "text-embedding-ada-002": 0.10}
-"""US dollars for a million tokens at api.openai.com, as listed in November 2026. Anything else is ``price`` or unknown."""
+"""Model -> US dollars for a million tokens at api.openai.com, as listed in November 2026."""
 _OPENAI_TEXTS, _OPENAI_TOKENS = 2048, 300_000
-"""What api.openai.com takes in one request."""
+"""Limits of one request to api.openai.com."""
 _SERVER_TEXTS, _SERVER_BYTES = 32, 1_000_000
-"""What any server takes in one request: text-embeddings-inference by default refuses more than 32 texts and 2 MB."""
+"""Limits of one request to any other server. By default text-embeddings-inference refuses more than 32 texts or 2 MB."""
 _CONCURRENT = 8
 _RETRIES = Retries(tries=7, first_wait=0.5, patience=900.0)
 _TRIES_WHOLE, _TRIES_ALONE = 2, 3
-"""Tries of a request that breaks the server: before it is cut in halves, and for a single text that is left of it."""
+"""Tries of a request that breaks the server before it is halved, and of a single text that is left of it."""
 
 
 def is_remote(name: str) -> bool:
-    """Return whether a model's name is that of an encoder behind an API."""
+    """Return whether a model's name is that of a remote encoder."""
     return name.startswith(("openai:", "hf-inference:"))
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What an encoder has bought, in this process.
+    """What an encoder has bought in this process.
 
     Attributes:
-        texts: Number of texts that were answered with vectors.
-        requests: Number of requests that were answered with vectors.
-        tokens: Number of tokens by the host's count; None if the host does not tell.
-        dollars: Cost in US dollars; None if the tokens or the price are not known.
+        texts: Number of texts with a vector.
+        requests: Number of answered requests.
+        tokens: Number of tokens, as counted by the host; None if the host does not count.
+        dollars: Price in US dollars; None if the tokens or their price are not known.
     """
 
     texts: int = 0
@@ -68,30 +68,30 @@ class Spent:
     dollars: float | None = 0.0
 
     def __str__(self) -> str:
-        """Return the amounts as a phrase."""
-        tokens = "tokens not told" if self.tokens is None else f"{self.tokens:,} tokens"
-        dollars = "price not known" if self.dollars is None else f"US${self.dollars:.4f}"
+        """Return a summary in one line."""
+        tokens = "tokens not reported" if self.tokens is None else f"{self.tokens:,} tokens"
+        dollars = "price unknown" if self.dollars is None else f"US${self.dollars:.4f}"
         requests = "1 request" if self.requests == 1 else f"{self.requests:,} requests"
         return f"{self.texts:,} texts in {requests}, {tokens}, {dollars}"
 
 
 class RemoteEncoder(BaseEncoder):
-    """An encoder behind an API. Put a `CachedEncoder` around it, and nothing is bought twice.
+    """An encoder behind an API. Wrap it in a `CachedEncoder`, and no text is bought twice.
 
-    Requests are sent in parallel, each within the host's limits. If the host asks for time (429, Retry-After), all of them wait. If it
-    fails (5xx, a dropped connection), the request is sent again after growing, random pauses. An error that trying again cannot mend
-    (a refused key, an account without quota) stops everything at once.
+    Requests run in parallel, each within the limits of the host. If the host asks for time (429 with Retry-After), all requests wait. If it
+    fails (5xx, a dropped connection), a request is sent again after growing, random pauses. Errors that do not pass, such as a refused
+    key or a spent quota, stop everything at once.
 
     Args:
-        name: Name such as ``openai:text-embedding-3-large``; see the module.
+        name: Name such as ``openai:text-embedding-3-large``; the module's docstring lists the forms.
         query_prompt: Text put before each query.
         document_prompt: Text put before each document.
-        price: US dollars for a million tokens; by default from `PRICES`, for api.openai.com.
-        concurrent: Number of requests in flight at a time.
+        price: US dollars for a million tokens; by default from `PRICES`, for api.openai.com alone.
+        concurrent: Number of requests under way at a time.
 
     Raises:
         ConfigError: The name is not that of a remote encoder, or the price is negative or not finite.
-        ModelError: The host needs a key, and none is set.
+        ModelError: The key is not set.
     """
 
     remote = True
@@ -116,10 +116,15 @@ class RemoteEncoder(BaseEncoder):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of host, model, dimensions and prompts: all that is known of a model whose weights are not."""
+        """A hash of host, model, dimensions and prompts, as the weights are not known."""
         address = self.address
+<<<<<<< HEAD
         described = ["remote", address.provider, address.model, address.url, address.dimensions, self.prompts]
         return digest(described, sort_keys=False)
+=======
+        identity = ["remote", address.provider, address.model, address.url, address.dimensions, self.prompts]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+>>>>>>> w-generate
 
     @property
     def dimension(self) -> int | None:
@@ -130,7 +135,7 @@ class RemoteEncoder(BaseEncoder):
         """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions).
 
         Raises:
-            ModelError: The host refuses the texts, or answers with something other than one vector per text.
+            ModelError: The host refuses the request, or does not return a vector for each text.
             OfflineError: The host cannot be reached.
         """
         vectors: Vectors = np.zeros((len(texts), self.dimension or 0), np.float32)
@@ -141,11 +146,11 @@ class RemoteEncoder(BaseEncoder):
         return vectors
 
     def encode_parts(self, texts: Sequence[str], kind: Kind) -> Iterator[Part]:
-        """Yield the vectors of each request when it is answered, so that vectors that were paid for can be kept.
+        """Yield the vectors of each request as soon as it is answered, so that they can be kept whatever happens later.
 
         Raises:
-            ModelError: The host refuses some texts. Vectors that were answered before have been yielded.
-            OfflineError: The host cannot be reached.
+            ModelError: The host refuses a request, or does not return a vector for each text. Answers to other requests were yielded.
+            OfflineError: The host cannot be reached. Answers to other requests were yielded.
         """
         # No API takes an empty text, and a lone surrogate cannot be sent.
         whole = [((self.prompts[kind] + text) or " ").encode("utf-8", "replace").decode() for text in texts]
@@ -159,10 +164,10 @@ class RemoteEncoder(BaseEncoder):
                     ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     for future in ready:
                         answers, refusal = future.result()
-                        problem = problem or refusal  # answers to requests in flight are still taken in
+                        problem = problem or refusal  # other requests may still be answered
                         for positions, vectors in answers:
                             if width not in (None, vectors.shape[1]):
-                                raise ModelError(f"{self.name} gave vectors of {width} and of {vectors.shape[1]} dimensions")
+                                raise ModelError(f"{self.name} returned vectors of {width} and of {vectors.shape[1]} dimensions")
                             width = vectors.shape[1]
                             yield Part(np.array(positions), vectors)
                             done(len(positions))
@@ -172,12 +177,12 @@ class RemoteEncoder(BaseEncoder):
             stop.set()
             executor.shutdown(wait=False, cancel_futures=True)
             bought = _difference(self.spent, before)
-            if bought.texts > 1:  # the cost of one query is not worth a line
+            if bought.texts > 1:  # the cost of a single query is not worth a note
                 console.note(f"{self.name}: {bought}")
 
     def _cut(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        """Yield the positions of the texts of each request."""
-        # A token of a byte-level tokenizer is one byte or more, so the number of bytes is an upper bound without a tokenizer.
+        """Yield the positions of the texts in each request."""
+        # No token is shorter than a byte, so bytes are an upper bound on tokens that needs no tokenizer.
         most, most_bytes = (_OPENAI_TEXTS, _OPENAI_TOKENS) if self.address.metered else (_SERVER_TEXTS, _SERVER_BYTES)
         batch: list[int] = []
         size = 0
@@ -194,17 +199,17 @@ class RemoteEncoder(BaseEncoder):
     def _answers(
         self, ask: Ask, positions: list[int], texts: Sequence[str], stop: threading.Event, failures: int | None = None
     ) -> tuple[Answers, EmbedfitError | None]:
-        """Send a request until it is answered, in halves if it is too large or one of its texts breaks the server.
+        """Send texts until they are answered. A request that is too large, or breaks the server, is halved.
 
         Args:
-            ask: Function that sends one request.
-            positions: Positions of the texts of this request.
-            texts: Texts of all requests.
+            ask: Sends one request.
+            positions: Positions of the texts to send.
+            texts: All texts.
             stop: Event that is set when nothing more is to be sent.
-            failures: Number of failures in a row of the request that this one is a half of; None for a whole request.
+            failures: Number of failures in a row of the request that these texts are a half of; None for a whole request.
 
         Returns:
-            The answers, and the error that kept them from being complete, else None.
+            The answers, and the reason why some are missing; None if none is.
         """
         tries, halved, failures = 0, failures is not None, failures or 0
         while not stop.wait(max(0.0, self._free_at - time.monotonic())):
@@ -225,16 +230,16 @@ class RemoteEncoder(BaseEncoder):
                 limit = _RETRIES.limit(unreachable=failure.status is None and not self._answered)
                 alone = halved and len(positions) == 1 and tries >= _TRIES_ALONE
                 if not failure.again or failures >= limit or alone or _RETRIES.is_too_long(failure.wait):
-                    stop.set()  # before this thread begins another request
+                    stop.set()  # before this thread starts another request
                     return [], self._refusal(failure, failures, positions, texts)
                 self._pause(failure, failures, stop)
                 continue
             except EmbedfitError as error:
                 stop.set()
                 return [], error
-            except Exception as error:  # a library's own error, or an answer of no known form: one line, and no traceback from a thread
+            except Exception as error:  # an unforeseen error of a library or a server: one line, not a traceback from a thread
                 stop.set()
-                return [], ModelError(f"{self.name}: {self.address.host} gave no vectors ({type(error).__name__})")
+                return [], ModelError(f"{self.name}: {self.address.host} returned no vectors ({type(error).__name__})")
             with self._lock:
                 self._answered = True
                 self.spent = self._with(len(positions), tokens)
@@ -261,26 +266,32 @@ class RemoteEncoder(BaseEncoder):
         return Spent(self.spent.texts + texts, self.spent.requests + 1, total, dollars)
 
     def _checked(self, vectors: Vectors, count: int) -> Vectors:
-        """Return the vectors scaled to unit length."""
+        """Return the vectors, scaled to unit length.
+
+        Raises:
+            ModelError: The shape is wrong, or a vector is zero or not finite.
+        """
         if vectors.ndim != 2 or len(vectors) != count:
             kind = "a vector for each token" if vectors.ndim == 3 else f"an array of shape {vectors.shape}"
-            raise ModelError(f"{self.name} gave {kind}; expected one vector for each of {count:,} texts")
+            raise ModelError(f"{self.name} returned {kind}; expected one vector for each of {count:,} texts")
         with np.errstate(over="ignore", invalid="ignore"):
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not (np.isfinite(lengths).all() and lengths.all()):
-            raise ModelError(f"{self.name} gave a vector that is not finite, or all zero")
-        wanted = self.address.dimensions
-        if wanted and vectors.shape[1] != wanted:
-            raise ModelError(f"{self.name} gave {vectors.shape[1]} dimensions, not the {wanted} asked for; this model cannot be cut")
+            raise ModelError(f"{self.name} returned a vector that is not finite, or all zero")
+        dimensions = self.address.dimensions
+        if dimensions and vectors.shape[1] != dimensions:
+            raise ModelError(
+                f"{self.name} returned {vectors.shape[1]} dimensions, not the {dimensions} asked for; fix: leave dimensions out"
+            )
         unit: Vectors = (vectors / lengths).astype(np.float32)
         return unit
 
     def _refusal(self, failure: Failure, tries: int, positions: list[int], texts: Sequence[str]) -> ModelError:
-        """Return the error for the user: without a key, and for a single text with its place and its first words."""
+        """Return the error for the user. It never holds a key; it names a single text by its position and its first words."""
         host, variable, status = self.address.host, self.address.variable, failure.status
-        told = one_line(masked(failure.complaint.message, self._key)) or "it does not say why"
+        reason = one_line(masked(failure.complaint.message, self._key)) or "no reason given"
         if status is None:
-            return OfflineError(f"{self.name}: {host} cannot be reached ({told}); what was answered before is kept")
+            return OfflineError(f"{self.name}: {host} cannot be reached ({reason}); what was answered before is kept")
         if status in KEY_REFUSED and not failure.complaint.filtered:
             what = f"the key in {variable}" if self._key else "to answer without a key"
             return ModelError(f"{self.name}: {host} refuses {what} ({status}); fix: set {variable}")
@@ -293,10 +304,10 @@ class RemoteEncoder(BaseEncoder):
         text = texts[positions[0]]
         place = f"text {positions[0] + 1:,} of {len(texts):,}, {shown(text)}" if len(texts) > 1 else shown(text)
         if len(positions) == 1 and (status == 413 or failure.complaint.too_long):
-            return ModelError(f"{self.name}: {host} refuses a text of {len(text):,} characters as too long ({status}: {told}): {place}")
+            return ModelError(f"{self.name}: {host} refuses a text of {len(text):,} characters as too long ({status}: {reason}): {place}")
         again = f" {tries} times" if failure.again else ""
         alone = f" (to one text alone: {place})" if len(positions) == 1 and (failure.too_much or failure.again) else ""
-        return ModelError(f"{self.name}: {host} answered {status}{again}: {told}{alone}")
+        return ModelError(f"{self.name}: {host} answered {status}{again}: {reason}{alone}")
 
 
 def _difference(after: Spent, before: Spent) -> Spent:

@@ -8,37 +8,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
-
 from embedfit.errors import shown
-from embedfit.generate.ledger import Line
 from embedfit.generate.tasks import Rejected
 
 
-def answer_model(name: str, schema: dict[str, Any], validate: Callable[[Mapping[str, Any]], dict[str, Any]]) -> type[BaseModel]:
-    """Return a Pydantic model for instructor, of any schema and whatever checks it."""
-
-    class Answer(BaseModel):
-        model_config = ConfigDict(extra="allow")
-
-        @model_validator(mode="before")
-        @classmethod
-        def _checked(cls, row: Any) -> Any:
-            if not isinstance(row, dict):
-                raise ValueError(f"expected a JSON object, seen {shown(row)}")
-            return validate(row)
-
-        @classmethod
-        def model_json_schema(cls, *arguments: Any, **named: Any) -> dict[str, Any]:
-            return {"title": name, **json.loads(json.dumps(schema))}
-
-    Answer.__name__ = Answer.__qualname__ = name
-    Answer.__doc__ = str(schema.get("description") or "")
-    return Answer
-
-
 def choice_schema(options: tuple[str, ...]) -> dict[str, Any]:
-    """Return the JSON schema of a choice among options."""
+    """Return the JSON Schema of a choice among options."""
     return {
         "title": "Choice",
         "type": "object",
@@ -49,7 +24,7 @@ def choice_schema(options: tuple[str, ...]) -> dict[str, Any]:
 
 
 def chosen(options: tuple[str, ...]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Return a function that checks a choice and returns it; a ValueError if it is none of the options."""
+    """Return a function that checks a choice. It raises a ValueError for anything but one of the options."""
 
     def validate(row: Mapping[str, Any]) -> dict[str, Any]:
         if row.get("choice") not in options:
@@ -60,16 +35,16 @@ def chosen(options: tuple[str, ...]) -> Callable[[Mapping[str, Any]], dict[str, 
 
 
 def answer_of(message: Mapping[str, Any], tool: str = "") -> dict[str, Any]:
-    """Return the JSON object that a message holds: in a tool call or in the text, with whatever models put around it.
+    """Return the JSON object in a message: in a tool call or in the text, whatever the model puts around it.
 
     Args:
-        message: Of a completion.
-        tool: Name of the tool that the model was given; a call of it may be written out as text.
+        message: Message of a completion.
+        tool: Name of the tool that the model was given. Some models write a call of it as text.
 
     Raises:
-        Rejected: It holds none, or two that differ, so that one would have to guess.
+        Rejected: The message holds no object, or different ones.
     """
-    texts = [text for text in (*_arguments(message), _text(message.get("content"))) if text]
+    texts = [text for text in (*_arguments(message), text_of(message.get("content"))) if text]
     problem = Rejected("invalid", "Invalid JSON: the reply is empty")
     if not texts:
         texts = [text for key in _THOUGHTS if _is_object(text := message.get(key))][:1]
@@ -96,7 +71,7 @@ def answer_of(message: Mapping[str, Any], tool: str = "") -> dict[str, Any]:
 
 
 _THOUGHTS = ("reasoning_content", "reasoning")
-"""Where some servers put a whole answer, for which they leave the content empty."""
+"""Fields in which some servers put a whole answer while the content is empty."""
 
 
 def _is_object(text: Any) -> bool:
@@ -106,27 +81,27 @@ def _is_object(text: Any) -> bool:
 
 
 def _distinct(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    distinct: list[dict[str, Any]] = []
     for row in rows:
-        if row not in found:
-            found.append(row)
-    return found
+        if row not in distinct:
+            distinct.append(row)
+    return distinct
 
 
 def _is_schema(row: Any) -> bool:
-    """Return whether an object is a JSON Schema rather than what it describes."""
+    """Return whether an object is a JSON Schema rather than an instance of one."""
     return isinstance(row.get("properties"), dict) and (row.get("type") == "object" or "$schema" in row or "$defs" in row)
 
 
 _WRITTEN_CALL = re.compile(r"<\|?(?:tool|function)_?calls?\b[^>]*>|\[TOOL_CALLS?\]|<function[=>]", re.IGNORECASE)
-"""What stands before a tool call that a model writes out, and its server does not read."""
+"""Marks before a tool call that a model writes as text and its server does not parse."""
 
 
 def _called(row: dict[str, Any], tool: str, *, marked: bool = False) -> dict[str, Any]:
-    """Return the arguments of a tool call that is written out as an object; any other object as it is.
+    """Return the arguments of a tool call that is written as an object; any other object unchanged.
 
     Raises:
-        ValueError: The arguments are no object.
+        ValueError: The arguments are not an object.
     """
     arguments = row.get("arguments", row.get("parameters"))
     if not (marked or (tool and row.get("name") == tool)) or not row.keys() <= {"name", "type", "id", "arguments", "parameters"}:
@@ -137,22 +112,22 @@ def _called(row: dict[str, Any], tool: str, *, marked: bool = False) -> dict[str
 
 
 def _arguments(message: Mapping[str, Any]) -> list[Any]:
-    """Return what a message calls tools with: JSON, or the object itself."""
+    """Return the arguments of a message's tool calls: JSON, or the object itself."""
     calls = message.get("tool_calls")
     functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
     functions = functions or [message.get("function_call")]
-    found: list[Any] = []
+    distinct: list[Any] = []
     for function in functions:
         arguments = function.get("arguments") if isinstance(function, dict) else None
-        if isinstance(arguments, (str, dict)) and arguments not in found:
-            found.append(arguments)
-    if len(found) > 1:
+        if isinstance(arguments, (str, dict)) and arguments not in distinct:
+            distinct.append(arguments)
+    if len(distinct) > 1:
         raise Rejected("invalid", "Invalid JSON: there are two different tool calls; answer with one")
-    return found
+    return distinct
 
 
-def _text(content: Any) -> Any:
-    """Return the text of a message: a string, or its parts but for the thoughts among them; or the object that stands in its place."""
+def text_of(content: Any) -> Any:
+    """Return the text of a message's content: a string, or the text parts of a list. An object in its place is returned as it is."""
     if isinstance(content, dict) and "text" not in content:
         return content
     parts = content if isinstance(content, list) else [content]
@@ -167,7 +142,7 @@ def _text(content: Any) -> Any:
 
 
 def refusal_of(message: Mapping[str, Any]) -> str:
-    """Return in which words a model refuses to answer; empty if it does not."""
+    """Return the words with which a model refuses to answer; empty if it does not refuse."""
     content = message.get("content")
     parts = [message, *(part for part in content if isinstance(part, dict))] if isinstance(content, list) else [message]
     return next((part["refusal"] for part in parts if isinstance(part.get("refusal"), str) and part["refusal"]), "")
@@ -175,21 +150,21 @@ def refusal_of(message: Mapping[str, Any]) -> str:
 
 REFUSALS = ("content_filter", "content_filtered", "safety", "prohibited_content", "blocklist", "recitation", "spii", "refusal")
 CUT_OFF = ("length", "max_tokens", "model_length", "max_output_tokens")
-"""Why a reply ended, in the words of OpenAI and those of others behind the same API."""
+"""Finish reasons of OpenAI and of other services with the same API."""
 _TAG = r"(?:\w+:)?(?:ant)?(?:think|thinking|thoughts?|reasoning|analysis|reflection|scratchpad)"
 _LANDMARK = re.compile(
     rf"(?P<end></{_TAG}>|◁/think▷|\[/THINK\]|<\|end_of_thought\|>|<\|channel\|>\s*final\b.*?<\|message\|>)"
     rf"|(?P<start><{_TAG}>|◁think▷|\[THINK\]|<\|begin_of_thought\|>|<\|channel\|>)|\{{",
     re.IGNORECASE | re.DOTALL,
 )
-"""Where a model's thoughts start and end, in the marks of several, and where an object may start."""
+"""Start and end of a model's thoughts, in the marks of several models, and the start of an object."""
 
 
 def _strict(text: str) -> dict[str, Any]:
-    """Return the object that a text is, and nothing else.
+    """Return the object that a whole text is.
 
     Raises:
-        ValueError: It is not one.
+        ValueError: The text is not exactly one JSON object.
     """
     try:
         value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_object)
@@ -203,28 +178,28 @@ def _strict(text: str) -> dict[str, Any]:
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
-    """Return the different objects that stand in a text outside of the model's thoughts; none if what looks like one is broken."""
+    """Return the distinct objects in a text, outside of the model's thoughts; none if one of them is broken."""
     decoder = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_object, strict=False)
-    found: list[Any] = []
-    before: list[Any] | None = None  # the thoughts, while in them
+    objects: list[Any] = []
+    before: list[Any] | None = None  # the objects before the thoughts, while in them
     place = 0
     while landmark := _LANDMARK.search(text, place):
         place = landmark.end()
         if landmark["end"]:  # some templates swallow the start
-            found, before = before or [], None
+            objects, before = before or [], None
         elif landmark["start"]:
-            before = list(found) if before is None else before
+            before = list(objects) if before is None else before
         else:
             try:
                 value, place = decoder.raw_decode(text, landmark.start())
             except (ValueError, RecursionError):
-                if re.match(r"\s*[\"'{}]", text[place : place + 200]):  # what stands in it is a part of an answer at best
-                    found.append(None)
+                if re.match(r"\s*[\"'{}]", text[place : place + 200]):  # a broken object: its parts are no answer
+                    objects.append(None)
             else:
-                if value not in found:
-                    found.append(value)
-    found = found if before is None else before
-    return [] if None in found else found
+                if value not in objects:
+                    objects.append(value)
+    objects = objects if before is None else before
+    return [] if None in objects else objects
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -238,25 +213,3 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
-
-
-def completion_of(reply: Line) -> Any:
-    """Return a reply as the SDK's object, for instructor to show it to the model again; of odd ones the text alone."""
-    from openai.types.chat import ChatCompletion
-
-    message = reply["reply"]["choices"][0]["message"]
-    calls = message.get("tool_calls")
-    well_formed = isinstance(calls, list) and all(
-        isinstance(call, dict)
-        and isinstance(call.get("id"), str)
-        and isinstance(function := call.get("function"), dict)
-        and isinstance(function.get("name"), str)
-        and isinstance(function.get("arguments"), str)
-        for call in calls
-    )
-    text = _text(message.get("content"))
-    plain: dict[str, Any] = {"role": "assistant", "content": text if isinstance(text, str) else json.dumps(text), "refusal": None}
-    if well_formed:
-        plain |= {"content": plain["content"] or None, "tool_calls": [{**call, "type": "function"} for call in calls]}
-    choice = {"finish_reason": "stop", "index": 0, "message": plain}
-    return ChatCompletion.construct(id="", created=0, model="", object="chat.completion", choices=[choice])

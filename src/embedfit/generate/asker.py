@@ -1,13 +1,13 @@
-"""Asking an LLM over HTTP: any OpenAI-compatible endpoint, many requests at a time, each paid for once.
+"""Many requests to an LLM at a time, each paid for once: pace, retries and budget.
 
-An `Asker` looks into the ledger first. What is not there is sent: at most so many at a time, fewer while the endpoint says
-429, again after errors that pass, and never where it could cost more than there is to spend. A request that is refused for what it
-says (too long, or caught by a content filter) is refused alone, and the ledger knows. Other errors that do not pass stop everything
-at once. What is under way then is waited for, as it has to be paid for.
+An `Asker` looks into the ledger first, and sends what is not there. It keeps to a maximum number of requests under way, lowers it while
+the endpoint answers 429, retries after errors that may pass, and sends nothing that could exceed the budget. A request that is refused
+for its content (too long, or caught by a content filter) fails alone, and the ledger keeps the refusal. Any other lasting error stops
+everything at once. Requests that are under way then are waited for, as they have to be paid for.
 
-A request counts as charged when it was sent and no answer came: a timeout while reading, a dropped connection, a completion that is
-broken. What never left (no connection, no host of that name, a refused certificate or proxy, a header that cannot be sent) and what
-came back as anything else than a completion, also under status 200, does not.
+A request counts as charged if it was sent and not answered: a timeout while reading, a dropped connection, a broken completion. It does
+not count if it never left (no connection, an unknown host, a refused certificate or proxy, an invalid header), or if the answer is
+anything else than a completion, whatever its status.
 """
 
 from __future__ import annotations
@@ -15,24 +15,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
+from embedfit import console
 from embedfit.errors import EmbedfitError, EndpointError
 from embedfit.generate.endpoint import Broken, BudgetError, Busy, Endpoint, Limits, Refused, Request, Stopped, token_count
 from embedfit.generate.ledger import Cost, Ledger, Line, digest
 
 _ALONE = 5
-"""Requests in a row, without an answer to any other, that may be given up one by one; more of them, and the endpoint is to blame."""
+"""Requests that may be given up one after another without an answer to any. After more of them the endpoint is to blame."""
 _CERTAIN_TOKENS_PER_BYTE = 1.0
-"""No tokenizer makes more tokens than there are bytes. What is seen later says how many fewer there are."""
+"""Upper bound: no tokenizer makes more tokens than there are bytes. Replies show a lower one."""
 _MARGIN = 1.25
-"""Over the most tokens per byte that were seen."""
+"""Factor on the highest number of tokens per byte seen so far."""
 
 
 class _Pace:
-    """How many requests may be under way: half as many after a 429, one more after as many answers as there are places."""
+    """Limits the requests under way. A 429 halves the limit; it grows by one after as many answers as it allows requests."""
 
     def __init__(self, most: int, sleep: Callable[[float], Awaitable[None]]) -> None:
         self.most, self.limit, self.under_way = most, float(most), 0
@@ -42,7 +45,7 @@ class _Pace:
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[float]:
-        """Wait for a place; gives the time at which it was had."""
+        """Wait for a place, and give the time at which it was free."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.under_way < max(1, int(self.limit)))
             self.under_way += 1
@@ -56,28 +59,33 @@ class _Pace:
                 self._changed.notify_all()
 
     def slower(self, since: float, wait: float | None) -> None:
-        """Take note of a 429; those sent before the last slowing down do not count, as they could not know of it."""
+        """Lower the limit after a 429, unless its request was sent before the limit was last lowered.
+
+        Args:
+            since: Time at which the request was sent.
+            wait: Seconds that the endpoint asks to wait; None if it does not say.
+        """
         if wait:
             self._until = max(self._until, time.monotonic() + wait)
         if since >= self._slowed:
             self._slowed, self.limit = time.monotonic(), max(1.0, self.limit / 2)
 
     def faster(self) -> None:
-        """Take note of an answer."""
+        """Raise the limit after an answer."""
         self.limit = min(float(self.most), self.limit + 1 / self.limit)
 
 
 class Asker:
-    """Asks an endpoint for what is not in the ledger yet.
+    """Sends the requests that have no reply in the ledger.
 
     Args:
-        endpoint: Makes the endpoint; called when something has to be sent, so that no key is needed before.
-        ledger: What is known already.
-        limits: What it may take.
-        prices: Model -> money for a million tokens of (prompt, completion).
+        endpoint: Makes the endpoint. It is called when the first request is sent, so that no key is needed before.
+        ledger: Requests and replies so far.
+        limits: Limits on requests, time and money.
+        prices: Model -> price of a million (prompt tokens, completion tokens).
 
     Attributes:
-        stopping: Why nothing more is sent, if so.
+        stopping: Reason why nothing more is sent; None while requests are sent.
     """
 
     def __init__(self, endpoint: Callable[[], Endpoint], ledger: Ledger, limits: Limits, prices: Mapping[str, tuple[float, float]]) -> None:
@@ -94,12 +102,12 @@ class Asker:
         self._room = asyncio.Condition()
 
     def stop(self, why: EmbedfitError | KeyboardInterrupt) -> None:
-        """Send nothing more; the first reason stays."""
+        """Send nothing more. Only the first reason is kept."""
         self.stopping = self.stopping or why
         self._stopped.set()
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep, but not when nothing more is sent anyway."""
+        """Sleep until the time is over or everything stops."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopped.wait(), seconds)
 
@@ -109,15 +117,14 @@ class Asker:
             await self._endpoint.close()
 
     async def ask(self, request: Request) -> Line:
-        """Return the ledger's line of a request's reply, sending it only if there is none.
+        """Return the ledger line of the reply to a request. The request is sent only if there is none.
 
         Raises:
             Stopped: Nothing more may be sent.
-            Refused: This one is refused for what it says, now or in an earlier run.
+            Refused: The request is refused for its content, now or in an earlier run.
         """
-        known = self.ledger.reply(request.id)
-        if known:
-            return known
+        if reply := self.ledger.reply(request.id):
+            return reply
         if refusal := self.ledger.refusal(request.id):
             raise Refused(*refusal)
         try:
@@ -127,13 +134,13 @@ class Asker:
             raise Stopped from None
 
     def most(self, body: Mapping[str, Any]) -> Cost:
-        """Return what a request may cost at most."""
+        """Return the maximum cost of a request."""
         per_byte = min(_CERTAIN_TOKENS_PER_BYTE, _MARGIN * self._seen.get(body["model"], _CERTAIN_TOKENS_PER_BYTE))
         return self._cost(body["model"], int(_size(body) * per_byte) + 1, int(body["max_tokens"]))
 
     def _cost(self, model: str, prompt: int, completion: int) -> Cost:
-        each = self.prices.get(model, (0.0, 0.0))
-        return Cost(prompt + completion, (prompt * each[0] + completion * each[1]) / 1e6)
+        rate = self.prices.get(model, (0.0, 0.0))
+        return Cost(prompt + completion, (prompt * rate[0] + completion * rate[1]) / 1e6)
 
     async def _send(self, request: Request) -> Line:
         failures = tries = 0
@@ -168,11 +175,11 @@ class Asker:
             await self._sleep(0 if wait else self.limits.retries.wait(tries))
 
     async def _reserve(self, request: Request) -> None:
-        """Wait until a request fits into what may be spent, and write that it goes out.
+        """Wait until the budget has room for a request, and write into the ledger that it is sent.
 
         Raises:
-            Stopped: Somebody else stopped meanwhile.
-            EmbedfitError: It does not fit, and nothing is under way whose real cost may be less.
+            Stopped: Everything was stopped meanwhile.
+            BudgetError: There is no room, and nothing is under way that may cost less than its maximum.
         """
         most = self.most(request.body)
         async with self._room:
@@ -192,10 +199,10 @@ class Asker:
         after = self.ledger.spent + most
         if self.limits.budget is not None and after.price > self.limits.budget:
             spent = f"{self.ledger.spent.price:.4f} {self.limits.currency} is spent, and the next request could cost {most.price:.4f}"
-            return f"stopped before the budget of {self.limits.budget:g} would be passed: {spent}"
+            return f"stopped before the budget of {self.limits.budget:g} would be exceeded: {spent}"
         if self.limits.tokens is not None and after.tokens > self.limits.tokens:
             used = f"{self.ledger.spent.tokens:,} are used, and the next request could take {most.tokens:,}"
-            return f"stopped before {self.limits.tokens:,} tokens would be passed: {used}"
+            return f"stopped before {self.limits.tokens:,} tokens would be exceeded: {used}"
         return ""
 
     async def _failed(self, request: Request, why: str, *, charged: bool) -> None:
@@ -211,18 +218,18 @@ class Asker:
         without = time.monotonic() - (self._answered or self._began)
         if any(map(self.limits.retries.is_too_long, (without, wait))):
             raise EndpointError(
-                f"{self._connected().base_url} has been saying 429 for {without:.0f} s"
+                f"{self._connected().base_url} has answered nothing but 429 for {without:.0f} s"
                 + (f", and asks for {wait:.0f} s more" if wait else "")
                 + "; fix: run the same command later"
             )
         return wait
 
     def _give_up(self, request: Request, broken: Broken, failures: int, began: float) -> None:
-        """Give up after too many failures in a row: this request alone, or everything where nobody is answered.
+        """Give up after too many failures in a row: this request alone, or everything if no request is answered.
 
         Raises:
-            Refused: The endpoint has answered others, and this request breaks it.
-            EndpointError: It cannot be reached, has never answered, or breaks at many in a row.
+            Refused: The endpoint has answered other requests, and this one breaks it.
+            EndpointError: The endpoint cannot be reached, has never answered, or broke at many requests in a row.
         """
         if failures < self.limits.retries.limit(unreachable=broken.unreachable and self._answered is None):
             return
@@ -233,7 +240,7 @@ class Asker:
                 self.ledger.refuse(request.id, "failed", why)
             raise Refused("failed", why)
         seen = f"cannot be reached ({broken})" if broken.unreachable else f"failed {failures} times in a row ({broken})"
-        raise EndpointError(f"{self._connected().base_url} {seen}; fix: run the same command when it is back, it goes on from here")
+        raise EndpointError(f"{self._connected().base_url} {seen}; fix: run the same command when it is back, to continue from here")
 
     def _connected(self) -> Endpoint:
         if self._endpoint is None:
@@ -243,12 +250,12 @@ class Asker:
     async def _keep(self, request: Request, completion: Line, tries: int, seconds: float) -> Line:
         model, usage = request.body["model"], completion.get("usage")
         counted = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
-        said = None not in counted
+        is_counted = None not in counted
         text = json.dumps(completion["choices"][0]["message"])
-        # An endpoint that does not count is taken at its most for the prompt, and by bytes for the answer.
+        # Where an endpoint does not count tokens, the prompt is taken at its maximum, and the answer by its bytes.
         prompt = self.most(request.body).tokens - int(request.body["max_tokens"]) if counted[0] is None else counted[0]
         answer = min(int(request.body["max_tokens"]), len(text)) if counted[1] is None else counted[1]
-        if said:
+        if is_counted:
             self._seen[model] = max(self._seen.get(model, 0.0), prompt / _size(request.body))
         cost = self._cost(model, prompt, answer)
         line = {
@@ -259,7 +266,7 @@ class Asker:
             "parameters": {key: request.body[key] for key in ("max_tokens", "temperature") if key in request.body},
             "prompt_tokens": prompt,
             "completion_tokens": answer,
-            "counted": said,
+            "counted": is_counted,
             "price": cost.price,
             "seconds": round(seconds, 3),
             "tries": tries,
@@ -270,7 +277,35 @@ class Asker:
         return {"event": "reply", "id": request.id, **line}
 
 
+@contextlib.contextmanager
+def interruptible(asker: Asker) -> Iterator[None]:
+    """Let the first Ctrl-C wait for the requests under way, as they have to be paid for. The second one ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def interrupted() -> None:
+        if asker.stopping and task:
+            task.cancel()
+        asker.stop(KeyboardInterrupt())
+        if asker.ledger.under_way:
+            console.note(f"waiting for {asker.ledger.under_way} replies that are paid for; press Ctrl-C again to leave them")
+
+    try:
+        loop.add_signal_handler(signal.SIGINT, interrupted)
+    except (NotImplementedError, RuntimeError):  # not on Windows: there Ctrl-C ends at once
+        yield
+        return
+    try:
+        yield
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
 def _size(body: Mapping[str, Any]) -> int:
-    """Return the bytes of everything that the model reads, with room for what marks the turns."""
-    read = {key: body[key] for key in ("messages", "response_format", "tools") if key in body}
-    return len(json.dumps(read, ensure_ascii=False).encode("utf-8", "surrogatepass")) + 64
+    """Return the bytes of everything that the model reads, with room for the marks between turns."""
+    parts = {key: body[key] for key in ("messages", "response_format", "tools") if key in body}
+    return len(json.dumps(parts, ensure_ascii=False).encode("utf-8", "surrogatepass")) + 64

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from embedfit import console
+from embedfit.config import GenerateConfig
 from embedfit.errors import ConfigError, EndpointError, require
 from embedfit.generate.ledger import Line
 from embedfit.hosts import (
@@ -18,12 +20,16 @@ from embedfit.hosts import (
     OPENAI,
     OpenAIHost,
     Retries,
+    checked_address,
     connected,
     error_status,
     header_value,
     is_header_name,
+    key_in,
+    key_variable,
     may_pass,
     openai_host,
+    openai_url,
     quota_spent,
     redirect_target,
     retry_after,
@@ -47,28 +53,33 @@ PRICES = {
     "gpt-5-nano": (0.05, 0.4),
     "o4-mini": (1.1, 4.4),
 }
-"""USD for a million tokens of OpenAI's own endpoint, (prompt, completion), as published in 2025. Yours go before them."""
+"""Model -> US dollars for a million (prompt tokens, completion tokens) at OpenAI's endpoint, as published in 2025."""
 _OTHER_NAME = {"max_tokens": "max_completion_tokens"}
-"""What newer models call a parameter that they refuse by its usual name."""
+"""Names of parameters in newer models that refuse the usual name."""
 _NOT_NEEDED = ("seed", "temperature")
 _CONNECT = 1.0
-"""Seconds for a connection, if the time for a request is less."""
+"""Minimum of the seconds allowed for a connection."""
 
 
 class BudgetError(EndpointError):
-    """The next request could cost more than there is left to spend."""
+    """The next request could exceed the budget."""
 
 
 class Stopped(Exception):
-    """Nothing more is sent; `Asker.stopping` says why."""
+    """Nothing more is sent. `Asker.stopping` holds the reason."""
 
 
 class Refused(Exception):
-    """A request was refused for what it says, and no other is concerned: a word for the statistics, and why."""
+    """A request was refused for its content. Other requests are not concerned.
 
-    def __init__(self, reason: str, why: str, *, lasting: bool = True) -> None:
+    Attributes:
+        reason: Outcome for the statistics, such as ``too long``.
+        why: The endpoint's message.
+    """
+
+    def __init__(self, reason: str, why: str) -> None:
         super().__init__(why)
-        self.reason, self.why, self.lasting = reason, why, lasting
+        self.reason, self.why = reason, why
 
 
 @dataclass(frozen=True)
@@ -94,12 +105,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Request:
-    """What to ask, and what it is for.
+    """One chat completion to ask for.
 
     Attributes:
-        id: Depends on what is asked, and on nothing else.
-        body: Of POST /chat/completions; it has ``max_tokens``.
-        facts: More for the ledger.
+        id: Id in the ledger. It depends on what is asked, and on nothing else.
+        body: JSON body of POST /chat/completions, with ``max_tokens``.
+        facts: More entries for the ledger line of the reply.
     """
 
     id: str
@@ -108,7 +119,11 @@ class Request:
 
 
 class Busy(Exception):
-    """429: nothing was charged. ``wait`` is in seconds, if the endpoint said for how long."""
+    """The endpoint answered 429, and nothing was charged.
+
+    Attributes:
+        wait: Seconds that the endpoint asks to wait; None if it does not say.
+    """
 
     def __init__(self, wait: float | None) -> None:
         super().__init__("429")
@@ -116,7 +131,12 @@ class Busy(Exception):
 
 
 class Broken(Exception):
-    """An error that may pass."""
+    """A request failed in a way that may pass.
+
+    Attributes:
+        charged: Whether the request may have to be paid for.
+        unreachable: Whether the request never left this machine.
+    """
 
     def __init__(self, why: str, *, charged: bool, unreachable: bool = False) -> None:
         super().__init__(why)
@@ -127,13 +147,13 @@ class Endpoint:
     """An OpenAI-compatible endpoint.
 
     Args:
-        base_url: As the OpenAI SDK takes it, with ``/v1``; or Azure's, with ``?api-version=``. By default OpenAI's.
-        key: Sent as ``Authorization: Bearer``, to Azure's older addresses as ``api-key``.
-        headers: More headers, for gateways.
-        key_name: Where the key came from, to be named in errors.
+        base_url: URL as the OpenAI SDK takes it, ending in ``/v1``; or Azure's, with ``?api-version=``. By default OpenAI's.
+        key: Key, sent as ``Authorization: Bearer``, or as ``api-key`` to Azure's older URLs.
+        headers: More headers, such as those of a gateway.
+        key_name: Source of the key, named in error messages.
 
     Raises:
-        ConfigError: The address is not http or https, or has a password in it; the key or a header cannot be sent.
+        ConfigError: The URL is not http or https or holds a password, or the key or a header cannot be sent.
     """
 
     def __init__(
@@ -156,20 +176,22 @@ class Endpoint:
         return f"Endpoint({self.base_url!r})"
 
     def hidden(self, text: str) -> str:
-        """Return a text without the key and the headers' values, should an endpoint have said them back."""
+        """Return a text with the key and the values of headers masked. An endpoint may repeat them."""
         return masked(text, *self._secrets)
 
     async def once(self, body: Mapping[str, Any], timeout: float) -> Line:
         """Send a request once, and return the completion.
 
         Args:
-            body: Of POST /chat/completions.
-            timeout: Seconds from the last byte sent to the last byte that came; and for a connection.
+            body: JSON body of POST /chat/completions.
+            timeout: Seconds from the last byte sent to the last byte received, and for a connection.
 
         Raises:
-            EndpointError: It will never be answered.
-            ConfigError: No connection can be made with the settings of this machine.
-            Refused: It will not, for what it says.
+            Busy: The endpoint answered 429.
+            Broken: The request failed in a way that may pass.
+            Refused: The endpoint refuses this request for its content.
+            EndpointError: The endpoint will answer no request.
+            ConfigError: The proxy or certificate settings of this machine cannot be used.
         """
         client, sent = self._connected(timeout), self._wanted(body)
         keys = self._host.headers if self._host else {}
@@ -186,7 +208,7 @@ class Endpoint:
                     clock.reschedule(asyncio.get_running_loop().time() + timeout)
 
                 _WHEN_SENT.set(start)
-                # What is in extra_body goes out as it is; the SDK would take half a millisecond to walk through a schema.
+                # The SDK takes half a millisecond to walk through a schema, and sends extra_body as it is.
                 named = {key: sent.pop(key) for key in ("model", "messages")}
                 answer = await client.chat.completions.with_raw_response.create(**named, extra_body=sent, extra_headers=keys)
             status, headers, content = answer.status_code, answer.headers, answer.content
@@ -243,14 +265,14 @@ class Endpoint:
         return self._client  # type: ignore[return-value]
 
     def _wanted(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a body without the parameters that this model does not know."""
+        """Return a body without the parameters that the model does not know."""
         return {_OTHER_NAME.get(key, "") if key in self._unwanted else key: value for key, value in body.items() if self._sends(key)}
 
     def _sends(self, key: str) -> bool:
         return key not in self._unwanted or key in _OTHER_NAME
 
     def _adapts(self, status: int, complaint: Complaint, model: str, sent: Mapping[str, Any]) -> bool:
-        """Return whether a parameter is to blame that can be left out or has another name, and do so from now on."""
+        """Return whether an error is due to a parameter that can be omitted or renamed; if so, do that from now on."""
         if status not in (200, 400, 422, 500, 501) or complaint.too_long or complaint.filtered:
             return False
         parameter = complaint.unknown((*_OTHER_NAME, *_NOT_NEEDED))
@@ -258,41 +280,67 @@ class Endpoint:
             return False
         if parameter not in self._unwanted:
             self._unwanted.add(parameter)
-            instead = f"{_OTHER_NAME[parameter]!r} is sent instead" if parameter in _OTHER_NAME else "it is left out"
-            console.note(f"{model} takes no {parameter!r}: {instead}")
+            change = f"{_OTHER_NAME[parameter]!r} is sent instead" if parameter in _OTHER_NAME else "it is left out"
+            console.note(f"{model} takes no {parameter!r}: {change}")
         return True
 
     def _meaning(self, status: int, headers: Mapping[str, str], complaint: Complaint) -> Exception:
-        """Return what an error means: wait, try again, leave this one out, or stop."""
+        """Return the exception for an error: wait, retry, give up this request, or stop."""
         status = error_status(status, complaint)
         message, code = one_line(self.hidden(complaint.message)), one_line(self.hidden(complaint.code.partition(" ")[0]), 60)
         if quota_spent(status, complaint):
-            return EndpointError(
-                f"{self.base_url} says that the quota is spent ({code or status}); fix: top it up, and run the same command"
-            )
+            return EndpointError(f"{self.base_url} reports a spent quota ({code or status}); fix: top it up, and run the same command")
         if complaint.filtered and status not in (401, 429):
             return Refused("filtered", message or code)
         if too_large(status, complaint):
             return Refused("too long", message or code or f"HTTP {status}")
         if status in KEY_REFUSED:
-            return EndpointError(f"{self.base_url} does not accept {self.key_name} ({status}); fix: set it right, and run the same command")
+            return EndpointError(f"{self.base_url} does not accept {self.key_name} ({status}); fix: correct it, and run the same command")
         if status == 429:
             return Busy(retry_after(headers))
         if status < 300 or may_pass(status):
             return Broken(f"HTTP {status}" + (f": {message}" if message else ""), charged=False)
         if 300 <= status < 400:
             target = redirect_target(headers)
-            return EndpointError(f"{self.base_url} sends requests on to {target} ({status}); fix: give the address that answers itself")
+            return EndpointError(f"{self.base_url} redirects requests to {target} ({status}); fix: give the final address")
         mode = "; fix: another 'mode' in [generate]" if _MODE.search(complaint.message) else ""
-        return EndpointError(f"{self.base_url} refuses the request ({status} {code}): {message or 'it does not say why'}{mode}")
+        return EndpointError(f"{self.base_url} refuses the request ({status} {code}): {message or 'no reason given'}{mode}")
+
+
+def endpoint_of(config: GenerateConfig, ask: Callable[[str], str] | None = None) -> Endpoint:
+    """Return the endpoint of a configuration, with its key from the environment.
+
+    Args:
+        config: Settings; ``key`` names the variable of the key if it is not the host's own.
+        ask: Asks a person for the key of a host, if the environment holds none and the endpoint is not on this machine.
+
+    Raises:
+        ConfigError: An environment variable is not set.
+    """
+    base_url = config.base_url or openai_url()
+    variable = config.key or key_variable(base_url)
+    key = key_in(variable)
+    if not key:
+        host = checked_address(base_url).hostname or ""
+        if host in ("localhost", "::1") or host.startswith("127."):
+            key = "none"
+        elif ask:
+            key = header_value(ask(f"Key for {host}: "), "the key")
+    if not key:
+        raise ConfigError(f"{variable} is not set; fix: export {variable}=..., or name another variable with 'key' in [generate]")
+    missing = [variable for variable in config.headers.values() if variable not in os.environ]
+    if missing:
+        raise ConfigError(f"{missing[0]} is not set, but generate.headers names it; fix: export it")
+    headers = {name: os.environ[variable] for name, variable in config.headers.items()}
+    return Endpoint(base_url, key, headers, key_name=variable)
 
 
 _WHEN_SENT: contextvars.ContextVar[Callable[[], None]] = contextvars.ContextVar("_WHEN_SENT")
-"""To be called when the last byte of the request is out that this task has under way."""
+"""Function to call when the last byte of the current task's request was sent."""
 
 
 async def _watch(request: Any) -> None:
-    """Have the HTTP client tell when a request is out; until then no host can charge for it."""
+    """Have the HTTP client report when a request was sent. Until then no host can charge for it."""
     when_sent = _WHEN_SENT.get()
 
     async def trace(event: str, info: Mapping[str, Any]) -> None:
@@ -312,8 +360,8 @@ def _is_completion(body: Any) -> bool:
 
 
 def _is_broken_completion(body: Any, content: bytes) -> bool:
-    """Return whether a body is a completion that nobody can use, and that was charged all the same: it has choices, or counts tokens."""
-    if body is None:  # cut off, or a stream that nobody asked for
+    """Return whether a body is an unusable completion that was charged all the same: it has choices, or counts tokens."""
+    if body is None:  # cut off, or a stream that was not asked for
         return b'"choices"' in content
     if not isinstance(body, dict):
         return False
@@ -323,13 +371,13 @@ def _is_broken_completion(body: Any, content: bytes) -> bool:
 
 
 def _complaining_choice(body: Any) -> Line | None:
-    """Return a choice that is an error, as some gateways give what their provider said."""
+    """Return a choice that is an error; some gateways pass on their provider's error so."""
     choices = body.get("choices") if isinstance(body, dict) else None
     first = choices[0] if isinstance(choices, list) and choices else None
     return first if isinstance(first, dict) and first.get("error") else None
 
 
 def token_count(usage: Any, name: str) -> int | None:
-    """Return the tokens that an endpoint says it counted, None if it says no number."""
+    """Return a number of tokens that an endpoint counted; None if it gives no number."""
     count = usage.get(name) if isinstance(usage, dict) else None
     return int(count) if isinstance(count, (int, float)) and not isinstance(count, bool) and 0 <= count < 2**53 else None

@@ -1,16 +1,16 @@
-"""What was asked of an LLM and what came back: a file that is only ever added to, so that nothing paid for is lost.
+"""Requests to an LLM and their replies, in an append-only file, so that nothing paid for is lost.
 
-Each line is a JSON object, and says what happened:
+Each line is a JSON object for one event:
 
     start     what all requests have in common; the first line
-    sent      a request goes out, and this is what it may cost at most
-    failed    no answer came; ``charged`` where it may have to be paid for all the same
-    refused   the endpoint will not answer this request, for what it says: nothing is charged, and it is not asked again
-    reply     the answer, with tokens, price, seconds, tries and the whole message; on disk before anything is done with it
-    verdict   what became of a reply: accepted or why not, and the record
+    sent      a request is sent; its maximum cost
+    failed    no answer came; ``charged`` if the request may have to be paid for all the same
+    refused   the endpoint refuses this request for its content; nothing is charged, and it is not sent again
+    reply     the answer, with tokens, price, seconds, tries and the whole message; on disk before it is used
+    verdict   the outcome of a reply: accepted or the reason why not, and the record
 
-A reply is found by the id of its request, which depends on what is asked alone. So whoever asks the ledger first never
-pays twice, and a process that was killed goes on by doing everything again.
+A reply is found by the id of its request, which depends on what is asked alone. Callers that look into the ledger first never pay
+twice, and a process that was killed is continued by doing everything again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ Line: TypeAlias = dict[str, Any]
 
 @dataclass
 class Cost:
-    """Tokens and money. ``price`` is in the currency of the prices that were given, USD for the bundled ones."""
+    """A number of tokens and their price.
+
+    Attributes:
+        tokens: Prompt and completion tokens.
+        price: Price in the currency of the prices given; US dollars for the bundled ones.
+    """
 
     tokens: int = 0
     price: float = 0.0
@@ -44,16 +49,16 @@ class Cost:
 
 
 def open_ledger(folder: Path, start: Mapping[str, Any]) -> Ledger:
-    """Open the ledger of these requests in a folder, or begin it; nobody else can meanwhile.
+    """Open or create the ledger of a set of requests, and lock its folder for this process.
 
     Args:
-        folder: Where ledgers are; each is named by a hash of its start.
-        start: What all requests have in common: prompt, schema, model, seed. Where one of them has changed, a new ledger
-            begins, the old one is kept, and a note says so.
+        folder: Folder of ledgers. Each file is named by a hash of its start.
+        start: What all requests have in common: prompt, schema, model, seed. If one of them has changed, a new ledger is created, the
+            old one is kept, and a note names the change.
 
     Raises:
-        DataError: A line of it cannot be read.
-        StorageError: Another process is at work in the folder, or it cannot be written.
+        DataError: A line of the ledger is malformed.
+        StorageError: Another process holds the lock, or the folder cannot be written.
     """
     path = folder / f"ledger-{digest(start)[:12]}.jsonl"
     stack, is_new = contextlib.ExitStack(), not folder.exists()
@@ -62,7 +67,7 @@ def open_ledger(folder: Path, start: Mapping[str, Any]) -> Ledger:
     )
     try:
         if not path.exists():
-            _say_what_changed(folder, path, start)
+            _note_changes(folder, path, start)
         if is_new:
             _sync_entries(folder.parent)
         return Ledger(path, start, stack)
@@ -72,21 +77,21 @@ def open_ledger(folder: Path, start: Mapping[str, Any]) -> Ledger:
 
 
 def digest(value: Any) -> str:
-    """Return a hash of anything that JSON can say."""
+    """Return the SHA-256 of a JSON value, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Ledger:
-    """An open ledger; `open_ledger` makes one.
+    """An open ledger, made by `open_ledger`.
 
-    Replies stay on disk, and only where they stand is kept in memory.
+    Replies stay on disk. Memory holds their offsets alone.
 
     Attributes:
-        path: Of the file.
-        paid: What all replies cost.
-        lost: What may have been charged for requests without a reply: their most.
-        lost_requests: How many those are.
-        requests: How many replies there are.
+        path: Path of the file.
+        paid: Cost of all replies.
+        lost: Maximum cost of the requests that may have been charged without a reply.
+        lost_requests: Number of these requests.
+        requests: Number of replies.
     """
 
     def __init__(self, path: Path, start: Mapping[str, Any], stack: contextlib.ExitStack) -> None:
@@ -121,48 +126,48 @@ class Ledger:
 
     @property
     def spent(self) -> Cost:
-        """What may have been charged so far, requests under way at their most."""
+        """Maximum of what was charged so far, requests under way included."""
         return sum(self._open.values(), self.paid + self.lost)
 
     @property
     def under_way(self) -> int:
-        """How many requests were sent and neither answered nor failed."""
+        """Number of requests that were sent and have neither a reply nor an error."""
         return len(self._open)
 
     def reply(self, id: str) -> Line | None:
-        """Return the line of a request's reply, None if there is none yet."""
+        """Return the line of the reply to a request, None if there is none yet."""
         return self._line(self._replies.get(id))
 
     def verdict(self, id: str) -> Line | None:
-        """Return the last line on what became of a reply, None if there is none yet."""
+        """Return the last verdict on a reply, None if there is none yet."""
         return self._line(self._verdicts.get(id))
 
     def sent(self, id: str, most: Cost) -> None:
-        """Write that a request goes out, and what it may cost at most."""
+        """Write that a request is sent, with its maximum cost."""
         self._open[id] = most
         self._append({"event": "sent", "id": id, "tokens": most.tokens, "price": most.price})
 
     def failed(self, id: str, why: str, *, charged: bool) -> None:
-        """Write that no answer came, and whether it may have been charged all the same."""
+        """Write that a request was not answered, and whether it may have been charged all the same."""
         self._append({"event": "failed", "id": id, "why": why, "charged": charged})
         most = self._open.pop(id)
         if charged:
             self.lost, self.lost_requests = self.lost + most, self.lost_requests + 1
 
     def refuse(self, id: str, reason: str, why: str) -> None:
-        """Write that a request is refused for what it says, so that it is not asked again."""
+        """Write that a request is refused for its content, so that it is not sent again."""
         self._append({"event": "refused", "id": id, "reason": reason, "why": why})
         self._open.pop(id, None)
         self._refusals[id] = (reason, why)
 
     def refusal(self, id: str) -> tuple[str, str] | None:
-        """Return why a request was refused, as a word for the statistics and in the endpoint's words; None if it was not."""
+        """Return the reason and the endpoint's message for a refused request; None if it was not refused."""
         return self._refusals.get(id)
 
     async def keep(self, id: str, cost: Cost, line: Mapping[str, Any]) -> None:
-        """Write a reply, and return when it is on disk.
+        """Write a reply, and return once it is on disk.
 
-        Replies that come while others are being synced are synced together, the next time.
+        Replies that arrive during a sync share the next one.
         """
         self._replies[id] = self._append({"event": "reply", "id": id, **line})
         self._open.pop(id, None)
@@ -178,16 +183,16 @@ class Ledger:
                 self._synced = reaches
 
     def decide(self, id: str, outcome: str, why: str = "", record: Any = None) -> None:
-        """Write what became of a reply, unless that is what stands there.
+        """Write the verdict on a reply, unless the same one is there already.
 
-        It follows from the reply, so it is not synced by itself.
+        A verdict follows from its reply, so it is not synced by itself.
         """
         line = {"event": "verdict", "id": id, "outcome": outcome, "why": why, "record": record}
         if self.verdict(id) != line:
             self._verdicts[id] = self._append(line)
 
     def rows(self) -> Iterator[Line]:
-        """Yield one line for each request that was answered, in their order: the reply, with outcome, why and record."""
+        """Yield the line of each reply in order, with its outcome, why and record."""
         for id in self._replies:
             reply, verdict = self.reply(id) or {}, self.verdict(id) or {}
             yield {**reply, **{key: verdict.get(key) for key in ("outcome", "why", "record")}}
@@ -201,7 +206,7 @@ class Ledger:
             return line
 
     def _append(self, line: Mapping[str, Any]) -> int:
-        """Write a line, and return where it starts."""
+        """Write a line, and return its offset."""
         start = self._end
         data = json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         try:
@@ -225,11 +230,11 @@ class Ledger:
                         raise DataError(
                             f"{self.path}:{number}", "is not a line of a ledger", fix="restore the file, or move it away to begin anew"
                         ) from None
-                    break  # cut off when a process was killed, before anything was done with it
+                    break  # cut off when a process was killed, before the line was used
                 self._end += len(whole)
                 last = whole
         os.ftruncate(self._file, self._end)
-        if not last.endswith(b"\n"):  # all of the line but its end
+        if not last.endswith(b"\n"):  # only the line break is missing
             os.write(self._file, b"\n")
             self._end += 1
 
@@ -237,7 +242,7 @@ class Ledger:
         event = line["event"]
         if event == "sent":
             before = self._open.pop(line["id"], None)
-            if before:  # the process was killed while this one was under way
+            if before:  # the process was killed while this request was under way
                 self.lost, self.lost_requests = self.lost + before, self.lost_requests + 1
             self._open[line["id"]] = Cost(line["tokens"], line["price"])
         elif event == "failed":
@@ -259,8 +264,8 @@ class Ledger:
 
 
 def _sync_entries(folder: Path) -> None:
-    """Put on disk which files a folder holds; a synced file that stands in no folder would be lost."""
-    with contextlib.suppress(OSError):  # Windows opens no folders, and needs no such thing
+    """Sync a folder's list of files. A synced file that its folder does not list would be lost."""
+    with contextlib.suppress(OSError):  # Windows opens no folders, and needs no sync
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -268,7 +273,7 @@ def _sync_entries(folder: Path) -> None:
             os.close(handle)
 
 
-def _say_what_changed(folder: Path, path: Path, start: Mapping[str, Any]) -> None:
+def _note_changes(folder: Path, path: Path, start: Mapping[str, Any]) -> None:
     others = sorted(folder.glob("ledger-*.jsonl"), key=lambda other: other.stat().st_mtime)
     if not others:
         return
@@ -276,5 +281,5 @@ def _say_what_changed(folder: Path, path: Path, start: Mapping[str, Any]) -> Non
         before = json.loads(file.readline())
         changed = [key for key in start if before.get(key) != start[key]]
         console.note(
-            f"Changed since the last time: {', '.join(changed)}. A new ledger begins, {path.name}; the old one, {others[-1].name}, is kept."
+            f"Changed since the last run: {', '.join(changed)}. The new ledger is {path.name}; the old one, {others[-1].name}, is kept."
         )

@@ -1,9 +1,8 @@
-"""What a run of generation gave: counts, cost, diversity."""
+"""The result of generation: counts, cost, diversity."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import statistics
 import urllib.parse
 from collections import Counter
@@ -17,19 +16,19 @@ from embedfit.data.dataset import Row
 from embedfit.errors import ConfigError
 from embedfit.generate.endpoint import DOLLARS, PRICES
 from embedfit.generate.tasks import Questions, Records, Task
-from embedfit.hosts import OPENAI, checked_address
+from embedfit.hosts import OPENAI, checked_address, openai_url
 from embedfit.words import words_of
 
 
 @dataclass(frozen=True)
 class Diversity:
-    """How unlike each other texts are.
+    """How much texts differ from each other.
 
     Attributes:
-        distinct_words: Different words, of all words (distinct-1 of J. Li et al., A diversity-promoting objective function, 2016).
-        distinct_pairs: Different pairs of neighbouring words, of all such pairs (distinct-2).
-        overlap: How much a text has in common with the nearest one of the same label: words in both, of words in either; the median.
-        fields: (field, different values, values, the most frequent value, how often it stands there), most repeated first.
+        distinct_words: Share of distinct words among all words (distinct-1: J. Li et al., A diversity-promoting objective, 2016).
+        distinct_pairs: Share of distinct pairs of neighbouring words among all such pairs (distinct-2).
+        overlap: Median over texts of the Jaccard similarity of words with the nearest text of the same label, 0 to 1.
+        fields: (field, distinct values, values, most frequent value, its count) for each field, most repetitive first.
     """
 
     distinct_words: float
@@ -40,28 +39,28 @@ class Diversity:
 
 @dataclass(frozen=True)
 class Generated:
-    """What came of generating.
+    """The result of generation.
 
     Attributes:
         kind: ``records`` or ``queries``.
-        output: The file that was written.
-        ledger: Where all requests stand.
-        asked: How many were asked for.
-        accepted: How many there are.
-        given_up: Places of the plan for which every try was rejected, or the endpoint refused to answer.
-        outcomes: Outcome -> replies and refusals, judging apart.
-        labels: Label -> how many were accepted, most first.
-        difficulty: Label -> {easy, hard, suspect} -> how many; empty without a judge.
-        diversity: Of what was accepted; None if that is nothing.
-        requests: Answered in all, judging included, all runs on this ledger together.
-        tokens: Of these.
-        price: Of these; None where the price of a model is not known.
-        lost_requests: Those that may have been charged, with nothing to show for it.
-        lost_price: What they cost at most.
-        seconds: Of this run.
-        new_requests: Answered in this run.
-        stopped: Why it ended before all was written; empty if it did not.
-        currency: Of the prices.
+        output: Path of the file that was written.
+        ledger: Path of the ledger of all requests.
+        asked: Number of records or queries asked for.
+        accepted: Number of records or queries in the output.
+        given_up: Number of places for which every attempt was rejected, or the endpoint refused to answer.
+        outcomes: Outcome -> number of replies and refusals, without those of the judge.
+        labels: Label -> number of accepted records, most frequent first.
+        difficulty: Label -> ``easy``, ``hard``, ``suspect`` -> number of records; empty without a judge.
+        diversity: Diversity of the output; None if it is empty.
+        requests: Number of replies in all runs on this ledger, those of the judge included.
+        tokens: Tokens of all replies.
+        price: Price of all replies; None where the price of a model is not known.
+        lost_requests: Number of requests that may have been charged without a reply.
+        lost_price: Maximum price of these requests.
+        seconds: Duration of this run.
+        new_requests: Number of replies in this run.
+        stopped: Reason why the run ended early; empty if it did not.
+        currency: Currency of the prices, in words.
     """
 
     kind: str
@@ -86,12 +85,12 @@ class Generated:
 
     @property
     def acceptance(self) -> float:
-        """Accepted, of all replies but the judge's."""
+        """Share of accepted replies, 0 to 1, without those of the judge."""
         return self.accepted / max(1, sum(self.outcomes.values()))
 
     @property
     def sentence(self) -> str:
-        """Return it all in one line."""
+        """A summary in one line."""
         line = f"{self.accepted:,} of {self.asked:,} {self.kind} in {self.output}: {self.acceptance:.0%} of the replies could be used"
         line += f"; {self.requests:,} requests, {self.tokens:,} tokens"
         if self.price is not None:
@@ -105,7 +104,7 @@ class Generated:
 
     @property
     def failure(self) -> str:
-        """Return in one line why nothing was written."""
+        """Why nothing was written, in one line."""
         reasons = ", ".join(f"{count:,} {outcome}" for outcome, count in self.outcomes.items() if outcome != "accepted")
         suspect = sum(counts["suspect"] for counts in self.difficulty.values())
         reasons += f"{', ' if reasons else ''}{suspect:,} suspect" if suspect else ""
@@ -116,21 +115,21 @@ class Generated:
         return f"{line}; fix: see the prompt and {self.ledger}, or take another model"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON can say it."""
+        """Return the result as JSON values."""
         diversity = vars(self.diversity) if self.diversity else None
         return {**vars(self), "output": str(self.output), "ledger": str(self.ledger), "diversity": diversity}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is still to be asked, and what that will cost.
+    """What is left to ask for, and what that is expected to cost.
 
     Attributes:
-        requests: About so many.
-        tokens: About.
-        price: About; None where the price of a model is not known.
-        most: If every reply is as long as it may be.
-        currency: Of both.
+        requests: Expected number of requests.
+        tokens: Expected number of tokens.
+        price: Expected price; None where the price of a model is not known.
+        most: Price if every reply has its maximum length; None where the price of a model is not known.
+        currency: Currency of the prices, in words.
     """
 
     requests: int
@@ -141,7 +140,7 @@ class Estimate:
 
     @property
     def sentence(self) -> str:
-        """Return it in one line."""
+        """A summary in one line."""
         if not self.requests:
             return "nothing is left to ask"
         price = "the price of the model is not known"
@@ -151,7 +150,7 @@ class Estimate:
 
 
 def measure_diversity(rows: Iterator[Row], task: Task) -> Diversity:
-    """Return how unlike each other generated rows are."""
+    """Return the diversity of generated rows."""
     values: dict[str, Counter[str]] = {}
     words: Counter[str] = Counter()
     pairs: Counter[tuple[str, str]] = Counter()
@@ -162,14 +161,14 @@ def measure_diversity(rows: Iterator[Row], task: Task) -> Diversity:
         for name, value in own.items():
             if isinstance(value, str):
                 values.setdefault(name, Counter())[value] += 1
-        spoken = [value for name, value in own.items() if name not in ("style", "persona") and value is not None]
-        said = words_of(" ".join(map(str, spoken)))
-        words.update(said)
-        pairs.update(itertools.pairwise(said))
-        sets.setdefault(str(row[label_field]), []).append(frozenset(said))
-    nearest = [overlap for some in sets.values() for overlap in _nearest_overlaps(some)]
+        texts = [str(value) for name, value in own.items() if name not in ("style", "persona") and value is not None]
+        row_words = words_of(" ".join(texts))
+        words.update(row_words)
+        pairs.update(itertools.pairwise(row_words))
+        sets.setdefault(str(row[label_field]), []).append(frozenset(row_words))
+    nearest = [overlap for same_label in sets.values() for overlap in _nearest_overlaps(same_label)]
     fields = [(name, len(counts), counts.total(), *counts.most_common(1)[0]) for name, counts in values.items()]
-    fields.sort(key=lambda found: found[1] / found[2])
+    fields.sort(key=lambda field: field[1] / field[2])
     return Diversity(
         len(words) / max(1, words.total()),
         len(pairs) / max(1, pairs.total()),
@@ -179,7 +178,7 @@ def measure_diversity(rows: Iterator[Row], task: Task) -> Diversity:
 
 
 def _nearest_overlaps(sets: Sequence[frozenset[str]]) -> list[float]:
-    """Return for each set of words the most that it has in common with another: words in both, of words in either."""
+    """Return for each set of words its largest Jaccard similarity with another set."""
     import numpy as np
     from scipy.sparse import csr_matrix
 
@@ -191,40 +190,35 @@ def _nearest_overlaps(sets: Sequence[frozenset[str]]) -> list[float]:
     holds = csr_matrix(
         (np.ones(len(columns), np.float32), columns, np.concatenate([[0], sizes.cumsum()])), (len(sets), max(1, len(number)))
     )
-    found: list[float] = []
+    overlaps: list[float] = []
     for start in range(0, len(sets), 512):
         both = (holds[start : start + 512] @ holds.T).toarray()
         share = both / np.maximum(sizes[start : start + 512, None] + sizes - both, 1)
         share[np.arange(len(share)), np.arange(start, start + len(share))] = 0
-        found += share.max(axis=1).tolist()
-    return found
+        overlaps += share.max(axis=1).tolist()
+    return overlaps
 
 
 def currency_of(config: GenerateConfig) -> str:
-    """Return what amounts are in, in words: dollars by the bundled prices; nobody says what currency given prices are in."""
+    """Return the currency of prices, in words. The bundled prices are in dollars; prices in the configuration name no currency."""
     return "in the currency of generate.price" if config.price or config.judge_price else DOLLARS
 
 
 def prices_of(config: GenerateConfig) -> dict[str, tuple[float, float]]:
-    """Return the prices that are known of the models asked.
+    """Return the known prices of the writing and the judging model.
 
     Raises:
-        ConfigError: There is a budget, and a price is not known.
+        ConfigError: There is a budget, and the price of a model is not known.
     """
-    host = checked_address(base_url_of(config)).hostname or ""
+    host = checked_address(config.base_url or openai_url()).hostname or ""
     known = dict(PRICES) if host == urllib.parse.urlsplit(OPENAI).hostname or host.endswith(".openai.azure.com") else {}
     if config.price:
         known[config.model] = config.price
     if config.judge and config.judge_price:
         known[config.judge] = config.judge_price
-    asked = [config.model, *([config.judge] if config.judge else [])]
-    for model in asked:
+    models = [config.model, *([config.judge] if config.judge else [])]
+    for model in models:
         if config.budget is not None and model not in known:
             name = "price" if model == config.model else "judge_price"
             raise ConfigError(f"a budget needs the price of {model!r}; fix: give {name}, for a million prompt tokens and completion tokens")
-    return {model: known[model] for model in asked if model in known}
-
-
-def base_url_of(config: GenerateConfig) -> str:
-    """Return the endpoint's address: the setting, ``OPENAI_BASE_URL``, or OpenAI's."""
-    return config.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
+    return {model: known[model] for model in models if model in known}

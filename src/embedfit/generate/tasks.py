@@ -1,7 +1,7 @@
-"""What to ask an LLM for, and what is right: records for labels, or questions for passages.
+"""The two tasks for an LLM, with their checks: records for labels, and questions for passages.
 
-A plan depends on the labels or passages, the seed and the numbers alone, so that a run that goes on has the same one. The
-prompts are Jinja templates, in ``templates/``; an undefined variable is an error.
+A plan depends on the labels or passages, the seed and the counts alone, so that a continued run has the same plan. Prompts are Jinja
+templates in ``templates/``. An undefined variable is an error.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 _EXAMPLES = 4
-"""Real texts shown in a prompt."""
+"""Number of real texts in a prompt."""
 _QUOTED = 8
-"""Words in a row from the passage that make a question a quotation."""
+"""Number of consecutive words of the passage that make a question a quotation."""
 _OPTIONS = 10
-"""Passages among which the judge finds the one that a question was written for."""
+"""Number of passages among which the judge looks for the one that a question was written for."""
 _OPTION_CHARACTERS = 600
 STYLES = {
     "keywords": "a few keywords, no sentence",
@@ -51,12 +51,12 @@ PERSONAS = (
 
 @dataclass(frozen=True)
 class Slot:
-    """A place in the plan: one thing to be written.
+    """A place in the plan: one record or question to be written.
 
     Attributes:
-        label: The label, or the passage's id.
-        number: The how-manieth for it, from 1.
-        key: What makes it one of a kind.
+        label: Label of the record, or id of the passage.
+        number: Number among the places of the same label, starting at 1.
+        key: JSON values that identify the place.
     """
 
     label: str
@@ -65,7 +65,12 @@ class Slot:
 
 
 class Rejected(Exception):
-    """A reply that cannot be used: a word for the statistics, and what to tell the model."""
+    """A reply cannot be used.
+
+    Attributes:
+        reason: Outcome for the statistics, such as ``invalid``.
+        why: What is wrong, in words for the model.
+    """
 
     def __init__(self, reason: str, why: str) -> None:
         super().__init__(why)
@@ -73,15 +78,15 @@ class Rejected(Exception):
 
 
 class Task(Protocol):
-    """What is to be written, and what is right."""
+    """What is to be written, and how it is checked."""
 
     @property
     def kind(self) -> str:
-        """Return ``records`` or ``queries``."""
+        """Kind of what is written: ``records`` or ``queries``."""
 
     @property
     def count(self) -> int:
-        """Return how many places the plan has."""
+        """Number of places in the plan."""
 
     def start(self) -> dict[str, Any]:
         """Return what all requests have in common, for the ledger."""
@@ -90,38 +95,38 @@ class Task(Protocol):
         """Return a place of the plan."""
 
     def prompt(self, slot: Slot, draw: int) -> str:
-        """Return what to ask; ``draw`` is a whole number that is another for each place."""
+        """Return the prompt for a place. ``draw`` is a pseudo-random integer of the place."""
 
     def schema(self, label: str) -> dict[str, Any]:
-        """Return the JSON Schema of an answer."""
+        """Return the JSON Schema of an answer for a label."""
 
     def validate(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a row as it should be, or raise a ValueError that says what is wrong."""
+        """Return a validated row, or raise a ValueError that says what is wrong."""
 
     def check(self, slot: Slot, row: dict[str, Any]) -> str:
-        """Return a valid row's own text, for comparing it with others, or raise `Rejected`."""
+        """Return the text of a valid row, for comparison with others, or raise `Rejected`."""
 
     def output(self, slot: Slot, row: dict[str, Any]) -> Row:
         """Return the row as the main job reads it."""
 
     def shown(self, row: dict[str, Any]) -> str:
-        """Return what a judge is shown of a row."""
+        """Return the text of a row that the judge sees."""
 
     def options(self, slot: Slot, draw: int) -> tuple[list[dict[str, str]], str]:
-        """Return what a judge may choose from (name, about), and the name of the right one."""
+        """Return the judge's options, each with name and about, and the name of the right one."""
 
 
 @dataclass(frozen=True)
 class Records:
-    """Records for labels, evenly.
+    """Records for labels, the same number for each.
 
     Attributes:
-        labels: By id; what a document says beside its id stands in the prompt.
-        count: How many records in all.
-        record: What a record looks like.
+        labels: Id -> label as a document. Its title and text stand in the prompt.
+        count: Number of records in all.
+        record: Record type.
         template: Jinja source of the prompt.
         examples: Texts of real records, to imitate.
-        seed: Another seed, other records.
+        seed: Seed of the order of labels and of the choice of examples.
     """
 
     labels: Mapping[str, Document]
@@ -142,12 +147,12 @@ class Records:
         }
 
     def slot(self, position: int) -> Slot:
-        """Return a place of the plan: each label once, in an order drawn by the seed, then each once more."""
+        """Return a place of the plan: each label once, in an order drawn by the seed, then each once again, and so on."""
         turn, place = divmod(position, len(self._order))
         return Slot(self._order[place], turn + 1, (self._order[place], turn + 1))
 
     def prompt(self, slot: Slot, draw: int) -> str:
-        """Return what to ask."""
+        """Return the prompt for a place."""
         return filled(
             self.template,
             label=slot.label,
@@ -159,26 +164,26 @@ class Records:
         )
 
     def schema(self, label: str) -> dict[str, Any]:
-        """Return the JSON Schema of a record with this label, so that endpoints that follow schemas cannot go wrong."""
+        """Return the JSON Schema of a record with this label as its only value, for endpoints that enforce schemas."""
         schema = self.record.schema()
         if schema["properties"][self.record.label].get("type") == "string":
             schema["properties"][self.record.label]["enum"] = [label]
         return schema
 
     def validate(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a record as its type has it, or raise a ValueError that says what is wrong."""
+        """Return a validated record, or raise a ValueError that says what is wrong."""
         return self.record.validate(row)
 
     def check(self, slot: Slot, row: dict[str, Any]) -> str:
-        """Return what a record says beside its label, or raise `Rejected`."""
+        """Return the text of a record without its label, or raise `Rejected` where the text gives the label away."""
         given = row.get(self.record.label)
         if given not in (slot.label, [slot.label]):
             raise Rejected("wrong label", f"{self.record.label} is {shown(given)}, but it must be {slot.label!r}")
         values = [value for name, value in row.items() if name != self.record.label and value is not None]
         text = " ".join(", ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values)
-        said = {_stem(word) for word in words_of(_apart(text))}
-        # The whole name gives a label away, and so does any word that stands in no other label's.
-        given_away = sorted(self._telling[slot.label] & said)
+        stems = {_stem(word) for word in words_of(_apart(text))}
+        # The whole name gives a label away, and so does a word that no other label has.
+        given_away = sorted(self._telling[slot.label] & stems)
         if not given_away and f" {' '.join(words_of(slot.label))} " in f" {' '.join(words_of(text))} ":
             given_away = [slot.label]
         if given_away:
@@ -194,7 +199,7 @@ class Records:
         return self.record.text(row)
 
     def options(self, slot: Slot, draw: int) -> tuple[list[dict[str, str]], str]:
-        """Return all labels in an order that is drawn."""
+        """Return all labels in random order, and the right one."""
         return random.Random(draw).sample(self._named, len(self._named)), slot.label
 
     @functools.cached_property
@@ -209,10 +214,10 @@ class Records:
 
     @functools.cached_property
     def _telling(self) -> dict[str, set[str]]:
-        """For each label, the words of its name that no other label's has."""
+        """Label -> stems of the words in its name that no other label's name has."""
         words = {id: {_stem(word) for word in words_of(_apart(id)) if len(word) > 3} for id in self.labels}
-        holders = Counter(word for some in words.values() for word in some)
-        return {id: {word for word in some if holders[word] == 1} for id, some in words.items()}
+        holders = Counter(word for stems in words.values() for word in stems)
+        return {id: {word for word in stems if holders[word] == 1} for id, stems in words.items()}
 
 
 class Question(BaseModel):
@@ -226,21 +231,21 @@ class Question(BaseModel):
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions for passages, equally many for each.
+    """Questions for passages, the same number for each.
 
     Attributes:
-        documents: The passages, by id.
-        each: How many questions for each.
+        documents: Id -> passage.
+        each: Number of questions for each passage.
         template: Jinja source of the prompt.
-        styles: Name -> how a question of that style is put.
-        personas: Who may ask.
+        styles: Name -> description of a style.
+        personas: Descriptions of people who may ask.
         examples: Real queries, to imitate.
-        seed: Another seed, other questions.
-        query: The column to write the query to.
-        label: The column to write the passage's id to.
+        seed: Seed of the order of passages, and of styles, personas and examples.
+        query: Column of the query in the output.
+        label: Column of the passage's id in the output.
 
     Raises:
-        ConfigError: The two columns are one, or one of them holds something else already.
+        ConfigError: The two columns are the same, or one of them holds something else already.
     """
 
     documents: Mapping[str, Document]
@@ -263,11 +268,11 @@ class Questions:
 
     @property
     def count(self) -> int:
-        """How many questions in all."""
+        """Number of questions in all."""
         return self.each * len(self.documents)
 
     def start(self) -> dict[str, Any]:
-        """Return what all requests have in common, for the ledger; passages may be added and taken away."""
+        """Return what all requests have in common, for the ledger. Passages may be added and removed."""
         return {
             "prompt": digest([self.template, self.examples, list(self.styles.items()), list(self.personas)]),
             "schema": digest(Question.model_json_schema()),
@@ -275,13 +280,13 @@ class Questions:
         }
 
     def slot(self, position: int) -> Slot:
-        """Return a place of the plan: one question for each passage, then another for each."""
+        """Return a place of the plan: one question for each passage, then another one for each, and so on."""
         turn, place = divmod(position, len(self._order))
         id = self._order[place]
         return Slot(id, turn + 1, (id, digest(self._passage(id))[:16], turn + 1))
 
     def prompt(self, slot: Slot, draw: int) -> str:
-        """Return what to ask."""
+        """Return the prompt for a place."""
         return filled(
             self.template,
             passage=self._passage(slot.label),
@@ -297,11 +302,11 @@ class Questions:
         return Question.model_json_schema()
 
     def validate(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a question as it should be, or raise a ValueError that says what is wrong."""
+        """Return a validated question, or raise a ValueError that says what is wrong."""
         return Question.model_validate(row).model_dump()
 
     def check(self, slot: Slot, row: dict[str, Any]) -> str:
-        """Return the query, or raise `Rejected`: its evidence must stand in the passage, and itself must not."""
+        """Return the query, or raise `Rejected`. Its evidence has to stand in the passage, and the query must not quote it."""
         passage, asked = words_of(self._passage(slot.label)), words_of(row["query"])
         if not _within(words_of(row["evidence"]), passage):
             raise Rejected("not answered", "the evidence does not stand in the passage; copy the words that answer the query")
@@ -311,7 +316,7 @@ class Questions:
         return str(row["query"])
 
     def output(self, slot: Slot, row: dict[str, Any]) -> Row:
-        """Return the query with the passage that is right for it."""
+        """Return the query with the id of its passage."""
         asked = {"style": self._style(slot), "persona": self._persona(slot), "evidence": row["evidence"]}
         return {self.query: row["query"], self.label: slot.label, **asked}
 
@@ -320,7 +325,7 @@ class Questions:
         return str(row["query"])
 
     def options(self, slot: Slot, draw: int) -> tuple[list[dict[str, str]], str]:
-        """Return the passage among others that are drawn."""
+        """Return the passage among others drawn at random, and the number of the right one."""
         others = [id for id in random.Random(draw).sample(self._order, min(_OPTIONS, len(self._order))) if id != slot.label]
         ids = [*others[: _OPTIONS - 1], slot.label]
         random.Random(draw + 1).shuffle(ids)
@@ -347,10 +352,14 @@ class Questions:
 
 
 def prompt_template(name: str | None, default: str) -> str:
-    """Return the source of a prompt: a file's, or a bundled one's (transaction, record, question or judge).
+    """Return the source of a prompt template.
+
+    Args:
+        name: Path of a Jinja template; None for a bundled one.
+        default: Name of the bundled template: ``transaction``, ``record``, ``question`` or ``judge``.
 
     Raises:
-        ConfigError: It cannot be read, or is not a Jinja template.
+        ConfigError: The file cannot be read, or is not a Jinja template.
     """
     from importlib import resources
 
@@ -369,10 +378,10 @@ def prompt_template(name: str | None, default: str) -> str:
 
 
 def read_examples(path: str | None) -> tuple[str, ...]:
-    """Return the texts of a file to imitate: JSONL with a key ``query`` (other keys are taken for a record), or one text per line.
+    """Return the example texts in a file: JSONL with a key ``query`` (other rows are taken as records), or one text a line.
 
     Raises:
-        ConfigError: It cannot be read, or is empty.
+        ConfigError: The file cannot be read, or is empty.
     """
     if path is None:
         return ()
@@ -392,7 +401,7 @@ def _jinja(source: str) -> Template:
     from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    # Prompts are text, not HTML, and a template from elsewhere cannot reach into Python.
+    # Prompts are text, not HTML. The sandbox keeps a template of unknown origin out of Python.
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
     return environment.from_string(source)
 
@@ -401,7 +410,7 @@ def filled(source: str, **values: Any) -> str:
     """Return a prompt from the source of its template.
 
     Raises:
-        ConfigError: It names something that there is not.
+        ConfigError: The template names an unknown variable, or fails.
     """
     import jinja2
 
@@ -414,7 +423,7 @@ def filled(source: str, **values: Any) -> str:
 
 
 def drawn(*what: Any) -> int:
-    """Return a whole number that looks random and depends on this alone."""
+    """Return a pseudo-random integer below 2^48 that depends on some JSON values alone."""
     return int(digest(what)[:12], 16)
 
 
@@ -423,13 +432,13 @@ def _some(examples: Sequence[str], draw: int) -> list[str]:
 
 
 def _about(document: Document) -> str:
-    """Return what a label's document says beside its id, in short."""
-    said = [document.title, document.text if document.text != document.id else ""]
-    return " ".join(part for part in said if part and part != document.id)[:_OPTION_CHARACTERS]
+    """Return a label's title and text without its id, shortened."""
+    parts = [document.title, document.text if document.text != document.id else ""]
+    return " ".join(part for part in parts if part and part != document.id)[:_OPTION_CHARACTERS]
 
 
 def _apart(text: str) -> str:
-    """Return a text with its words apart where signs join them, as in "food/drinks"."""
+    """Return a text with spaces in place of signs that join words, as in "food/drinks"."""
     return re.sub(r"[^\w\s]", " ", text)
 
 

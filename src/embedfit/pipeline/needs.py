@@ -45,7 +45,7 @@ def check_installed(config: Config, *, trains: bool = False, stores: bool = Fals
     if trains:
         needed += [("peft", "lora")] if config.tune.method == "lora" else []
         needed += [(name, name) for name in config.track.report_to]
-        needed += [(name, "generate") for name in ("instructor", "openai") if config.generate.records or config.generate.questions]
+        needed += [("openai", "generate")] if config.generate.records or config.generate.questions else []
     if stores:
         packages = {"chroma": ("chromadb",), "pgvector": ("psycopg", "pgvector"), "qdrant": ("qdrant_client",)}
         needed += [(name, config.store.kind) for name in packages[config.store.kind]]
