@@ -59,7 +59,7 @@ def prepared(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("programs")
     write_start(folder)
     toml = (folder / "embedfit.toml").read_text().replace("all-MiniLM-L6-v2", str(tiny_model))
-    (folder / "embedfit.toml").write_text(toml.replace("# epochs = 4", "epochs = 1"))
+    (folder / "embedfit.toml").write_text(toml.replace("# epochs = 4", "epochs = 1").replace("# folds = 5", "folds = 2"))
     rows = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
     pd.DataFrame({"text": [row["query"] for row in rows], "label": [row["expected"] for row in rows]}).to_csv(folder / "tickets.csv")
     with pytest.MonkeyPatch.context() as patch:
