@@ -2,7 +2,8 @@
 
     python docs/pictures.py RUN CURVE
 
-RUN is the run directory of `make demo`, CURVE that of `embedfit curve` on the same data. Needs Chromium. The charts are drawn from benchmarks/results.
+RUN is the run directory of `make demo`, CURVE that of `embedfit curve` on the same data. Needs Chromium.
+The charts are drawn from benchmarks/results.
 """
 
 from __future__ import annotations
