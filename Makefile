@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types bench docs examples clean
+.PHONY: demo test lint types bench docs examples wheel clean
 
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -57,9 +57,26 @@ bench: .venv/ready
 examples: .venv/ready
 	$(BIN)/jupyter execute --inplace examples/circle.ipynb
 
-docs: .venv/ready
-	$(INSTALL) --editable '.[docs]'
-	$(BIN)/mkdocs build --strict
+# An environment of its own: the builder reads the sources and imports nothing of them.
+.venv/docs/ready: .venv/small pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv/docs
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')" > .venv/docs/wanted.txt
+	.venv/docs/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement .venv/docs/wanted.txt
+	touch $@
+
+docs: .venv/docs/ready
+	$(BIN)/python docs/reference.py
+	.venv/docs/bin/zensical build --clean --strict
+	# No page fetches anything from another host.
+	! grep --recursive --extended-regexp --include='*.html' '<(script|img|iframe|source)[^>]* src="?https?:|<link[^>]*stylesheet[^>]*https?:' site
+
+# The demo from the wheel, in an empty environment, with no source in sight. Without byte code, which takes longer than all else.
+wheel: .venv/small
+	rm -rf build dist
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt "$$(ls dist/embedfit-*.whl)[offline]"
+	cd build/empty && env -u PYTHONPATH bin/embedfit demo
 
 clean:
 	rm -rf .venv build dist site src/*.egg-info

@@ -27,11 +27,9 @@ TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
 IN_MEMORY = hasattr(embedfit.Dataset, "from_pairs") and "ladder" in embedfit.__all__
 """Whether the calls that take data in memory are there yet."""
 NEED_MEMORY = {
-    "compare_two_rankings",
     "fine_tune",
     "labels_from_a_dataframe",
     "ladder_in_memory",
-    "retrieve_one_text",
     "labels",
     "README",
 }
@@ -59,7 +57,7 @@ def prepared(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("programs")
     write_start(folder)
     toml = (folder / "embedfit.toml").read_text().replace("all-MiniLM-L6-v2", str(tiny_model))
-    (folder / "embedfit.toml").write_text(toml.replace("# epochs = 4", "epochs = 1"))
+    (folder / "embedfit.toml").write_text(toml.replace("# epochs = 4", "epochs = 1").replace("# folds = 5", "folds = 2"))
     rows = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
     pd.DataFrame({"text": [row["query"] for row in rows], "label": [row["expected"] for row in rows]}).to_csv(folder / "tickets.csv")
     with pytest.MonkeyPatch.context() as patch:
@@ -127,7 +125,7 @@ def test_every_program_stands_in_a_page():
     pages = "\n".join(page.read_text() for page in PAGES)
     assert len(PROGRAMS) == 10
     for program in PROGRAMS:
-        assert f'--8<-- "programs/{program.name}"' in pages, program.name
+        assert re.search(rf"(?m)^ *--8<--\n *programs/{program.name}\n *--8<--$", pages), program.name  # one line would be read as Python
 
 
 @pytest.mark.slow
@@ -175,11 +173,11 @@ def test_every_page_is_in_the_sites_navigation():
         assert f" {page.relative_to(DOCS)}\n" in navigation, page
 
 
-def test_the_reference_and_the_tree_are_those_of_the_code():
+def test_the_reference_the_command_line_and_the_tree_are_those_of_the_code():
     written = runpy.run_path(str(DOCS / "reference.py"))["written"]()
     for path, text in written.items():
         assert path.read_text() == text, f"{path.name} is out of date; fix: python docs/reference.py"
-    assert {path.name for path in (DOCS / "api").iterdir()} == {path.name for path in written} - {"CONTRIBUTING.md"}
+    assert {path.name for path in (DOCS / "api").iterdir()} == {path.name for path in written if path.parent.name == "api"}
 
 
 def test_every_public_name_stands_in_the_reference():

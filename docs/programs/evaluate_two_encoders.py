@@ -1,7 +1,6 @@
 import embedfit
 
 data = embedfit.load("queries.jsonl", "documents.jsonl")
-small = embedfit.LocalEncoder("all-MiniLM-L6-v2")
-large = embedfit.RemoteEncoder("openai:text-embedding-3-large")
-comparison = embedfit.compare_scores(embedfit.measure(small, data), embedfit.measure(large, data))
-print(comparison.sentence)
+small = embedfit.measure(embedfit.LocalEncoder("all-MiniLM-L6-v2"), data)
+large = embedfit.measure(embedfit.RemoteEncoder("openai:text-embedding-3-large"), data)
+print(embedfit.compare_scores(small, large).sentence)

@@ -4,6 +4,4 @@ import embedfit
 
 frame = pd.read_csv("tickets.csv")
 data = embedfit.Dataset.from_pairs(frame.text, frame.label)
-print(data)
-for finding in embedfit.check(data):
-    print(finding)
+print(embedfit.check(data))

@@ -118,13 +118,8 @@ class RemoteEncoder(BaseEncoder):
     def fingerprint(self) -> str:
         """A hash of host, model, dimensions and prompts, as the weights are not known."""
         address = self.address
-<<<<<<< HEAD
-        described = ["remote", address.provider, address.model, address.url, address.dimensions, self.prompts]
-        return digest(described, sort_keys=False)
-=======
         identity = ["remote", address.provider, address.model, address.url, address.dimensions, self.prompts]
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
->>>>>>> w-generate
+        return digest(identity, sort_keys=False)
 
     @property
     def dimension(self) -> int | None:
