@@ -105,8 +105,8 @@ def test_a_second_identical_run_does_nothing(result, settings, monkeypatch):
 def test_a_second_identical_run_loads_no_torch(result, settings, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(settings))
     code = (
-        "import json, sys; from embedfit import pipeline; from embedfit.config import make_config\n"
-        f"assert pipeline.run(make_config(json.load(open({str(tmp_path / 'config.json')!r})))).reused\n"
+        "import json, sys, embedfit\n"
+        f"assert embedfit.run(embedfit.make_config(json.load(open({str(tmp_path / 'config.json')!r})))).reused\n"
         "assert not {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -143,8 +143,7 @@ def test_killed_anywhere_the_same_run_ends_with_the_same_figures(result, setting
     (tmp_path / "config.json").write_text(json.dumps(config))
     path = str(tmp_path / "config.json")
     often = "from embedfit.tune import trainer; trainer._SAVE_SECONDS, trainer._SAVE_SHARE = 0.0, 1e9"  # a checkpoint after each step
-    run = f"from embedfit.config import make_config; pipeline.run(make_config(json.load(open({path!r}))))"
-    code = f"import json; {often}; from embedfit import pipeline; {run}"
+    code = f"import json, embedfit; {often}; embedfit.run(embedfit.make_config(json.load(open({path!r}))))"
     environment = {**os.environ, "EMBEDFIT_CACHE": str(tmp_path / "cache")}
     for signs in ("../cache/*.sqlite", "*/checkpoints/checkpoint-*/trainer_state.json", "*/tuned.json"):
         process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
