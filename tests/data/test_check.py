@@ -128,7 +128,7 @@ def test_queries_that_hold_the_name_of_their_document_are_counted():
 
 def test_a_documents_title_is_its_name_and_a_passage_is_none():
     passage = "one two three four five six seven eight nine ten eleven"
-    data = data_of({"q1": ("What is a tax?", ["a"]), "q2": (passage, ["b"])}, {"b": passage})
+    data = data_of({"q1": ("What is a tax?", ["a"]), "q2": (passage, ["b"])}, {"a": passage, "b": passage})
     data.corpus["a"] = Document("a", passage, "Tax")
     assert found(data, "label inside")[0].ids == ("q1",)
 

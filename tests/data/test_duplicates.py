@@ -195,7 +195,7 @@ def test_long_texts_of_common_words_are_not_all_compared(monkeypatch):
         compared.append(texts)
         return Levenshtein.distance(*texts, score_cutoff=score_cutoff)
 
-    monkeypatch.setattr("embedfit.duplicates.Levenshtein", SimpleNamespace(distance=counting))
+    monkeypatch.setattr("embedfit.data.duplicates.Levenshtein", SimpleNamespace(distance=counting))
     rng = random.Random(0)
     texts = [" ".join(f"w{rng.randrange(1000)}" for _ in range(1000)) for _ in range(100)]
     assert pairs_of([*texts, f"{texts[0]} more"]) == [(0, 100)]
@@ -218,7 +218,7 @@ def test_records_of_few_values_are_not_all_compared(monkeypatch):
         compared.append(texts)
         return Levenshtein.distance(*texts, score_cutoff=score_cutoff)
 
-    monkeypatch.setattr("embedfit.duplicates.Levenshtein", SimpleNamespace(distance=counting))
+    monkeypatch.setattr("embedfit.data.duplicates.Levenshtein", SimpleNamespace(distance=counting))
     # Every word is in a tenth of the texts: by one or two rare words, each text would be compared with hundreds.
     rng = random.Random(0)
     texts = [" ".join(f"{field}{rng.randrange(10)}" for field in "abcdefghijklmno") for _ in range(6000)]

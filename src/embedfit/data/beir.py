@@ -9,48 +9,38 @@ from typing import Any
 
 from embedfit import console
 from embedfit.data.cells import read_grade, read_id, read_text, spelling
-from embedfit.data.dataset import PARTS, Dataset, Qrels, Query
-from embedfit.data.documents import HINTS, check_known, collect_documents, metadata_of
+from embedfit.data.documents import HINTS, check_known, documents_of, metadata_of
 from embedfit.data.encodings import carriage_return, read_lines
 from embedfit.data.formats import read_rows, with_last_error, without_errors
+from embedfit.data.texts import PARTS, Contents, Qrels, Query
 from embedfit.errors import DataError, shown
 
 
-def read_beir(folder: Path, found: list[DataError]) -> Dataset:
-    """Return the data set in a BEIR folder; its bad rows are appended to ``found``."""
+def read_beir(folder: Path, errors: list[DataError]) -> Contents:
+    """Return the contents of a BEIR folder. The errors of bad rows are appended to ``errors``."""
     for name in ("corpus.jsonl", "queries.jsonl", "qrels"):
         if not (folder / name).exists():
             raise DataError(str(folder), f"has no {name}", expected="a BEIR folder: corpus.jsonl, queries.jsonl, qrels/*.tsv")
-    corpus = collect_documents(folder / "corpus.jsonl", found)
-    queries: dict[str, Query] = {}
-    for where, row in without_errors(read_rows(folder / "queries.jsonl"), found):
-        try:
-            id = read_id(row, where)
-            if not id:
-                raise DataError(where, "key '_id' is missing", expected="an id for each query")
-            if id in queries:
-                raise DataError(where, f"query id {id!r} stands here a second time", expected="ids that differ")
-            queries[id] = Query(id, read_text(row, "text", where), metadata_of(row, ("id", "_id", "text"), where))
-        except DataError as error:
-            found.append(error)
+    corpus = documents_of(read_rows(folder / "corpus.jsonl"), errors)
+    queries = queries_of(read_rows(folder / "queries.jsonl"), errors)
     qrels: Qrels = {}
     parts: dict[str, dict[str, None]] = {}
     places: dict[tuple[str, str], str] = {}
     repeated = 0
     for path in qrels_files(folder):
         judged: dict[str, set[str]] = {}
-        for where, (query_id, document_id, grade) in without_errors(with_last_error(_judgements(path, queries)), found):
+        for where, (query_id, document_id, grade) in without_errors(with_last_error(_judgements(path, queries)), errors):
             try:
                 if query_id not in queries:
                     raise DataError(where, f"query {query_id!r} is not in queries.jsonl", fix="remove the line or add the query")
-                check_known(document_id, corpus, where, "document", hint=len(found) < HINTS)
+                check_known(document_id, corpus, where, "document", hint=len(errors) < HINTS)
                 grades = qrels.setdefault(query_id, {})
                 if grades.get(document_id, grade) != grade:
                     before = f"{grades[document_id]} at {places[query_id, document_id]}"
                     problem = f"grade of document {document_id!r} for query {query_id!r} is {grade} here and {before}"
                     raise DataError(where, problem, fix="leave one of the two lines")
             except DataError as error:
-                found.append(error)
+                errors.append(error)
                 continue
             repeated += document_id in judged.setdefault(query_id, set())
             judged[query_id].add(document_id)
@@ -61,7 +51,28 @@ def read_beir(folder: Path, found: list[DataError]) -> Dataset:
             parts[part] = parts.get(part, {}) | dict.fromkeys(judged)
     if repeated:
         console.note(f"{folder}: lines of qrels that repeat another one: {repeated:,}")
-    return Dataset(queries, corpus, qrels, {part: tuple(ids) for part, ids in parts.items()})
+    return Contents(queries, corpus, qrels, {part: tuple(ids) for part, ids in parts.items()})
+
+
+def queries_of(rows: Iterator[tuple[str, Any]], errors: list[DataError]) -> dict[str, Query]:
+    """Return the queries in some rows, by id.
+
+    Args:
+        rows: (place, row) or (place, error) for each query.
+        errors: List that receives the errors of bad rows.
+    """
+    queries: dict[str, Query] = {}
+    for where, row in without_errors(rows, errors):
+        try:
+            id = read_id(row, where)
+            if not id:
+                raise DataError(where, "key '_id' is missing", expected="an id for each query")
+            if id in queries:
+                raise DataError(where, f"query id {id!r} stands here a second time", expected="ids that differ")
+            queries[id] = Query(id, read_text(row, "text", where), metadata_of(row, ("id", "_id", "text"), where))
+        except DataError as error:
+            errors.append(error)
+    return queries
 
 
 def qrels_files(folder: Path) -> list[Path]:

@@ -12,9 +12,10 @@ import tokenize
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
-from embedfit.data.dataset import Document, Row
+from embedfit.data.texts import Document, Row
 from embedfit.errors import DataError, did_you_mean, shown
 from embedfit.files import json_bytes
 
@@ -74,14 +75,14 @@ def read_id(row: Row, where: str) -> str:
     value = row.get("id", row.get("_id"))
     if value is None:
         return ""
-    id = _id_of(value)
+    id = id_of(value)
     if id is None:
         raise DataError(where, f"id is {shown(value)}", expected="a text or a whole number")
     return id
 
 
-def _id_of(value: Any) -> str | None:
-    """Return an id as text, or None if the value is none. 1.0 is the id 1, since pandas makes floats of whole numbers."""
+def id_of(value: Any) -> str | None:
+    """Return an id as text, or None if the value cannot be an id. 1.0 is the id "1", since pandas turns whole numbers into floats."""
     value = whole_number(value)
     return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) and str(value).strip() else None
 
@@ -89,6 +90,19 @@ def _id_of(value: Any) -> str | None:
 def whole_number(value: Any) -> Any:
     """Return a float that is a whole number as that. Beyond 2^53 a float may stand for several."""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53 else value
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON would have it: numpy scalars and arrays as Python values, tuples and sets as lists."""
+    if hasattr(value, "tolist"):  # numpy, pandas, torch
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(plain, value), key=str)
+    return value
 
 
 def read_text(row: Row, key: str, where: str) -> str:
@@ -106,15 +120,40 @@ def read_title(row: Row, where: str) -> str:
     title = row.get("title")
     if title is None or title == "":
         return ""
-    if _id_of(title) is None and not isinstance(title, str):
+    if id_of(title) is None and not isinstance(title, str):
         raise DataError(where, f"key 'title' is {shown(title)}", expected="a text")
     return str(whole_number(title))
 
 
-def read_labels(
-    row: Row, label: str, separator: str | None, corpus: Mapping[str, Document], where: str
-) -> tuple[list[Any] | dict[Any, Any], str]:
-    """Return the labels of a row as a list, or with grades; and the label itself where it stands alone as a text."""
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of the columns that hold queries, labels and grades.
+
+    Attributes:
+        query: Column of the query text.
+        label: Column of the labels.
+        grade: Column of the grades. None to look for one by its name, an empty string for none.
+        separator: Separator of several labels in one cell, or None.
+        by_name: Whether the grade column was chosen by its name.
+        in_memory: Whether rows come from Python objects and not from a file, so that messages name arguments and not settings.
+    """
+
+    query: str
+    label: str
+    grade: str | None = None
+    separator: str | None = None
+    by_name: bool = False
+    in_memory: bool = False
+
+    def setting(self, name: str, value: str) -> str:
+        """Return the advice to give an option a value: as an argument, or in embedfit.toml."""
+        text = json.dumps(value, ensure_ascii=False)
+        return f"pass {name}={text}" if self.in_memory else f"set {name} = {text} in [data]"
+
+
+def read_labels(row: Row, columns: Columns, corpus: Mapping[str, Document], where: str) -> tuple[list[Any] | dict[Any, Any], str]:
+    """Return the labels of a row as a list or as {label: grade}, and the cell's text if it is a single label."""
+    label, separator = columns.label, columns.separator
     if label not in row:
         raise DataError(where, f"key {label!r} is missing (keys: {', '.join(map(str, row))}){did_you_mean(label, row)}")
     value = row[label]
@@ -134,29 +173,28 @@ def read_labels(
 
 
 def read_grades(
-    row: Row, label: str, labels: list[Any] | dict[Any, Any], column: str, corpus: Mapping[str, Document], where: str, *, by_name: bool
+    row: Row, labels: list[Any] | dict[Any, Any], columns: Columns, corpus: Mapping[str, Document], where: str
 ) -> dict[str, int]:
-    """Return the grade of each document that a row names.
+    """Return {document id: grade} for the labels of a row.
 
     Args:
-        row: Of a file.
-        label: Its column of labels.
-        labels: Those, with grades of their own or without.
-        column: Of the grade; empty if there is none.
-        corpus: The documents; empty if they are made of the labels.
-        where: File and line.
-        by_name: Whether the column of the grade was found by its name.
+        row: Row of named cells.
+        labels: Labels of the row, as a list or as {label: grade}.
+        columns: Names of the columns, with the grade column resolved.
+        corpus: Documents by id. Empty if the labels become documents.
+        where: Place of the row, for messages.
     """
+    label, column = columns.label, columns.grade
     grade: Any = 1
     if column and not isinstance(labels, dict):
         if column not in row:
             raise DataError(where, f"key {column!r} is missing (keys: {', '.join(map(str, row))})", expected="a grade in each row")
         grade = row[column]
-    elif column in row and not by_name:
+    elif column in row and not columns.by_name:
         raise DataError(where, f"has grades in both {label!r} and {column!r}", fix="leave one of them out")
     grades: dict[str, int] = {}
     for document, own in labels.items() if isinstance(labels, dict) else ((document, grade) for document in labels):
-        id = _id_of(document)
+        id = id_of(document)
         if id is None:
             raise DataError(where, f"key {label!r} is {shown(row[label])}", expected="a document id, a list of them, or {id: grade}")
         id = id if id in corpus else id.strip()
@@ -165,11 +203,8 @@ def read_grades(
                 raise ValueError
             value = read_grade(own if isinstance(labels, dict) else GRADE_OF_WORD.get(spelling(own), own))
         except ValueError:
-            fix = (
-                f'set grade = "" in [data] if {column!r} holds no grades, else write 1 for right and 0 for wrong'
-                if column and by_name and not isinstance(labels, dict)
-                else ""
-            )
+            guessed = column and columns.by_name and not isinstance(labels, dict)
+            fix = f"{columns.setting('grade', '')} if {column!r} holds no grades, else write 1 for right and 0 for wrong" if guessed else ""
             raise DataError(where, f"grade {shown(own)}", expected="a whole number, 0 or more", fix=fix) from None
         if grades.setdefault(id, value) != value:
             raise DataError(where, f"grade of {shown(id)} is {grades[id]} and {value}", expected="one grade for each document")

@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from embedfit.data.cells import read_id, read_text, read_title, without_point
-from embedfit.data.dataset import Document, Row
 from embedfit.data.formats import read_rows, without_errors
 from embedfit.data.records import RecordType
+from embedfit.data.texts import Document, Row
 from embedfit.errors import DataError, did_you_mean, shown
 
 
 def read_documents(path: str | Path) -> dict[str, Document]:
-    """Read a file of documents, as `load` does.
+    """Read a file of documents, in the formats that `load` takes.
 
     Raises:
         DataError: A row cannot be used.
     """
-    found: list[DataError] = []
-    corpus = collect_documents(path, found)
-    if found:
-        raise found[0]
+    errors: list[DataError] = []
+    corpus = documents_of(read_rows(path), errors)
+    if errors:
+        raise errors[0]
     return corpus
 
 
-def collect_documents(path: str | Path, found: list[DataError]) -> dict[str, Document]:
-    """Return the documents of a file by id; its bad rows are appended to ``found``."""
+def documents_of(rows: Iterator[tuple[str, Any]], errors: list[DataError]) -> dict[str, Document]:
+    """Return the documents in some rows, by id.
+
+    Args:
+        rows: (place, row) or (place, error) for each document.
+        errors: List that receives the errors of bad rows.
+    """
     corpus: dict[str, Document] = {}
-    for where, row in without_errors(read_rows(path), found):
+    for where, row in without_errors(rows, errors):
         try:
             if "text" not in row and "category" in row:
-                # The categories.json shape: the name is both the id and what the document says by itself.
+                # The shape of categories.json: the name is both the id and the text.
                 text = read_text(row, "category", where)
                 document = Document(text, text, "", row)
             else:
                 title = read_title(row, where)
-                # Public sets have documents that are a title and no more.
+                # Some public data sets have documents with a title only.
                 text = "" if title and row.get("text") == "" else read_text(row, "text", where)
                 id = read_id(row, where)
                 if not id:
@@ -46,7 +51,7 @@ def collect_documents(path: str | Path, found: list[DataError]) -> dict[str, Doc
             if document.id in corpus:
                 raise DataError(where, f"document id {document.id!r} stands here a second time", expected="ids that differ")
         except DataError as error:
-            found.append(error)
+            errors.append(error)
             continue
         corpus[document.id] = document
     return corpus

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from embedfit import console
-from embedfit.data.cells import parse_json
-from embedfit.data.dataset import Row
+from embedfit.data.cells import parse_json, plain
 from embedfit.data.encodings import carriage_return, read_lines
 from embedfit.data.tables import check_distinct, csv_rows, tsv_rows
+from embedfit.data.texts import Row
 from embedfit.errors import DataError, OfflineError, did_you_mean, shown
 
 
@@ -67,13 +67,16 @@ def read_rows(source: str | Path) -> Iterator[tuple[str, Row | DataError]]:
     try:
         for where, row in readers[path.suffix.lower()](path):
             empty = False
-            if not isinstance(row, (dict, DataError)):
-                row = DataError(where, f"is {shown(row)}", expected="an object with named keys")
-            yield where, row
+            yield where, row if isinstance(row, (dict, DataError)) else not_named(row, where)
     except OSError as error:
         raise DataError(str(path), f"cannot be read: {error.strerror or error}") from None
     if empty:
         raise DataError(str(path), "is empty", expected="at least one row")
+
+
+def not_named(row: Any, where: str) -> DataError:
+    """Return the error for a row that is not an object with named keys."""
+    return DataError(where, f"is {shown(row)}", expected="an object with named keys")
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -198,11 +201,22 @@ def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:
         raise OfflineError(f"data set {name!r} cannot be loaded from the Hub: {reason_of(error)}") from None
     except hub_errors() as error:
         raise DataError(source, f"cannot be loaded from the Hub: {reason_of(error)}") from None
-    check_distinct(rows.column_names, source)
-    names_of = _class_names(rows.features.to_dict())
+    yield from hf_rows(rows, source, lambda index: f"{source}[{index}]")
+
+
+def hf_rows(rows: Any, source: str, place: Callable[[int], str]) -> Iterator[tuple[str, Any]]:
+    """Yield (place, row or error) for each row of a `datasets.Dataset`, with class names in place of class numbers.
+
+    Args:
+        rows: A `datasets.Dataset` or `datasets.IterableDataset`.
+        source: Name of the data set, for messages.
+        place: Returns the place of a row, for messages, from its index.
+    """
+    check_distinct(rows.column_names or (), source)
+    names_of = _class_names(rows.features.to_dict() if rows.features else {})
     for index, row in enumerate(rows):
-        where = f"{source}[{index}]"
+        where = place(index)
         try:
-            yield where, _with_names(dict(row), names_of, where)
+            yield where, _with_names(plain(row), names_of, where)
         except DataError as error:
             yield where, error

@@ -80,7 +80,7 @@ class RecordType:
             raise DataError(where, str(error), expected=f"a {self.name} record") from None
 
 
-def record_type(name: str, *, template: str | None = None, label: str | None = None) -> RecordType:
+def record_type(name: str | type[BaseModel], *, template: str | None = None, label: str | None = None) -> RecordType:
     """Return a record type by name.
 
     Args:
@@ -92,7 +92,10 @@ def record_type(name: str, *, template: str | None = None, label: str | None = N
     Raises:
         ConfigError: There is no such type, or the template names the label or an unknown field.
     """
-    if name == "transaction":
+    if not isinstance(name, str):
+        fields, validate, schema = _by_pydantic(_checked_class(name, shown(name)))
+        name = name.__name__
+    elif name == "transaction":
         fields, validate, schema = _by_pydantic(Transaction)
         template, label = template or TRANSACTION_TEMPLATE, label or "expense_category"
     elif name.endswith(".json"):
@@ -119,9 +122,13 @@ def _imported(name: str) -> type[BaseModel]:
         raise ConfigError(f"record type {name!r} cannot be imported: {error}") from None
     finally:
         sys.path.pop(0)
-    if not (isinstance(found, type) and issubclass(found, BaseModel)):
-        raise ConfigError(f"record type {name!r} is {shown(found)}; expected a Pydantic model class")
-    return found
+    return _checked_class(found, repr(name))
+
+
+def _checked_class(value: Any, name: str) -> type[BaseModel]:
+    if not (isinstance(value, type) and issubclass(value, BaseModel)):
+        raise ConfigError(f"record type {name} is {shown(value)}; expected a Pydantic model class")
+    return value
 
 
 _Described: TypeAlias = tuple[tuple[str, ...], Callable[[Mapping[str, Any]], dict[str, Any]], Callable[[], dict[str, Any]]]

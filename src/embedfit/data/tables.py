@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from embedfit import console
-from embedfit.data.dataset import Row
 from embedfit.data.encodings import carriage_return, read_lines
+from embedfit.data.texts import Row
 from embedfit.errors import DataError, shown
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from embedfit.data.beir import qrels_files
-from embedfit.data.dataset import Dataset, Row
+from embedfit.data.dataset import Dataset
+from embedfit.data.texts import Row
 from embedfit.errors import DataError, StorageError, shown
 from embedfit.files import json_bytes
 from embedfit.files import writing as writing

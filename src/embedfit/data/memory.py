@@ -1,0 +1,175 @@
+"""Lists, DataFrames, records and Hugging Face data sets as rows, in the form that files are read in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from embedfit.data.beir import queries_of
+from embedfit.data.cells import Columns, id_of, plain, read_grades, read_labels
+from embedfit.data.documents import HINTS, check_known, documents_of
+from embedfit.data.formats import hf_rows, not_named, read_rows
+from embedfit.data.records import RecordType, record_type
+from embedfit.data.rows import contents_of
+from embedfit.data.tables import check_distinct
+from embedfit.data.texts import Contents, Qrels, Row
+from embedfit.errors import ConfigError, DataError, shown
+from embedfit.files import json_bytes
+
+Source: TypeAlias = Any
+"""A DataFrame, a `datasets.Dataset`, an iterable of dicts, dataclasses or Pydantic models, or the path of a file."""
+
+
+def table_contents(
+    source: Source,
+    documents: Source | None,
+    columns: Columns,
+    name: str,
+    errors: list[DataError],
+    *,
+    record: RecordType | str | type | None = None,
+    template: str | None = None,
+) -> Contents:
+    """Return the contents of labelled queries in memory.
+
+    Args:
+        source: Rows of labelled queries.
+        documents: Rows of documents, or None if each distinct label becomes a document.
+        columns: Names of the columns. An empty label stands for the default.
+        name: Name of the source, for messages.
+        errors: List that receives the errors of bad rows.
+        record: Record type of the rows, its name, or a Pydantic class.
+        template: Query text of a record, with field names in braces.
+    """
+    if columns.separator == "":
+        raise ConfigError("the separator is empty; expected what stands between two labels, such as ';'")
+    if record is not None and not isinstance(record, RecordType):
+        record = record_type(record, template=template, label=columns.label or None)
+    elif template is not None:
+        raise ConfigError("template needs record, a record type by its name or class; fix: pass both, or leave both out")
+    columns = dataclasses.replace(columns, label=columns.label or (record.label if record else "expected"), in_memory=True)
+    corpus = None if documents is None else documents_of(rows_of(documents, "documents", "documents row"), errors)
+    return contents_of(rows_of(source, name), corpus, columns, record, name, errors)
+
+
+def beir_contents(queries: Mapping[Any, Any], corpus: Mapping[Any, Any], qrels: Mapping[Any, Any], errors: list[DataError]) -> Contents:
+    """Return the contents of BEIR's three dicts.
+
+    Args:
+        queries: Query id -> text, or a dict with ``text`` and metadata.
+        corpus: Document id -> text, or a dict with ``text``, optional ``title`` and metadata.
+        qrels: Query id -> {document id: grade}, or a list of relevant document ids.
+        errors: List that receives the errors of bad entries.
+    """
+    documents = documents_of(_entries(corpus, "document"), errors)
+    known = queries_of(_entries(queries, "query"), errors)
+    columns = Columns("text", "qrels", grade="", in_memory=True)
+    if not isinstance(qrels, Mapping):
+        raise DataError("qrels", f"is {shown(qrels)}", expected="a dict by query id")
+    judged: Qrels = {}
+    for key, value in qrels.items():
+        where = f"qrels of {shown(plain(key))}"
+        try:
+            id = id_of(plain(key))
+            if id is None or id not in known:
+                raise DataError(where, "is not among the queries", fix="remove the entry or add the query")
+            row = {"qrels": plain(value)}
+            grades = read_grades(row, read_labels(row, columns, documents, where)[0], columns, documents, where)
+            for document in grades:
+                check_known(document, documents, where, "document", hint=len(errors) < HINTS)
+            judged[id] = grades
+        except DataError as error:
+            errors.append(error)
+    return Contents(known, documents, judged)
+
+
+def pair_rows(texts: Iterable[Any], labels: Iterable[Any]) -> list[Row]:
+    """Return a row with ``text`` and ``label`` for each text and its label.
+
+    Raises:
+        DataError: There are more texts than labels, or fewer.
+    """
+    for name, values in (("texts", texts), ("labels", labels)):
+        if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+            raise DataError(name, f"is {shown(values)}", expected="a sequence, such as a list, a Series or an array")
+    texts, labels = list(plain(texts)), list(plain(labels))
+    if len(texts) != len(labels):
+        raise DataError("texts and labels", f"are {len(texts):,} and {len(labels):,}", expected="one label for each text")
+    return [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+
+
+def rows_of(source: Source, name: str, place: str = "row") -> Iterator[tuple[str, Row | DataError]]:
+    """Yield (place, row) for each row of a source, or (place, error) for a row that cannot be used.
+
+    Args:
+        source: Rows in memory, or the path of a file.
+        name: Name of the source, for messages about the whole of it.
+        place: Words before the number of a row, for messages. The number is the index label in a DataFrame with distinct labels,
+            else the position from 0.
+
+    Raises:
+        DataError: The source has no rows, or is none of the known kinds.
+    """
+    if isinstance(source, (str, Path)):
+        yield from read_rows(source)
+        return
+    if isinstance(source, Mapping) and hasattr(source, "column_names"):
+        splits = list(source)
+        raise DataError(name, f"has splits: {', '.join(map(str, splits))}", fix=f"pass one of them, such as dataset[{splits[0]!r}]")
+    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+        raise DataError(name, f"is {shown(source)}", expected="a DataFrame, a datasets.Dataset, or a list of records")
+    if hasattr(source, "iloc"):
+        rows = _frame_rows(source, name, place)
+    elif hasattr(source, "features"):
+        rows = hf_rows(source, name, lambda index: f"{place} {index}")
+    else:
+        rows = ((f"{place} {number}", row) for number, row in enumerate(source))
+    empty = True
+    for where, row in rows:
+        empty = False
+        yield where, row if isinstance(row, DataError) else _row_of(row, where)
+    if empty:
+        raise DataError(name, "is empty", expected="at least one row")
+
+
+def _row_of(value: Any, where: str) -> Row | DataError:
+    if hasattr(value, "model_dump"):
+        value = value.model_dump(mode="json")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if not isinstance(value, Mapping):
+        return not_named(value, where)
+    row = {str(key): plain(cell) for key, cell in value.items()}
+    try:
+        json_bytes(row)
+    except (ValueError, RecursionError) as error:
+        return DataError(where, f"cannot be written as JSON ({error})", expected="text, numbers, lists and dicts")
+    return row
+
+
+def _frame_rows(frame: Any, name: str, place: str) -> Iterator[tuple[str, Row]]:
+    """Yield (place, row) for each row of a DataFrame, without its missing cells."""
+    names = [str(column) for column in frame.columns]
+    check_distinct(names, name)
+    labels = frame.index.tolist() if frame.index.is_unique else range(len(frame))
+    columns = [(frame.iloc[:, number].tolist(), frame.iloc[:, number].isna().tolist()) for number in range(len(names))]
+    for number, label in enumerate(labels):
+        cells = zip(names, columns, strict=True)
+        yield f"{place} {label}", {column: values[number] for column, (values, missing) in cells if not missing[number]}
+
+
+def _entries(texts: Mapping[Any, Any], kind: str) -> Iterator[tuple[str, Row | DataError]]:
+    """Yield (place, row) for each text of a dict by id."""
+    if not isinstance(texts, Mapping):
+        raise DataError(kind, f"is {shown(texts)}", expected="a dict by id")
+    for id, value in texts.items():
+        where = f"{kind} {shown(plain(id))}"
+        row = _row_of({"text": value} if isinstance(value, str) or value is None else value, where)
+        if not isinstance(row, DataError):
+            if "text" not in row:
+                row = DataError(where, f"key 'text' is missing (keys: {', '.join(row)})", expected="a text, or a dict with one")
+            else:
+                row["id"] = plain(id)
+        yield where, row
