@@ -33,6 +33,20 @@ def bench():
     return BENCH
 
 
+@pytest.fixture
+def said(capsys):
+    """Run the command line in this process; returns (exit code, stdout, stderr)."""
+    from embedfit.cli.app import main
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return call
+
+
 class WordEncoder:
     """Counts words into 64 places, so that texts with words in common are near each other."""
 

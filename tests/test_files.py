@@ -1,3 +1,4 @@
+import hashlib
 import os
 import signal
 import stat
@@ -12,7 +13,7 @@ from embedfit.data.dataset import Dataset, Document, Query
 from embedfit.data.write import write_beir
 from embedfit.encode.saving import save_in_place
 from embedfit.errors import StorageError
-from embedfit.files import clear_leftovers, replace_folder, temporary_folder, temporary_path, writing
+from embedfit.files import cache_folder, clear_leftovers, digest, replace_folder, temporary_folder, temporary_path, writing
 from embedfit.pipeline.job import locked
 from embedfit.tune.result import claim
 
@@ -254,3 +255,29 @@ def test_killed_at_any_moment_files_are_whole_and_nothing_is_left_over(tmp_path)
         for path in tmp_path.rglob("*"):
             text = path.read_text() if path.is_file() else ""
             assert text == text[: len(text) // 1000] * 1000
+
+
+@pytest.mark.parametrize(
+    ("value", "sort_keys", "sha"),
+    [
+        (["merge", "é", 0.5], True, '["merge", "\\u00e9", 0.5]'),
+        ({"query": "a", "document": None}, True, '{"document": null, "query": "a"}'),
+        ({"query": "a", "document": None}, False, '{"query": "a", "document": null}'),
+    ],
+)
+def test_a_digest_is_that_of_json_in_ascii_with_blanks_which_keys_what_is_on_disk(value, sort_keys, sha):
+    assert digest(value, sort_keys=sort_keys) == hashlib.sha256(sha.encode()).hexdigest()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other folders")
+def test_the_cache_stays_where_it_was(monkeypatch, tmp_path):
+    monkeypatch.setenv("EMBEDFIT_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.setenv("EMBEDFIT_CACHE", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cache_folder() == tmp_path / ".cache" / "embedfit"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == tmp_path / ".cache" / "embedfit"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert cache_folder() == tmp_path / "other" / "embedfit"

@@ -207,11 +207,11 @@ def locked(path: Path, busy: str) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Return where embeddings are kept: ``$EMBEDFIT_CACHE``, else ``embedfit`` in the user's cache directory."""
+    """Return the cache folder: ``$EMBEDFIT_CACHE``, else ``embedfit`` in the user's cache directory."""
+    import platformdirs
+
     given = os.environ.get("EMBEDFIT_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedfit"
+    return Path(given) if given else platformdirs.user_cache_path("embedfit", appauthor=False)
 
 
 def file_sha256(path: Path) -> str:
@@ -224,6 +224,16 @@ def json_bytes(value: Any) -> bytes:
     """Return a value as JSON in UTF-8."""
     # Parquet and the Hub have values that JSON lacks, such as dates: they are written as text.
     return json.dumps(value, ensure_ascii=False, default=str).encode()
+
+
+def digest(value: Any, *, sort_keys: bool = True) -> str:
+    """Return the SHA-256 of a value's JSON, in hexadecimal. Caches, run directories and stores are keyed by it.
+
+    Args:
+        value: Anything that JSON can hold.
+        sort_keys: Whether the order of keys makes no difference.
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=sort_keys).encode()).hexdigest()
 
 
 def cache_limit() -> int:

@@ -17,19 +17,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def said(capsys):
-    """Run the command line in this process; returns (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return call
-
-
-@pytest.fixture
 def project(tmp_path, tiny_model):
     """A folder as 'embedfit init' makes it, with the one-layer model and one epoch."""
     main_code(["init", str(tmp_path)])

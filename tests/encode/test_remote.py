@@ -687,17 +687,6 @@ def project(server, tmp_path, monkeypatch):
     return toml
 
 
-@pytest.fixture
-def said(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return call
-
-
 def test_evaluate_and_compare_take_remote_and_local_models_and_buy_only_timed_queries_again(server, project, said, tiny_model):
     name = f"openai:text-embedding-3-large@{server.address}/v1"
     code, out, err = said("evaluate", project, "--model", name, "--model", tiny_model, "--price", "0.13", "--json")

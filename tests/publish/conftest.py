@@ -9,7 +9,6 @@ import pytest
 from publish_data import TOKEN
 from servers import running_hub
 
-from embedfit.cli.app import main
 from embedfit.config import make_config
 from embedfit.encode.adapted import Adapter, save_adapted
 from embedfit.encode.local import LocalEncoder, load_model
@@ -53,17 +52,6 @@ def hub(monkeypatch):
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # HF_HUB_DISABLE_XET is read once
         yield hub
-
-
-@pytest.fixture
-def said(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture(scope="session")

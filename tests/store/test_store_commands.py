@@ -6,16 +6,8 @@ import pytest
 
 
 @pytest.fixture
-def project(tmp_path, tiny_model, capsys):
-    """A folder as 'embedfit init' makes it; returns it, and a function that runs commands in it."""
-    from embedfit.cli.app import main
-
-    def said(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
+def project(tmp_path, tiny_model, said):
+    """A folder as 'embedfit init' makes it; returns it, and the function that runs commands in it."""
     said("init", tmp_path)
     path = tmp_path / "embedfit.toml"
     path.write_text(path.read_text().replace("all-MiniLM-L6-v2", str(tiny_model)))

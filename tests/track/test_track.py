@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from servers import Embeddings, LangWatch, running
 
-from embedfit.cli.app import main
 from embedfit.config import make_config
 from embedfit.data.load import load
 from embedfit.errors import ConfigError, EmbedfitError
@@ -59,17 +58,6 @@ def project(tmp_path):
 @pytest.fixture
 def dataset(project):
     return load(project / "queries.jsonl", project / "documents.jsonl")
-
-
-@pytest.fixture
-def said(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return call
 
 
 def undelivered():

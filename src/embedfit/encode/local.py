@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import sys
 import time
@@ -24,7 +22,7 @@ from embedfit.encode.pooling import Pooling, missing_pooling, note_changes, set_
 from embedfit.encode.precision import autocast, processor, use_bf16, without_cudnn_attention
 from embedfit.encode.tokens import Tokens, length_batches, tokenizer_suffices
 from embedfit.errors import ModelError
-from embedfit.files import file_sha256
+from embedfit.files import digest, file_sha256
 from embedfit.hub import model_folder, weights_of
 
 if TYPE_CHECKING:
@@ -243,12 +241,12 @@ class LocalEncoder(BaseEncoder):
         # What "auto" becomes depends on the device and the processor. To ask torch would take seconds.
         where = [processor(), Path("/dev/nvidia0").exists(), os.environ.get("CUDA_VISIBLE_DEVICES")]
         described = [*self._read_as, libraries, where, self.prompts, self.precision]
-        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+        return digest(described, sort_keys=False)
 
     @cached_property
     def identity(self) -> str:
         """A hash of weights, tokenizer, pooling and prompts alone, the same on every machine."""
-        return hashlib.sha256(json.dumps([*self._read_as, self.prompts]).encode()).hexdigest()
+        return digest([*self._read_as, self.prompts], sort_keys=False)
 
     @property
     def dimension(self) -> int | None:

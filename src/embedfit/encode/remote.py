@@ -16,8 +16,6 @@ A key goes to its own host and nowhere else: ``OPENAI_API_KEY`` to the host of `
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import threading
 import time
@@ -32,6 +30,7 @@ from embedfit import console
 from embedfit.encode.encoder import BaseEncoder, Kind, Part, Vectors
 from embedfit.encode.providers import Address, Answers, Ask, Failure, hugging_face_asker, key_of, openai_asker
 from embedfit.errors import ConfigError, EmbedfitError, ModelError, OfflineError, shown
+from embedfit.files import digest
 from embedfit.hosts import KEY_REFUSED, Retries
 from embedfit.replies import masked, one_line
 
@@ -120,7 +119,7 @@ class RemoteEncoder(BaseEncoder):
         """A hash of host, model, dimensions and prompts: all that is known of a model whose weights are not."""
         address = self.address
         described = ["remote", address.provider, address.model, address.url, address.dimensions, self.prompts]
-        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+        return digest(described, sort_keys=False)
 
     @property
     def dimension(self) -> int | None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +25,7 @@ from embedfit.encode.pooling import pooling_of, pools_itself
 from embedfit.encode.remote import RemoteEncoder, is_remote
 from embedfit.errors import ConfigError, DataError
 from embedfit.evaluation.score import Scores, score_run
-from embedfit.files import clear_leftovers
+from embedfit.files import clear_leftovers, digest
 from embedfit.hub import model_folder
 from embedfit.pipeline.generating import write_queries
 from embedfit.pipeline.parts import asked, folds_of, gated, read, splits_of, without_held_out
@@ -238,7 +236,7 @@ class Job:
             [self.config.mix.model_dump(include={"temperature"}), [(other.digest(), template) for other, template in self.others]],
             *more,
         ]
-        identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        identity = digest(described)
         return Path(self.config.output) / f"{self.config.name}{kind}-{identity[:10]}"
 
 

@@ -11,7 +11,6 @@ the vectors in the cache, and continues.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from embedfit.data.dataset import Dataset
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, Vectors, complete
 from embedfit.errors import DataError, ModelError, StorageError
+from embedfit.files import digest
 from embedfit.retrieve.finder import Hit
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import DEPTH, NOTHING, Ranked, Run, run_of, sorted_corpus
@@ -98,8 +98,8 @@ def index_documents(
     """
     entries = entries_of(dataset, template)
     check_entries(entries, store)
-    digest = _documents_digest(entries)
-    collection = f"{store.index}_{_digest([identity(encoder), template, digest])[:12]}"
+    documents = _documents_digest(entries)
+    collection = f"{store.index}_{digest([identity(encoder), template, documents])[:12]}"
     with store.writing():
         live = store.live()
         judged = dataset.judged
@@ -112,7 +112,7 @@ def index_documents(
         vectors = cached.encode([entry.text for entry in entries], "document")
         prompts = complete(encoder).prompts
         stamp = Stamp(
-            encoder.name, identity(encoder), vectors.shape[1], prompts["query"], prompts["document"], template, len(entries), digest
+            encoder.name, identity(encoder), vectors.shape[1], prompts["query"], prompts["document"], template, len(entries), documents
         )
         written = _fill(store, collection, stamp, entries, vectors)
         queries = dataset.select(judged[:: -(-len(judged) // _QUERIES)])
@@ -370,8 +370,4 @@ def _as_json(value: Any) -> Any:
 
 
 def _documents_digest(entries: Sequence[Entry]) -> str:
-    return _digest([asdict(entry) for entry in sorted(entries, key=lambda entry: entry.id)])
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return digest([asdict(entry) for entry in sorted(entries, key=lambda entry: entry.id)])

@@ -14,8 +14,6 @@ errors of the forecasts.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -33,7 +31,7 @@ from embedfit.errors import ConfigError, DataError, StorageError
 from embedfit.evaluation.charts import new_chart
 from embedfit.evaluation.score import Groups, PerQuery, score_run
 from embedfit.evaluation.statistics import bootstrap_means
-from embedfit.files import writing
+from embedfit.files import digest, writing
 from embedfit.metrics import check_metric, metric_label
 from embedfit.retrieve.run import Run, joined, named
 
@@ -412,10 +410,10 @@ def _kept(train: Dataset, test: Dataset, train_and_search: TrainAndSearch, folde
     """Return the Run of a model trained on a subset: read from disk, or else by training the model."""
     path = folder / f"{name}.npz"
     document_ids = tuple(sorted(test.corpus))
-    digest = hashlib.sha256(json.dumps([identity, train.digest(), test.digest()]).encode()).hexdigest()
+    expected = digest([identity, train.digest(), test.digest()])
     if path.exists():
         with np.load(path, allow_pickle=False) as kept:
-            if str(kept["identity"]) != digest:
+            if str(kept["identity"]) != expected:
                 raise StorageError(f"{folder}: holds a curve of other data or another training; fix: give another folder, or remove it")
             return Run(tuple(test.queries), named(document_ids, kept["ranked"]), kept["ranked"], kept["scores"])
     work = folder / ".embedfit-work" / name  # removed at the end, so its name must not collide
@@ -424,7 +422,7 @@ def _kept(train: Dataset, test: Dataset, train_and_search: TrainAndSearch, folde
     if run.query_ids != tuple(test.queries) or run.document_ids != named(document_ids, run.ranked):
         raise ConfigError("train_and_search must return a Run of the test queries, in their order, on the whole corpus")
     with writing(path) as file:
-        np.savez(file, identity=digest, ranked=run.ranked, scores=run.scores)
+        np.savez(file, identity=expected, ranked=run.ranked, scores=run.scores)
     shutil.rmtree(work, ignore_errors=True)  # one model per point would fill the disk
     return run
 

@@ -7,8 +7,6 @@ zero-shot models", equation 1).
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +19,7 @@ from embedfit.encode.local import LocalEncoder, ModelEncoder, load_model
 from embedfit.encode.precision import use_bf16
 from embedfit.encode.saving import save_in_place, why_not_written
 from embedfit.errors import ConfigError, ModelError, StorageError
+from embedfit.files import digest
 from embedfit.tune.result import claim, seen_by
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ class MergedEncoder(BaseEncoder):
         base, tuned = self._merges.base.fingerprint, self._merges.tuned.fingerprint
         if self.weight in (0, 1):
             return tuned if self.weight else base
-        return hashlib.sha256(json.dumps(["merge", base, tuned, self.weight]).encode()).hexdigest()
+        return digest(["merge", base, tuned, self.weight])
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions)."""

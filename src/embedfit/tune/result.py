@@ -9,7 +9,6 @@ tuned.json            how the tuning went; written last, so it marks a complete 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from embedfit.data.dataset import Dataset, text_key
 from embedfit.encode.encoder import Encoder, Precision, complete
 from embedfit.encode.local import LocalEncoder
 from embedfit.errors import ModelError, StorageError
-from embedfit.files import writing
+from embedfit.files import digest, writing
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import Retriever
 from embedfit.template import DOCUMENT_TEMPLATE
@@ -135,7 +134,7 @@ def claim(folder: Path, described: list[Any], seen: list[str], answers: list[str
     Raises:
         StorageError: The folder holds another tuning, or a file that no tuning wrote and this one would replace.
     """
-    identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    identity = digest(described)
     path = folder / "tuning.json"
     if not path.exists():
         taken = next((name for name in _REPLACED if (folder / name).exists()), None)
