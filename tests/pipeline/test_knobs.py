@@ -74,7 +74,7 @@ def read(monkeypatch):
                 keys.add(name)
         return object.__getattribute__(self, name)
 
-    monkeypatch.setattr(configuration._Section, "__getattribute__", recorded, raising=False)
+    monkeypatch.setattr(configuration.Section, "__getattribute__", recorded, raising=False)
     return keys
 
 

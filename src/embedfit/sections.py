@@ -1,0 +1,340 @@
+"""The sections of embedfit.toml. Every setting is here, with its default and its meaning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from embedfit.errors import ConfigError
+from embedfit.hosts import checked_address, is_header_name
+from embedfit.metrics import KS
+from embedfit.secrets import is_variable, no_variable
+from embedfit.template import DOCUMENT_TEMPLATE
+
+
+class Section(BaseModel):
+    """A table of embedfit.toml, in which unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class DataConfig(Section):
+    """The queries, the documents and the judgements."""
+
+    queries: str = Field(description="A file of labelled queries (JSONL, JSON, CSV, TSV, Parquet), a BEIR folder, or hub:owner/name.")
+    documents: str | None = Field(None, description="A file of documents. By default each distinct label becomes a document.")
+    query: str = Field("query", description="Column of the query text.")
+    label: str | None = Field(None, description="Column of the relevant document ids. By default 'expected'.")
+    grade: str | None = Field(
+        None,
+        description="Column of the label's grade, 0 for not relevant; \"\" for none. By default 'grade', 'relevance', "
+        "'score' or a similar name.",
+    )
+    separator: str | None = Field(
+        None, min_length=1, description="Separator of several labels in one cell, such as ';'. By default a cell is one label."
+    )
+    record: str | None = Field(None, description="'transaction', 'module:Class' of a Pydantic model, or a JSON Schema file.")
+    query_template: str | None = Field(None, description="Template of a record's query text, with field names in braces.")
+    document_template: str = Field(DOCUMENT_TEMPLATE, description="Template of a document's text, with field names in braces.")
+
+
+class SplitConfig(Section):
+    """The queries for training, for choosing a checkpoint, and for the final test."""
+
+    test: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="Share of the queries held out for testing, in a single split. Under 1,000 queries, folds are the default instead.",
+    )
+    dev: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Share of the other queries for choosing the epoch, at most 500 queries; 0 for none. By default 0.1 "
+        "with 1,000 or more, else none.",
+    )
+    folds: int | None = Field(
+        None,
+        ge=0,
+        description="Number of folds. One model is trained for each, and every query is held out once; 0 for a single split. "
+        "By default 5 under 1,000 queries, unless test is set.",
+    )
+    leaks: Literal["fail", "drop", "allow"] = Field(
+        "fail",
+        description="What to do when a held-out query is a copy or near copy of a training query: stop, drop the "
+        "training query, or warn and go on.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of the split.")
+    group_by: str | None = Field(
+        None,
+        description="A metadata field. Queries with the same value stay in one part. If the data has official parts, "
+        "train queries that share a value with dev or test are left out, and dev queries that share one with test.",
+    )
+    by: Literal["queries", "documents"] = Field(
+        "queries",
+        description="What is held out. documents: no relevant document of a held-out query is relevant to a training or dev query.",
+    )
+
+
+class ModelConfig(Section):
+    """The embedding model to start from."""
+
+    name: str = Field(
+        "BAAI/bge-base-en-v1.5",
+        description="A Hub name, a local folder, all-MiniLM-L6-v2 (works offline), or a remote encoder such as "
+        "openai:text-embedding-3-large.",
+    )
+    query_prompt: str | None = Field(None, description="Text before each query. By default the model's own prompt.")
+    document_prompt: str | None = Field(None, description="Text before each document. By default the model's own prompt.")
+    pooling: Literal["auto", "mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"] = Field(
+        "auto",
+        description="Pooling of token vectors, for a model folder that does not name one (no modules.json). "
+        "auto: lasttoken for a causal language model, else mean.",
+    )
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="Number format for encoding. auto: bf16 where that is faster.")
+    price: float | None = Field(
+        None, ge=0, description="Price of a million tokens of a remote encoder, in US dollars. By default OpenAI's list price."
+    )
+
+
+class EvaluateConfig(Section):
+    """The metrics and the retrieval methods to measure."""
+
+    k: tuple[Annotated[int, Field(ge=1)], ...] = Field(KS, min_length=1, description="Ranks at which the metrics are cut.")
+    metric: str = Field("mrr@10", description="Metric of the verdict.")
+    bm25: bool = Field(True, description="Measure BM25 as a second baseline.")
+    retrieval: tuple[Literal["dense", "bm25", "hybrid"], ...] = Field(
+        ("dense",),
+        min_length=1,
+        description="Retrieval methods of `embedfit evaluate`: vectors, words, or both (hybrid, by reciprocal rank fusion).",
+    )
+    rerankers: tuple[str, ...] = Field(
+        (), description="Cross-encoders (Hub names or folders) with which `embedfit evaluate` reranks the top of each ranking."
+    )
+    rerank_top: int = Field(50, ge=1, description="Documents of each query that a cross-encoder reranks.")
+    seeds: int = Field(
+        1, ge=1, description="Number of training runs with different seeds, to show how much of the difference is training noise."
+    )
+
+
+_LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "adapter": 2e-4}
+"""Default learning rates, if every document is a candidate in every step."""
+_EPOCHS = 4
+"""Default epochs, if every document is a candidate in every step."""
+
+
+class TuneConfig(Section):
+    """How the model is trained. The defaults are the same for every data set."""
+
+    method: Literal["full", "lora", "adapter"] = Field(
+        "full",
+        description="What to train: all weights (full), small matrices beside them (lora), or a linear map of the query vector (adapter).",
+    )
+    lora_rank: int = Field(16, ge=1, description="Rank of LoRA's matrices.")
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of epochs. By default 4 if all documents are candidates, else 2.",
+    )
+    batch_size: int = Field(32, ge=1, description="Queries in a step.")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Peak learning rate of AdamW. By default 2e-4 (2e-3 with LoRA) if all documents are candidates, else half of that.",
+    )
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the learning rate rises.")
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in training.")
+    train_embeddings: bool = Field(False, description="Train the token embeddings too, which are half of a small model's weights.")
+    scale: float = Field(14.0, gt=0, description="Factor of the cosine similarities in the loss (1 / temperature).")
+    candidates: Literal["auto", "all", "mined", "batch"] = Field(
+        "auto",
+        description="Documents that a training query is scored against. all: the corpus. batch: in-batch and random negatives. "
+        "mined: hard negatives too. auto: all for a small corpus, else mined.",
+    )
+    negatives: int | None = Field(
+        None, ge=0, description="Random negatives in a step, unless candidates = 'all'. By default 32 for 'batch' and 0 for 'mined'."
+    )
+    hard_negatives: int = Field(1, ge=0, description="Hard negatives for each query in a step, for candidates = 'mined'.")
+    mined_margin: float = Field(
+        1.0,
+        gt=0,
+        description="Maximum similarity of a hard negative to its query, as a share of the similarity of the least "
+        "similar relevant document.",
+    )
+    judge: str | None = Field(
+        None, description="A cross-encoder (a folder or a Hub name). It must score a hard negative lower than every relevant document."
+    )
+    mine_every: int | None = Field(
+        None,
+        ge=1,
+        description="Steps between two minings. By default one epoch, and more if the corpus is large compared with the queries.",
+    )
+    memory_gb: float | None = Field(
+        None,
+        gt=0,
+        description="Memory for the activations of a step, in GiB; larger steps are computed in parts. By default a third of all memory.",
+    )
+    matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="Smaller dimensions to train for, so that vectors can be truncated to them."
+    )
+    patience: int = Field(2, ge=1, description="Epochs without a better dev score after which training stops.")
+    seed: int = Field(0, ge=0, description="Seed of dropout, batch order, random negatives and LoRA's initial weights.")
+
+    @field_validator("train_embeddings")
+    @classmethod
+    def _only_with_full(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("method") == "lora":
+            raise PydanticCustomError("method", "needs method = 'full'")
+        return value
+
+    def epochs_with(self, candidates: str) -> int:
+        """Return the number of epochs: the setting, or the default for ``all``, ``mined`` or ``batch`` candidates.
+
+        In a large corpus, few queries share a document, so training overfits sooner than on a list of labels that every query
+        shares. It takes half the epochs at half the learning rate.
+        """
+        return self.epochs or (_EPOCHS if candidates == "all" else _EPOCHS // 2)
+
+    def learning_rate_with(self, candidates: str) -> float:
+        """Return the peak learning rate: the setting, or the default for the method and the candidates (see `epochs_with`)."""
+        return self.learning_rate or _LEARNING_RATES[self.method] / (1 if candidates == "all" else 2)
+
+
+class MixConfig(Section):
+    """Additional training sets. Nothing is measured on them."""
+
+    data: tuple[DataConfig, ...] = Field((), description="The data sets: a [[mix.data]] table for each, with the keys of [data].")
+    temperature: float = Field(
+        1.0,
+        ge=1,
+        description="Weight of small sets: a set of n queries has a share of n ** (1 / temperature). 1 trains on every query once.",
+    )
+
+
+class GeneralConfig(Section):
+    """A general data set, to measure what the model forgets, and the share of its score to keep."""
+
+    queries: str | None = Field(None, description="A data set unlike the task, in a format that [data] takes. By default the bundled one.")
+    documents: str | None = Field(None, description="Its file of documents, if they are in a separate file.")
+    keep: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of the base model's general score to keep, by merging base and tuned weights. 0.98 is a good start.",
+    )
+
+
+class LadderConfig(Section):
+    """The methods that `embedfit ladder` measures."""
+
+    rungs: tuple[str, ...] = Field((), description="Keys of the methods. By default all that the data allows.")
+    document_template: str | None = Field(None, description="Template of a richer document text to try. By default all text fields.")
+
+
+class StoreConfig(Section):
+    """The vector store that `embedfit index` writes and `embedfit search` reads."""
+
+    kind: Literal["chroma", "pgvector", "qdrant"] = Field("chroma", description="Chroma, PostgreSQL with pgvector, or Qdrant.")
+    location: str = Field(
+        "store",
+        description="A folder (Chroma, or Qdrant for experiments), a URL, a PostgreSQL connection string, or env:NAME "
+        "of an environment variable.",
+    )
+    api_key: str | None = Field(None, description="env:NAME of the environment variable that holds the server's key.")
+    index: str = Field("documents", pattern=r"^[a-z][a-z0-9_]{1,38}[a-z0-9]$", description="Name of the live index.")
+    min_recall: float = Field(
+        0.95,
+        ge=0,
+        le=1,
+        description="Minimum recall of a new version in the first 10 results, against exact search. Below it, the "
+        "version does not go live.",
+    )
+
+
+class TrackConfig(Section):
+    """Services that receive results."""
+
+    langwatch: bool = Field(True, description="Send the results of each query to LangWatch, if LANGWATCH_API_KEY is set.")
+    report_to: tuple[Literal["mlflow", "wandb", "tensorboard"], ...] = Field((), description="Services that receive the training log.")
+
+
+_Price = tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
+
+
+class GenerateConfig(Section):
+    """The data that an LLM writes, and its budget. If records or questions is above 0, `embedfit run` starts with generating."""
+
+    records: int = Field(0, ge=0, description="Number of records to write, spread evenly over the documents. data.record is their type.")
+    questions: int = Field(0, ge=0, description="Number of questions to write for each document.")
+    model: str = Field("gpt-4.1-mini", description="Name of the LLM at its endpoint.")
+    base_url: str | None = Field(None, description="An OpenAI-compatible endpoint, with /v1. By default OPENAI_BASE_URL, or OpenAI's own.")
+    key: str | None = Field(
+        None, description="Environment variable that holds the key. By default OPENAI_API_KEY, or EMBEDFIT_KEY_<HOST> for another host."
+    )
+    headers: dict[str, str] = Field({}, description="Additional headers, for gateways: name -> environment variable that holds the value.")
+    mode: Literal["json_schema", "tools", "json"] = Field("json_schema", description="How the request states the schema of a reply.")
+    prompt: str | None = Field(
+        None, description="A Jinja template of the prompt. By default the bundled one for transactions, records or questions."
+    )
+    examples: str | None = Field(
+        None, description="A file of real texts to imitate: JSONL with 'query', or one text on each line. Each prompt holds a random few."
+    )
+    styles: dict[str, str] = Field({}, description="Styles of questions: name -> instruction. By default keywords, question and situation.")
+    personas: tuple[str, ...] = Field((), description="Personas who ask the questions. By default six, from expert to beginner.")
+    temperature: float | None = Field(None, ge=0, description="Temperature of the LLM. By default its own.")
+    max_tokens: int = Field(
+        800, ge=1, description="Maximum tokens of a reply. A reply that is cut off is requested again with twice as many."
+    )
+    tries: int = Field(10, ge=1, description="Maximum number of replies for a record or question.")
+    seed: int = Field(0, ge=0, description="Seed of the requests.")
+    budget: float | None = Field(
+        None,
+        gt=0,
+        description="Maximum cost of all runs on a ledger together, in US dollars (or the currency of price).",
+    )
+    max_tokens_total: int | None = Field(None, gt=0, description="Maximum number of tokens of all runs on a ledger together.")
+    price: _Price | None = Field(
+        None,
+        description="Price of a million prompt tokens and of a million completion tokens, in US dollars or another "
+        "currency. By default OpenAI's list price, for some models.",
+    )
+    concurrency: int = Field(32, ge=1, description="Maximum number of concurrent requests. It falls while the endpoint answers 429.")
+    timeout: float = Field(120.0, gt=0, description="Timeout of a request, in seconds.")
+    judge: str | None = Field(None, description="An LLM that categorises each record without seeing its label. It may be the same LLM.")
+    judge_prompt: str | None = Field(None, description="A Jinja template of the judge's prompt.")
+    judge_tries: int = Field(
+        3,
+        ge=1,
+        description="Number of answers of the judge. A record is easy if the first is right, hard if a later one is, "
+        "and suspect if none is.",
+    )
+    judge_price: _Price | None = Field(None, description="Price of the judge if it is another LLM, in the form of price.")
+    suspects: Literal["keep", "drop"] = Field("keep", description="Keep or drop suspect records in the output.")
+
+    @field_validator("key", mode="before")
+    @classmethod
+    def _key_is_a_variable(cls, value: Any) -> Any:
+        if value is not None and not is_variable(value):
+            raise no_variable('key = "NAME"')
+        return value
+
+    @field_validator("headers", mode="before")
+    @classmethod
+    def _headers_are_variables(cls, value: Any) -> Any:
+        if not (isinstance(value, dict) and all(map(is_header_name, value)) and all(map(is_variable, value.values()))):
+            raise no_variable('headers = {X-Gateway = "NAME"}')
+        return value
+
+    @field_validator("base_url", mode="after")
+    @classmethod
+    def _address_has_no_secret(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                checked_address(value)
+            except ConfigError as error:
+                raise PydanticCustomError("address", "{problem}", {"problem": str(error)}) from None
+        return value
