@@ -1,14 +1,14 @@
 """Every error that embedfit raises on purpose.
 
     EmbedfitError              one line for the user, exit code 2
-    ├── DataError              a file of queries, documents or qrels says something unusable
-    ├── ConfigError            embedfit.toml, an option or a template says something unusable
+    ├── DataError              queries, documents or qrels cannot be used
+    ├── ConfigError            embedfit.toml, an option or a template cannot be used
     ├── ModelError             a model cannot be loaded, or is not what it was
-    │   └── OfflineError       it would have to come over a network that is not there
+    │   └── OfflineError       it must be downloaded, and there is no network
     ├── EndpointError          an LLM's endpoint refuses, or cannot be reached
     └── StorageError           a directory cannot be written, or the disk is full
 
-A message is one line: where, what was seen, what was expected, how to mend it.
+A message is one line: the place, the problem, what was expected, and the fix.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class DataError(EmbedfitError):
     """Data that cannot be used.
 
     Args:
-        where: File and line or key, for example ``pairs.jsonl:7``.
-        problem: What was seen there.
-        expected: What would have been right.
-        fix: What to do about it.
+        where: Place of the problem, such as ``pairs.jsonl:7`` or ``row 17``.
+        problem: The problem, with the value.
+        expected: Description of a valid value.
+        fix: Advice to the user.
     """
 
     def __init__(self, where: str, problem: str, *, expected: str = "", fix: str = "") -> None:
@@ -48,11 +48,11 @@ class ConfigError(EmbedfitError):
 
 
 class ModelError(EmbedfitError):
-    """A model that cannot be loaded, or that does not give the vectors it should."""
+    """A model that cannot be loaded, or that gives unexpected vectors."""
 
 
 class OfflineError(ModelError):
-    """A model or data set that would have to be downloaded, without a network."""
+    """A model or data set that must be downloaded, without a network."""
 
 
 class EndpointError(EmbedfitError):
@@ -64,7 +64,7 @@ class StorageError(EmbedfitError):
 
 
 def shown(value: Any, limit: int = 60) -> str:
-    """Return a value as it may stand in an error message: one short line."""
+    """Return a value for an error message, as one short line."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
@@ -78,24 +78,24 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def check_package(package: str, *, extra: str) -> None:
-    """Make sure that a package is installed, without the seconds that importing it takes.
+    """Check that a package is installed, without importing it.
 
     Raises:
-        EmbedfitError: It is not, with the command that installs it.
+        EmbedfitError: The package is not installed. The message has the command that installs it.
     """
     try:
         spec = importlib.util.find_spec(package)
-    except ModuleNotFoundError:  # of a package around it
+    except ModuleNotFoundError:  # a parent package is missing
         spec = None
     if spec is None:
         raise EmbedfitError(f"{package} is not installed; fix: pip install 'embedfit[{extra}]'")
 
 
 def require(package: str, *, extra: str) -> ModuleType:
-    """Return a package that not everybody installs.
+    """Import and return an optional package.
 
     Raises:
-        EmbedfitError: It is not there, or does not work, with the command that installs it.
+        EmbedfitError: The package is not installed or cannot be imported. The message has the command that installs it.
     """
     try:
         return importlib.import_module(package)

@@ -1,16 +1,16 @@
-"""Files and folders that appear whole or not at all, and what killed processes left of them.
+"""Files and folders that appear whole or not at all, and the leftovers of killed processes.
 
-Each is made inside a temporary folder beside its place, and then moved there. The temporary folder is called
+Each is made inside a temporary folder beside its final place, and then moved there. The temporary folder is called
 ``.embedfit-partial-XXXXXXXX`` and holds
 
     embedfit.name   embedfit's mark, and the name of what is being written
     embedfit.lock   locked for as long as the process that made it is alive
-    content         what is being written
-    replaced        the folder that stood in its place, for the moment of the exchange
+    content         the file or folder that is being written
+    replaced        the folder that is replaced, during the exchange
 
-Nothing else is ever removed: a folder of that name without the mark, or that holds anything else, is not ours, and one whose lock is
-held is somebody else's work. The system frees the lock when a process ends, however it ends. Whoever died in the middle of an exchange
-left the old folder as ``replaced``: it is put back.
+Nothing else is ever removed. A folder of that name without the mark, or with other contents, is not embedfit's, and a folder whose
+lock is held is in use. The system frees the lock when a process ends, however it ends. If a process dies during an exchange, the old
+folder is left as ``replaced``, and is put back.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 
 _PREFIX = ".embedfit-partial-"
 _NAME = re.compile(r"\.embedfit-partial-[a-z0-9_]{8}")
-"""What `tempfile.mkdtemp` makes of the prefix."""
+"""Names that `tempfile.mkdtemp` makes with the prefix."""
 _MARK, _LOCK, _CONTENT, _REPLACED = "embedfit.name", "embedfit.lock", "content", "replaced"
 _MARKED = b"embedfit is writing here: "
 _TRIES = 20
-# Not only at the start: a spreadsheet that is set to another separator would begin a cell there. The wide signs are formulas too.
+# Also after a separator, where a spreadsheet with other settings starts a cell. Full-width signs start formulas too.
 _FORMULA = re.compile("(^|[,;\t\r\n])([\\s\"']*)(?=[=+\\-@\uff1d\uff0b\uff0d\uff20])")
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Any]:
-    """Open a binary file beside its final name, and move it into place when all went well.
+    """Open a binary file beside its final name, and move it into place if no error occurs.
 
-    A symbolic link stays, and the file that it names is replaced.
+    A symbolic link stays, and its target is replaced.
 
     Raises:
         StorageError: The directory cannot be written, something other than a file is there, or the disk is full; nothing is
@@ -65,12 +65,12 @@ def writing(path: Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def temporary_path(target: Path) -> Iterator[Path]:
-    """Give a path on the same disk as another, for a file or folder to be made there and moved to its place.
+    """Yield a temporary path on the disk of a target, for a file or folder that is then moved to the target.
 
-    What dead processes left beside the target is cleared first; what is left at the path is removed at the end.
+    Leftovers of dead processes beside the target are removed first, and anything left at the path is removed at the end.
 
     Args:
-        target: Where it will be moved. Its folder is made.
+        target: Final path. Its folder is created.
 
     Raises:
         OSError: The folder cannot be written.
@@ -87,18 +87,18 @@ def temporary_path(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Give an empty folder on the system's temporary disk, which is gone at the end; what dead processes left there goes too."""
+    """Yield an empty folder in the system's temporary folder. It is removed at the end, with the leftovers of dead processes."""
     with temporary_path(Path(tempfile.gettempdir()) / "folder") as path:
         path.mkdir()
         yield path
 
 
 def replace_folder(made: Path, target: Path) -> None:
-    """Move a folder from its temporary path to its place, and the one that is there out of the way.
+    """Move a folder from its temporary path to its final path, and remove the folder there.
 
     Args:
-        made: From `temporary_path`.
-        target: Where it goes. The caller knows that what is there is embedfit's own.
+        made: Path from `temporary_path`.
+        target: Final path. The caller has checked that the folder there is embedfit's own.
     """
     if target.exists():
         target.rename(made.with_name(_REPLACED))
@@ -106,11 +106,11 @@ def replace_folder(made: Path, target: Path) -> None:
 
 
 def clear_leftovers(folder: Path, *, deep: bool = False) -> None:
-    """Remove the temporary folders of processes that are dead; those of others are left alone.
+    """Remove the temporary folders of dead processes. Those of live processes stay.
 
     Args:
-        folder: Where they may lie.
-        deep: Whether to look in all folders below too.
+        folder: Folder to clear.
+        deep: Whether to clear all folders below it too.
     """
     import filelock
 
@@ -131,7 +131,7 @@ def _is_named_as_ours(path: Path) -> bool:
 
 
 def _target_of(folder: Path) -> Path | None:
-    """Return what is written in a temporary folder, by its mark; None where there is none."""
+    """Return the target of a temporary folder by its mark, or None without a mark."""
     with contextlib.suppress(OSError):
         mark = (folder / _MARK).read_bytes()
         if mark.startswith(_MARKED) and len(mark) > len(_MARKED):
@@ -140,13 +140,13 @@ def _target_of(folder: Path) -> Path | None:
 
 
 def _locked_folder(target: Path) -> tuple[Path, filelock.BaseFileLock]:
-    """Return a new temporary folder beside a target, marked, and the lock that is held on it."""
+    """Return a new marked temporary folder beside a target, and its lock, which is held."""
     import filelock
 
     for _ in range(_TRIES):
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=target.parent))
         lock = filelock.FileLock(folder / _LOCK, timeout=0)
-        # Until the lock is held, another process may take the folder for one of the dead.
+        # Until the lock is held, another process may take the folder for a leftover.
         with contextlib.suppress(filelock.Timeout, FileNotFoundError):
             (folder / _MARK).write_bytes(_MARKED + os.fsencode(target.name))
             lock.acquire()
@@ -155,9 +155,9 @@ def _locked_folder(target: Path) -> tuple[Path, filelock.BaseFileLock]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a temporary folder, mark and lock last: without them, nobody would know whose the rest is.
+    """Remove a temporary folder, with its mark and lock last, since they identify it.
 
-    A folder that an exchange had moved out of the way, and for which nothing has come, is put back first.
+    A folder that an interrupted exchange moved out of the way is put back first.
     """
     target = _target_of(folder)
     if target and (folder / _REPLACED).exists() and not os.path.lexists(target):
@@ -175,20 +175,20 @@ def _remove(folder: Path) -> None:
 
 
 def neutral(text: str) -> str:
-    """Return a text in which nothing can begin a formula in a spreadsheet: an apostrophe stands before it (OWASP, "CSV Injection")."""
+    """Return a text with an apostrophe before anything that could start a spreadsheet formula (OWASP, "CSV Injection")."""
     return ("'" if text[:1] in ("\t", "\r", "\n") else "") + _FORMULA.sub(r"\1\2'", text)
 
 
 @contextlib.contextmanager
 def locked(path: Path, busy: str) -> Iterator[None]:
-    """Hold a lock file, which is freed when the process ends, however it ends.
+    """Hold a lock file. The system frees it when the process ends, however it ends.
 
     Args:
-        path: Of the file; its folder is made.
-        busy: What to say where another process holds it.
+        path: Path of the lock file. Its folder is created.
+        busy: Message of the error if another process holds the lock.
 
     Raises:
-        StorageError: Another process holds it, or the file cannot be written.
+        StorageError: Another process holds the lock, or the file cannot be written.
     """
     import filelock
 
@@ -222,7 +222,7 @@ def file_sha256(path: Path) -> str:
 
 def json_bytes(value: Any) -> bytes:
     """Return a value as JSON in UTF-8."""
-    # Parquet and the Hub have values that JSON lacks, such as dates: they are written as text.
+    # Values from Parquet and the Hub that JSON lacks, such as dates, become text.
     return json.dumps(value, ensure_ascii=False, default=str).encode()
 
 
@@ -237,10 +237,10 @@ def digest(value: Any, *, sort_keys: bool = True) -> str:
 
 
 def cache_limit() -> int:
-    """Return how many bytes of vectors are kept: ``$EMBEDFIT_CACHE_LIMIT``, such as ``5 GiB``, else 20 GiB.
+    """Return the size limit of the vector cache in bytes: ``$EMBEDFIT_CACHE_LIMIT``, such as ``5 GiB``, else 20 GiB.
 
     Raises:
-        ConfigError: The variable holds something else.
+        ConfigError: The variable is not a size.
     """
     given = os.environ.get("EMBEDFIT_CACHE_LIMIT", "").strip() or "20 GiB"
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?", given, re.IGNORECASE | re.ASCII)
@@ -251,7 +251,7 @@ def cache_limit() -> int:
 
 
 def in_bytes(size: float) -> str:
-    """Return a number of bytes as people read it."""
+    """Return a number of bytes for people, with a unit."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:,.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.3g} {unit}"

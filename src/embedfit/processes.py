@@ -9,26 +9,26 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=12)
-"""How long one process waits for the others: the first may be encoding a large corpus."""
+"""Time for which a process waits for the others. The first may be encoding a large corpus."""
 
 
 def count() -> int:
-    """Return how many processes there are."""
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def number() -> int:
-    """Return which of them this is, from 0."""
+    """Return the number of this process, from 0."""
     return int(os.environ.get("RANK") or 0) if count() > 1 else 0
 
 
 def main() -> bool:
-    """Return whether this is the first, which writes and prints."""
+    """Return whether this is the first process, which writes and prints."""
     return number() == 0
 
 
 def join() -> None:
-    """Find the other processes, if there are others."""
+    """Connect to the other processes, if there are any."""
     if count() > 1:
         import torch
         from accelerate import PartialState
@@ -39,7 +39,7 @@ def join() -> None:
 
 
 def _leave() -> None:
-    """Part from the other processes: what gloo's threads do while the interpreter goes away ends, now and then, in an abort."""
+    """Disconnect from the other processes. Threads of gloo sometimes abort if they are alive while the interpreter exits."""
     from torch import distributed
 
     if distributed.is_initialized():
@@ -47,22 +47,22 @@ def _leave() -> None:
 
 
 def agreed(value: T) -> T:
-    """Return what the first process says, to all."""
+    """Return the value of the first process, in every process."""
     if count() == 1:
         return value
     from torch import distributed
 
-    said = [value]
-    distributed.broadcast_object_list(said, src=0)
-    return said[0]
+    values = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def gathered(value: T) -> list[T]:
-    """Return what each process says, to all."""
+    """Return the values of all processes, in every process."""
     if count() == 1:
         return [value]
     from torch import distributed
 
-    said: list[Any] = [None] * count()
-    distributed.all_gather_object(said, value)
-    return said
+    values: list[Any] = [None] * count()
+    distributed.all_gather_object(values, value)
+    return values

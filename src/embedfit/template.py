@@ -1,4 +1,4 @@
-"""Fields of a query or document put into a text."""
+"""Templates that render the fields of a query or document as a text."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Template:
     """A text with named fields in braces.
 
     Args:
-        text: For example ``"{title} {text}"``. ``{{`` and ``}}`` stand for braces.
-        missing: What a field that is absent, None or an empty list or text reads as.
+        text: Template text, such as ``"{title} {text}"``. ``{{`` and ``}}`` are literal braces.
+        missing: Text for a field that is absent, None, or an empty list or text.
 
     Raises:
-        ConfigError: The braces don't match, or a field is more than a plain name.
+        ConfigError: The braces do not match, or a field is not a plain name.
     """
 
     def __init__(self, text: str, *, missing: str = "") -> None:
@@ -38,14 +38,14 @@ class Template:
             raise ConfigError(f"template {shown(text)} names no field; expected something like '{{text}}'")
 
     def render(self, fields: Mapping[str, Any]) -> str:
-        """Return the text with its fields filled in; lists are joined with commas, outer white space is cut."""
+        """Return the text with its fields filled in. Lists are joined with commas, and outer white space is removed."""
         return "".join(literal + (self._value(fields.get(name)) if name else "") for literal, name in self._parts).strip()
 
     def check(self, known: Iterable[str]) -> None:
-        """Refuse a field that no row has.
+        """Check that every field is known.
 
         Raises:
-            ConfigError: It names the field, the known ones and the nearest.
+            ConfigError: A field is unknown. The message has the nearest known field.
         """
         known = sorted(set(known))
         for name in self.fields:

@@ -1,4 +1,4 @@
-"""The words of a text, in every script: one tokenizer for search by words, for near duplicates and for generation's checks.
+"""The words of a text, in every script. One tokenizer serves BM25, near duplicates and the checks of generated texts.
 
 A word is a run of letters, combining marks and digits (Unicode Standard Annex #29, with the rules that follow). Case, white
 space, compatible forms (full width, ligatures), invisible characters and lookalike letters of other scripts make no difference.
@@ -36,23 +36,23 @@ _BEFORE = str.maketrans(_APOSTROPHES | _HYPHENS | _RAISED | _PARTS)
 _CYRILLIC = str.maketrans("АВЕКМНОРСТУХІЈЅаеорсухіјѕһԁԛԝ", "ABEKMHOPCTYXIJSaeopcyxijshdqw")
 _GREEK = str.maketrans("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧαικνορυχ", "ABEZHIKMNOPTYXaikvopux")
 _ALONE = frozenset("АВЕКМНОРСТУХІЈЅаеорсухіјѕһԁԛԝΑΒΕΖΗΙΚΜΝΟΡΤΥΧο")
-"""Those that are read as Latin even in a word without a Latin letter, where the text has no other letter of such a script."""
+"""Letters read as Latin even in a word without Latin letters, if the text has no other letter of their script."""
 _LOOKALIKES = _CYRILLIC | _GREEK
 _BACK = {name: {latin: code for code, latin in letters.items()} for name, letters in (("cyrillic", _CYRILLIC), ("greek", _GREEK))}
-"""The same the other way round: Latin letters in a word of another script."""
+"""The inverse: Latin letters in a word of another script."""
 
-# One letter each, that keyboards of Arabic and of Persian put in different ways.
+# Letters that Arabic and Persian keyboards encode differently.
 _ARABIC = str.maketrans("یک", "يك")
 _NASALS = {"ङ": "कखगघ", "ञ": "चछजझ", "ण": "टठडढ", "न": "तथदध", "म": "पफबभ"}
-"""Devanagari writes a nasal before these letters by itself or as a dot, the anusvara: हिन्दी, हिंदी."""
+"""Nasals that Devanagari writes before these letters either in full or as a dot, the anusvara: हिन्दी, हिंदी."""
 
 _PLAIN = str.maketrans("øłđıħŧŀ", "oldihtl")
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """Return a text's words in order, folded. In a script without spaces each character, with its marks, is a word.
+    """Return the folded words of a text, in order. In a script without spaces, each character with its marks is a word.
 
-    A text of punctuation alone keeps it, so that two of them can be told apart.
+    A text of punctuation only keeps it, so that such texts can be told apart.
     """
     folded = _folded(text)
     if folded.isascii():
@@ -64,15 +64,14 @@ def words_of(text: str) -> tuple[str, ...]:
 
 
 def search_words(text: str, *, single: bool = False) -> list[str]:
-    """Return what a text is found by, in a search for words.
+    """Return the search terms of a text: the words of `words_of`, without the English 's.
 
-    As `words_of`, without the English 's. Words that spaces do not tell apart (Chinese, Japanese, Thai, Lao, Khmer, Burmese), or not
-    by themselves (Korean writes its particles onto the words), are found by each two characters that stand beside each other. A
-    character that stands alone is found by itself.
+    In scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese), and in Korean, which attaches particles to words, the
+    terms are pairs of adjacent characters. An isolated character is a term by itself.
 
     Args:
-        text: Of a query or a document.
-        single: Add each single character of such words. A document has them, so that a query of one character finds it.
+        text: Text of a query or a document.
+        single: Whether to add each single character of such scripts, as for documents, so that a query of one character finds them.
     """
     folded = _folded(text)
     if folded.isascii():
@@ -90,9 +89,9 @@ def search_words(text: str, *, single: bool = False) -> list[str]:
 
 
 def plain(word: str) -> str:
-    """Return a word without the accents and vowel points that many people leave out (Latin, Greek, Cyrillic, Hebrew, Arabic).
+    """Return a word without the accents and vowel points that people often omit (Latin, Greek, Cyrillic, Hebrew, Arabic).
 
-    The marks of other scripts, such as the vowel signs of Devanagari, are letters in all but name and stay.
+    Marks of other scripts, such as the vowel signs of Devanagari, act as letters and stay.
     """
     if word.isascii():
         return word
@@ -102,7 +101,7 @@ def plain(word: str) -> str:
 
 
 def _folded(text: str) -> str:
-    """Return a text without what makes no difference to its words."""
+    """Return a text without the differences that words ignore."""
     if text.count("*") > 1:
         text = _patterns().emphasis.sub(r"\2", text)
     if text.isascii():
@@ -117,9 +116,9 @@ def _folded(text: str) -> str:
 
 
 def _measures(text: str) -> str:
-    """Return a text in which quotes after a digit stand for feet, inches, minutes or seconds alone, and two single ones are a double.
+    """Return a text in which quotes after a digit mean only feet, inches, minutes or seconds, and two single quotes are a double one.
 
-    A quote that ends what another one began is put as a bracket, which carries no meaning.
+    A closing quote becomes a bracket, which carries no meaning.
     """
     if "'" not in text and '"' not in text and "”" not in text:
         return text
@@ -133,10 +132,10 @@ def _digit(sign: str) -> str:
 
 
 def _one_script(text: str) -> str:
-    """Return a text with letters that stand for those of another script made what they stand for.
+    """Return a text with lookalike letters replaced by the letters of the word's script.
 
-    A word of several scripts is of the one that its letters without a lookalike are of; if it has none, of the one that the text's
-    are of; or else Latin. A word of lookalikes alone is Latin in a Latin text.
+    The script of a mixed word is that of its letters without a lookalike; if it has none, that of such letters in the text; else
+    Latin. A word of lookalikes only is Latin in a Latin text.
     """
     patterns = _patterns()
     if not patterns.latin.search(text):
@@ -159,7 +158,7 @@ def _one_script(text: str) -> str:
 
 
 def _scripts(text: str) -> set[str]:
-    """Return the scripts of a text's letters that have no lookalike in another one."""
+    """Return the scripts of the letters in a text that have no lookalike in another script."""
     patterns = _patterns()
     scripts = {"latin"} if patterns.latin_alone.search(text) else set()
     for script, pattern in (("cyrillic", patterns.cyrillic), ("greek", patterns.greek)):
@@ -169,7 +168,7 @@ def _scripts(text: str) -> set[str]:
 
 
 class _Patterns:
-    """Compiled when first needed: the package is imported for more than words."""
+    """Patterns, compiled at first use."""
 
     def __init__(self) -> None:
         import regex

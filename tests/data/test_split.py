@@ -97,10 +97,10 @@ def test_queries_that_say_nearly_the_same_are_never_in_two_parts(seed):
 def test_all_parts_are_dealt_by_one_search(transactions):
     from embedfit.data import duplicates
 
-    duplicates._found.cache_clear()
+    duplicates._duplicates_among.cache_clear()
     split_folds(transactions, 5, dev=0.2)
     check_leaks(transactions, vars(split_dataset(transactions)))
-    assert duplicates._found.cache_info().misses == 1
+    assert duplicates._duplicates_among.cache_info().misses == 1
 
 
 def test_leaking_queries_are_dropped_from_train_and_dev_alone():

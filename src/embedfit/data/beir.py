@@ -85,11 +85,11 @@ _QRELS_COLUMNS = {
     "document id": (("corpusid", "docid", "documentid", "passageid", "pid", "did", "docno"), ("corpus", "doc", "document", "passage")),
     "grade": (("score", "grade", "relevance", "relevancy", "label", "rel", "judgement", "judgment", "relevant", "isrelevant"), ()),
 }
-"""What a column of qrels holds -> its names, without signs; then names that count only where none of those is there."""
+"""Meaning of a qrels column -> (its names without punctuation, names that count only if none of the first is present)."""
 
 
 def _qrels_columns(names: Sequence[str]) -> dict[str, list[int]]:
-    """Return the places of each column of qrels in a header. One place for each means that the header can be read."""
+    """Return the positions of each qrels column in a header. The header is usable if each has one position."""
     spelt = [spelling(name) for name in names]
     places: dict[str, list[int]] = {}
     for column, (certain, perhaps) in _QRELS_COLUMNS.items():
@@ -100,7 +100,7 @@ def _qrels_columns(names: Sequence[str]) -> dict[str, list[int]]:
 
 def _judgements(path: Path, queries: Mapping[str, Query]) -> Iterator[tuple[str, Any]]:
     """Yield (where, (query id, document id, grade)) or (where, error) for each line of a file of qrels."""
-    header: list[int] | None = None  # places of the three columns
+    header: list[int] | None = None  # positions of the three columns
     width = 0
     begun = False
     for number, line in read_lines(path):

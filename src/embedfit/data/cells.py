@@ -1,4 +1,4 @@
-"""What one cell says: an id, a text, labels, grades."""
+"""Values of one cell: an id, a text, labels, grades."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ GRADE_COLUMNS = (
         "score",
     ),
 )
-"""Names of a column of grades. Where there are several, the first of these."""
+"""Names of a grade column. If several are present, the first in this list is used."""
 PERHAPS_GRADES = (
     *("rating", "gold", "gold_score", "gold_label", "label", "target", "correct", "is_correct", "match", "is_match"),
     *("positive", "is_positive", "is_duplicate", "duplicate", "is_answer"),
 )
-"""Names of a column that holds grades if its values look like them. ``label`` and ``target`` may also hold the numbers of classes."""
+"""Names of a column that is a grade column if its values are grades. ``label`` and ``target`` may also hold class numbers."""
 GRADE_OF_WORD = {"true": 1, "false": 0, "relevant": 1, "irrelevant": 0, "nonrelevant": 0, "notrelevant": 0}
 SEPARATORS = (";", "|", "\n", "\t", "\uff1b", "\uff5c", "\u3001", "\uff0c", ",")
-"""What may stand between the labels of one cell, also in Chinese and Japanese. A comma is part of many names, so it comes last."""
+"""Separators of several labels in one cell, also in Chinese and Japanese. A comma is part of many names, so it comes last."""
 _SIGNS = ("/", "+", "&", ">", "\u2022", "\u00b7", " - ", " \u2013 ", " \u2014 ", " and ")
-"""What may stand there too, but mostly is part of a name: it counts only where the labels beside it are known."""
+"""Separators that are usually part of a name. They count only if the labels beside them are known."""
 _ANY_SEPARATOR = re.compile("|".join(map(re.escape, (*SEPARATORS, *_SIGNS))))
 
 
 def spelling(name: Any) -> str:
-    """Return the name of a column as it is compared: in small letters, without white space, hyphens and underscores."""
+    """Return a column name for comparison: in lower case, without white space, hyphens and underscores."""
     return re.sub(r"[\s_-]+", "", str(name)).casefold()
 
 
 def parse_json(text: str) -> Any:
     """Return the value of a JSON text; a ValueError if it repeats a key or holds half a character."""
     value = json.loads(text, object_pairs_hook=_with_distinct_keys)
-    if "\\u" in text:  # may be half a character (a lone surrogate), which no tokenizer and no file takes: a ValueError
+    if "\\u" in text:  # a lone surrogate, which no tokenizer and no file accepts, is a ValueError
         json_bytes(value)
     return value
 
@@ -88,7 +88,7 @@ def id_of(value: Any) -> str | None:
 
 
 def whole_number(value: Any) -> Any:
-    """Return a float that is a whole number as that. Beyond 2^53 a float may stand for several."""
+    """Return a whole float as an int, and any other value unchanged. Beyond 2^53 a float may stand for several whole numbers."""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53 else value
 
 
@@ -214,10 +214,10 @@ def read_grades(
 
 
 def read_grade(value: Any) -> int:
-    """Return a grade as a number, also from the text of one.
+    """Return a grade from a number or its text.
 
     Raises:
-        ValueError: It is not a whole number of 0 or more.
+        ValueError: The value is not a whole number of 0 or more.
     """
     if isinstance(value, str) and re.fullmatch(r"\s*\d+(\.0*)?\s*", value):
         value = int(value.partition(".")[0])
@@ -233,7 +233,7 @@ _CONSTRUCTED = re.compile(rf"""(?:\w+\.)?(?:{"|".join(_CONTAINERS)}|defaultdict)
 
 
 class _Literals(ast.NodeTransformer):
-    """Puts what an object is made of in its place, as in ``array(['a'], dtype=object)``."""
+    """Replaces a constructor call by its argument, as in ``array(['a'], dtype=object)``."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -243,10 +243,10 @@ class _Literals(ast.NodeTransformer):
 
 
 def _listed(text: str) -> Any:
-    """Return the list, or the object of grades, that a text is in JSON or in Python, as pandas writes it; else the text.
+    """Return the list or dict that a text holds in JSON or in Python, as pandas writes it, else the text.
 
     Raises:
-        ValueError: It looks like a list, but cannot be read as one.
+        ValueError: The text looks like a list, but cannot be parsed.
     """
     cell = text.strip()
     constructed = _CONSTRUCTED.match(cell)
@@ -270,8 +270,8 @@ def _python_list(text: str) -> Any:
     """Return a literal of Python, with sets and tuples as lists.
 
     Raises:
-        ValueError: Two strings stand side by side, as in ``['a' 'b']``, which numpy writes and Python joins; or a key stands twice.
-        SyntaxError: It is no literal.
+        ValueError: Two strings are adjacent, as in ``['a' 'b']``, which numpy writes and Python joins; or a key occurs twice.
+        SyntaxError: The text is not a literal.
     """
     with warnings.catch_warnings(action="ignore"):
         tree = _Literals().visit(ast.parse(text, mode="eval").body)
@@ -285,7 +285,7 @@ def _python_list(text: str) -> Any:
 
 
 def _parts(cell: str, separator: str) -> list[str]:
-    """Return what stands between the separators of a cell, and not the brackets of a list without quotes."""
+    """Return the parts of a cell between its separators, without the brackets of an unquoted list."""
     inside = cell.strip()
     if inside[:1] == "[" and inside[-1:] == "]":
         inside = inside[1:-1]
@@ -293,9 +293,9 @@ def _parts(cell: str, separator: str) -> list[str]:
 
 
 def joined_by(cell: str, known: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Return what stands between the labels of a cell, and these, if more than half of them are known; else no labels.
+    """Return the separator of a cell and its labels, if more than half of them are known; else no labels.
 
-    Where different signs stand between them, the first is an empty text.
+    The separator is an empty string if the labels have different separators.
     """
     splits = [(separator, _parts(cell, separator)) for separator in (*SEPARATORS, *_SIGNS) if separator in cell]
     splits.append(("", _parts(_ANY_SEPARATOR.sub(";", cell), ";")))
@@ -311,6 +311,6 @@ def joined_by(cell: str, known: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 
 def without_point(id: str) -> str:
-    """Return what a whole number is that was written as a float, like ``1.0``; an empty text for anything else."""
+    """Return the whole number in a text such as ``1.0``, or an empty string for any other text."""
     match = re.fullmatch(r"(-?\d+)\.0+", id)
     return match[1] if match else ""

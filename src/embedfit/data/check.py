@@ -1,4 +1,4 @@
-"""What is odd about a data set, before anything is trained on it."""
+"""Checks of a data set before training: conflicts, copies, leaks, and unusual labels."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from embedfit.words import words_of
 
 Level: TypeAlias = Literal["problem", "warning", "note"]
 _NAME_WORDS = 10
-"""A document of at most so many words is a name, and not a passage."""
+"""Maximum number of words of a document that is a name and not a passage."""
 _MERGED_SHARE = 0.1
-"""Up to this share of queries with different labels in several rows, these are rather mistakes than pairs."""
+"""Maximum share of merged queries that are reported as probable mistakes. Above it, several answers are probably intended."""
 _CHAIN_SHARE, _CHAIN_QUERIES = 0.1, 10
-"""A chain of near duplicates of more than this share of the queries, and of more than so many, makes uneven parts."""
+"""Share and number of the queries above which a chain of near duplicates is reported, since it makes parts uneven."""
 _ENTITIES, _ENTITY_SHARE, _MET_BEFORE = 10, 0.2, 0.5
-"""A field names customers, merchants or the like if it has at least so many values, none in more than this share of the queries,
-and this share of the test queries have a value that queries of another part have too."""
+"""A field that identifies customers, merchants or the like has at least so many values, none in more than this share of the queries.
+It is reported if the last share of the test queries have a value that also occurs in another part."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something worth knowing.
+    """A result of a check.
 
     Attributes:
-        level: ``problem`` makes figures wrong, ``warning`` may, ``note`` does not.
-        kind: A short name, for filtering.
-        message: One line.
-        ids: The queries or documents concerned.
+        level: ``problem`` makes figures wrong, ``warning`` may make them wrong, ``note`` does not.
+        kind: Short name of the check, for filtering.
+        message: Text of one line.
+        ids: Ids of the queries or documents concerned.
     """
 
     level: Level
@@ -43,12 +43,12 @@ class Finding:
 
 
 def check_dataset(dataset: Dataset) -> list[Finding]:
-    """Return what a data set's owner should know: conflicts, copies, labels that stand in the query, rare and unused labels.
+    """Return the findings in a data set: conflicts, copies, labels inside queries, rare and unused labels.
 
     Args:
-        dataset: To look at.
+        dataset: Data set to check.
     """
-    looks = (
+    checks = (
         _merged,
         _joined,
         _conflicts,
@@ -64,22 +64,22 @@ def check_dataset(dataset: Dataset) -> list[Finding]:
         _unasked,
         _unjudged,
     )
-    return [finding for look in looks for finding in look(dataset)]
+    return [finding for check in checks for finding in check(dataset)]
 
 
 def check_leaks(dataset: Dataset, parts: Mapping[str, Sequence[str]]) -> list[Finding]:
-    """Return which held-out queries say what a query of a less held-out part says, or nearly.
+    """Return the held-out queries that are copies or near copies of queries in a part that training uses.
 
-    Test is held out from dev and train, and dev from train. A model that was trained on a question, or chosen by it, is not
-    tested by asking it again. See `near_duplicates` for what counts as nearly.
+    Test is held out from dev and train, and dev from train. A query that a model was trained on, or chosen by, does not test it.
+    `near_duplicates` defines near copies.
 
     Args:
-        dataset: With the queries of the parts.
-        parts: ``train``, ``dev`` and ``test`` -> query ids; any of them may be missing.
+        dataset: Data set with the queries of the parts.
+        parts: ``train``, ``dev`` and ``test`` -> query ids. Parts may be missing.
 
     Returns:
-        One problem of the kind ``leak`` for each held-out query with such others. Its ids are the held-out query, and then all
-        the others: those that say the very same first, and dev before train. `without_leaks` drops them.
+        A problem of kind ``leak`` for each leaking held-out query. Its ids are the held-out query and then its copies: exact ones
+        first, and dev before train. `without_leaks` drops these copies.
     """
     queries = list(dataset.queries)
     duplicates = near_duplicates(dataset.query_texts())
@@ -100,32 +100,32 @@ def check_leaks(dataset: Dataset, parts: Mapping[str, Sequence[str]]) -> list[Fi
             if not same and not nearly:
                 continue
             (part, first), *rest = same + nearly
-            said = f"says {'what' if same else 'nearly what'} {part} query {first!r} says: {shown(dataset.queries[first].text)}"
+            copy = f"says {'what' if same else 'nearly what'} {part} query {first!r} says: {shown(dataset.queries[first].text)}"
             more = f" (and {len(rest):,} more)" if rest else ""
-            others = tuple(id for _, id in same + nearly)
-            findings += [Finding("problem", "leak", f"{held_out} query {id!r} {said}{more}", (id, *others)) for id in ids]
+            copies = tuple(id for _, id in same + nearly)
+            findings += [Finding("problem", "leak", f"{held_out} query {id!r} {copy}{more}", (id, *copies)) for id in ids]
     return findings
 
 
 def check_groups(dataset: Dataset, parts: Mapping[str, Sequence[str]]) -> list[Finding]:
-    """Return the metadata fields that name something, such as a customer, of which there are queries in several parts.
+    """Return the metadata fields that identify something, such as a customer, with the same values in several parts.
 
-    Queries of one customer tend to be alike in ways that no text shows, and a model is then tested on what it has met. Whether that
-    is so, and whether the next customers will be others, only the data's owner knows.
+    Queries of one customer tend to be alike, so a model is tested on customers that it was trained on. Whether that matters, and
+    whether future customers are new, only the owner of the data knows.
 
     Args:
-        dataset: With the queries of the parts.
+        dataset: Data set with the queries of the parts.
         parts: ``train``, ``dev`` and ``test`` -> query ids.
 
     Returns:
-        A note of the kind ``group`` for each such field, which is not the label; its ids are the test queries concerned.
+        A note of kind ``group`` for each such field that is not the label. Its ids are the test queries concerned.
     """
     part_of = {id: part for part, ids in parts.items() for id in ids}
     test = parts.get("test", ())
     findings = []
     for name in sorted({name for id in part_of for name in dataset.queries[id].metadata}):
         values = {id: dataset.queries[id].metadata.get(name) for id in part_of}
-        # A number with a fraction is measured; it names nothing.
+        # A number with a fraction is a measurement and identifies nothing.
         named = {
             id: str(value) for id, value in values.items() if isinstance(value, (str, int)) and not isinstance(value, bool) and value != ""
         }
@@ -145,15 +145,15 @@ def check_groups(dataset: Dataset, parts: Mapping[str, Sequence[str]]) -> list[F
 
 
 def warnings(findings: Iterable[Finding], each: int = 3) -> list[str]:
-    """Return the warnings' messages, of each kind the first few, and how many more there are."""
+    """Return the messages of warnings: the first few of each kind, and the number of the rest."""
     messages: dict[str, list[str]] = {}
     for finding in findings:
         if finding.level == "warning":
             messages.setdefault(finding.kind, []).append(finding.message)
     lines = []
-    for kind, said in messages.items():
-        more = len(said) - each
-        lines += said[:each] + ([f"... and {more:,} more of the kind '{kind}'; 'embedfit check' lists them"] if more > 0 else [])
+    for kind, texts in messages.items():
+        more = len(texts) - each
+        lines += texts[:each] + ([f"... and {more:,} more of the kind '{kind}'; 'embedfit check' lists them"] if more > 0 else [])
     return lines
 
 
@@ -166,7 +166,7 @@ def _merged(dataset: Dataset) -> list[Finding]:
         f"{len(ids):,} of {len(dataset.queries):,} queries stand in several rows with different labels, and all of these count as right, "
         f"such as {shown(dataset.queries[ids[0]].text)} ({labels}); if they contradict each other, remove the wrong rows"
     )
-    # Where many queries have several rows, these are pairs, and several right answers are meant.
+    # If many queries have several rows, several answers are intended.
     return [Finding("warning" if len(ids) <= _MERGED_SHARE * len(dataset.queries) else "note", "conflict", message, ids)]
 
 
@@ -176,7 +176,7 @@ def _joined(dataset: Dataset) -> list[Finding]:
         parts = {id: {part.strip() for part in id.split(separator)} for id in labels if separator in id.strip()}
         times = Counter(part for own in parts.values() for part in own)
         ids = tuple(id for id, own in parts.items() if all(times[part] > 1 for part in own))
-        # A few names may share their words. Where most do, in ever new combinations, these are lists.
+        # A few names may share words. If most labels consist of words that recur, they are lists.
         if len(ids) > 2 and 2 * len(ids) > len(parts):
             message = f"{len(ids):,} labels look like several with {separator!r} between them, such as {shown(ids[0])}"
             return [Finding("warning", "joined labels", f"{message}; if they are, set data.separator = {separator!r}", ids)]
@@ -245,53 +245,53 @@ def _chained(dataset: Dataset) -> list[Finding]:
 
 
 def _chains(texts: Mapping[str, str]) -> list[tuple[str, ...]]:
-    """Return the ids of texts that say the same or nearly, in groups of at least two."""
+    """Return the ids of copies and near copies, in groups of at least two."""
     ids = list(texts)
     return [tuple(ids[place] for place in chain) for chain in near_duplicates(list(texts.values())).chains if len(chain) > 1]
 
 
 def _all_the_same(texts: Sequence[str]) -> bool:
-    """Return whether texts are one text, of which there are other findings than of texts that nearly say the same."""
+    """Return whether the texts are exact copies, which other checks report."""
     return len(set(map(normalised, texts))) <= 1
 
 
 def _label_inside(dataset: Dataset) -> list[Finding]:
     names = {id: words_of(document.title or document.text) for id, document in dataset.corpus.items()}
-    # With a blank on either side, a text holds a name only as whole words.
+    # Spaces on both sides match whole words only.
     within = {id: f" {' '.join(name)} " for id, name in names.items() if len(name) <= _NAME_WORDS}
-    found = {}
+    holding = {}
     for id in dataset.judged:
         text = f" {' '.join(words_of(dataset.queries[id].text))} "
         inside = [label for label in dataset.relevant(id) if label in within and within[label] in text]
         if inside:
-            found[id] = inside[0]
-    if not found:
+            holding[id] = inside[0]
+    if not holding:
         return []
-    id, label = next(iter(found.items()))
-    share = len(found) / len(dataset.judged)
+    id, label = next(iter(holding.items()))
+    share = len(holding) / len(dataset.judged)
     message = (
-        f"{len(found):,} of {len(dataset.judged):,} queries ({share:.1%}) hold the name of their own document, such as {id!r}: "
+        f"{len(holding):,} of {len(dataset.judged):,} queries ({share:.1%}) hold the name of their own document, such as {id!r}: "
         f"{shown(dataset.corpus[label].title or dataset.corpus[label].text)}; queries without it will be harder"
     )
-    return [Finding("warning", "label inside", message, tuple(found))]
+    return [Finding("warning", "label inside", message, tuple(holding))]
 
 
 def _own_text(dataset: Dataset) -> list[Finding]:
-    """Find the queries that are a copy of their own document: any search finds those."""
-    found = []
+    """Report queries that copy a relevant document. Any search method finds it."""
+    holding = []
     for id in dataset.judged:
-        said = words_of(dataset.queries[id].text)
+        words = words_of(dataset.queries[id].text)
         documents = [dataset.corpus[label] for label in dataset.relevant(id)]
-        if any(said in (words_of(document.text), words_of(f"{document.title} {document.text}")) for document in documents):
-            found.append(id)
-    if not found:
+        if any(words in (words_of(document.text), words_of(f"{document.title} {document.text}")) for document in documents):
+            holding.append(id)
+    if not holding:
         return []
-    share = len(found) / len(dataset.judged)
+    share = len(holding) / len(dataset.judged)
     message = (
-        f"{len(found):,} of {len(dataset.judged):,} queries ({share:.1%}) say word for word what their own document says, such as "
-        f"{found[0]!r}: {shown(dataset.queries[found[0]].text)}; any search finds those, and figures on them show nothing"
+        f"{len(holding):,} of {len(dataset.judged):,} queries ({share:.1%}) say word for word what their own document says, such as "
+        f"{holding[0]!r}: {shown(dataset.queries[holding[0]].text)}; any search finds those, and figures on them show nothing"
     )
-    return [Finding("warning", "own text", message, tuple(found))]
+    return [Finding("warning", "own text", message, tuple(holding))]
 
 
 def _documents_themselves(dataset: Dataset) -> list[Finding]:
@@ -304,7 +304,7 @@ def _documents_themselves(dataset: Dataset) -> list[Finding]:
 
 
 def _is_label(dataset: Dataset, named: Mapping[str, str]) -> bool:
-    """Return whether values stand for the labels: each has one answer, and each answer one of them."""
+    """Return whether values correspond to labels one to one."""
     pairs = {(value, tuple(sorted(dataset.relevant(id)))) for id, value in named.items()}
     return len(pairs) == len({value for value, _ in pairs}) == len({answer for _, answer in pairs})
 
@@ -321,7 +321,7 @@ def _one_label(dataset: Dataset) -> list[Finding]:
 def _rare(dataset: Dataset) -> list[Finding]:
     counts = Counter(label for id in dataset.judged for label in dataset.relevant(id))
     single = tuple(label for label, count in counts.items() if count == 1)
-    # Where hardly any label repeats, these are passages, and one query each is normal.
+    # If hardly any label repeats, the documents are passages, and one query for each is normal.
     if not single or len(single) > len(counts) / 2:
         return []
     return [

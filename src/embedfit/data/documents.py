@@ -1,4 +1,4 @@
-"""A file of documents, and which of them a label means."""
+"""Documents by id, and the check of labels against them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def documents_of(rows: Iterator[tuple[str, Any]], errors: list[DataError]) -> di
 
 _DOCUMENT_KEYS = ("id", "_id", "text", "title")
 HINTS = 20
-"""So many unknown documents get the nearest known one. It is searched for among all documents, which takes its time."""
+"""Number of unknown documents for which the nearest known id is looked up, which is slow."""
 
 
 def check_known(id: str, corpus: Mapping[str, Document], where: str, kind: str, *, hint: bool = True) -> None:
@@ -75,16 +75,16 @@ def check_known(id: str, corpus: Mapping[str, Document], where: str, kind: str, 
 
 
 def fields(row: Row, record: RecordType, grade: str) -> Row:
-    """Return a record's own fields: a row's id, part, origin and grade are ours, unless the record type has such fields too."""
+    """Return the fields of a record, without the id, part, origin and grade of the row unless the record type has such fields."""
     ours = ("id", "_id", "part", "generated", grade)
     return {key: value for key, value in row.items() if key in record.fields or key not in ours}
 
 
 def metadata_of(row: Row, taken: Sequence[str], where: str) -> dict[str, Any]:
-    """Return the other keys of a row; a ``metadata`` object is opened.
+    """Return the keys of a row that are not taken, with the contents of a ``metadata`` object.
 
     Raises:
-        DataError: It has a key that the row has too, with another value.
+        DataError: The row and its ``metadata`` have a key with different values.
     """
     rest = {key: value for key, value in row.items() if key not in taken and key != "metadata"}
     nested = row.get("metadata")

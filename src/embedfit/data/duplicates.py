@@ -1,20 +1,20 @@
-"""Which texts say the same, and which nearly do: copies that must not stand on both sides of a split.
+"""Copies and near copies of texts, which must not be on both sides of a split.
 
-Two texts say the same if they have the same words (`embedfit.words`). They nearly do if, accents aside, one becomes the other
+Two texts are copies if they have the same words (`embedfit.words`). They are near copies if, accents aside, one becomes the other
 
 - by changing, adding or leaving out at most one word in twelve (the Levenshtein distance, counted in words),
 - by putting the words in another order, where there are at least four,
-- by one slip of the pen: a letter changed, added, left out, or two of them swapped, in one word of at least five letters, where
+- by one typo: a letter changed, added, left out, or two letters swapped, in one word of at least five letters, where
   there are at least two other words.
 
-So a text under twelve words is near no text with another word. Nothing but the two texts decides whether they are near.
+So a text under twelve words is no near copy of a text with a different word. The rule depends on the two texts only.
 
 The search is exact. Of two texts within n edits of each other, each lacks at most n words of the other; so of the n + m
 rarest words of the one and those of the other, at least m are the same, and only texts that share m such words are compared
 (J. Wang, G. Li and J. Feng, Can we beat the prefix filtering?, SIGMOD 2012; with m = 1 it is the prefix filter of
 R. Bayardo, Y. Ma and R. Srikant, Scaling up all pairs similarity search, WWW 2007). And of n + 1 pieces of the one, at least one
-stands in the other as it is (G. Li, D. Deng, J. Wang and J. Feng, Pass-Join, PVLDB 2011): of long texts only those that share
-a run of ten words are compared. Slips of the pen are found by leaving out each letter in turn, as SymSpell does.
+occurs unchanged in the other (G. Li, D. Deng, J. Wang and J. Feng, Pass-Join, PVLDB 2011): of long texts only those that share
+a run of ten words are compared. Typos are found by deleting each letter in turn, as SymSpell does.
 """
 
 from __future__ import annotations
@@ -38,34 +38,34 @@ if TYPE_CHECKING:
     from embedfit.data.dataset import Dataset
 
 _WORDS_PER_EDIT = 12
-"""So many words for each one that may differ. docs/decisions.md has the figures."""
+"""Words of a text for each word that may differ. docs/decisions.md has the figures."""
 _REORDERED = 4
-"""Texts of at least so many words may have them in another order."""
+"""Minimum number of words of a text whose words may be reordered."""
 _LETTERS, _OTHER_WORDS = 5, 2
-"""A slip of the pen is one in a word of at least so many letters, beside at least so many others: "card" and "care" are two words, and
-so are "store" and "stove"."""
+"""Minimum number of letters of a word with a typo, and of other words in the text. "card" and "care" are different words, and so are
+"store" and "stove"."""
 _RAREST = 5
-"""Texts are looked up by so many of their rarest words, or by one more than may differ where that is more."""
+"""Number of rarest words by which texts are looked up, or one more than may differ if that is larger."""
 _RUN = 10
-"""Texts of which five words or more may differ, so of at least sixty, are looked up by runs of so many words."""
+"""Length in words of the runs by which texts are looked up that may differ in five words or more, so have at least sixty."""
 _RUNS_A_COMPARISON = 32
-"""To compare two texts takes about as long as to make so many runs."""
+"""Number of runs that can be made in the time of one comparison of two texts."""
 _QUOTED = 5
-"""A query and a document of the same id are one if either stands in the other whole, and has at least so many words."""
+"""Minimum number of words of a query that quotes the document with the same id as a whole, or is quoted by it."""
 _FIELDS = 3
-"""Lines (or parts between bars or semicolons) that begin with a name and a colon make a record, if there are so many."""
+"""Minimum number of lines (or parts between bars or semicolons) that start with a name and a colon, in a record."""
 _FIELD_NAME = re.compile(r"(?:^|[\n|;])[ \t]*((?:[^\s:|;]+[ \t]+){0,3}[^\s:|;]+)[ \t]*:(?=\s|$)")
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What is said more than once by some texts, which are named by their positions.
+    """Copies and near copies among texts, by position.
 
     A thousand copies of a text are one group and not half a million pairs.
 
     Attributes:
-        same: Groups of texts with the same words. Every text is in one of them, most of them alone.
-        near: Pairs of groups, as indexes of ``same``, that say nearly the same.
+        same: Groups of texts with the same words. Every text is in one group, most of them alone.
+        near: Pairs of groups that are near copies, as indexes into ``same``.
     """
 
     same: tuple[tuple[int, ...], ...]
@@ -73,16 +73,16 @@ class Duplicates:
 
     @functools.cached_property
     def chains(self) -> tuple[tuple[int, ...], ...]:
-        """Groups of texts that hang together: two that say nearly the same, a third that is near one of them, and so on.
+        """Groups of texts that copies and near copies connect.
 
-        Every text is in one of them. The first and the last of a long chain may have little in common.
+        Every text is in one group. The first and the last text of a long chain may have little in common.
         """
         return tuple(
             tuple(sorted(place for number in numbers for place in self.same[number])) for numbers in connected(len(self.same), self.near)
         )
 
     def pairs(self) -> Iterator[tuple[int, int]]:
-        """Yield every two texts that say the same or nearly, the smaller position first."""
+        """Yield every pair of copies or near copies, the smaller position first."""
         for group in self.same:
             yield from itertools.combinations(group, 2)
         for one, other in self.near:
@@ -91,7 +91,7 @@ class Duplicates:
 
 
 def connected(count: int, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
-    """Return the groups that pairs of the numbers below ``count`` make, each in order, the one with the smallest number first."""
+    """Return the connected groups of the numbers below ``count``. Numbers and groups are in ascending order."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -104,18 +104,18 @@ def connected(count: int, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, .
 
 
 def near_duplicates(texts: Sequence[str]) -> Duplicates:
-    """Return which texts say the same, and which nearly do.
+    """Return the copies and near copies among texts.
 
-    The names of a record's fields (``Name: ...``, on lines of their own or between bars or semicolons) do not make it longer: how
-    many words may differ is told by the others alone.
+    The field names of a record (``Name: ...``, on separate lines or between bars or semicolons) do not count towards the number of
+    words that may differ.
 
-    The last few answers are kept, so that asking again about the same texts costs nothing.
+    The last few results are cached.
     """
-    return _found(tuple(texts))
+    return _duplicates_among(tuple(texts))
 
 
 def copies_among(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return, for each text of theirs by its id, the ids of ours that say the same or nearly, or hang together with it through others."""
+    """Return {id in ``theirs``: ids in ``ours``} of the texts that copies and near copies connect."""
     texts = [*ours.values(), *theirs.values()]
     our_ids, their_ids = list(ours), list(theirs)
     copies: dict[str, list[str]] = {}
@@ -126,20 +126,20 @@ def copies_among(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str
 
 
 def nearly_same(one: str, other: str) -> bool:
-    """Return whether two texts say the same or nearly, as `near_duplicates` would of the two alone."""
+    """Return whether two texts are copies or near copies, by the rule of `near_duplicates`."""
     return _near(_cut(one), _cut(other))
 
 
-@functools.lru_cache(maxsize=2**13)  # mining compares the same documents again and again
+@functools.lru_cache(maxsize=2**13)  # mining compares the same documents many times
 def _cut(text: str) -> _Text:
     return _Text.of(text)
 
 
 def queries_that_are_documents(dataset: Dataset) -> frozenset[str]:
-    """Return the ids of the queries that are themselves a document, as where similar tickets are looked for with a ticket.
+    """Return the ids of the queries that are documents themselves, as in a search for similar tickets.
 
-    Such a query has the id of a document that is not right for it, and the words: one says the same as the other or nearly, or
-    stands in it whole. The id alone does not tell, as queries and documents are often both numbered from 1.
+    Such a query has the id of a document that is not relevant to it, and its text: one is a copy or near copy of the other, or
+    contains it. The id alone does not suffice, since queries and documents are often both numbered from 1.
     """
     return frozenset(
         id
@@ -166,12 +166,12 @@ def _stands_in(some: tuple[str, ...], words: tuple[str, ...]) -> bool:
 
 @dataclass(frozen=True)
 class _Text:
-    """A text as compared.
+    """A text in the form that is compared.
 
     Attributes:
-        words: All of them, folded.
-        plain: The same without accents.
-        edits: How many of them may differ.
+        words: Words, folded.
+        plain: Words without accents.
+        edits: Number of words that may differ.
     """
 
     words: tuple[str, ...]
@@ -180,18 +180,18 @@ class _Text:
 
     @classmethod
     def of(cls, text: str) -> _Text:
-        words = tuple(map(sys.intern, words_of(text)))  # of a word that stands a million times, one string is kept
+        words = tuple(map(sys.intern, words_of(text)))  # one string for all occurrences of a word
         names = _FIELD_NAME.findall(text) if text.count(":") >= _FIELDS else []
         own = len(words) - (sum(len(words_of(name)) for name in names) if len(names) >= _FIELDS else 0)
         return cls(words, words if all(map(str.isascii, words)) else tuple(map(plain, words)), own // _WORDS_PER_EDIT)
 
     def twins(self) -> Iterator[tuple[int, str]]:
-        """Yield what a text has in common with each one that differs from it by accents, order or a slip of the pen alone.
+        """Yield (hash, word) keys that texts share if they differ only in accents, in order or by a typo.
 
-        That is a hash of its words without one, which is given too; or of all of them.
+        The hash is that of all words, with an empty word; or of all words but one, with that word.
         """
         yield hash(self.plain if len(self.plain) < _REORDERED else tuple(sorted(self.plain))), ""
-        if not self.edits and len(self.plain) > _OTHER_WORDS:  # where a word may differ, so may a letter
+        if not self.edits and len(self.plain) > _OTHER_WORDS:  # if a word may differ, a letter may too
             for place, word in enumerate(self.plain):
                 if _may_slip(word):
                     yield hash((place, *self.plain[:place], *self.plain[place + 1 :])), word
@@ -219,18 +219,18 @@ def _may_slip(word: str) -> bool:
 
 
 def _slipped(one: str, other: str) -> bool:
-    """Return whether one word is the other with a slip of the pen."""
+    """Return whether two words differ by one typo."""
     longer = max(len(one), len(other))
     return longer >= _LETTERS and _may_slip(one) and _may_slip(other) and OSA.distance(one, other, score_cutoff=1) <= 1
 
 
 def _without_a_letter(word: str) -> set[str]:
-    """Return a word, and what is left of it without each of its letters: of two that differ by a slip, one is in both sets."""
+    """Return a word, and the word without each of its letters. The sets of two words that differ by a typo overlap."""
     return {word, *(word[:place] + word[place + 1 :] for place in range(len(word)))}
 
 
 class Said:
-    """Texts that come one by one, each compared with all before it; what is near is what `near_duplicates` says."""
+    """Texts that are added one by one and looked up by the rule of `near_duplicates`."""
 
     def __init__(self) -> None:
         self._texts: list[_Text] = []
@@ -241,7 +241,7 @@ class Said:
         return len(self._texts)
 
     def find(self, text: str) -> int | None:
-        """Return the position of the first text that says the same or nearly, None if there is none."""
+        """Return the position of the first copy or near copy of a text, or None."""
         own = _Text.of(text)
         numbers = sorted({number for key in self._keys(own) for number in self._holders.get(key, ())})
         return next((number for number in numbers if _near(own, self._texts[number])), None)
@@ -255,9 +255,9 @@ class Said:
         return len(self._texts) - 1
 
     def _keys(self, text: _Text) -> Iterator[Hashable]:
-        """Yield what near texts have in common: as many words, and one more, as may differ; by one order for all texts.
+        """Yield the keys that near copies share: one word more than may differ, in the same order for all texts.
 
-        How rare a word will be is not known yet. Long words and those that came late tend to be.
+        The frequency of words is not known yet. Long and late words tend to be rare.
         """
         for word in text.plain:
             self._numbers.setdefault(word, len(self._numbers))
@@ -266,8 +266,8 @@ class Said:
         yield from ((key, rest) for key, word in text.twins() for rest in _without_a_letter(word))
 
 
-@functools.lru_cache(maxsize=4)  # a run asks about the queries for its check, its split and its leaks, and about the documents
-def _found(texts: tuple[str, ...]) -> Duplicates:
+@functools.lru_cache(maxsize=4)  # a run needs the queries for its check, split and leaks, and the documents
+def _duplicates_among(texts: tuple[str, ...]) -> Duplicates:
     groups: dict[tuple[str, ...], list[int]] = {}
     same: list[_Text] = []
     for position, text in enumerate(texts):
@@ -280,11 +280,11 @@ def _found(texts: tuple[str, ...]) -> Duplicates:
 
 
 def _near_pairs(texts: Sequence[_Text]) -> list[tuple[int, int]]:
-    """Return each two of some texts, no two of which say the same, that say nearly the same."""
+    """Return the pairs of near copies among texts without copies."""
     texts_with = Counter(word for text in texts for word in set(text.plain))
     rank = {word: number for number, (word, _) in enumerate(reversed(texts_with.most_common()))}  # the rarest word has rank 0
     ranks = [[rank[word] for word in text.plain] for text in texts]
-    # As characters, words are compared twice as fast.
+    # Comparing words as characters is twice as fast.
     coded: Sequence[Sequence[Hashable]] = ["".join(map(chr, row)) for row in ranks] if len(rank) <= sys.maxunicode else ranks
     pairs = {pair for pair in _twins(texts) if _near(texts[pair[0]], texts[pair[1]])}
     for candidates in _candidates(texts, ranks):
@@ -296,17 +296,17 @@ def _near_pairs(texts: Sequence[_Text]) -> list[tuple[int, int]]:
 
 
 def _candidates(texts: Sequence[_Text], ranks: Sequence[Sequence[int]]) -> Iterator[Iterator[tuple[int, int]]]:
-    """Yield the pairs that can be near by the number of words that differ."""
+    """Yield the pairs that may be near copies by the number of words that differ."""
     for edits in sorted({text.edits for text in texts if 0 < text.edits < _RAREST}):
         longest = max(len(row) for row, text in zip(ranks, texts, strict=True) if text.edits == edits) + edits
         numbers = [number for number, text in enumerate(texts) if text.edits >= edits and len(ranks[number]) <= longest]
-        found = _sharing_rare_words(ranks, numbers, edits)
-        yield ((one, other) for one, other in found if min(texts[one].edits, texts[other].edits) == edits)
+        pairs = _sharing_rare_words(ranks, numbers, edits)
+        yield ((one, other) for one, other in pairs if min(texts[one].edits, texts[other].edits) == edits)
     yield _sharing_rare_words_or_runs(texts, ranks, [number for number, text in enumerate(texts) if text.edits >= _RAREST])
 
 
 def _twins(texts: Sequence[_Text]) -> Iterator[tuple[int, int]]:
-    """Yield each two texts, the smaller number first, that can differ by accents, order or a slip of the pen alone."""
+    """Yield the pairs that may differ only in accents, in order or by a typo, the smaller number first."""
     holders: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
     for number, text in enumerate(texts):
         for key, word in text.twins():
@@ -322,27 +322,27 @@ def _twins(texts: Sequence[_Text]) -> Iterator[tuple[int, int]]:
 
 
 def _sharing_rare_words(ranks: Sequence[Sequence[int]], numbers: Sequence[int], edits: int) -> Iterator[tuple[int, int]]:
-    """Yield each two of the texts of these numbers that can be within so many edits, as far as their rarest words tell."""
+    """Yield the pairs of numbered texts that may be within so many edits, judged by their rarest words."""
     shared = _RAREST - edits
     holders: defaultdict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
     with console.progress("looking for near duplicates", len(numbers)) as advance:
         for number in numbers:
             counted = _rarest(ranks[number], _RAREST)
-            found: set[int] = set()
+            candidates: set[int] = set()
             for words in itertools.combinations(counted, shared):
-                found.update(holders[words])
+                candidates.update(holders[words])
                 holders[words].append(number)
-            yield from ((other, number) for other in found)
+            yield from ((other, number) for other in candidates)
             advance(1)
 
 
 def _sharing_rare_words_or_runs(
     texts: Sequence[_Text], ranks: Sequence[Sequence[int]], numbers: Sequence[int]
 ) -> Iterator[tuple[int, int]]:
-    """Yield each two of the texts of these numbers that can be near.
+    """Yield the pairs of numbered texts that may be near copies.
 
-    Long texts of common words share many words by chance, but no run of ten; those with a page in common share runs, but no rare
-    word. Either finds all pairs, so each text is looked up by what fewer others have.
+    Long texts of common words share many words by chance, but no run of ten. Texts with a page in common share runs, but no rare
+    word. Both keys find all pairs, so each text is looked up by the key that fewer texts share.
     """
     by_word: defaultdict[Hashable, list[int]] = defaultdict(list)
     by_run: defaultdict[Hashable, list[int]] = defaultdict(list)
@@ -364,7 +364,7 @@ def _sharing_rare_words_or_runs(
 
 
 def _rarest(ranks: Sequence[int], count: int) -> list[tuple[int, int]]:
-    """Return so many of a text's rarest words. The second "the" of a text is another word than its first, or two would count as one."""
+    """Return the rarest words of a text, each with its occurrence number, so that a repeated word counts twice."""
     rarest = sorted(ranks)[:count]
     seen: Counter[int] = Counter()
     counted = []

@@ -1,4 +1,4 @@
-"""Bytes of a text file into lines, and what a wrong encoding probably is."""
+"""Lines of a text file, and the probable encoding of a file that is not UTF-8."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from embedfit.errors import DataError
 
 
 def carriage_return(where: str) -> DataError:
-    """Return the error for a carriage return that ends a line alone."""
+    """Return the error for a carriage return without a line feed."""
     fix = "save it with Unix or Windows line ends"
     return DataError(where, "has a carriage return alone", expected="lines that end in a line feed", fix=fix)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (number, line) with line ends and without a byte order mark."""
+    """Yield (line number, line with its end), without a byte order mark."""
     with path.open("rb") as file:
         head = file.read(1 << 16)
         file.seek(0)
@@ -45,7 +45,7 @@ _MARKS = {
     b"\xff\xfe": "UTF-16LE",
     b"\xfe\xff": "UTF-16BE",
 }
-"""Byte order mark -> encoding. The mark of UTF-16LE begins that of UTF-32LE, so the longer ones come first."""
+"""Byte order mark -> encoding. Longer marks come first, since the mark of UTF-32LE starts with that of UTF-16LE."""
 _WESTERN = "WINDOWS-1252"
 _UNKNOWN_ENCODING = "save it as UTF-8 where it was written ('CSV UTF-8' in Excel), or convert it from the encoding that it really has"
 
@@ -55,16 +55,16 @@ def _conversion(path: Path, encoding: str) -> str:
 
 
 def _has_zeros(head: bytes, encoding: str) -> bool:
-    """Return whether bytes have zeros where mostly Latin text in an encoding of two or four bytes has them."""
+    """Return whether bytes have zeros where mostly Latin text in a two-byte or four-byte encoding has them."""
     width, low = int(encoding[4:6]) // 8, 0 if encoding.endswith("LE") else int(encoding[4:6]) // 8 - 1
     shares = [head[place::width].count(0) / max(1, len(head[place::width])) for place in range(width)]
     return len(head) >= 2 * width and shares[low] < 0.1 and all(share > 0.5 for place, share in enumerate(shares) if place != low)
 
 
 def _is_western(raw: bytes) -> bool:
-    """Return whether all bytes beyond ASCII are single letters that read the same in all the Latin code pages of Windows.
+    """Return whether all bytes beyond ASCII are isolated letters that are the same in all Latin code pages of Windows.
 
-    Scripts with two bytes for each sign, and code pages of other alphabets, have such bytes side by side.
+    Two-byte encodings and code pages of other alphabets have adjacent bytes beyond ASCII.
     """
     for match in re.finditer(rb"[\x80-\xff]+", raw):
         readings = {match[0].decode(page, "replace") for page in ("cp1252", "cp1250", "cp1254", "cp1257")}

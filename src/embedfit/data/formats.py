@@ -17,24 +17,24 @@ from embedfit.data.texts import Row
 from embedfit.errors import DataError, OfflineError, did_you_mean, shown
 
 
-def without_errors(rows: Iterator[tuple[str, Any]], found: list[DataError]) -> Iterator[tuple[str, Any]]:
-    """Pass good rows on, put those that are errors aside."""
+def without_errors(rows: Iterator[tuple[str, Any]], errors: list[DataError]) -> Iterator[tuple[str, Any]]:
+    """Yield the good rows, and append the errors to ``errors``."""
     for where, row in rows:
         if isinstance(row, DataError):
-            found.append(row)
+            errors.append(row)
         else:
             yield where, row
 
 
 def with_last_error(rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Pass rows on, and as the last one an error that makes the rest of the file unreadable: it must not hide those before it."""
-    begun = False
+    """Yield rows, and an error that makes the rest of a file unreadable as the last row, so that it does not hide earlier errors."""
+    started = False
     try:
         for row in rows:
-            begun = True
+            started = True
             yield row
     except DataError as error:
-        if not begun:
+        if not started:
             raise
         yield error.where, error
 
@@ -108,7 +108,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _json_problem(error: ValueError | RecursionError) -> str:
-    """Return what is wrong with JSON, without the line number that it has within its own line."""
+    """Return the problem of a JSON text, without the line number, which is that within one line."""
     return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
@@ -149,29 +149,29 @@ def _batch_rows(batch: Any) -> Iterator[Row | KeyError]:
 
 
 def _class_names(features: Any) -> dict[str, list[str]]:
-    """Return the names of classes by column, from what the datasets library writes about its features."""
-    found = {}
+    """Return {column: class names} from the features that the datasets library describes."""
+    names = {}
     for column, feature in features.items() if isinstance(features, dict) else ():
         while isinstance(feature, dict) and isinstance(feature.get("feature"), dict):  # a list of them
             feature = feature["feature"]
         if isinstance(feature, list) and len(feature) == 1:
             [feature] = feature
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names"):
-            found[column] = list(feature["names"])
-    return found
+            names[column] = list(feature["names"])
+    return names
 
 
 def _with_names(row: Row, names_of: Mapping[str, Sequence[str]], where: str) -> Row:
-    """Return a row with the names of classes in place of their numbers, and without what fills up columns of structs.
+    """Return a row with class names in place of class numbers, and without the empty fields of structs.
 
     Raises:
-        DataError: A number has no name.
+        DataError: A class number has no name.
     """
 
     def named(value: Any, names: Sequence[str]) -> Any:
         if isinstance(value, list):
             return [named(item, names) for item in value]
-        if not isinstance(value, int) or value == -1:  # the library's sign for a label that is not known
+        if not isinstance(value, int) or value == -1:  # the library's value for an unknown label
             return None if value == -1 else value
         if not 0 <= value < len(names):
             raise DataError(where, f"class {value} has no name", expected=f"0 to {len(names) - 1}")

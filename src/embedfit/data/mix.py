@@ -1,4 +1,4 @@
-"""Several data sets as one to train on, in shares that a temperature sets."""
+"""Several training sets as one, in shares that a temperature sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from embedfit.template import DOCUMENT_TEMPLATE
 
 
 def rendered(dataset: Dataset, template: str) -> Dataset:
-    """Return a data set whose documents say, as their text, what they say under a template."""
+    """Return a data set whose document texts are rendered under a template."""
     texts = dataset.document_texts(template)
     corpus = {id: Document(id, text) for id, text in zip(dataset.corpus, texts, strict=True)}
     return Dataset(dataset.queries, corpus, dataset.qrels, dataset.parts)
@@ -25,7 +25,7 @@ def with_others(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> tuple[Dataset, Dataset | None, str]:
-    """Return (train with further data sets mixed in, dev, the template of both); all as given where there are none."""
+    """Return (train with the other data sets mixed in, dev, the template of both), or the arguments if there are no others."""
     if not others:
         return train, dev, template
     return mixed([(train, template), *others], temperature=temperature, seed=seed), dev and rendered(dev, template), DOCUMENT_TEMPLATE
@@ -34,18 +34,18 @@ def with_others(
 def mixed(datasets: Sequence[tuple[Dataset, str]], *, temperature: float = 1.0, seed: int = 0) -> Dataset:
     """Return one data set of the judged queries of several.
 
-    A set of n queries has the share n ** (1 / temperature) of an epoch, which is as long as all sets together (temperature-
-    scaled mixing: Raffel et al. 2020, section 3.5.2). At 1 every query comes once; above, those of small sets come more often and
-    those of large ones more seldom. Documents that say the same in two sets become one, so that neither is a wrong answer to
-    the other's queries.
+    A set of n queries has a share of n ** (1 / temperature) in an epoch, which is as long as all sets together (temperature-scaled
+    mixing: Raffel et al. 2020, section 3.5.2). At 1, every query occurs once. Above 1, queries of small sets occur more often and
+    those of large sets less often. Copies of a document in two sets become one document, so that neither is a negative for the
+    other's queries.
 
     Args:
-        datasets: Each with the template of its documents.
-        temperature: 1 or more.
-        seed: Of which queries come once more than others, or not at all.
+        datasets: Data sets, each with the template of its documents.
+        temperature: Mixing temperature, 1 or more.
+        seed: Seed of the choice of queries that occur once more than others.
 
     Returns:
-        Documents have their text alone: its template is the default one.
+        A data set whose documents have a text only, for the default template.
     """
     corpus: dict[str, Document] = {}
     kept: dict[str, str] = {}

@@ -1,7 +1,7 @@
-"""Records and templates: how a row of fields becomes the text that is embedded.
+"""Typed records, and the templates that turn them into query texts.
 
-A template is the text with field names in braces, ``"{category}: {sample_transactions}"``. Only plain names are
-allowed, so a template from a file can neither reach into objects nor run anything.
+A template is a text with field names in braces, ``"{category}: {sample_transactions}"``. Only plain names are
+allowed, so a template from a file cannot access attributes or run code.
 """
 
 from __future__ import annotations
@@ -52,9 +52,15 @@ Trip: {trip_name}"""
 
 @dataclass(frozen=True)
 class RecordType:
-    """What a row must look like, which field is its label, and how the rest reads as a query.
+    """A type of rows: its fields, its label, and the template of its query text.
 
-    ``schema`` returns the JSON Schema of a row, label included.
+    Attributes:
+        name: Name of the type.
+        label: Field of the label.
+        fields: Names of all fields.
+        template: Template of the query text.
+        validate: Returns the checked fields of a row; raises a ValueError if it is not of this type.
+        schema: Returns the JSON Schema of a row, label included.
     """
 
     name: str
@@ -84,10 +90,10 @@ def record_type(name: str | type[BaseModel], *, template: str | None = None, lab
     """Return a record type by name.
 
     Args:
-        name: ``transaction``; or ``module:Class`` of a Pydantic model of yours (it is imported, from the working
-            directory too); or the path of a JSON Schema file.
+        name: ``transaction``; ``module:Class`` of a Pydantic model, which is imported, also from the working directory; the path of a
+            JSON Schema file; or a Pydantic class.
         template: Query text with field names in braces. By default one ``field: value`` line for each field.
-        label: The field that holds the label. By default ``expense_category`` for transactions, else ``expected``.
+        label: Field of the label. By default ``expense_category`` for transactions, else ``expected``.
 
     Raises:
         ConfigError: There is no such type, or the template names the label or an unknown field.
@@ -117,12 +123,12 @@ def _imported(name: str) -> type[BaseModel]:
     module_name, _, class_name = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        imported = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"record type {name!r} cannot be imported: {error}") from None
     finally:
         sys.path.pop(0)
-    return _checked_class(found, repr(name))
+    return _checked_class(imported, repr(name))
 
 
 def _checked_class(value: Any, name: str) -> type[BaseModel]:
@@ -132,7 +138,7 @@ def _checked_class(value: Any, name: str) -> type[BaseModel]:
 
 
 _Described: TypeAlias = tuple[tuple[str, ...], Callable[[Mapping[str, Any]], dict[str, Any]], Callable[[], dict[str, Any]]]
-"""Names of the fields, what checks a row, what returns the JSON Schema."""
+"""(names of the fields, function that checks a row, function that returns the JSON Schema)."""
 
 
 def _by_pydantic(model: type[BaseModel]) -> _Described:
@@ -161,14 +167,14 @@ def _by_json_schema(path: Path) -> _Described:
         raise ConfigError(f"{path}: {error.strerror}; expected a JSON Schema file") from None
     except (ValueError, KeyError, TypeError, jsonschema.SchemaError) as error:
         raise ConfigError(f"{path}: not a JSON Schema of an object with properties: {error}".splitlines()[0]) from None
-    # Of its own registry, so that a $ref to a web address is refused and not downloaded.
+    # An empty registry refuses a $ref to a web address instead of downloading it.
     validator = jsonschema.Draft202012Validator(schema, registry=referencing.Registry())
 
     def validate(row: Mapping[str, Any]) -> dict[str, Any]:
         try:
             error = jsonschema.exceptions.best_match(validator.iter_errors(dict(row)))
-        except referencing.exceptions.Unresolvable as nowhere:
-            raise ConfigError(f"{path}: $ref {nowhere.ref!r} cannot be resolved; fix: only refer to parts of the same file") from None
+        except referencing.exceptions.Unresolvable as unresolved:
+            raise ConfigError(f"{path}: $ref {unresolved.ref!r} cannot be resolved; fix: only refer to parts of the same file") from None
         if error is not None:
             key = ".".join(str(part) for part in error.absolute_path)
             raise ValueError(f"key {key!r}: {error.message}" if key else error.message)

@@ -84,10 +84,10 @@ def contents_of(
         errors += missing
         return Contents({}, corpus, {})
     if columns.grade is None:
-        found = _grade_column(rows, (columns.query, columns.label, *(record.fields if record else ())))
-        columns = replace(columns, grade=found, by_name=True)
-        if found:
-            console.note(f"{source}: column {found!r} is read as the grade of the label; 0 is not relevant")
+        guess = _grade_column(rows, (columns.query, columns.label, *(record.fields if record else ())))
+        columns = replace(columns, grade=guess, by_name=True)
+        if guess:
+            console.note(f"{source}: column {guess!r} is read as the grade of the label; 0 is not relevant")
     pairs = []
     number = 0
     for where, row in all_rows:
@@ -155,7 +155,7 @@ def _grade_column(rows: Sequence[tuple[str, Row]], taken: Sequence[str]) -> str:
 
 
 def _judgement(value: Any) -> str:
-    """Return a value of a column as it is compared with what says whether a document is right."""
+    """Return a cell as text, for comparison with the known judgements."""
     word = str(whole_number(value)).strip()
     return re.sub(r"(?<=\d)\.0*$", "", word) if re.match(r"[-+]?\d", word) else spelling(word)
 
@@ -235,7 +235,7 @@ def _add_answers(pair: _Pair, first: _Pair, grades: dict[str, int], places: dict
     """Add a row's answers to those of its query.
 
     Raises:
-        DataError: They contradict an earlier row, or the row is another query or only repeats one under its id.
+        DataError: The row contradicts an earlier row, is another query with the same id, or repeats a row with an id.
     """
     if pair.text != first.text or pair.part != first.part:
         other = f"another text, {shown(pair.text)}" if pair.text != first.text else f"another part, {shown(pair.part)}"

@@ -1,11 +1,11 @@
-"""Parts of a data set for training, for choosing, and for the one honest look at the end.
+"""Parts of a data set for training, for choosing a checkpoint, and for the final test.
 
-Queries that say the same or nearly (or share a named field) form a group, and a group is never divided, not even a large
-one whose first and last have little in common but a chain of copies of copies (`check_dataset` warns of those). Groups are
-shuffled, sorted by label and dealt out evenly, which stratifies by label where labels repeat and is a plain random split
-where they don't (systematic sampling: W. G. Cochran, Sampling Techniques, 3rd ed., chapter 8).
+Copies and near copies of queries (and queries that share a named field) form a group, and a group is never divided, not even a
+large one that only a chain of near copies connects (`check_dataset` warns of those). Groups are shuffled, sorted by label and
+dealt out evenly. This stratifies by label if labels repeat, and is a plain random split if they do not (systematic sampling:
+W. G. Cochran, Sampling Techniques, 3rd ed., chapter 8).
 
-A split by documents also keeps queries with a common answer together: each answer of a held-out query is then new to training.
+A split by documents also keeps queries with a common answer together, so that training never sees an answer of a held-out query.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from embedfit.errors import ConfigError, DataError, did_you_mean
 
 By: TypeAlias = Literal["queries", "documents"]
 _DEV, _DEV_AT_LEAST, _DEV_AT_MOST = 0.1, 100, 500
-"""The dev part by default: this share of the queries that are not test, none if that is under 100, at most 500."""
+"""Default dev part: this share of the queries outside test, at most 500, and none if that is under 100."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which queries are for training, for choosing among checkpoints, and for the comparison."""
+    """Ids of the queries for training, for choosing a checkpoint, and for the final test."""
 
     train: tuple[str, ...]
     dev: tuple[str, ...]
@@ -47,35 +47,34 @@ def split_dataset(
     group_by: str | None = None,
     by: By = "queries",
 ) -> Split:
-    """Split the judged queries of a data set in three.
+    """Split the judged queries of a data set into train, dev and test.
 
-    Official parts are kept: if there is a test part it is the test part, and what is missing is dealt from the rest.
-    A query that stands in several belongs to test before dev, and to dev before train.
+    Official parts are kept, and missing parts are drawn from the other queries. A query in several official parts belongs to test
+    before dev, and to dev before train.
 
     Args:
-        dataset: With at least one judged query for each part.
-        test: Share of all queries for the test part.
-        dev: Share of the queries that are not test for the dev part, which is at most 500 queries; 0 for none. By default
-            a tenth, and none where that is under 100 queries: so few cannot tell two epochs apart, and are missed in
-            training.
-        seed: Another seed, another split.
-        group_by: A metadata field; queries with the same value stay together. Of official parts, train and dev queries that share a
-            value with a part that is more held out are left out.
-        by: ``documents`` holds answers out: no document that is right for a test query (and no copy or near copy of one) is right for
-            a dev or train query, and none of dev for train. Of official parts, train and dev queries that share an answer with a part
-            that is more held out are left out. Shares are of queries, met as closely as undivided groups allow.
+        dataset: Data set with at least one judged query for each part.
+        test: Share of all queries for the test part, between 0 and 1.
+        dev: Share of the queries outside test for the dev part, which is at most 500 queries; 0 for none. By default a tenth, and
+            none if that is under 100 queries: so few cannot tell two epochs apart, and training needs them.
+        seed: Seed of the split.
+        group_by: A metadata field. Queries with the same value stay in one part. With official parts, train queries that share a
+            value with dev or test are left out, and dev queries that share one with test.
+        by: ``documents`` holds out answers: no relevant document of a test query, and no copy or near copy of one, is relevant to
+            a dev or train query, and none of dev to train. With official parts, train and dev queries that share such an answer are
+            left out. Shares count queries, and are met as closely as undivided groups allow.
 
     Raises:
-        DataError: A part would be empty, or too many queries hang together through shared answers.
+        DataError: A part would be empty, or shared answers connect too many queries.
         ConfigError: No query has the field ``group_by``.
     """
     judged = set(dataset.judged)
     assigned: set[str] = set()
     official: dict[str, tuple[str, ...]] = {}
-    for part in ("test", "dev", "train"):  # what is in two of them is held out
+    for part in ("test", "dev", "train"):  # a query in two parts is held out
         official[part] = tuple(id for id in dataset.parts.get(part, ()) if id in judged and id not in assigned)
         assigned.update(official[part])
-    # Queries of no part are there to be learned from, beside an official train part or without one.
+    # Queries without a part are for training, with or without an official train part.
     rest = official["train"] + tuple(id for id in dataset.judged if id not in assigned)
     test_ids, rest = _official_or_dealt(official["test"], dataset, rest, test, seed, group_by, by)
     if by == "documents":
@@ -98,15 +97,15 @@ def split_folds(
     """Return k splits whose test parts together hold every judged query once.
 
     Args:
-        dataset: With judged queries.
-        k: Number of folds.
-        dev: As for `split_dataset`, of each fold's other queries.
-        seed: Another seed, other folds.
-        group_by: As for `split_dataset`.
-        by: As for `split_dataset`, in each fold.
+        dataset: Data set with judged queries.
+        k: Number of folds, at least 2.
+        dev: Share of the queries outside test for the dev part of each fold; 0 for none. The default is that of `split_dataset`.
+        seed: Seed of the folds.
+        group_by: A metadata field. Queries with the same value stay in one part.
+        by: ``documents`` holds out answers in each fold: no relevant document of a test query is relevant to a dev or train query.
 
     Raises:
-        DataError: There are fewer groups of queries than folds, or more than half of the queries hang together through shared answers.
+        DataError: There are fewer groups of queries than folds, or shared answers connect more than half of the queries.
         ConfigError: ``k`` is under 2, or no query has the field ``group_by``.
     """
     if k < 2:
@@ -128,14 +127,14 @@ def split_folds(
 
 
 def without_leaks(split: Split, findings: Iterable[Finding]) -> Split:
-    """Return a split without the train and dev queries that leak from a part that is more held out; test stays as it is.
+    """Return a split without the train and dev queries that leak. The test part stays as it is.
 
     Args:
-        split: Such as official parts make.
-        findings: What `check_leaks` found in it.
+        split: Split, such as one of official parts.
+        findings: Findings of `check_leaks` in the split.
 
     Raises:
-        DataError: No query is left for train.
+        DataError: No training query is left.
     """
     leaking = {id for finding in findings if finding.kind == "leak" for id in finding.ids[1:]}
     train, dev = (tuple(id for id in part if id not in leaking) for part in (split.train, split.dev))
@@ -143,25 +142,22 @@ def without_leaks(split: Split, findings: Iterable[Finding]) -> Split:
 
 
 def answers_of(dataset: Dataset) -> dict[str, int]:
-    """Return, for each document, the number of the answer that it gives: copies and near copies give the same one.
-
-    What is near is what `near_duplicates` says, and copies of copies hang together, as with queries.
-    """
+    """Return {document id: answer number}. Documents that copies and near copies connect have the same number."""
     ids = list(dataset.corpus)
-    texts = [f"{document.title} {document.text}".strip() for document in dataset.corpus.values()]  # as `check_dataset` asks for
+    texts = [f"{document.title} {document.text}".strip() for document in dataset.corpus.values()]  # as in `check_dataset`, for its cache
     return {ids[place]: number for number, chain in enumerate(near_duplicates(texts).chains) for place in chain}
 
 
 def answers_seen(dataset: Dataset, trained: Iterable[str], held_out: Iterable[str], *, more: Iterable[str] = ()) -> tuple[bool, ...]:
-    """Return, for each held-out query, whether training saw one of its right answers: as the right answer to another query.
+    """Return, for each held-out query, whether one of its relevant documents was relevant to a training query.
 
-    One of several is enough. A document that was there in training only as a wrong answer was not seen in this sense.
+    A document that was only a negative in training does not count as seen.
 
     Args:
-        dataset: With the judgements and the documents.
-        trained: Ids of the queries that were trained on or chosen by.
-        held_out: Ids of the queries to tell about.
-        more: Ids of further documents that were right answers in training, such as those of another data set that say the same.
+        dataset: Data set with the judgements and the documents.
+        trained: Ids of the queries used for training or for choosing a checkpoint.
+        held_out: Ids of the held-out queries.
+        more: Ids of additional documents that were relevant in training, such as copies in another data set.
     """
     answer = answers_of(dataset)
     seen = {answer[document] for id in trained for document in dataset.relevant(id)} | {answer[document] for document in more}
@@ -169,7 +165,7 @@ def answers_seen(dataset: Dataset, trained: Iterable[str], held_out: Iterable[st
 
 
 def _dev_share(share: float | None, queries: int) -> float:
-    """Return the share for the dev part: choosing an epoch needs no more than some hundred queries, and training does."""
+    """Return the share for the dev part. Choosing an epoch needs a few hundred queries; training gains from the rest."""
     if share is None:
         share = _DEV if _DEV * queries >= _DEV_AT_LEAST else 0.0
     return min(share, _DEV_AT_MOST / max(1, queries))
@@ -185,7 +181,7 @@ def _official_or_dealt(
     by: By,
     least: float | None = 1.0,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return (the part, the rest). By documents the part may come out small: an error, or no part where ``least`` is None."""
+    """Return (the part, the rest). A part by documents that is too small is an error, or is empty if ``least`` is None."""
     if official:
         return official, ids
     groups = _stratified(dataset, ids, seed, group_by, by)
@@ -209,12 +205,12 @@ def _hang_together(groups: Sequence[tuple[str, ...]], problem: str) -> DataError
 
 
 def _with_new_answers(dataset: Dataset, ids: tuple[str, ...], held_out: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the queries that have no answer of a held-out one."""
+    """Return the queries that share no answer with a held-out query."""
     return tuple(id for id, seen in zip(ids, answers_seen(dataset, held_out, ids), strict=True) if not seen)
 
 
 def _with_new_values(dataset: Dataset, ids: tuple[str, ...], held_out: tuple[str, ...], group_by: str | None) -> tuple[str, ...]:
-    """Return the queries that have no value of ``group_by`` that a held-out one has."""
+    """Return the queries that share no value of ``group_by`` with a held-out query."""
     if not group_by:
         return ids
     known = {_value(dataset, id, group_by) for id in held_out} - {None}
@@ -222,7 +218,7 @@ def _with_new_values(dataset: Dataset, ids: tuple[str, ...], held_out: tuple[str
 
 
 def _value(dataset: Dataset, id: str, group_by: str) -> str | None:
-    """Return a query's value of a field as a text; None where it has none, which empty text and NaN are too."""
+    """Return the value of a query's field as text, or None if it is missing, empty or NaN."""
     value = dataset.queries[id].metadata.get(group_by)
     if isinstance(value, float):
         value = None if value != value else int(value) if value.is_integer() else value
@@ -230,21 +226,21 @@ def _value(dataset: Dataset, id: str, group_by: str) -> str | None:
 
 
 def _dealt(groups: Sequence[tuple[str, ...]], share: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Take every (1/share)-th group. Returns (taken, rest)."""
+    """Return (every (1/share)-th group, the rest), as query ids."""
     taken: list[str] = []
     rest: list[str] = []
     for position, group in enumerate(groups):
-        # Position p is taken when the running total p * share passes a half: evenly spaced, and rounded, not cut.
+        # Position p is taken when the running total p * share passes a half: evenly spaced, and rounded instead of truncated.
         hit = int((position + 1) * share + 0.5) > int(position * share + 0.5)
         (taken if hit else rest).extend(group)
     return tuple(taken), tuple(rest)
 
 
 def _dealt_by_size(groups: Sequence[tuple[str, ...]], share: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Take a share of the queries of groups of any size. Returns (taken, rest).
+    """Return (a share of the queries, the rest), with groups of any size undivided.
 
-    Large groups come first, and one is taken when at least half of it is due; small ones make up for what is then missing. A group
-    larger than twice the share of all queries is never taken, and the rest keeps at least half of its own share.
+    Large groups come first. A group is taken if at least half of it is due, and small groups fill the gap. A group larger than
+    twice the share of all queries is never taken, and the rest keeps at least half of its own share.
     """
     most = sum(map(len, groups)) * (1 + share) / 2
     taken: list[str] = []
@@ -265,14 +261,14 @@ def _folds_by_size(groups: Sequence[tuple[str, ...]], k: int) -> list[int]:
 
 
 def _stratified(dataset: Dataset, ids: Sequence[str], seed: int, group_by: str | None, by: By) -> list[tuple[str, ...]]:
-    """Return the groups of queries that belong together: label by label, labels and groups within them in random order."""
+    """Return the groups of queries, sorted by label, with labels and the groups of a label in random order."""
     rng = random.Random(seed)
     groups = query_groups(dataset, ids, group_by)
     if by == "documents":
         groups = _with_common_answers(dataset, groups)
     rng.shuffle(groups)
     label = {group: min(dataset.relevant(group[0])) for group in groups}
-    # Labels too, or one with fewer groups than are dealt out at a time would stand in the same part for every seed.
+    # Labels are shuffled too. Otherwise a label with few groups would be in the same part for every seed.
     labels = sorted(set(label.values()))
     rng.shuffle(labels)
     place = {name: index for index, name in enumerate(labels)}
@@ -280,7 +276,7 @@ def _stratified(dataset: Dataset, ids: Sequence[str], seed: int, group_by: str |
 
 
 def _with_common_answers(dataset: Dataset, groups: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Join groups of queries that have an answer in common, directly or through others."""
+    """Join the groups of queries that common answers connect."""
     answer = answers_of(dataset)
     first: dict[int, int] = {}
     pairs = []
@@ -291,15 +287,15 @@ def _with_common_answers(dataset: Dataset, groups: Sequence[tuple[str, ...]]) ->
 
 
 def query_groups(dataset: Dataset, ids: Sequence[str], group_by: str | None = None) -> list[tuple[str, ...]]:
-    """Return the groups of queries that belong together, so that none of them says anything about another group.
+    """Return the groups of queries that must stay in one part.
 
-    Two queries belong together if they say the same or nearly, or if they have the same value of ``group_by``; so do the
-    first and the last of a chain of such pairs. Each id is in one group. Groups and ids keep the order of ``ids``.
+    Copies, near copies, and the same value of ``group_by`` connect two queries, and a group holds all queries that are connected.
+    Each id is in one group. Groups and ids keep the order of ``ids``.
 
     Args:
-        dataset: With the queries.
-        ids: Of the queries to group.
-        group_by: A metadata field. Queries without a value (none, empty or NaN) share none.
+        dataset: Data set with the queries.
+        ids: Ids of the queries to group.
+        group_by: A metadata field. Queries without a value (None, empty or NaN) are not connected by it.
 
     Raises:
         ConfigError: No query has the field ``group_by``.
@@ -309,7 +305,7 @@ def query_groups(dataset: Dataset, ids: Sequence[str], group_by: str | None = No
         if group_by not in known:
             hint = did_you_mean(group_by, known) or f"; known: {', '.join(sorted(known)) or 'none'}"
             raise ConfigError(f"group_by: no query has the field {group_by!r}{hint}")
-    # Of the whole data set, which is searched once, although train and dev are dealt from a part of it.
+    # All queries are searched, so that the cached result serves every part.
     queries = list(dataset.queries)
     chain_of = {queries[place]: number for number, chain in enumerate(near_duplicates(dataset.query_texts()).chains) for place in chain}
     first: dict[tuple[str, str | int], int] = {}
@@ -323,7 +319,7 @@ def query_groups(dataset: Dataset, ids: Sequence[str], group_by: str | None = No
 
 
 def group_numbers(dataset: Dataset, group_by: str | None = None) -> dict[str, int]:
-    """Return query id -> number of its group, for every query; see `query_groups`.
+    """Return {query id: group number} for every query, with the groups of `query_groups`.
 
     Raises:
         ConfigError: No query has the field ``group_by``.

@@ -1,4 +1,4 @@
-"""CSV and TSV: rows, their headers, and quotes that were never closed."""
+"""Rows of CSV and TSV files, their headers, and quotes that are not closed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from embedfit.errors import DataError, shown
 def csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
     """Yield (place, row or error) for each row of a CSV file."""
     csv.field_size_limit(2**31 - 1)
-    lines: list[str] = []  # of the row that is being read
+    lines: list[str] = []  # lines of the current row
 
     def each_line() -> Iterator[str]:
         for _, line in read_lines(path):
@@ -48,7 +48,7 @@ def csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
                 "it has a carriage return alone",
             )
         problem = DataError(f"{path}:{number}", f"is not CSV ({seen})", expected=expected, fix=fix)
-    except DataError as error:  # such as text that is not UTF-8, after rows that may have problems of their own
+    except DataError as error:  # such as text that is not UTF-8; rows before it may have problems too
         if not rows:
             raise
         problem = error
@@ -67,7 +67,7 @@ def csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
 
 
 def _open_quote(text: str, delimiter: str) -> int:
-    """Return in which line of a broken row, from 0, the quote stands that does not close where a cell ends."""
+    """Return the line of a broken row, from 0, with the quote that does not close at the end of a cell."""
     place = 0
     while place < len(text):
         if text[place] != '"':
@@ -82,7 +82,7 @@ def _open_quote(text: str, delimiter: str) -> int:
 
 
 _MANY_ROWS = 30
-"""In so many rows, a column of labels has most of its values more than once."""
+"""Number of rows from which most values in a label column repeat."""
 
 
 def _swallowed(rows: Sequence[Sequence[str]], width: int, delimiter: str) -> dict[int, tuple[int, str]]:
@@ -111,7 +111,7 @@ def _swallowed(rows: Sequence[Sequence[str]], width: int, delimiter: str) -> dic
     repeating = [2 * sum(count for count in counts.values() if count > 1) >= sum(counts.values()) > 1 for counts in values]
     few = len(rows) < _MANY_ROWS or not any(repeating)
     within_number = re.compile(rf"(?<=\d){re.escape(delimiter)}(?=\d)")
-    found = {}
+    swallowing = {}
     for place, column, texts, lines in suspects:
         like_rows = [line for line in lines if len(line) > 1]
         if len(like_rows) < 2 and not (repeating[column] or texts[-1][-1:].isdigit()):
@@ -121,15 +121,15 @@ def _swallowed(rows: Sequence[Sequence[str]], width: int, delimiter: str) -> dic
         whole = all(value and not value[0].isspace() for line in lines for _, value in line)
         if 2 * repeats >= len(like_rows) or (few and whole and 2 * parted > len(like_rows)):
             cells = rows[place]
-            found[place] = (sum(cell.count("\n") for cell in cells[:column]), cells[column])
-    return found
+            swallowing[place] = (sum(cell.count("\n") for cell in cells[:column]), cells[column])
+    return swallowing
 
 
 def _header(names: Sequence[str], where: str) -> list[str]:
-    """Return the names of the columns, without white space around them.
+    """Return the names of the columns, without surrounding white space.
 
     Raises:
-        DataError: One stands twice, so that a column would win over another.
+        DataError: A name occurs twice.
     """
     header = [name.strip() for name in names]
     check_distinct(header, where)
@@ -137,7 +137,7 @@ def _header(names: Sequence[str], where: str) -> list[str]:
 
 
 def check_distinct(names: Iterable[str], where: str) -> None:
-    """Raise a DataError if two column names are the same but for case and white space."""
+    """Raise a DataError if two column names differ only in case or white space."""
     first: dict[str, str] = {}
     for name in names:
         key = name.strip().casefold()
@@ -156,14 +156,14 @@ def _cells_by_name(header: Sequence[str], cells: Sequence[str], where: str) -> R
 
 
 _QUOTED = re.compile('"(?=[^"]*"")(?:[^"]|"")*"')
-"""A cell in quotes that holds a doubled quote, as it is written where cells are quoted."""
+"""A quoted cell with a doubled quote inside, as CSV writers produce it."""
 
 
 def tsv_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the rows of a file of cells between tabs, in which a quote is a sign like others.
+    """Yield (place, row or error) for each row of a TSV file, in which quotes are ordinary characters.
 
-    pandas and Excel quote such files all the same. Where all cells are quoted, the header too, the file is read as CSV with tabs.
-    Where each cell with a quote is written as they write it, the quotes are taken away.
+    pandas and Excel quote cells of TSV files nevertheless. If the whole header is quoted, the file is read as CSV with tabs. If every
+    cell with a quote is written in their way, the quotes are removed.
     """
     lines = [(number, line.rstrip("\r\n").split("\t")) for number, line in read_lines(path)]
     lines = [(number, cells) for number, cells in lines if any(cells)]

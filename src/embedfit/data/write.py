@@ -1,4 +1,4 @@
-"""Data sets into files."""
+"""Data sets written as BEIR folders and JSONL files."""
 
 from __future__ import annotations
 
