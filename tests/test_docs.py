@@ -74,7 +74,7 @@ def prepared(tiny_model, tmp_path_factory):
 
 @pytest.fixture
 def ran(prepared, services, tiny_model, monkeypatch, tmp_path, capsys):
-    """Run code of the docs where everything is prepared, with a small model, and return what it printed."""
+    """Run code of the docs where everything is prepared, with a small model and few folds, and return what it printed."""
     matplotlib.use("agg")
     monkeypatch.chdir(prepared)
 
@@ -83,7 +83,9 @@ def ran(prepared, services, tiny_model, monkeypatch, tmp_path, capsys):
             pytest.skip("data in memory is not there yet")
         monkeypatch.setenv("OPENAI_BASE_URL", services["llm" if "run_generate" in code else "embeddings"])
         program = tmp_path / f"{name}.py"
-        program.write_text(code.replace("all-MiniLM-L6-v2", str(tiny_model)).replace("lines=True)", "lines=True).head(60)"))
+        quick = 'model="all-MiniLM-L6-v2", split={"folds": 2}, tune={"epochs": 1}'
+        code = code.replace('model="all-MiniLM-L6-v2"', quick).replace("lines=True)", "lines=True).head(60)")
+        program.write_text(code.replace("all-MiniLM-L6-v2", str(tiny_model)))
         capsys.readouterr()
         runpy.run_path(str(program), run_name="__main__")
         return capsys.readouterr().out
