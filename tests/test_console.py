@@ -112,6 +112,7 @@ def test_a_progress_bar_takes_nothing_for_markup(monkeypatch):
     monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "patience", 0)
     with console.progress("\x1b]0;title\x07 [red]a :100:", 3) as advance:
         advance(1, said="\x1b]0;title\x07 [red]b :100:")
     text = stderr.getvalue()

@@ -64,7 +64,7 @@ class CachedEncoder(WrappingEncoder):
             if file.damaged:
                 console.note(f"Warning: {file.damaged:,} of {len(rows):,} vectors in {self.path} are damaged; they are encoded again")
             self.misses += len(missing)
-            with console.progress(f"encoding {kind} texts", len(missing)) as done:
+            with console.progress(f"encoding {kind} texts", len(rows), len(rows) - len(missing)) as done:
                 for part in complete(self.encoder).encode_parts([texts[row] for row in missing], kind):
                     some, encoded = missing[part.rows], np.asarray(part.vectors, np.float32)
                     _check_vectors(encoded, len(some), self.name)

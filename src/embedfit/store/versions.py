@@ -159,7 +159,7 @@ def _fill(store: Store, collection: str, stamp: Stamp, entries: Sequence[Entry],
         store.create(collection, stamp)
         present = set()
     missing = [row for row, entry in enumerate(entries) if entry.id not in present]
-    with console.progress(f"writing to {store.where}", len(missing)) as done:
+    with console.progress(f"writing to {store.where}", len(entries), len(present)) as done:
         for batch in _batches(entries, missing, vectors.shape[1]):
             store.add(collection, [entries[row] for row in batch], vectors[batch])
             done(len(batch))

@@ -178,7 +178,8 @@ def _train(encoder: LocalEncoder, training: Training) -> Tuned:
     checkpoint = processes.agreed(last_checkpoint(checkpoints) if processes.main() else None)
     if checkpoint:
         console.note(f"resuming from {checkpoint.name}")
-    with console.progress("tuning", prepared.steps * prepared.epochs) as advance:
+    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    with console.progress("tuning", prepared.steps * prepared.epochs, done) as advance:
         judge = DevScores(prepared.encoder, training.dev, training.template, config.seed) if training.dev else None
         miner = source if isinstance(source, MinedCandidates) else None
         record = TrainingRecord(collator, miner, judge, advance, prepared.steps)

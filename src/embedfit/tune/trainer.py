@@ -196,7 +196,6 @@ class TrainingRecord(TrainerCallback):  # type: ignore[misc]
                 self._judge.kept, self._judge.choice = payload["judge"]["kept"], payload["judge"]["choice"]
             if self._miner:
                 self._miner.batch = state.global_step
-        self._advance(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the tokens, and ask for a checkpoint if one is due."""
