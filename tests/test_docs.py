@@ -24,16 +24,6 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"
 PROGRAMS = sorted((DOCS / "programs").glob("*.py"))
 TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
 
-IN_MEMORY = hasattr(embedfit.Dataset, "from_pairs") and "ladder" in embedfit.__all__
-"""Whether the calls that take data in memory are there yet."""
-NEED_MEMORY = {
-    "fine_tune",
-    "labels_from_a_dataframe",
-    "ladder_in_memory",
-    "labels",
-    "README",
-}
-
 
 def python_of(page):
     """Return the Python blocks of a page as one program."""
@@ -79,8 +69,6 @@ def ran(prepared, services, tiny_model, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(prepared)
 
     def call(code, name):
-        if not IN_MEMORY and name in NEED_MEMORY:
-            pytest.skip("data in memory is not there yet")
         monkeypatch.setenv("OPENAI_BASE_URL", services["llm" if "run_generate" in code else "embeddings"])
         program = tmp_path / f"{name}.py"
         quick = 'model="all-MiniLM-L6-v2", split={"folds": 2}, tune={"epochs": 1}'
