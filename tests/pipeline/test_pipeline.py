@@ -627,7 +627,7 @@ def test_every_command_that_encodes_does_it_on_the_engine(settings, tmp_path, mo
     config = make_config({**said, "ladder": {"rungs": ["base", "adapter"]}})
     if command == "compare":
         data = parts.read(config.data)
-        measuring.measure(job.encoder(config.model), data, engine=job.engine_of(config.engine))
+        measuring.measure(job.encoder_of(config.model), data, engine=job.engine_of(config.engine))
     else:
         work = {"index": measuring.index, "curve": lambda it: experiment.curve(it, 2), "ladder": experiment.ladder}
         work.get(command, lambda it: training.run_tune(it, tmp_path / "tuned"))(config)
@@ -635,7 +635,7 @@ def test_every_command_that_encodes_does_it_on_the_engine(settings, tmp_path, mo
 
 
 def test_what_a_method_has_no_use_for_is_said_or_refused(settings, capsys):
-    base = job.encoder(make_config(settings).model)
+    base = job.encoder_of(make_config(settings).model)
     for tune, line in (
         ({"method": "adapter", "epochs": 3}, "an adapter is fitted without tune.epochs"),
         ({"method": "full", "lora_rank": 3}, "tune.lora_rank is not used: tune.method is 'full'"),
@@ -654,9 +654,9 @@ def test_another_model_keeps_the_pooling_that_its_folder_says(settings, tiny_mod
     (plain / "modules.json").unlink()
     shutil.rmtree(plain / "1_Pooling")
     config = make_config({**settings, "model": {"name": str(plain), "pooling": "cls", "price": 1.0}}).model
-    assert job.encoder(config).pooling == "cls"
-    assert job.encoder(config, str(tiny_model)).pooling is None
+    assert job.encoder_of(config).pooling == "cls"
+    assert job.encoder_of(config, str(tiny_model)).pooling is None
     shutil.copytree(plain, tmp_path / "other")
-    assert job.encoder(config, str(tmp_path / "other")).pooling == "cls"
+    assert job.encoder_of(config, str(tmp_path / "other")).pooling == "cls"
     with pytest.raises(ConfigError, match=r"model\.pooling is for models that run here"):
-        job.encoder(config, "openai:text-embedding-3-small")
+        job.encoder_of(config, "openai:text-embedding-3-small")

@@ -167,7 +167,7 @@ def evaluate(
         needs.check_installed(settings, stores=store, model=name)
     needs.note_unused(settings, "evaluate")
     dataset = parts.read(settings.data)
-    encoders = [job.encoder(settings.model, name) for name in names]
+    encoders = [job.encoder_of(settings.model, name) for name in names]
     dataset = dataset.select(_part(settings, dataset, part))
     warn_of_seen(encoders, dataset)
     with (
@@ -250,7 +250,7 @@ def compare(
     dataset = parts.read(settings.data)
     dataset = dataset.select(_part(settings, dataset, part))
     ks, template = settings.evaluate.k, settings.data.document_template
-    encoders = [job.encoder(settings.model, name) for name in (first, second)]
+    encoders = [job.encoder_of(settings.model, name) for name in (first, second)]
     warn_of_seen(encoders, dataset)
     with tracking(f"{settings.name}-compare", wanted=settings.track.langwatch) as tracker:
         base, tuned = [

@@ -73,7 +73,7 @@ def search(
     settings = read_config(config)
     filters = _filters(where or [])
     needs.check_installed(settings.model_copy(update={"engine": "local"}), stores=True, model=model)
-    encoder = job.encoder(settings.model, model)
+    encoder = job.encoder_of(settings.model, model)
     with open_store(settings.store) as store:
         started = monotonic()
         hits = LiveIndex(store, encoder).find(text, k, filters)

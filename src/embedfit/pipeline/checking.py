@@ -9,7 +9,7 @@ from typing import Any
 from embedfit.data.check import Finding, check_dataset
 from embedfit.data.dataset import Dataset
 from embedfit.errors import ConfigError, DataError, ModelError
-from embedfit.pipeline.job import check_truncation, encoder
+from embedfit.pipeline.job import check_truncation, encoder_of
 from embedfit.pipeline.needs import local
 from embedfit.pipeline.parts import leaks, read
 from embedfit.pipeline.source import Asked, Model, Source
@@ -86,7 +86,7 @@ def check(source: Source, *, model: Model | None = None, **settings: Any) -> Che
             raise ModelError("there are no documents")
         if asked.dataset is not None and model is None:
             raise ModelError("no model was given")
-        base = local(asked.base or encoder(config.model))
+        base = local(asked.base or encoder_of(config.model))
         findings += check_truncation(dataset, base.loaded, config.data.document_template)
     except ModelError as error:
         skipped = f"truncation was not looked at: {error}"

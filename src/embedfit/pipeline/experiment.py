@@ -27,7 +27,7 @@ from embedfit.pipeline.notes import MIXED, alerts, facts, notes_on, seeds
 from embedfit.pipeline.parts import read
 from embedfit.pipeline.result import Result, read_result
 from embedfit.pipeline.source import Asked, Model, Source
-from embedfit.pipeline.training import help_training, train_all, tune_part
+from embedfit.pipeline.training import help_training, train_all, training_steps, tune_part
 from embedfit.pipeline.written import write_run, write_study
 from embedfit.report.pages import curve_html, ladder_html
 from embedfit.report.tables import Report, per_query
@@ -78,7 +78,11 @@ def run(source: Source, *, model: Model | None = None, **settings: Any) -> Resul
             return read_result(folder)
         if not processes.main():
             help_training(job, folder)
-        _write(job, folder, _measure(job, folder, general))
+        steps = ["base model", *training_steps(job), "tuned model", "other forms of the model", "report"]
+        with console.plan("run", steps) as plan:
+            measured = _measure(job, folder, general, plan)
+            with plan.step("report"):
+                _write(job, folder, measured)
     return read_result(folder, reused=False)
 
 
@@ -111,28 +115,31 @@ class _Measured:
     seconds: float
 
 
-def _measure(job: Job, folder: Path, general: Dataset) -> _Measured:
+def _measure(job: Job, folder: Path, general: Dataset, plan: console.Plan) -> _Measured:
     """Measure the base model, tune, and measure what came of it."""
     config, started = job.config, time.monotonic()
-    job.findings  # noqa: B018 (refused before anything is trained)
-    others = (job.scored(BM25Retriever(job.template).search(job.test, job.depth), "BM25"),) if config.evaluate.bm25 else ()
-    base_run = job.dense(job.base).search(job.test, job.depth)
-    trainings, final = train_all(job, folder)
-    forgetting = _forgetting(job, trainings[0], final, general)
-    weight = forgetting.weight if forgetting and config.general.keep is not None else 1.0
-    model = _merged(local(job.base), local(final.encoder), weight, folder / "kept") if weight < 1 else final.encoder
-    runs = [_searched(job, training, weight) for training in trainings]
-    comparison = compare_scores(
-        job.scored(base_run, job.base.name),
-        [job.scored(run, f"{job.base.name}, tuned") for run in runs],
-        metric=job.metric,
-        seed=config.split.seed,
-        held_out=True,
-        seen=[job.seen[id] for id in base_run.query_ids],
-    )
-    tuned = [*trainings[0], final] if len(trainings[0]) > 1 else [final]
-    published = _own_scores(job, model) if len(tuned) > 1 or len(runs) > 1 else None
-    forms = _forms(job, model, final, whole=weight == 1)
+    with plan.step("base model"):
+        job.findings  # noqa: B018 (refused before anything is trained)
+        others = (job.scored(BM25Retriever(job.template).search(job.test, job.depth), "BM25"),) if config.evaluate.bm25 else ()
+        base_run = job.dense(job.base).search(job.test, job.depth)
+    trainings, final = train_all(job, folder, plan)
+    with plan.step("tuned model"):
+        forgetting = _forgetting(job, trainings[0], final, general)
+        weight = forgetting.weight if forgetting and config.general.keep is not None else 1.0
+        model = _merged(local(job.base), local(final.encoder), weight, folder / "kept") if weight < 1 else final.encoder
+        runs = [_searched(job, training, weight) for training in trainings]
+        comparison = compare_scores(
+            job.scored(base_run, job.base.name),
+            [job.scored(run, f"{job.base.name}, tuned") for run in runs],
+            metric=job.metric,
+            seed=config.split.seed,
+            held_out=True,
+            seen=[job.seen[id] for id in base_run.query_ids],
+        )
+        tuned = [*trainings[0], final] if len(trainings[0]) > 1 else [final]
+        published = _own_scores(job, model) if len(tuned) > 1 or len(runs) > 1 else None
+    with plan.step("other forms of the model"):
+        forms = _forms(job, model, final, whole=weight == 1)
     seconds = time.monotonic() - started
     return _Measured(base_run, runs[0], others, comparison, tuned, model, forgetting, forms, published, seconds)
 

@@ -35,7 +35,7 @@ from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import DEPTH, Run
 
 
-def encoder(config: ModelConfig, name: str | None = None) -> Encoder:
+def encoder_of(config: ModelConfig, name: str | None = None) -> Encoder:
     """Return the encoder that a configuration names, or another model with its prompts and precision.
 
     Args:
@@ -56,7 +56,7 @@ def encoder(config: ModelConfig, name: str | None = None) -> Encoder:
         from embedfit.encode.adapted import AdaptedEncoder, load_adapter
 
         adapter = load_adapter(name)
-        return AdaptedEncoder(CachedEncoder(encoder(config, adapter.base_name)), adapter)
+        return AdaptedEncoder(CachedEncoder(encoder_of(config, adapter.base_name)), adapter)
     if config.price is not None and name == config.name:
         console.note(f"model.price is not used: {name} is no remote encoder")
     query, document = config.query_prompt, config.document_prompt
@@ -106,7 +106,7 @@ class Job:
                 processes.agreed(None)  # nobody reads before all is written
             dataset = read(config.data)
         dataset.document_texts(config.data.document_template)  # refuse a wrong template now, not after the queries are encoded
-        return cls(config, dataset, base or encoder(config.model))
+        return cls(config, dataset, base or encoder_of(config.model))
 
     def kept_data(self, folder: Path) -> DataConfig:
         """Return where a run's data can be read again. Data in memory is written into the run directory, which then stands alone.

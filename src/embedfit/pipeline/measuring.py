@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from embedfit.evaluation.compare import compare_scores
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.hub import public_name
 from embedfit.metrics import KS
-from embedfit.pipeline.job import encoder, engine_of
+from embedfit.pipeline.job import encoder_of, engine_of
 from embedfit.pipeline.needs import check_installed
 from embedfit.pipeline.parts import read
 from embedfit.retrieve.engine import Engine, LocalEngine
@@ -48,13 +49,13 @@ def measure(
     """Return how well an encoder retrieves, for each query of a data set; its vectors are cached on disk.
 
     Args:
-        encoder: To measure.
-        dataset: Each of its queries must be judged.
-        template: What a document says.
-        ks: Where to cut the rankings.
-        group_by: A metadata field; queries with the same value are no independent evidence, and neither are near duplicates.
-        engine: Where texts are encoded and searched; by default here.
-        tracker: Takes in every query's result, from `embedfit.track.tracking`; None for none.
+        encoder: Encoder to measure.
+        dataset: Data set; each of its queries must be judged.
+        template: Document template.
+        ks: Ranks at which the rankings are cut.
+        group_by: Metadata field; queries with the same value are no independent evidence. Near duplicates never are.
+        engine: Engine that encodes and searches; by default this process.
+        tracker: Receiver of every query's result, from `tracking`; None for none.
     """
     started = time.monotonic()
     engine = engine or LocalEngine()
@@ -85,76 +86,106 @@ def evaluate(
     """Measure every encoder with every document template, way of retrieval and reranker: quality and price side by side.
 
     Args:
-        dataset: Every judged query is scored.
-        encoders: Their vectors are cached on disk.
-        templates: What a document says.
-        ks: Where to cut the rankings.
-        retrieval: ``dense``, ``bm25`` (once for all encoders), ``hybrid`` (both, fused by rank).
-        rerankers: Each reads the top of each ranking; without any of them it is measured too.
-        rerank_top: How many documents of a query they read.
-        engine: Where texts are encoded, searched and reranked; by default here.
-        store: Its live index is measured too, beside exact search on the same documents.
-        group_by: A metadata field; queries with the same value are no independent evidence, and neither are near duplicates.
-        seed: Of the intervals' draws.
-        tracker: Takes in every query's result; None for none.
+        dataset: Data set whose judged queries are scored.
+        encoders: Encoders to measure; their vectors are cached on disk.
+        templates: Document templates.
+        ks: Ranks at which the rankings are cut.
+        retrieval: Ways of retrieval: ``dense``, ``bm25`` (once for all encoders), ``hybrid`` (both, fused by rank).
+        rerankers: Cross-encoders, each measured on top of every ranking; the ranking alone is measured too.
+        rerank_top: Number of documents per query that a cross-encoder reads.
+        engine: Engine that encodes, searches and reranks; by default this process.
+        store: Vector store whose live index is measured too, beside exact search in the same documents; None for none.
+        group_by: Metadata field; queries with the same value are no independent evidence. Near duplicates never are.
+        seed: Seed of the intervals.
+        tracker: Receiver of every query's result; None for none.
 
     Returns:
-        A tidy frame: model, document, retrieval, reranker ("" for none), metric, k, value (the mean over queries); difference, low and
-        high, the change against the frame's first row and its 95% interval (`compare_scores`; NaN in the first row itself); and the
-        seconds that one query takes on this machine: encoded alone, then searched and reranked together with the others. A store has
-        one metric more, ``recall_of_exact``: the share of what exact search finds that the store finds.
+        A tidy frame with the columns model, document, retrieval, reranker ("" for none), metric, k and value (mean over queries);
+        difference, low and high (change from the first row with its 95% interval, see `compare_scores`; NaN in the first row); and
+        seconds (time for one query on this machine: encoded alone, then searched and reranked with the others). A store has one more
+        metric, ``recall_of_exact``: the share of the documents of exact search that the store returns.
     """
     import pandas as pd
 
     engine = engine or LocalEngine()
     judged = dataset.select(dataset.judged)
     depth = max(*ks, rerank_top) if rerankers else max(ks)
-    groups = group_numbers(judged, group_by)
-    frames: list[pd.DataFrame] = []
-    all_scores: list[Scores] = []
-
-    def add(name: str, template: str, way: str, reranker: str, run: Run, seconds: float) -> None:
-        scores = score_run(run, judged.qrels, ks=ks, name=name, groups=groups)
-        all_scores.append(scores)
-        if tracker:
-            said = {"document": template, "retrieval": way, "reranker": reranker}
-            tracker.add(public_name(name), judged, run, scores, template=template, metadata=said, seconds=seconds * len(judged.queries))
-        frame = scores.to_frame()
-        for place, (column, value) in enumerate({"document": template, "retrieval": way, "reranker": reranker}.items()):
-            frame.insert(1 + place, column, value)
-        if len(all_scores) > 1:
-            changes = compare_scores(all_scores[0], scores, metric=next(iter(scores.values)), seed=seed).differences
-            ends = [(change.difference, change.low, change.high) for change in changes]
-        else:
-            ends = [(np.nan, np.nan, np.nan)] * len(frame)
-        frame[["difference", "low", "high"]] = ends
-        frames.append(frame.assign(seconds=seconds))
-
+    grid = _Grid(judged, tuple(ks), group_numbers(judged, group_by), seed, tracker)
     for template in templates:
-        for name, way, retriever, one in _retrievers(encoders, template, retrieval, engine):
-            encoding = seconds_alone(one, judged.query_texts()) if one else 0.0
+        for name, way, retriever, encoder in _retrievers(encoders, template, retrieval, engine):
+            encoding = seconds_alone(encoder, judged.query_texts()) if encoder else 0.0
             run, seconds = _timed(retriever, judged, depth)
-            add(name, template, way, "", run, encoding + seconds)
+            grid.add(run, encoding + seconds, name=name, document=template, retrieval=way)
             for reranker in map(engine.reranker, rerankers):
                 reranker.score([("load", "the model before it is timed")])
                 start = time.perf_counter()
-                again = rerank(run, judged, reranker, template, top=rerank_top)
+                reranked = rerank(run, judged, reranker, template, top=rerank_top)
                 more = (time.perf_counter() - start) / len(judged.queries)
-                add(name, template, way, reranker.name, again, encoding + seconds + more)
+                grid.add(reranked, encoding + seconds + more, name=name, document=template, retrieval=way, reranker=reranker.name)
     if store:
         version = LiveIndex(store, *encoders).version()
         encoding = seconds_alone(version.encoder, judged.query_texts())
         name, template = version.encoder.name, version.stamp.template
         [(_, _, dense, _)] = _retrievers([version.encoder], template, ["dense"], engine)
-        if template not in templates or "dense" not in retrieval:  # else it stands there already
+        if template not in templates or "dense" not in retrieval:  # else it is in the table already
             run, seconds = _timed(dense, judged, depth)
-            add(name, template, "dense", "", run, encoding + seconds)
+            grid.add(run, encoding + seconds, name=name, document=template, retrieval="dense")
         exact = dense.search(judged, max(ks) + DEPTH)
         run, seconds = _timed(version, judged, depth)
-        add(version.name, template, "store", "", run, encoding + seconds)
+        grid.add(run, encoding + seconds, name=version.name, document=template, retrieval="store")
         shares = [(version.name, template, "store", "", "recall_of_exact", k, overlap(run, exact, k)) for k in ks]
-        frames.append(pd.DataFrame(shares, columns=["model", "document", "retrieval", "reranker", "metric", "k", "value"]))
-    return pd.concat(frames, ignore_index=True)
+        grid.frames.append(pd.DataFrame(shares, columns=["model", "document", "retrieval", "reranker", "metric", "k", "value"]))
+    return pd.concat(grid.frames, ignore_index=True)
+
+
+@dataclass
+class _Grid:
+    """The table of `evaluate`, while it grows.
+
+    Attributes:
+        judged: Queries that are scored, and all documents.
+        ks: Ranks at which the rankings are cut.
+        groups: Number of each query's group, by query id.
+        seed: Seed of the intervals.
+        tracker: Receiver of every query's result; None for none.
+        frames: Tables that are done, one per row of the grid.
+        first: Scores of the first row, which all others are compared with.
+    """
+
+    judged: Dataset
+    ks: tuple[int, ...]
+    groups: dict[str, int]
+    seed: int
+    tracker: Tracker | None
+    frames: list[pd.DataFrame] = field(default_factory=list)
+    first: Scores | None = None
+
+    def add(self, run: Run, seconds: float, *, name: str, document: str, retrieval: str, reranker: str = "") -> None:
+        """Score a Run, and add a row per metric.
+
+        Args:
+            run: Rankings of the judged queries.
+            seconds: Time for one query.
+            name: Name of the model.
+            document: Document template.
+            retrieval: Way of retrieval.
+            reranker: Name of the cross-encoder; empty for none.
+        """
+        scores = score_run(run, self.judged.qrels, ks=self.ks, name=name, groups=self.groups)
+        keys = {"document": document, "retrieval": retrieval, "reranker": reranker}
+        if self.tracker:
+            total = seconds * len(self.judged.queries)
+            self.tracker.add(public_name(name), self.judged, run, scores, template=document, metadata=keys, seconds=total)
+        frame = scores.to_frame()
+        for place, (column, value) in enumerate(keys.items()):
+            frame.insert(1 + place, column, value)
+        ends = [(np.nan, np.nan, np.nan)] * len(frame)
+        if self.first is not None:
+            changes = compare_scores(self.first, scores, metric=next(iter(scores.values)), seed=self.seed).differences
+            ends = [(change.difference, change.low, change.high) for change in changes]
+        self.first = self.first or scores
+        frame[["difference", "low", "high"]] = ends
+        self.frames.append(frame.assign(seconds=seconds))
 
 
 def _retrievers(
@@ -193,7 +224,7 @@ def index(config: Config, model: str | None = None) -> Indexed:
     check_installed(config, stores=True, model=model)
     dataset, engine = read(config.data), engine_of(config.engine)
     with open_store(config.store) as store:
-        using = engine.encoder(encoder(config.model, model))
+        using = engine.encoder(encoder_of(config.model, model))
         return index_documents(store, dataset, using, config.data.document_template, min_recall=config.store.min_recall)
 
 

@@ -13,7 +13,7 @@ from embedfit.encode.encoder import Encoder
 from embedfit.errors import DataError, did_you_mean
 from embedfit.evaluation.comparison import Comparison, Verdict
 from embedfit.evaluation.score import Scores
-from embedfit.pipeline.job import encoder
+from embedfit.pipeline.job import encoder_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,7 @@ class Result:
     @property
     def encoder(self) -> Encoder:
         """The tuned model, with the precision that it was measured with. It is loaded anew at each access."""
-        return encoder(Config.model_validate(self.manifest["config"]).model, str(self.model))
+        return encoder_of(Config.model_validate(self.manifest["config"]).model, str(self.model))
 
     @property
     def report(self) -> Path:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from embedfit import console, processes
 from embedfit.config import Config
+from embedfit.console import Plan
 from embedfit.data.check import Finding
 from embedfit.data.dataset import Dataset
 from embedfit.data.mix import with_others
@@ -43,41 +45,86 @@ def run_tune(config: Config, folder: Path) -> tuple[Tuned, tuple[Finding, ...]]:
         return tune_part(job, train, dev, folder, {}), findings
 
 
-def train_all(job: Job, folder: Path) -> tuple[list[list[Tuned]], Tuned]:
-    """Tune as often as there are splits and seeds, and once for the model to use. Returns, for each seed, those of the splits; and that."""
-    trainings = [_trained(job, folder if seed == 0 else folder / "seeds" / str(seed), seed) for seed in range(job.config.evaluate.seeds)]
-    return trainings, _final(job, trainings[0], folder)
+ON_ALL = "tuning on all queries"
+"""Name of the step that trains the model to use, where folds have been measured."""
+
+
+def training_steps(job: Job) -> list[str]:
+    """Return the names of the trainings of a run, in order."""
+    names = [step for seed in range(job.config.evaluate.seeds) for step in _steps_of(job, seed)]
+    return [*names, *([ON_ALL] if len(job.splits) > 1 else [])]
+
+
+def train_all(job: Job, folder: Path, plan: Plan) -> tuple[list[list[Tuned]], Tuned]:
+    """Tune once per split and seed, and once more for the model to use.
+
+    Args:
+        job: Data, parts and settings.
+        folder: Run directory.
+        plan: Plan with the steps of `training_steps`.
+
+    Returns:
+        For each seed, the trainings of its splits; and the training of the model to use.
+    """
+    trainings = [_train(job, _place(folder, seed), seed, plan) for seed in range(job.config.evaluate.seeds)]
+    return trainings, _final(job, trainings[0], folder, plan)
 
 
 def help_training(job: Job, folder: Path) -> NoReturn:
-    """Take part in what the processes of one torchrun do together, the trainings, and end: the rest is the first one's."""
-    train_all(job, folder)
+    """Take part in the trainings, as one process of a torchrun that is not the first, and end: the first one does the rest."""
+    with console.plan("training", training_steps(job)) as plan:
+        train_all(job, folder, plan)
     raise SystemExit
 
 
-def _trained(job: Job, folder: Path, seed: int) -> list[Tuned]:
-    """Tune once for each split; seed 0 is the configuration's own."""
+def _steps_of(job: Job, seed: int) -> list[str]:
+    seeds, folds = job.config.evaluate.seeds, len(job.splits)
+    of_seed = f", seed {seed + 1} of {seeds}" if seeds > 1 else ""
+    return [f"tuning{f', fold {fold} of {folds}' if folds > 1 else ''}{of_seed}" for fold in range(1, folds + 1)]
+
+
+def _place(folder: Path, seed: int) -> Path:
+    return folder if seed == 0 else folder / "seeds" / str(seed)
+
+
+def _train(job: Job, folder: Path, seed: int, plan: Plan) -> list[Tuned]:
+    """Tune once per split. Seed 0 is the configured seed, and the others follow it."""
     results = []
-    for number, (train, dev, _) in enumerate(job.parts):
-        if len(job.splits) > 1:
-            console.note(f"fold {number + 1} of {len(job.splits)}" + (f", seed {seed + 1} of {job.config.evaluate.seeds}" if seed else ""))
-        where = folder / "folds" / str(number) if len(job.splits) > 1 else folder
-        results.append(tune_part(job, train, dev, where, {"seed": job.config.tune.seed + seed}))
+    for number, (step, (train, dev, _)) in enumerate(zip(_steps_of(job, seed), job.parts, strict=True)):
+        place = folder / "folds" / str(number) if len(job.splits) > 1 else folder
+        with _working(plan, step, place):
+            results.append(tune_part(job, train, dev, place, {"seed": job.config.tune.seed + seed}))
     return results
 
 
-def _final(job: Job, training: Sequence[Tuned], folder: Path) -> Tuned:
-    """Return the model to use. What the folds measured is a way of training: it is trained in that way on all there is."""
+def _final(job: Job, training: Sequence[Tuned], folder: Path, plan: Plan) -> Tuned:
+    """Return the model to use. Folds measure a way of training, which is then applied to all queries."""
     if len(training) == 1:
         return training[0]
-    console.note("training on all queries")
     epochs = [tuned.epoch for tuned in training if tuned.epoch is not None]  # an adapter has none
     changes = {"epochs": round(statistics.median(epochs))} if epochs else {}
-    return tune_part(job, job.dataset.select(job.dataset.judged), None, folder, changes)
+    with _working(plan, ON_ALL, folder):
+        return tune_part(job, job.dataset.select(job.dataset.judged), None, folder, changes)
+
+
+def _working(plan: Plan, step: str, place: Path) -> AbstractContextManager[None]:
+    """Show a training, unless it is done already and only read."""
+    if (place / "tuned.json").exists():
+        plan.skip(step)
+        return nullcontext()
+    return plan.step(step)
 
 
 def tune_part(job: Job, train: Dataset, dev: Dataset | None, folder: Path, changes: dict[str, Any]) -> Tuned:
-    """Tune on one part as the configuration says, but for some changes; with further data sets mixed in, if there are any."""
+    """Tune on one part, with further data sets mixed in if there are any.
+
+    Args:
+        job: Settings, base model and further data sets.
+        train: Training queries.
+        dev: Dev queries; None to train for all epochs.
+        folder: Output folder.
+        changes: Settings of [tune] that differ from the configured ones.
+    """
     config = job.config.tune.model_copy(update=changes)
     temperature = job.config.mix.temperature
     train, dev, template = with_others(train, dev, job.template, job.others, temperature=temperature, seed=config.seed)

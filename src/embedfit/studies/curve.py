@@ -230,13 +230,18 @@ def learning_curve(
         raise ConfigError(f"sizes are {sizes}; expected numbers from 1 to {most}, the training queries there are")
     ordered = [nested_order(dataset, split.train, seed + number) for number, split in enumerate(splits)]
     runs = [base]
-    for size in sizes:
-        parts = []
-        for number, split in enumerate(splits):
-            console.note(f"training on {size:,} queries" + (f", fold {number + 1} of {len(splits)}" if len(splits) > 1 else ""))
-            train, test = dataset.select(ordered[number][:size]), dataset.select(split.test)
-            parts.append(_kept(train, test, train_and_search, folder, f"{size}-{number}", identity))
-        runs.append(joined(parts))
+
+    def step(size: int, number: int) -> str:
+        return f"training on {size:,} queries" + (f", fold {number + 1} of {len(splits)}" if len(splits) > 1 else "")
+
+    with console.plan("curve", [step(size, number) for size in sizes for number in range(len(splits))]) as plan:
+        for size in sizes:
+            parts = []
+            for number, split in enumerate(splits):
+                train, test = dataset.select(ordered[number][:size]), dataset.select(split.test)
+                with plan.step(step(size, number)):
+                    parts.append(_kept(train, test, train_and_search, folder, f"{size}-{number}", identity))
+            runs.append(joined(parts))
     query_ids = [id for split in splits for id in split.test]
     values = [_values(run, dataset, metric, k, query_ids) for run in runs]
     numbers = group_numbers(dataset, group_by)

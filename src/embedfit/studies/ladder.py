@@ -183,20 +183,18 @@ def climb(setting: Setting, dataset: Dataset, splits: Sequence[Split], folder: s
     metric, ks = setting.config.evaluate.metric, setting.config.evaluate.k
     parts = [split.datasets(dataset) for split in splits]
     measured: list[Rung] = []
-    skipped: dict[str, str] = {}
     groups = group_numbers(dataset, setting.config.split.group_by)
     encoding = functools.cache(lambda: seconds_alone(setting.base, parts[0][2].query_texts()) * 1000)
-    for key in chosen:
-        method = METHODS[key]
-        reason = method.missing(setting, parts[0][0])
-        if reason:
-            skipped[method.name] = reason
-            continue
-        console.note(f"{method.name} ...")
-        run, seconds, milliseconds = _climbed(key, setting, parts, Path(folder), max(DEPTH, *ks), encoding)
-        scores = score_run(run, dataset.qrels, ks=ks, name=method.name, groups=groups)
-        console.note(f"{method.name}: {metric_label(metric)} {scores.mean(metric):.3f}")
-        measured.append(Rung(key, method.name, method.deploys, scores, seconds / len(parts), milliseconds))
+    reasons = {key: METHODS[key].missing(setting, parts[0][0]) for key in chosen}
+    skipped = {METHODS[key].name: reason for key, reason in reasons.items() if reason}
+    methods = {key: METHODS[key] for key, reason in reasons.items() if not reason}
+    with console.plan("ladder", [method.name for method in methods.values()]) as plan:
+        for key, method in methods.items():
+            with plan.step(method.name):
+                run, seconds, milliseconds = _climbed(key, setting, parts, Path(folder), max(DEPTH, *ks), encoding)
+            scores = score_run(run, dataset.qrels, ks=ks, name=method.name, groups=groups)
+            console.note(f"{method.name}: {metric_label(metric)} {scores.mean(metric):.3f}")
+            measured.append(Rung(key, method.name, method.deploys, scores, seconds / len(parts), milliseconds))
     if len(measured) < 2:
         raise ConfigError(f"a ladder needs two rungs or more, there are {len(measured)}")
     differences = compare_many([rung.scores for rung in measured], metric=metric, seed=setting.config.split.seed)
