@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from embedfit.retrieve.run import Retriever, Run
     from embedfit.store.open import open_store
     from embedfit.store.versions import LiveIndex, index_documents, roll_back
-    from embedfit.studies.curve import Curve
+    from embedfit.studies.forecast import Curve
     from embedfit.studies.forgetting import Forgetting, general_set, measure_forgetting
     from embedfit.studies.ladder import Ladder
     from embedfit.track.tracker import trace_search, tracking
@@ -164,7 +164,7 @@ _ROOMS = {
         "index_documents",
         "roll_back",
     ),
-    "studies.curve": ("Curve",),
+    "studies.forecast": ("Curve",),
     "studies.forgetting": (
         "Forgetting",
         "general_set",

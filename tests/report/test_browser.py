@@ -17,7 +17,7 @@ from embedfit.evaluation.score import Scores, score_run
 from embedfit.report.pages import curve_html, html, ladder_html
 from embedfit.report.tables import Report, confusions, per_query
 from embedfit.retrieve.run import Run
-from embedfit.studies.curve import Point
+from embedfit.studies.forecast import Point
 from embedfit.studies.forgetting import Forgetting
 from embedfit.studies.forgetting import Point as Merge
 from embedfit.studies.ladder import Ladder, Rung

@@ -19,7 +19,7 @@ from embedfit.report import pages
 from embedfit.report.pages import curve_html, html, ladder_html
 from embedfit.report.tables import Report, confusions, per_query, shown_differences, terminal_table
 from embedfit.retrieve.run import Run
-from embedfit.studies.curve import Point
+from embedfit.studies.forecast import Point
 from embedfit.studies.forgetting import Forgetting
 from embedfit.studies.forgetting import Point as Merge
 from embedfit.studies.ladder import Ladder, Rung

@@ -9,7 +9,8 @@ from embedfit.data.split import Split, split_folds
 from embedfit.errors import ConfigError, DataError, StorageError
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import Run
-from embedfit.studies.curve import fit_curve, learning_curve, nested_order
+from embedfit.studies.curve import learning_curve, nested_order
+from embedfit.studies.forecast import fit_curve
 
 PAIRS = [0, 25, 50, 100, 200, 400]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedfit import console, processes
-from embedfit.config import GeneralConfig, placed_in
+from embedfit.config import placed_in
 from embedfit.data.dataset import Dataset
 from embedfit.data.load import load
 from embedfit.encode.encoder import Encoder, complete
@@ -33,7 +33,9 @@ from embedfit.report.pages import curve_html, ladder_html
 from embedfit.report.tables import Report, per_query
 from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever
 from embedfit.retrieve.run import Run, joined
-from embedfit.studies.curve import Curve, learning_curve
+from embedfit.sections import GeneralConfig
+from embedfit.studies.curve import learning_curve
+from embedfit.studies.forecast import Curve
 from embedfit.studies.forgetting import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
 from embedfit.studies.forms import Form, check_forms
 from embedfit.studies.ladder import Ladder, check_rungs, climb

@@ -13,7 +13,7 @@ from embedfit.evaluation.score import Scores
 from embedfit.files import writing
 from embedfit.report.pages import html
 from embedfit.report.tables import Report
-from embedfit.studies.curve import Curve
+from embedfit.studies.forecast import Curve
 from embedfit.studies.ladder import Ladder
 from embedfit.studies.suspects import write_suspects
 

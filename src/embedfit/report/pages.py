@@ -17,7 +17,7 @@ from embedfit.report.tables import Report, confusions, shown_differences
 
 if TYPE_CHECKING:
     from embedfit.generate.outcome import Generated
-    from embedfit.studies.curve import Point
+    from embedfit.studies.forecast import Point
     from embedfit.studies.forgetting import Point as Merge
     from embedfit.studies.ladder import Ladder
 
