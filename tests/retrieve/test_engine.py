@@ -223,9 +223,9 @@ def test_negatives_mined_and_judged_on_the_cluster_equal_the_local_ones(cluster,
         np.testing.assert_array_equal(one, other)
     for name, values in weights[0].items():
         np.testing.assert_array_equal(values, weights[1][name])
-    assert [type(one.encode.__self__) for one in seen] == [ModelEncoder, RayEncoder]
+    assert [type(one.encoder) for one in seen] == [ModelEncoder, RayEncoder]
 
 
 def test_a_model_with_lora_matrices_mines_in_this_process(cluster, tiny_model, tmp_path):
     training = local(tiny_model).loaded
-    assert _now(training, False, cluster, tmp_path).encode == training.encode
+    assert _now(training, False, cluster, tmp_path).encoder is training

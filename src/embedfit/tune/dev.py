@@ -88,8 +88,8 @@ class InTraining(BaseEncoder):
     name = fingerprint = "in training"
 
     def __init__(self, encoder: Encoder | ModelEncoder) -> None:
-        self._encoder = encoder
+        self.encoder = encoder
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one unit vector per text, in order, by the weights as they are now."""
-        return self._encoder.encode(texts, kind)
+        return self.encoder.encode(texts, kind)
