@@ -501,8 +501,8 @@ def test_tune_trains_as_run_does_on_further_data_and_without_leaks(project, said
     found = {}
     for name, more in (("alone", ""), ("mixed", mix)):
         project.write_text(text + more)
-        code, out, _ = said("tune", project, "--output", tmp_path / name, "--json")
-        assert code == 0
+        code, out, err = said("tune", project, "--output", tmp_path / name, "--json")
+        assert code == 0, err
         found[name] = json.loads(out)
         seen = json.loads((tmp_path / name / "tuning.json").read_text())["seen"]
         assert len(seen) == 16 + (30 if more else 0)  # of 17 for training, without the one that the test part says too

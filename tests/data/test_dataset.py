@@ -3,7 +3,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 
 import datasets
 import numpy as np
@@ -395,17 +394,13 @@ def test_the_constructor_refuses_what_cannot_be_used_in_one_line(arguments, line
     assert refusal(Dataset, *arguments) == line
 
 
-def test_the_constructor_checks_a_million_documents_in_about_a_second():
-    corpus = {f"d{number}": Document(f"d{number}", f"text of document {number}") for number in range(10**6)}
-    queries = {f"q{number}": Query(f"q{number}", "text") for number in range(10**4)}
-    qrels = {f"q{number}": {f"d{number}": 1} for number in range(10**4)}
-    begun = time.process_time()
-    data = Dataset(queries, corpus, qrels)
-    assert time.process_time() - begun < 2  # 0.11 s on an idle core
-    assert data.corpus is corpus  # nothing is copied
-    begun = time.process_time()
-    data.select(list(queries)[:100])
-    assert time.process_time() - begun < 0.1
+def test_the_constructor_copies_nothing_and_a_selection_shares_the_documents():
+    corpus = {f"d{number}": Document(f"d{number}", "text") for number in range(100)}
+    queries = {f"q{number}": Query(f"q{number}", "text") for number in range(10)}
+    data = Dataset(queries, corpus, {id: {"d1": 1} for id in queries})
+    assert data.corpus is corpus
+    assert data.select(["q1", "q2"]).corpus is corpus
+
 
 
 # How it shows itself

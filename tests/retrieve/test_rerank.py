@@ -11,7 +11,7 @@ from embedfit.errors import ConfigError, ModelError
 from embedfit.evaluation.score import score_run
 from embedfit.hub import model_folder
 from embedfit.pipeline import measuring
-from embedfit.pipeline.job import check_method
+from embedfit.pipeline.needs import check_method
 from embedfit.retrieve.rerank import LocalReranker, RerankedRetriever, rerank
 from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever
 from embedfit.retrieve.run import Run

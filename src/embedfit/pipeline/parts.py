@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from embedfit import console
@@ -123,7 +124,7 @@ def without_held_out(config: Config, said: DataConfig, other: Dataset, test: Dat
     Raises:
         DataError: A held-out query says what one of them says, and ``split.leaks`` is ``fail``; or there are none.
     """
-    train = {f"{said.queries} {id}": other.queries[id] for id in other.judged}
+    train = {f"{said.queries} {id}": replace(other.queries[id], id=f"{said.queries} {id}") for id in other.judged}
     both = Dataset({**train, **{id: query for id, query in test.queries.items() if id not in train}}, {}, {})
     found = check_leaks(both, {"train": list(train), "test": [id for id in test.queries if id not in train]})
     if found and config.split.leaks == "fail":

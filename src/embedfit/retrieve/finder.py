@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from embedfit.data.dataset import Dataset, Document, Query
+from embedfit.data.dataset import Dataset, Document, Query, unchecked
+from embedfit.data.texts import Contents
 from embedfit.errors import ConfigError, DataError
 from embedfit.retrieve.run import Retriever, Run
 from embedfit.template import DOCUMENT_TEMPLATE, Template
@@ -80,7 +81,8 @@ class Finder:
             queries[id] = Query(id, text)
         if not queries:
             return []
-        run = self.retriever.search(Dataset(queries, self._corpus, {}), k)
+        asked = Dataset(queries, {}, {})  # checks the texts; the documents were checked before
+        run = self.retriever.search(unchecked(Contents(asked.queries, self._corpus, {})), k)
         return [self._hits(run, row) for row in range(len(queries))]
 
     def _hits(self, run: Run, row: int) -> list[Hit]:
