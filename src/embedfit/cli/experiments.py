@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 def run(
     config: OptionalConfigPath = HERE,
     folds: Folds = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Repeat the training with this many seeds, and show what they change.")] = None,
-    keep: Annotated[float | None, typer.Option(help="Share of the base's score on general queries to keep, such as 0.98.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of training seeds; the report shows how much results vary.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Share of the base model's score on general queries to keep, such as 0.98.")] = None,
     allow_leaks: AllowLeaks = False,
     price: Price = None,
     engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure, tune, measure again on the same held-out queries, and say whether it got better."""
+    """Tune a model and prove whether retrieval got better. Base and tuned are measured on the same held-out queries."""
     from embedfit.pipeline import experiment
 
     settings = settings_of(config, folds, allow_leaks, {"evaluate": {"seeds": seeds}, "general": {"keep": keep}, "model": {"price": price}})
@@ -51,14 +51,14 @@ def run(
 @app.command()
 def ladder(
     config: OptionalConfigPath = HERE,
-    rung: Annotated[list[str] | None, typer.Option(help="A method to measure; may be given again. Default: all.")] = None,
+    rung: Annotated[list[str] | None, typer.Option(help="Method to measure; repeatable. Default: all.")] = None,
     folds: Folds = None,
     allow_leaks: AllowLeaks = False,
     price: Price = None,
     engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure every method on the same held-out queries, cheapest first, and recommend the simplest good one."""
+    """Compare every method and recommend the simplest good one. All are measured on the same held-out queries, cheapest first."""
     from embedfit.pipeline import experiment
     from embedfit.report.tables import ladder_table
 
@@ -78,14 +78,14 @@ def ladder(
 @app.command()
 def curve(
     config: OptionalConfigPath = HERE,
-    points: Annotated[int, typer.Option(min=2, help="How many sizes of the train part to try, each half of the next.")] = 4,
+    points: Annotated[int, typer.Option(min=2, help="Number of training-set sizes, each half of the next.")] = 4,
     folds: Folds = None,
     allow_leaks: AllowLeaks = False,
     price: Price = None,
     engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure with less training data, and estimate what more would bring."""
+    """Forecast what more training data would bring. Models are trained on less, and measured."""
     from embedfit.pipeline import experiment
 
     settings = settings_of(config, folds, allow_leaks, {"model": {"price": price}})
@@ -104,9 +104,9 @@ def curve(
 def relabel(
     config: ConfigPath,
     suspects: Annotated[Path, typer.Argument(help="suspects.csv of a run directory, with its 'decision' column filled in.")],
-    output: Annotated[Path, typer.Option(help="The folder where the corrected data set goes.")],
+    output: Annotated[Path, typer.Option(help="Folder for the corrected data set.")],
 ) -> None:
-    """Correct the labels as decided in a run's suspects.csv, and write the data set anew."""
+    """Apply the decisions in a run's suspects.csv to the labels. The corrected data set is written to another folder."""
     from embedfit.config import read_config
     from embedfit.data.write import write_jsonl
     from embedfit.errors import ConfigError
@@ -130,20 +130,22 @@ def relabel(
 @app.command()
 def evaluate(
     config: OptionalConfigPath = HERE,
-    model: Annotated[list[str] | None, typer.Option(help="A model to measure; may be given again. Default: the configuration's.")] = None,
-    document: Annotated[list[str] | None, typer.Option(help="A document template to measure; may be given again.")] = None,
-    k: Annotated[list[int] | None, typer.Option(help="Where to cut the rankings; may be given again.")] = None,
-    part: Annotated[str, typer.Option(help="Which queries: all, train, dev or test.")] = "all",
-    store: Annotated[bool, typer.Option("--store", help="Measure the live index of the vector store too.")] = False,
-    retrieval: Annotated[list[str] | None, typer.Option(help="dense, bm25 or hybrid; may be given again. Default: dense.")] = None,
-    rerank: Annotated[list[str] | None, typer.Option(help="A cross-encoder to read the top again with; may be given again.")] = None,
-    rerank_top: Annotated[int | None, typer.Option(min=1, help="Documents of each query that it reads. Default: 50.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Model to measure; repeatable. Default: the one in the configuration.")] = None,
+    document: Annotated[list[str] | None, typer.Option(help="Document template to measure; repeatable.")] = None,
+    k: Annotated[list[int] | None, typer.Option(help="Rank to cut at; repeatable.")] = None,
+    part: Annotated[str, typer.Option(help="Queries to use: all, train, dev or test.")] = "all",
+    store: Annotated[bool, typer.Option("--store", help="Also measure the live index of the vector store.")] = False,
+    retrieval: Annotated[
+        list[str] | None, typer.Option(help="Retrieval method: dense, bm25 or hybrid; repeatable. Default: dense.")
+    ] = None,
+    rerank: Annotated[list[str] | None, typer.Option(help="Cross-encoder that reranks the top documents; repeatable.")] = None,
+    rerank_top: Annotated[int | None, typer.Option(min=1, help="Number of documents to rerank per query. Default: 50.")] = None,
     engine: EngineName = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the tidy table to this file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="File for the table, one row per result.")] = None,
     price: Price = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a grid of models, document templates, ways of retrieval and rerankers, without tuning anything."""
+    """Measure models without tuning them. Covers every combination of model, document template, retrieval method and reranker."""
     from contextlib import nullcontext
 
     from embedfit.errors import ConfigError
@@ -201,13 +203,13 @@ def evaluate(
 def tune(
     config: OptionalConfigPath = HERE,
     *,
-    output: Annotated[Path, typer.Option(help="The folder where the model goes.")],
+    output: Annotated[Path, typer.Option(help="Folder for the model.")],
     allow_leaks: AllowLeaks = False,
     price: Price = None,
     engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tune the model on the train part of one split, choosing on dev, without measuring anything."""
+    """Tune a model without measuring it. Trains on the train part of one split, and picks the best epoch on dev."""
     from embedfit.pipeline import training
 
     check_folder("--output", output)
@@ -230,9 +232,9 @@ def tune(
 @app.command()
 def compare(
     config: ConfigPath,
-    first: Annotated[str, typer.Argument(help="A model: a folder or a name.")],
-    second: Annotated[str, typer.Argument(help="Another.")],
-    part: Annotated[str, typer.Option(help="Which queries: all, train, dev or test.")] = "test",
+    first: Annotated[str, typer.Argument(help="Model: a folder or a name.")],
+    second: Annotated[str, typer.Argument(help="Second model.")],
+    part: Annotated[str, typer.Option(help="Queries to use: all, train, dev or test.")] = "test",
     price: Price = None,
     engine: EngineName = None,
     as_json: AsJson = False,

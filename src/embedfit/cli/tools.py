@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,17 +12,14 @@ from embedfit.cli.app import app
 from embedfit.cli.options import AsJson
 from embedfit.cli.printing import print_rows
 
-if TYPE_CHECKING:
-    pass
-
 
 @app.command()
 def cache(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="A model as the table names it. Default: all.")] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove what is kept of the model, or of all.")] = False,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Model, as named in the table. Default: all.")] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove the vectors of the model, or of all models.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show how much is kept of each model's vectors, so that nothing is encoded twice, or remove it."""
+    """Show or clear the embedding cache."""
     from datetime import datetime
 
     from embedfit.encode.cache import cached_models, clear_cache
