@@ -1,4 +1,4 @@
-"""The application, what holds for every command, and the one place where an error becomes a line.
+"""The application, its global options, and the place where an error becomes one line.
 
 Nothing heavy is imported here, so that help and completion are instant.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,8 @@ from embedfit.cli.options import (
 from embedfit.cli.printing import print_findings, print_grid, print_result, print_rows, warn_of_seen
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from embedfit.config import Config
     from embedfit.data.dataset import Dataset
 
@@ -63,16 +66,16 @@ def ladder(
     from embedfit.report.tables import ladder_table
 
     settings = settings_of(config, folds, allow_leaks, {"ladder": {"rungs": tuple(rung) if rung else None}, "model": {"price": price}})
-    found = experiment.ladder(with_engine(settings, engine))
+    result = experiment.ladder(with_engine(settings, engine))
     if as_json:
-        console.echo(json.dumps({**found.to_dict(), "folder": str(found.folder)}))
+        console.echo(json.dumps({**result.to_dict(), "folder": str(result.folder)}))
         return
     terminal = console.terminal()
-    terminal.print(ladder_table(found))
-    for name, why in found.skipped.items():
+    terminal.print(ladder_table(result))
+    for name, why in result.skipped.items():
         terminal.print(f"Left out: {name}, as {why}.", highlight=False, soft_wrap=True)
-    terminal.print(f"Report: {found.report}", highlight=False, soft_wrap=True)
-    terminal.print(found.sentence, highlight=False, style="bold", soft_wrap=True)
+    terminal.print(f"Report: {result.report}", highlight=False, soft_wrap=True)
+    terminal.print(result.sentence, highlight=False, style="bold", soft_wrap=True)
 
 
 @app.command()
@@ -89,15 +92,15 @@ def curve(
     from embedfit.pipeline import experiment
 
     settings = settings_of(config, folds, allow_leaks, {"model": {"price": price}})
-    found = experiment.curve(with_engine(settings, engine), points)
+    result = experiment.curve(with_engine(settings, engine), points)
     if as_json:
-        console.echo(json.dumps({**found.to_dict(), "folder": str(found.folder)}))
+        console.echo(json.dumps({**result.to_dict(), "folder": str(result.folder)}))
         return
-    frame = found.to_frame()
+    frame = result.to_frame()
     print_rows(list(frame.columns), [[f"{cell:.3f}" if isinstance(cell, float) else cell for cell in row] for row in frame.to_numpy()])
     terminal = console.terminal()
-    terminal.print(f"Report: {found.report}", highlight=False, soft_wrap=True)
-    terminal.print(found.sentence, highlight=False, style="bold", soft_wrap=True)
+    terminal.print(f"Report: {result.report}", highlight=False, soft_wrap=True)
+    terminal.print(result.sentence, highlight=False, style="bold", soft_wrap=True)
 
 
 @app.command()
@@ -146,41 +149,53 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure models without tuning them. Covers every combination of model, document template, retrieval method and reranker."""
-    from contextlib import nullcontext
-
     from embedfit.errors import ConfigError
     from embedfit.files import neutral, writing
+
+    if csv and csv.is_dir():
+        raise ConfigError(f"--csv {csv}: is a folder; expected a file to write, such as grid.csv")
+    grid = {"retrieval": retrieval or None, "rerankers": rerank or None, "rerank_top": rerank_top}
+    settings = with_engine(settings_of(config, None, False, {"evaluate": grid, "model": {"price": price}}), engine)
+    if rerank_top and not settings.evaluate.rerankers:
+        raise ConfigError(f"--rerank-top {rerank_top} is for rerankers, and there is none; fix: --rerank, a cross-encoder")
+    if model and set(settings.evaluate.retrieval) == {"bm25"} and not store:
+        raise ConfigError("--model is not used by bm25, which reads words; fix: --retrieval dense or hybrid, or no --model")
+    models = list(dict.fromkeys(model or [settings.model.name]))
+    frame = _measured(settings, models, document or [settings.data.document_template], k or settings.evaluate.k, part, store)
+    if csv:
+        with writing(csv) as file:
+            frame.map(lambda cell: neutral(cell) if isinstance(cell, str) else cell).to_csv(file, index=False)
+    if as_json:
+        console.echo(frame.to_json(orient="records"))
+        return
+    print_grid(frame, settings.evaluate.metric)
+
+
+def _measured(settings: Config, models: Sequence[str], templates: Sequence[str], ks: Sequence[int], part: str, store: bool) -> DataFrame:
+    """Measure every combination of the grid on one part of the data."""
+    from contextlib import nullcontext
+
     from embedfit.pipeline import job, measuring, needs, parts
     from embedfit.retrieve.rerank import LocalReranker
     from embedfit.store.open import open_store
     from embedfit.track.tracker import tracking
 
-    said = {"retrieval": retrieval or None, "rerankers": rerank or None, "rerank_top": rerank_top}
-    if csv and csv.is_dir():
-        raise ConfigError(f"--csv {csv}: is a folder; expected a file to write, such as grid.csv")
-    settings = with_engine(settings_of(config, None, False, {"evaluate": said, "model": {"price": price}}), engine)
-    grid = settings.evaluate
-    if rerank_top and not grid.rerankers:
-        raise ConfigError(f"--rerank-top {rerank_top} is for rerankers, and there is none; fix: --rerank, a cross-encoder")
-    if model and set(grid.retrieval) == {"bm25"} and not store:
-        raise ConfigError("--model is not used by bm25, which reads words; fix: --retrieval dense or hybrid, or no --model")
-    names = list(dict.fromkeys(model or [settings.model.name]))
-    for name in names:
+    for name in models:
         needs.check_installed(settings, stores=store, model=name)
     needs.note_unused(settings, "evaluate")
     dataset = parts.read(settings.data)
-    encoders = [job.encoder_of(settings.model, name) for name in names]
+    encoders = [job.encoder_of(settings.model, name) for name in models]
     dataset = dataset.select(_part(settings, dataset, part))
     warn_of_seen(encoders, dataset)
     with (
         open_store(settings.store) if store else nullcontext() as opened,
         tracking(f"{settings.name}-evaluate", wanted=settings.track.langwatch) as tracker,
     ):
-        frame = measuring.evaluate(
+        return measuring.evaluate(
             dataset,
             encoders,
-            templates=document or [settings.data.document_template],
-            ks=k or settings.evaluate.k,
+            templates=templates,
+            ks=ks,
             retrieval=settings.evaluate.retrieval,
             rerankers=[LocalReranker(name, precision=settings.model.precision) for name in settings.evaluate.rerankers],
             rerank_top=settings.evaluate.rerank_top,
@@ -190,13 +205,6 @@ def evaluate(
             seed=settings.split.seed,
             tracker=tracker,
         )
-    if csv:
-        with writing(csv) as file:
-            frame.map(lambda cell: neutral(cell) if isinstance(cell, str) else cell).to_csv(file, index=False)
-    if as_json:
-        console.echo(frame.to_json(orient="records"))
-        return
-    print_grid(frame, settings.evaluate.metric)
 
 
 @app.command()

@@ -99,23 +99,24 @@ def generate_queries(
     _generate(config, data, {**what, **who, **limits}, dry_run, as_json)
 
 
-def _generate(path: Path | None, data: dict[str, Any], said: dict[str, Any], dry_run: bool, as_json: bool) -> None:
+def _generate(path: Path | None, data: dict[str, Any], options: dict[str, Any], dry_run: bool, as_json: bool) -> None:
     from embedfit.config import make_config, read_config
     from embedfit.generate.endpoint import endpoint_of
     from embedfit.pipeline import generating
 
-    given = {name: {key: value for key, value in some.items() if value is not None} for name, some in (("data", data), ("generate", said))}
+    sections = {"data": data, "generate": options}
+    given = {name: {key: value for key, value in values.items() if value is not None} for name, values in sections.items()}
     if path is None:
         if "queries" not in given["data"]:
             raise typer.BadParameter("give --output, or --config", param_hint="--output")
-        if said["questions"] == 0:
+        if options["questions"] == 0:
             given["data"].setdefault("record", "transaction")
         settings = make_config(given, where="the command line")
     else:
         settings = read_config(path, given)
     if dry_run:
-        found = generating.estimate_generate(settings)
-        console.echo(json.dumps(vars(found)) if as_json else found.sentence)
+        estimate = generating.estimate_generate(settings)
+        console.echo(json.dumps(vars(estimate)) if as_json else estimate.sentence)
         return
     asked = _asked if sys.stdin.isatty() else None
     written = generating.run_generate(settings, lambda: endpoint_of(settings.generate, asked))
@@ -130,7 +131,6 @@ def _generate(path: Path | None, data: dict[str, Any], said: dict[str, Any], dry
 
 
 def _asked(question: str) -> str:
-    """Ask for a key, without showing it."""
     import getpass
 
     return getpass.getpass(console.printable(question))

@@ -35,16 +35,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print only the result to s
 
 
 def settings_of(path: Path, folds: int | None, allow_leaks: bool, options: dict[str, dict[str, Any]]) -> Config:
-    """Return the configuration of a file with what was said on the command line in place of what the file says."""
+    """Return the configuration of a file, overridden by the options of the command line."""
     from embedfit.config import read_config
 
     options = {**options, "split": {"folds": folds, "leaks": "allow" if allow_leaks else None}}
-    given = {section: {key: value for key, value in said.items() if value is not None} for section, said in options.items()}
+    given = {section: {key: value for key, value in values.items() if value is not None} for section, values in options.items()}
     return read_config(path, given)
 
 
 def with_engine(settings: Config, engine: str | None) -> Config:
-    """Return settings with another engine, if one is named."""
+    """Return the settings, with another engine if it is named."""
     return settings.model_copy(update={"engine": engine}) if engine else settings
 
 
@@ -57,7 +57,7 @@ def check_folder(option: str, folder: Path) -> None:
     """Refuse the name of a file where a folder will be made.
 
     Raises:
-        ConfigError: It is a file, or ends like one.
+        ConfigError: The path is a file, or has a file's extension.
     """
     from embedfit.errors import ConfigError
 

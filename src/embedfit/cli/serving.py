@@ -35,13 +35,13 @@ def index(
         raise ConfigError("--rollback writes nothing, and so has no use for --model; fix: give one of them")
     settings = with_engine(read_config(config), engine)
     if not rollback:
-        found = measuring.index(settings, model)
-        console.echo(json.dumps(found.to_dict()) if as_json else found.sentence)
+        report = measuring.index(settings, model)
+        console.echo(json.dumps(report.to_dict()) if as_json else report.sentence)
         return
     with open_store(settings.store) as store:
         stamp = roll_back(store)
-    said = f"Live again: {stamp.documents:,} documents by {stamp.encoder} ({stamp.fingerprint[:12]})."
-    console.echo(stamp.to_json() if as_json else said)
+    sentence = f"Live again: {stamp.documents:,} documents by {stamp.encoder} ({stamp.fingerprint[:12]})."
+    console.echo(stamp.to_json() if as_json else sentence)
 
 
 @app.command()
@@ -90,13 +90,13 @@ def search(
 def _filters(given: Sequence[str]) -> dict[str, str]:
     from embedfit.errors import ConfigError, shown
 
-    found = dict(one.partition("=")[::2] for one in given)
-    for one in given:
-        if "=" not in one or one.startswith("="):
-            raise ConfigError(f"--filter {shown(one)}; expected KEY=VALUE")
-    if len(found) < len(given):
+    filters = dict(option.partition("=")[::2] for option in given)
+    for option in given:
+        if "=" not in option or option.startswith("="):
+            raise ConfigError(f"--filter {shown(option)}; expected KEY=VALUE")
+    if len(filters) < len(given):
         raise ConfigError("--filter names a key twice; expected each once, as a document must have all of them")
-    return found
+    return filters
 
 
 @app.command()
@@ -122,8 +122,8 @@ def publish(
         typer.confirm("Publish this?", abort=True, err=True)
     for publication in publications:
         parity = publishing.publish_run(run, publication)
-        said = parity.sentence if parity else "Fetched again: it is the same."
-        console.echo(f"Published the {publication.kind}: {publication.target.where}. {said}")
+        evidence = parity.sentence if parity else "Fetched again: it is the same."
+        console.echo(f"Published the {publication.kind}: {publication.target.where}. {evidence}")
 
 
 track = typer.Typer(no_args_is_help=True, help="Deliver results to LangWatch.")
@@ -135,5 +135,5 @@ def resend(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run director
     """Resend results that could not be delivered to LangWatch."""
     from embedfit.track.sender import resend as send_again
 
-    found = send_again(run)
-    console.echo(f"{found.delivered:,} results delivered" + (f": {found.address}" if found.address else ""))
+    delivery = send_again(run)
+    console.echo(f"{delivery.delivered:,} results delivered" + (f": {delivery.address}" if delivery.address else ""))
