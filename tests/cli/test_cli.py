@@ -308,6 +308,26 @@ def test_every_command_and_option_is_in_the_docs():
                     assert option in documented, f"{name} {option}"
 
 
+def test_every_help_shows_flags_as_flags_and_whole_sentences(said):
+    import typer.main
+
+    commands = dict(typer.main.get_command(app).commands)
+    groups = [name for name, group in commands.items() if hasattr(group, "commands")]
+    names = [*commands, *(f"{name} {inner}" for name in groups for inner in commands[name].commands), ""]
+    for name in names:
+        code, out, _ = said(*name.split(), "--help")
+        assert code == 0
+        assert "<bool>" not in out, name
+    assert "..." not in out.replace("[ARGS]...", "")  # the list of commands
+    assert [*commands][:3] == ["demo", "init", "check"]
+    _, out, _ = said("run", "--help")
+    assert re.search(r"^  --json {5,}Print ", out, re.MULTILINE)
+    _, out, _ = said("generate", "records", "--help")
+    assert "[data]" in out
+    module = subprocess.run([sys.executable, "-m", "embedfit", "generate", "records", "--help"], capture_output=True, text=True)
+    assert module.stdout.split() == out.split()
+
+
 def test_every_setting_is_in_the_docs():
     from embedfit.config import Config
 

@@ -939,7 +939,7 @@ def test_the_report_escapes_what_the_model_wrote_and_shows_difficulty_and_divers
     page = (tmp_path / "r.html").read_text()
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page
-    for words in ("Difficulty", "Diversity", "Different pairs of words", "suspect", "What became of the replies"):
+    for words in ("Difficulty", "Diversity", "Different pairs of words", "suspect", "Outcomes of the replies"):
         assert words in page
 
 

@@ -177,7 +177,7 @@ def test_of_more_queries_than_a_page_can_hold_those_that_changed_most_are_shown_
     monkeypatch.setattr(pages, "_MOST_ROWS", 2)
     page = html(Report("a report", comparison, queries, {}))
     assert [cells[4] for _, cells in rows_of(page)] == ["broken", "fixed"]
-    assert "These are the 2 of 4 queries that changed most" in page
+    assert "Shown are the 2 of 4 queries that changed most" in page
     assert "all 4" in Elements(page).text  # the counts are of all
 
 
@@ -241,7 +241,7 @@ def test_further_tables_are_there_when_they_are_given(comparison, queries):
     assert cells[where + 8 : where + 16] == ["loaded", "1.000000", "0.750", "+0.000", DASH, "1,536", "99", "yes"]
     assert cells[cells.index("seed 0") + 1] == "0.512"
     plain = html(Report("a report", comparison, queries, {}))
-    assert not [heading for heading in ("other forms", "Over seeds", "forgotten") if heading in plain]
+    assert not [heading for heading in ("Other forms", "over seeds", "Forgetting") if heading in plain]
 
 
 def test_forgetting_is_drawn_on_two_axes_with_the_chosen_weight_marked(comparison, queries):
@@ -370,7 +370,7 @@ def test_the_page_has_every_figure_of_both_strata_and_marks_their_queries(data, 
     page = html(Report("a report", in_strata, frame, {}))
     text = Elements(page).text
     assert in_strata.sentence in text
-    section = text.partition("Answers seen in training, and new ones")[2].partition("Where the right answer stands")[0]
+    section = text.partition("Answers seen in training, and new answers")[2].partition("Rank of the right answer")[0]
     seen, _, new = section.partition("New answers (1 query)")
     assert "Answers seen in training (3 queries)" in seen
     for part, stratum in ((seen, in_strata.strata[0]), (new, in_strata.strata[1])):

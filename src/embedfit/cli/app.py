@@ -1,4 +1,4 @@
-"""The application, what holds for every command, and the one place where an error becomes a line.
+"""The application, its global options, and the place where an error becomes one line.
 
 Nothing heavy is imported here, so that help and completion are instant.
 """
@@ -26,6 +26,7 @@ app = typer.Typer(
     name="embedfit",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Fine-tune a text-embedding model on your own labelled pairs, and prove on held-out queries whether retrieval got better.",
 )
@@ -47,10 +48,8 @@ def _print_version(wanted: bool) -> None:
 def options(
     context: typer.Context,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no notes.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and nothing else.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
 ) -> None:
     """Set what holds for every command."""
     from embedfit import processes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,8 @@ from embedfit.cli.options import (
 from embedfit.cli.printing import print_findings, print_grid, print_result, print_rows, warn_of_seen
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from embedfit.config import Config
     from embedfit.data.dataset import Dataset
 
@@ -34,14 +37,14 @@ if TYPE_CHECKING:
 def run(
     config: OptionalConfigPath = HERE,
     folds: Folds = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Repeat the training with this many seeds, and show what they change.")] = None,
-    keep: Annotated[float | None, typer.Option(help="Share of the base's score on general queries to keep, such as 0.98.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of training seeds; the report shows how much results vary.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Share of the base model's score on general queries to keep, such as 0.98.")] = None,
     allow_leaks: AllowLeaks = False,
     price: Price = None,
     engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure, tune, measure again on the same held-out queries, and say whether it got better."""
+    """Tune a model and prove whether retrieval got better. Base and tuned are measured on the same held-out queries."""
     from embedfit.pipeline import experiment
 
     settings = settings_of(config, folds, allow_leaks, {"evaluate": {"seeds": seeds}, "general": {"keep": keep}, "model": {"price": price}})
@@ -51,62 +54,62 @@ def run(
 @app.command()
 def ladder(
     config: OptionalConfigPath = HERE,
-    rung: Annotated[list[str] | None, typer.Option(help="A method to measure; may be given again. Default: all.")] = None,
+    rung: Annotated[list[str] | None, typer.Option(help="Method to measure; repeatable. Default: all.")] = None,
     folds: Folds = None,
     allow_leaks: AllowLeaks = False,
     price: Price = None,
     engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure every method on the same held-out queries, cheapest first, and recommend the simplest good one."""
+    """Compare every method and recommend the simplest good one. All are measured on the same held-out queries, cheapest first."""
     from embedfit.pipeline import experiment
     from embedfit.report.tables import ladder_table
 
     settings = settings_of(config, folds, allow_leaks, {"ladder": {"rungs": tuple(rung) if rung else None}, "model": {"price": price}})
-    found = experiment.ladder(with_engine(settings, engine))
+    result = experiment.ladder(with_engine(settings, engine))
     if as_json:
-        console.echo(json.dumps({**found.to_dict(), "folder": str(found.folder)}))
+        console.echo(json.dumps({**result.to_dict(), "folder": str(result.folder)}))
         return
     terminal = console.terminal()
-    terminal.print(ladder_table(found))
-    for name, why in found.skipped.items():
+    terminal.print(ladder_table(result))
+    for name, why in result.skipped.items():
         terminal.print(f"Left out: {name}, as {why}.", highlight=False, soft_wrap=True)
-    terminal.print(f"Report: {found.report}", highlight=False, soft_wrap=True)
-    terminal.print(found.sentence, highlight=False, style="bold", soft_wrap=True)
+    terminal.print(f"Report: {result.report}", highlight=False, soft_wrap=True)
+    terminal.print(result.sentence, highlight=False, style="bold", soft_wrap=True)
 
 
 @app.command()
 def curve(
     config: OptionalConfigPath = HERE,
-    points: Annotated[int, typer.Option(min=2, help="How many sizes of the train part to try, each half of the next.")] = 4,
+    points: Annotated[int, typer.Option(min=2, help="Number of training-set sizes, each half of the next.")] = 4,
     folds: Folds = None,
     allow_leaks: AllowLeaks = False,
     price: Price = None,
     engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure with less training data, and estimate what more would bring."""
+    """Forecast what more training data would bring. Models are trained on less, and measured."""
     from embedfit.pipeline import experiment
 
     settings = settings_of(config, folds, allow_leaks, {"model": {"price": price}})
-    found = experiment.curve(with_engine(settings, engine), points)
+    result = experiment.curve(with_engine(settings, engine), points)
     if as_json:
-        console.echo(json.dumps({**found.to_dict(), "folder": str(found.folder)}))
+        console.echo(json.dumps({**result.to_dict(), "folder": str(result.folder)}))
         return
-    frame = found.to_frame()
+    frame = result.to_frame()
     print_rows(list(frame.columns), [[f"{cell:.3f}" if isinstance(cell, float) else cell for cell in row] for row in frame.to_numpy()])
     terminal = console.terminal()
-    terminal.print(f"Report: {found.report}", highlight=False, soft_wrap=True)
-    terminal.print(found.sentence, highlight=False, style="bold", soft_wrap=True)
+    terminal.print(f"Report: {result.report}", highlight=False, soft_wrap=True)
+    terminal.print(result.sentence, highlight=False, style="bold", soft_wrap=True)
 
 
 @app.command()
 def relabel(
     config: ConfigPath,
     suspects: Annotated[Path, typer.Argument(help="suspects.csv of a run directory, with its 'decision' column filled in.")],
-    output: Annotated[Path, typer.Option(help="The folder where the corrected data set goes.")],
+    output: Annotated[Path, typer.Option(help="Folder for the corrected data set.")],
 ) -> None:
-    """Correct the labels as decided in a run's suspects.csv, and write the data set anew."""
+    """Apply the decisions in a run's suspects.csv to the labels. The corrected data set is written to another folder."""
     from embedfit.config import read_config
     from embedfit.data.write import write_jsonl
     from embedfit.errors import ConfigError
@@ -130,64 +133,35 @@ def relabel(
 @app.command()
 def evaluate(
     config: OptionalConfigPath = HERE,
-    model: Annotated[list[str] | None, typer.Option(help="A model to measure; may be given again. Default: the configuration's.")] = None,
-    document: Annotated[list[str] | None, typer.Option(help="A document template to measure; may be given again.")] = None,
-    k: Annotated[list[int] | None, typer.Option(help="Where to cut the rankings; may be given again.")] = None,
-    part: Annotated[str, typer.Option(help="Which queries: all, train, dev or test.")] = "all",
-    store: Annotated[bool, typer.Option("--store", help="Measure the live index of the vector store too.")] = False,
-    retrieval: Annotated[list[str] | None, typer.Option(help="dense, bm25 or hybrid; may be given again. Default: dense.")] = None,
-    rerank: Annotated[list[str] | None, typer.Option(help="A cross-encoder to read the top again with; may be given again.")] = None,
-    rerank_top: Annotated[int | None, typer.Option(min=1, help="Documents of each query that it reads. Default: 50.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Model to measure; repeatable. Default: the one in the configuration.")] = None,
+    document: Annotated[list[str] | None, typer.Option(help="Document template to measure; repeatable.")] = None,
+    k: Annotated[list[int] | None, typer.Option(help="Rank to cut at; repeatable.")] = None,
+    part: Annotated[str, typer.Option(help="Queries to use: all, train, dev or test.")] = "all",
+    store: Annotated[bool, typer.Option("--store", help="Also measure the live index of the vector store.")] = False,
+    retrieval: Annotated[
+        list[str] | None, typer.Option(help="Retrieval method: dense, bm25 or hybrid; repeatable. Default: dense.")
+    ] = None,
+    rerank: Annotated[list[str] | None, typer.Option(help="Cross-encoder that reranks the top documents; repeatable.")] = None,
+    rerank_top: Annotated[int | None, typer.Option(min=1, help="Number of documents to rerank per query. Default: 50.")] = None,
     engine: EngineName = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the tidy table to this file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="File for the table, one row per result.")] = None,
     price: Price = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a grid of models, document templates, ways of retrieval and rerankers, without tuning anything."""
-    from contextlib import nullcontext
-
+    """Measure models without tuning them. Covers every combination of model, document template, retrieval method and reranker."""
     from embedfit.errors import ConfigError
     from embedfit.files import neutral, writing
-    from embedfit.pipeline import job, measuring, needs, parts
-    from embedfit.retrieve.rerank import LocalReranker
-    from embedfit.store.open import open_store
-    from embedfit.track.tracker import tracking
 
-    said = {"retrieval": retrieval or None, "rerankers": rerank or None, "rerank_top": rerank_top}
     if csv and csv.is_dir():
         raise ConfigError(f"--csv {csv}: is a folder; expected a file to write, such as grid.csv")
-    settings = with_engine(settings_of(config, None, False, {"evaluate": said, "model": {"price": price}}), engine)
-    grid = settings.evaluate
-    if rerank_top and not grid.rerankers:
+    grid = {"retrieval": retrieval or None, "rerankers": rerank or None, "rerank_top": rerank_top}
+    settings = with_engine(settings_of(config, None, False, {"evaluate": grid, "model": {"price": price}}), engine)
+    if rerank_top and not settings.evaluate.rerankers:
         raise ConfigError(f"--rerank-top {rerank_top} is for rerankers, and there is none; fix: --rerank, a cross-encoder")
-    if model and set(grid.retrieval) == {"bm25"} and not store:
+    if model and set(settings.evaluate.retrieval) == {"bm25"} and not store:
         raise ConfigError("--model is not used by bm25, which reads words; fix: --retrieval dense or hybrid, or no --model")
-    names = list(dict.fromkeys(model or [settings.model.name]))
-    for name in names:
-        needs.check_installed(settings, stores=store, model=name)
-    needs.note_unused(settings, "evaluate")
-    dataset = parts.read(settings.data)
-    encoders = [job.encoder_of(settings.model, name) for name in names]
-    dataset = dataset.select(_part(settings, dataset, part))
-    warn_of_seen(encoders, dataset)
-    with (
-        open_store(settings.store) if store else nullcontext() as opened,
-        tracking(f"{settings.name}-evaluate", wanted=settings.track.langwatch) as tracker,
-    ):
-        frame = measuring.evaluate(
-            dataset,
-            encoders,
-            templates=document or [settings.data.document_template],
-            ks=k or settings.evaluate.k,
-            retrieval=settings.evaluate.retrieval,
-            rerankers=[LocalReranker(name, precision=settings.model.precision) for name in settings.evaluate.rerankers],
-            rerank_top=settings.evaluate.rerank_top,
-            engine=job.engine_of(settings.engine),
-            store=opened,
-            group_by=settings.split.group_by,
-            seed=settings.split.seed,
-            tracker=tracker,
-        )
+    models = list(dict.fromkeys(model or [settings.model.name]))
+    frame = _measured(settings, models, document or [settings.data.document_template], k or settings.evaluate.k, part, store)
     if csv:
         with writing(csv) as file:
             frame.map(lambda cell: neutral(cell) if isinstance(cell, str) else cell).to_csv(file, index=False)
@@ -197,17 +171,53 @@ def evaluate(
     print_grid(frame, settings.evaluate.metric)
 
 
+def _measured(settings: Config, models: Sequence[str], templates: Sequence[str], ks: Sequence[int], part: str, store: bool) -> DataFrame:
+    """Measure every combination of the grid on one part of the data."""
+    from contextlib import nullcontext
+
+    from embedfit.pipeline import job, measuring, needs, parts
+    from embedfit.retrieve.rerank import LocalReranker
+    from embedfit.store.open import open_store
+    from embedfit.track.tracker import tracking
+
+    for name in models:
+        needs.check_installed(settings, stores=store, model=name)
+    needs.note_unused(settings, "evaluate")
+    dataset = parts.read(settings.data)
+    encoders = [job.encoder_of(settings.model, name) for name in models]
+    dataset = dataset.select(_part(settings, dataset, part))
+    warn_of_seen(encoders, dataset)
+    with (
+        open_store(settings.store) if store else nullcontext() as opened,
+        tracking(f"{settings.name}-evaluate", wanted=settings.track.langwatch) as tracker,
+    ):
+        return measuring.evaluate(
+            dataset,
+            encoders,
+            templates=templates,
+            ks=ks,
+            retrieval=settings.evaluate.retrieval,
+            rerankers=[LocalReranker(name, precision=settings.model.precision) for name in settings.evaluate.rerankers],
+            rerank_top=settings.evaluate.rerank_top,
+            engine=job.engine_of(settings.engine),
+            store=opened,
+            group_by=settings.split.group_by,
+            seed=settings.split.seed,
+            tracker=tracker,
+        )
+
+
 @app.command()
 def tune(
     config: OptionalConfigPath = HERE,
     *,
-    output: Annotated[Path, typer.Option(help="The folder where the model goes.")],
+    output: Annotated[Path, typer.Option(help="Folder for the model.")],
     allow_leaks: AllowLeaks = False,
     price: Price = None,
     engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tune the model on the train part of one split, choosing on dev, without measuring anything."""
+    """Tune a model without measuring it. Trains on the train part of one split, and picks the best epoch on dev."""
     from embedfit.pipeline import training
 
     check_folder("--output", output)
@@ -230,9 +240,9 @@ def tune(
 @app.command()
 def compare(
     config: ConfigPath,
-    first: Annotated[str, typer.Argument(help="A model: a folder or a name.")],
-    second: Annotated[str, typer.Argument(help="Another.")],
-    part: Annotated[str, typer.Option(help="Which queries: all, train, dev or test.")] = "test",
+    first: Annotated[str, typer.Argument(help="Model: a folder or a name.")],
+    second: Annotated[str, typer.Argument(help="Second model.")],
+    part: Annotated[str, typer.Option(help="Queries to use: all, train, dev or test.")] = "test",
     price: Price = None,
     engine: EngineName = None,
     as_json: AsJson = False,

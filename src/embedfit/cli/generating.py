@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,44 +14,44 @@ from embedfit.cli.app import app
 from embedfit.cli.options import AsJson, absolute
 from embedfit.cli.printing import print_rows
 
-if TYPE_CHECKING:
-    pass
-
-
-generate_app = typer.Typer(no_args_is_help=True, help="Let an LLM write the training data; what was paid for is never lost.")
+generate_app = typer.Typer(no_args_is_help=True, help="Generate training data with an LLM.")
 app.add_typer(generate_app, name="generate")
 
-LlmWritten = Annotated[Path | None, typer.Option(metavar="CONFIG", help="An embedfit.toml, whose [generate] and [data] say the rest.")]
+LlmWritten = Annotated[
+    Path | None, typer.Option(metavar="CONFIG", help="Configuration file; its [generate] and [data] hold all other settings.")
+]
 
-LlmModel = Annotated[str | None, typer.Option(help="The LLM, by the name that its endpoint knows. Default: gpt-4.1-mini.")]
+LlmModel = Annotated[str | None, typer.Option(help="Name of the LLM at its endpoint. Default: gpt-4.1-mini.")]
 
-LlmBaseUrl = Annotated[str | None, typer.Option(help="Any OpenAI-compatible endpoint, with /v1. Default: OpenAI's own.")]
+LlmBaseUrl = Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible endpoint, with /v1. Default: OpenAI.")]
 
-LlmPrompt = Annotated[Path | None, typer.Option(help="A Jinja template in place of the bundled prompt.")]
+LlmPrompt = Annotated[Path | None, typer.Option(help="Jinja template in place of the bundled prompt.")]
 
 LlmExamples = Annotated[Path | None, typer.Option(help="Real texts to imitate: JSONL with 'query', or one per line.")]
 
-LlmBudget = Annotated[float | None, typer.Option(help="Stop before more than this is spent, in US dollars (or the currency of --price).")]
+LlmBudget = Annotated[float | None, typer.Option(help="Most to spend, in US dollars or the currency of --price.")]
 
-LlmMaxTokensTotal = Annotated[int | None, typer.Option(help="Stop before more tokens than this are used.")]
+LlmMaxTokensTotal = Annotated[int | None, typer.Option(help="Most tokens to use.")]
 
 LlmPrice = Annotated[
-    tuple[float, float] | None, typer.Option(help="Of a million prompt tokens and completion tokens, in US dollars or your currency.")
+    tuple[float, float] | None, typer.Option(help="Prices per million prompt tokens and completion tokens, in US dollars or your currency.")
 ]
 
-LlmConcurrency = Annotated[int | None, typer.Option(min=1, help="Requests at a time, at most. Default: 32.")]
+LlmConcurrency = Annotated[int | None, typer.Option(min=1, help="Most requests at a time. Default: 32.")]
 
-LlmJudge = Annotated[str | None, typer.Option(help="An LLM that finds the label of every record without knowing it.")]
+LlmJudge = Annotated[str | None, typer.Option(help="LLM that labels every record blindly, as a check.")]
 
-LlmDryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and send nothing.")]
+LlmDryRun = Annotated[bool, typer.Option("--dry-run", help="Estimate the cost and send nothing.")]
 
 
 @generate_app.command("records")
 def generate_records(
-    output: Annotated[Path | None, typer.Option(help="The .jsonl file to write. Default: [data] queries.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="A file of labels, such as categories.json. Default: [data] documents.")] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="How many records, shared evenly among the labels.")] = None,
-    record: Annotated[str | None, typer.Option(help="transaction, module:Class, or a JSON Schema file. Default: transaction.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The .jsonl file to write. Default: queries in [data].")] = None,
+    labels: Annotated[Path | None, typer.Option(help="File of labels, such as categories.json. Default: documents in [data].")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Number of records, spread evenly over the labels.")] = None,
+    record: Annotated[
+        str | None, typer.Option(help="Record type: transaction, module:Class, or a JSON Schema file. Default: transaction.")
+    ] = None,
     model: LlmModel = None,
     base_url: LlmBaseUrl = None,
     prompt: LlmPrompt = None,
@@ -65,7 +65,7 @@ def generate_records(
     dry_run: LlmDryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let an LLM write records for labels, evenly."""
+    """Generate records with an LLM, spread evenly over the labels."""
     data = {"queries": absolute(output), "documents": absolute(labels), "record": record}
     what = {"records": count, "questions": 0, "prompt": absolute(prompt), "examples": absolute(examples)}
     who = {"model": model, "base_url": base_url, "judge": judge, "price": price, "concurrency": concurrency}
@@ -75,9 +75,9 @@ def generate_records(
 
 @generate_app.command("queries")
 def generate_queries(
-    output: Annotated[Path | None, typer.Option(help="The .jsonl file to write. Default: [data] queries.")] = None,
-    documents: Annotated[Path | None, typer.Option(help="A file of passages. Default: [data] documents.")] = None,
-    each: Annotated[int | None, typer.Option(min=1, help="How many questions for each passage.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The .jsonl file to write. Default: queries in [data].")] = None,
+    documents: Annotated[Path | None, typer.Option(help="File of passages. Default: documents in [data].")] = None,
+    each: Annotated[int | None, typer.Option(min=1, help="Number of questions per passage.")] = None,
     model: LlmModel = None,
     base_url: LlmBaseUrl = None,
     prompt: LlmPrompt = None,
@@ -91,7 +91,7 @@ def generate_queries(
     dry_run: LlmDryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let an LLM write questions that passages answer."""
+    """Generate questions with an LLM, each answered by a passage."""
     data = {"queries": absolute(output), "documents": absolute(documents)}
     what = {"questions": each, "records": 0, "prompt": absolute(prompt), "examples": absolute(examples)}
     who = {"model": model, "base_url": base_url, "judge": judge, "price": price, "concurrency": concurrency}
@@ -99,23 +99,24 @@ def generate_queries(
     _generate(config, data, {**what, **who, **limits}, dry_run, as_json)
 
 
-def _generate(path: Path | None, data: dict[str, Any], said: dict[str, Any], dry_run: bool, as_json: bool) -> None:
+def _generate(path: Path | None, data: dict[str, Any], options: dict[str, Any], dry_run: bool, as_json: bool) -> None:
     from embedfit.config import make_config, read_config
     from embedfit.generate.endpoint import endpoint_of
     from embedfit.pipeline import generating
 
-    given = {name: {key: value for key, value in some.items() if value is not None} for name, some in (("data", data), ("generate", said))}
+    sections = {"data": data, "generate": options}
+    given = {name: {key: value for key, value in values.items() if value is not None} for name, values in sections.items()}
     if path is None:
         if "queries" not in given["data"]:
             raise typer.BadParameter("give --output, or --config", param_hint="--output")
-        if said["questions"] == 0:
+        if options["questions"] == 0:
             given["data"].setdefault("record", "transaction")
         settings = make_config(given, where="the command line")
     else:
         settings = read_config(path, given)
     if dry_run:
-        found = generating.estimate_generate(settings)
-        console.echo(json.dumps(vars(found)) if as_json else found.sentence)
+        estimate = generating.estimate_generate(settings)
+        console.echo(json.dumps(vars(estimate)) if as_json else estimate.sentence)
         return
     asked = _asked if sys.stdin.isatty() else None
     written = generating.run_generate(settings, lambda: endpoint_of(settings.generate, asked))
@@ -130,7 +131,6 @@ def _generate(path: Path | None, data: dict[str, Any], said: dict[str, Any], dry
 
 
 def _asked(question: str) -> str:
-    """Ask for a key, without showing it."""
     import getpass
 
     return getpass.getpass(console.printable(question))

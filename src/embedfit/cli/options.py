@@ -15,32 +15,36 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.tom
 
 HERE = Path("embedfit.toml")
 
-OptionalConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml, by default the one here.")]
+OptionalConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="Configuration file.")]
 
-Folds = Annotated[int | None, typer.Option(help="Hold out every query once, in this many folds, in place of split.test; 0 for one split.")]
+Folds = Annotated[int | None, typer.Option(help="Number of folds for cross-validation, in place of split.test; 0 means one split.")]
 
-AllowLeaks = Annotated[bool, typer.Option("--allow-leaks", help="Go on where held-out queries were trained on; the report says so in red.")]
-
-Price = Annotated[float | None, typer.Option(min=0, help="US dollars for a million tokens of a remote encoder. Default: OpenAI's list.")]
-
-EngineName = Annotated[
-    Literal["local", "ray"] | None, typer.Option(help="Where texts are encoded and searched: local, or ray, a cluster. Default: local.")
+AllowLeaks = Annotated[
+    bool, typer.Option("--allow-leaks", help="Continue although training has seen held-out queries. The report says so in red.")
 ]
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
+Price = Annotated[
+    float | None, typer.Option(min=0, help="Price of a remote encoder, in US dollars per million tokens. Default: OpenAI's list price.")
+]
+
+EngineName = Annotated[
+    Literal["local", "ray"] | None, typer.Option(help="Where to encode and search: on this machine, or on a Ray cluster. Default: local.")
+]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print only the result to stdout, as JSON.")]
 
 
 def settings_of(path: Path, folds: int | None, allow_leaks: bool, options: dict[str, dict[str, Any]]) -> Config:
-    """Return the configuration of a file with what was said on the command line in place of what the file says."""
+    """Return the configuration of a file, overridden by the options of the command line."""
     from embedfit.config import read_config
 
     options = {**options, "split": {"folds": folds, "leaks": "allow" if allow_leaks else None}}
-    given = {section: {key: value for key, value in said.items() if value is not None} for section, said in options.items()}
+    given = {section: {key: value for key, value in values.items() if value is not None} for section, values in options.items()}
     return read_config(path, given)
 
 
 def with_engine(settings: Config, engine: str | None) -> Config:
-    """Return settings with another engine, if one is named."""
+    """Return the settings, with another engine if it is named."""
     return settings.model_copy(update={"engine": engine}) if engine else settings
 
 
@@ -53,7 +57,7 @@ def check_folder(option: str, folder: Path) -> None:
     """Refuse the name of a file where a folder will be made.
 
     Raises:
-        ConfigError: It is a file, or ends like one.
+        ConfigError: The path is a file, or has a file's extension.
     """
     from embedfit.errors import ConfigError
 

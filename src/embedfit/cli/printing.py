@@ -1,4 +1,4 @@
-"""What commands print, beside their one result."""
+"""Tables and sentences that commands print."""
 
 from __future__ import annotations
 

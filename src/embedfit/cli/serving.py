@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,19 +15,16 @@ from embedfit.cli.app import app
 from embedfit.cli.options import HERE, AsJson, EngineName, OptionalConfigPath, with_engine
 from embedfit.cli.printing import print_rows
 
-if TYPE_CHECKING:
-    pass
-
 
 @app.command()
 def index(
     config: OptionalConfigPath = HERE,
-    model: Annotated[str | None, typer.Option(help="The model to index with. Default: the configuration's.")] = None,
-    rollback: Annotated[bool, typer.Option("--rollback", help="Let the version before answer again; nothing is written.")] = False,
+    model: Annotated[str | None, typer.Option(help="Model to index with. Default: the one in the configuration.")] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Make the previous version live again. Nothing is written.")] = False,
     engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put documents and vectors into the vector store, check them against exact search, and go live."""
+    """Index the documents in the vector store. The index is checked against exact search before it goes live."""
     from embedfit.config import read_config
     from embedfit.errors import ConfigError
     from embedfit.pipeline import measuring
@@ -38,27 +35,27 @@ def index(
         raise ConfigError("--rollback writes nothing, and so has no use for --model; fix: give one of them")
     settings = with_engine(read_config(config), engine)
     if not rollback:
-        found = measuring.index(settings, model)
-        console.echo(json.dumps(found.to_dict()) if as_json else found.sentence)
+        report = measuring.index(settings, model)
+        console.echo(json.dumps(report.to_dict()) if as_json else report.sentence)
         return
     with open_store(settings.store) as store:
         stamp = roll_back(store)
-    said = f"Live again: {stamp.documents:,} documents by {stamp.encoder} ({stamp.fingerprint[:12]})."
-    console.echo(stamp.to_json() if as_json else said)
+    sentence = f"Live again: {stamp.documents:,} documents by {stamp.encoder} ({stamp.fingerprint[:12]})."
+    console.echo(stamp.to_json() if as_json else sentence)
 
 
 @app.command()
 def search(
-    text: Annotated[str, typer.Argument(metavar="QUERY", help="What to search for.")],
+    text: Annotated[str, typer.Argument(metavar="QUERY", help="Text to search for.")],
     config: OptionalConfigPath = HERE,
-    k: Annotated[int, typer.Option(min=1, help="How many documents.")] = 10,
+    k: Annotated[int, typer.Option(min=1, help="Number of documents.")] = 10,
     where: Annotated[
-        list[str] | None, typer.Option("--filter", metavar="KEY=VALUE", help="Metadata a document must have; may be given again.")
+        list[str] | None, typer.Option("--filter", metavar="KEY=VALUE", help="Metadata that a document must have; repeatable.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The model that the index was made with. Default: the configuration's.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model that the index was made with. Default: the one in the configuration.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search the live index of the vector store; long texts are cut short, but not in JSON."""
+    """Search the live index of the vector store. Long texts are shortened, except in JSON."""
     from dataclasses import asdict
     from textwrap import shorten
     from time import monotonic
@@ -93,25 +90,25 @@ def search(
 def _filters(given: Sequence[str]) -> dict[str, str]:
     from embedfit.errors import ConfigError, shown
 
-    found = dict(one.partition("=")[::2] for one in given)
-    for one in given:
-        if "=" not in one or one.startswith("="):
-            raise ConfigError(f"--filter {shown(one)}; expected KEY=VALUE")
-    if len(found) < len(given):
+    filters = dict(option.partition("=")[::2] for option in given)
+    for option in given:
+        if "=" not in option or option.startswith("="):
+            raise ConfigError(f"--filter {shown(option)}; expected KEY=VALUE")
+    if len(filters) < len(given):
         raise ConfigError("--filter names a key twice; expected each once, as a document must have all of them")
-    return found
+    return filters
 
 
 @app.command()
 def publish(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run directory.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run directory.")],
     target: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub, a folder like ./name, or an archive like name.tar.")],
-    dataset: Annotated[str | None, typer.Option(help="Publish the labelled data too: where to, likewise.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="Let anybody see it on the Hub. Default: private.")] = False,
+    dataset: Annotated[str | None, typer.Option(help="Also publish the labelled data, to this target.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make it public on the Hub. Default: private.")] = False,
     include_examples: Annotated[bool, typer.Option("--include-examples", help="Quote a few training queries in the model card.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Publish without asking.")] = False,
 ) -> None:
-    """Publish a run's model with its evidence, fetch it again, and check that it gives the same vectors and scores."""
+    """Publish a run's model with its evidence. The published copy is fetched and checked to give the same vectors and scores."""
     from embedfit.errors import ConfigError
     from embedfit.pipeline import publishing
 
@@ -125,18 +122,18 @@ def publish(
         typer.confirm("Publish this?", abort=True, err=True)
     for publication in publications:
         parity = publishing.publish_run(run, publication)
-        said = parity.sentence if parity else "Fetched again: it is the same."
-        console.echo(f"Published the {publication.kind}: {publication.target.where}. {said}")
+        evidence = parity.sentence if parity else "Fetched again: it is the same."
+        console.echo(f"Published the {publication.kind}: {publication.target.where}. {evidence}")
 
 
-track = typer.Typer(no_args_is_help=True, help="What was sent to LangWatch, and what was not.")
+track = typer.Typer(no_args_is_help=True, help="Deliver results to LangWatch.")
 app.add_typer(track, name="track")
 
 
 @track.command()
-def resend(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or the folder that the note named.")]) -> None:
-    """Send again what could not be delivered to LangWatch."""
+def resend(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, or the folder that the warning named.")]) -> None:
+    """Resend results that could not be delivered to LangWatch."""
     from embedfit.track.sender import resend as send_again
 
-    found = send_again(run)
-    console.echo(f"{found.delivered:,} results delivered" + (f": {found.address}" if found.address else ""))
+    delivery = send_again(run)
+    console.echo(f"{delivery.delivered:,} results delivered" + (f": {delivery.address}" if delivery.address else ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,17 +13,14 @@ from embedfit.cli.app import app
 from embedfit.cli.options import HERE, AsJson, OptionalConfigPath, check_folder
 from embedfit.cli.printing import print_check, print_result
 
-if TYPE_CHECKING:
-    pass
-
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Where the run directory is made.")] = Path("runs"),
-    model: Annotated[str, typer.Option(help="The model to start from.")] = "all-MiniLM-L6-v2",
+    output: Annotated[Path, typer.Option(help="Folder of run directories.")] = Path("runs"),
+    model: Annotated[str, typer.Option(help="Base model.")] = "all-MiniLM-L6-v2",
     as_json: AsJson = False,
 ) -> None:
-    """Run the main job on the bundled card transactions, offline."""
+    """Run the whole experiment on bundled card transactions, offline."""
     from embedfit.pipeline import experiment
     from embedfit.samples import demo_config
 
@@ -32,8 +29,8 @@ def demo(
 
 
 @app.command()
-def init(folder: Annotated[Path, typer.Argument(help="Where to put the files.")] = Path()) -> None:
-    """Write an embedfit.toml with comments, its JSON Schema, and a tiny data set to begin with."""
+def init(folder: Annotated[Path, typer.Argument(help="Folder to write to.")] = Path()) -> None:
+    """Write a starter configuration and a tiny data set. The embedfit.toml has comments and a JSON Schema."""
     from embedfit.samples import write_start
 
     check_folder("FOLDER", folder)
@@ -44,7 +41,7 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to put the files.")]
 
 @app.command()
 def check(config: OptionalConfigPath = HERE, as_json: AsJson = False) -> None:
-    """Look at the data: rows, labels, conflicts, bad rows, and texts that are too long for the model."""
+    """Check the data. Reports label counts, conflicts, bad rows, leaks, and texts that are too long for the model."""
     from embedfit.pipeline import checking
 
     checked = checking.check(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,17 +12,14 @@ from embedfit.cli.app import app
 from embedfit.cli.options import AsJson
 from embedfit.cli.printing import print_rows
 
-if TYPE_CHECKING:
-    pass
-
 
 @app.command()
 def cache(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="A model as the table names it. Default: all.")] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove what is kept of the model, or of all.")] = False,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Model, as named in the table. Default: all.")] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove the vectors of the model, or of all models.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show how much is kept of each model's vectors, so that nothing is encoded twice, or remove it."""
+    """Show or clear the embedding cache."""
     from datetime import datetime
 
     from embedfit.encode.cache import cached_models, clear_cache
@@ -31,30 +28,29 @@ def cache(
 
     folder, limit, models = cache_folder(), cache_limit(), cached_models()
     if model is not None:
-        known = {one.model for one in models}
-        models = [one for one in models if model in (one.model, one.path.stem)]
+        known = {entry.model for entry in models}
+        models = [entry for entry in models if model in (entry.model, entry.path.stem)]
         if not models:
             raise ConfigError(f"{folder}: nothing is kept of a model {model!r}{did_you_mean(model, known)}")
     kept = clear_cache(models) if clear else []
     if as_json:
-        rows = [{**vars(one), "path": str(one.path), "cleared": clear and one not in kept} for one in models]
+        rows = [{**vars(entry), "path": str(entry.path), "cleared": clear and entry not in kept} for entry in models]
         console.echo(json.dumps({"folder": str(folder), "limit": limit, "models": rows}))
     elif clear:
-        gone = [one for one in models if one not in kept]
-        vectors, size = sum(entry.vectors for entry in gone), in_bytes(sum(entry.bytes for entry in gone))
-        console.echo(f"Removed: {vectors:,} vectors of {len(gone):,} models, {size}")
+        removed = [entry for entry in models if entry not in kept]
+        vectors, size = sum(entry.vectors for entry in removed), in_bytes(sum(entry.bytes for entry in removed))
+        console.echo(f"Removed: {vectors:,} vectors of {len(removed):,} models, {size}")
     else:
-        when = [f"{datetime.fromtimestamp(one.used):%Y-%m-%d %H:%M}" for one in models]
-        cells = [[one.model, f"{one.vectors:,}", in_bytes(one.bytes), used] for one, used in zip(models, when, strict=True)]
+        when = [f"{datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}" for entry in models]
+        cells = [[entry.model, f"{entry.vectors:,}", in_bytes(entry.bytes), used] for entry, used in zip(models, when, strict=True)]
         if cells:
             print_rows(["model", "vectors", "size", "used"], cells)
-        console.echo(
-            f"{in_bytes(sum(one.bytes for one in models))} of at most {in_bytes(limit)} (EMBEDFIT_CACHE_LIMIT) in {folder} (EMBEDFIT_CACHE)"
-        )
+        size, most = in_bytes(sum(entry.bytes for entry in models)), in_bytes(limit)
+        console.echo(f"{size} of at most {most} (EMBEDFIT_CACHE_LIMIT) in {folder} (EMBEDFIT_CACHE)")
         for path in sorted(folder.glob("*.damaged*")):
             console.echo(f"Could not be read, and was moved aside: {path}")
     if kept:
-        raise StorageError(f"{folder}: another process uses {', '.join(one.model for one in kept)}; fix: wait for it")
+        raise StorageError(f"{folder}: another process uses {', '.join(entry.model for entry in kept)}; fix: wait for it")
 
 
 @app.command()
