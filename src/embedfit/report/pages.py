@@ -1,4 +1,4 @@
-"""A comparison as people read it: a table for the terminal, and one HTML file that needs nothing else."""
+"""Reports as HTML pages. Each is one file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from embedfit.studies.ladder import Ladder
 
 _MOST_ROWS = 10_000
-"""Of queries in the HTML; the Parquet file beside it has them all."""
+"""Maximum number of queries in the page; queries.parquet has all of them."""
 _MOST_LABELS = 300
-"""To choose from in a list; where there are more, they are typed."""
+"""Maximum number of labels in a drop-down list; a longer list becomes a text field."""
 _MOST_DIFFICULT = 50
-"""Labels or passages in the table of difficulty, the hardest first."""
+"""Maximum number of labels or passages in the table of difficulty, hardest first."""
 _MOST_SUSPECTS = 20
-"""In the report's own list of labels in doubt; the table of all queries marks every one."""
+"""Maximum number of doubtful labels in their list; the table of queries marks all of them."""
 _CHIPS = {
     "all": "all",
     "fixed": "fixed",
@@ -44,7 +44,7 @@ _CHIPS = {
 
 
 def html(report: Report) -> str:
-    """Return the report as one HTML page with everything in it; all text from data is escaped."""
+    """Return the report as an HTML page. All text from data is escaped."""
     comparison, forgetting = report.comparison, report.forgetting
     doubted = set() if report.suspects is None else set(report.suspects.query_id)
     rows = _rows(report.queries, doubted)
@@ -66,7 +66,7 @@ def html(report: Report) -> str:
         comparison=comparison,
         verdict=comparison[comparison.metric],
         differences=shown_differences(comparison),
-        recalls=[found for found in comparison.differences if found.metric.startswith("recall@")],
+        recalls=[difference for difference in comparison.differences if difference.metric.startswith("recall@")],
         ranks=_rank_counts(report.queries),
         rows=shown,
         cut=any(len(row["query"]) > 400 for row in rows),
@@ -80,13 +80,13 @@ def html(report: Report) -> str:
 
 
 def ladder_html(title: str, ladder: Ladder, *, notes: Sequence[str] = (), alerts: Sequence[str] = ()) -> str:
-    """Return a ladder of methods as one HTML page with everything in it.
+    """Return a ladder of methods as an HTML page.
 
     Args:
-        title: Of the page.
-        ladder: Every rung, the cheapest first.
-        notes: Sentences about what the figures belong to.
-        alerts: Sentences that nobody may miss; red, above everything.
+        title: Title of the page.
+        ladder: Ladder with all its rungs.
+        notes: Sentences that qualify the figures.
+        alerts: Sentences in red above everything else.
     """
     return _page("ladder.html", title, alerts, ladder=ladder, notes=notes)
 
@@ -103,18 +103,18 @@ def curve_html(
     notes: Sequence[str] = (),
     alerts: Sequence[str] = (),
 ) -> str:
-    """Return what more training pairs bring as one HTML page with everything in it.
+    """Return a learning curve as an HTML page.
 
     Args:
-        title: Of the page.
-        sentence: What is to be learned from it.
-        points: What was measured, by number of pairs.
-        metric: Of the points.
-        untuned: What the model scores before tuning.
-        fitted: (pairs, value) along the fitted curve, close enough to be joined by straight lines.
-        predictions: What the fit says of more pairs than there are.
-        notes: Sentences about what the figures belong to.
-        alerts: Sentences that nobody may miss; red, above everything.
+        title: Title of the page.
+        sentence: Conclusion in one sentence.
+        points: Measured points, by number of pairs.
+        metric: Metric of the points.
+        untuned: Score before tuning; None to leave it out.
+        fitted: Points (pairs, value) of the fitted curve, dense enough to be joined by straight lines.
+        predictions: Forecasts for more pairs.
+        notes: Sentences that qualify the figures.
+        alerts: Sentences in red above everything else.
     """
     points, predictions = list(points), list(predictions)
     every = points + predictions
@@ -135,26 +135,26 @@ def curve_html(
     )
 
 
-def generated_html(title: str, found: Generated) -> str:
-    """Return what an LLM wrote, how hard it is and how unlike each other, as one HTML page with everything in it."""
-    counts = found.labels.values()
-    all_of_them = {kind: sum(some[kind] for some in found.difficulty.values()) for kind in ("easy", "hard", "suspect")}
-    hardest = sorted(found.difficulty.items(), key=lambda item: -(1 - item[1]["easy"] / sum(item[1].values())))
+def generated_html(title: str, generated: Generated) -> str:
+    """Return counts, cost, difficulty and diversity of generated data as an HTML page."""
+    counts = generated.labels.values()
+    totals = {kind: sum(row[kind] for row in generated.difficulty.values()) for kind in ("easy", "hard", "suspect")}
+    hardest = sorted(generated.difficulty.items(), key=lambda item: -(1 - item[1]["easy"] / sum(item[1].values())))
     return _page(
         "generate.html",
         title,
-        (found.stopped,) if found.stopped else (),
-        sentence=found.sentence,
-        found=found,
-        replies=max(1, sum(found.outcomes.values())),
-        difficulty=[("all", all_of_them), *hardest[:_MOST_DIFFICULT]] if hardest else [],
+        (generated.stopped,) if generated.stopped else (),
+        sentence=generated.sentence,
+        generated=generated,
+        replies=max(1, sum(generated.outcomes.values())),
+        difficulty=[("all", totals), *hardest[:_MOST_DIFFICULT]] if hardest else [],
         least=min(counts, default=0),
         most=max(counts, default=0),
     )
 
 
 def _page(template: str, title: str, alerts: Sequence[str], **values: Any) -> str:
-    """Return a page from a template, with the style, and with the one script that it may run."""
+    """Return a page with its style and the one script that it may run."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -164,7 +164,7 @@ def _page(template: str, title: str, alerts: Sequence[str], **values: Any) -> st
     environment.filters["label"] = metric_label
     folder = resources.files("embedfit.report") / "templates"
     script = (folder / "table.js").read_text(encoding="utf-8")
-    # The browser runs nothing but the script with this hash, even if a text from the data should pass for markup.
+    # The browser runs only the script with this hash, even if a text from the data passes for markup.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(
         title=title,
@@ -177,9 +177,9 @@ def _page(template: str, title: str, alerts: Sequence[str], **values: Any) -> st
 
 
 def _rows(queries: pd.DataFrame, doubted: Collection[str]) -> list[dict[str, Any]]:
-    """Return what the table says of each query.
+    """Return the table's rows, one per query.
 
-    ``change`` is that of the reciprocal rank, so that a step near the top weighs more than one far down.
+    ``change`` is the change of the reciprocal rank, in which a step near the top weighs more than one far down.
     """
     rows: list[dict[str, Any]] = []
     for query in _records(queries):
@@ -211,12 +211,15 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Axis:
-    """Where values stand in a drawing.
+    """An axis of a drawing.
 
     Attributes:
-        start: Place of the least value.
-        end: Place of the largest; above `start` for an upright axis, so smaller.
-        ticks: (value, as text), for lines across the drawing.
+        least: Smallest value.
+        largest: Largest value.
+        start: Coordinate of the smallest value.
+        end: Coordinate of the largest value; less than ``start`` on a vertical axis, as coordinates grow downwards.
+        ticks: Values of the grid lines, each with its text.
+        logarithmic: Whether the axis is logarithmic.
     """
 
     least: float
@@ -227,14 +230,14 @@ class _Axis:
     logarithmic: bool = False
 
     def at(self, value: float) -> float:
-        """Return the place of a value."""
+        """Return the coordinate of a value."""
         turn = math.log10 if self.logarithmic else float
         share = (turn(value) - turn(self.least)) / (turn(self.largest) - turn(self.least))
         return round(self.start + share * (self.end - self.start), 2)
 
 
 def _axis(values: Sequence[float], start: float, end: float, *, logarithmic: bool = False) -> _Axis:
-    """Return an axis that has room for all values, with round numbers along it."""
+    """Return an axis with room for all values and ticks at round numbers."""
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     least, largest = min(values), max(values)
@@ -249,7 +252,7 @@ def _axis(values: Sequence[float], start: float, end: float, *, logarithmic: boo
 
 
 def _apart(merges: Sequence[Merge], chosen: float, x: _Axis, y: _Axis) -> list[Merge]:
-    """Return the points whose labels have room: the chosen one, both ends, then those that are far enough from these."""
+    """Return the points whose labels do not overlap: the chosen point, both ends, then any that are far enough from these."""
     ends = (merges[0].weight, merges[-1].weight)
     labelled: list[Merge] = []
     for point in sorted(merges, key=lambda point: (point.weight != chosen, point.weight not in ends)):
@@ -262,7 +265,7 @@ def _apart(merges: Sequence[Merge], chosen: float, x: _Axis, y: _Axis) -> list[M
 
 
 def _rank_counts(queries: pd.DataFrame) -> list[tuple[str, int, int]]:
-    """Return (rank, how many queries in base, in tuned) for the rank of the first right answer."""
+    """Return (band of ranks, queries under base, queries under tuned), by the rank of the first right answer."""
     bands = [("1", 1, 1), ("2", 2, 2), ("3", 3, 3), ("4-5", 4, 5), ("6-10", 6, 10), ("11-100", 11, 100)]
     counts = [
         (name, int(queries.base_rank.between(low, high).sum()), int(queries.tuned_rank.between(low, high).sum()))

@@ -1,4 +1,4 @@
-"""Figures of a run as tables."""
+"""The figures of a run as tables."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _SHOWN = ("recall", "mrr", "ndcg")
 
 @dataclass(frozen=True)
 class Report:
-    """All that the report shows.
+    """The contents of a report.
 
     Attributes:
-        title: Of the experiment.
-        comparison: Base and tuned.
-        queries: One row per test query, from `per_query`.
-        facts: Label -> value: data, model, settings, times.
+        title: Title of the experiment.
+        comparison: Comparison of the base and the tuned model.
+        queries: Frame with one row per held-out query, from `per_query`.
+        facts: Setup in words, by label: data, model, settings, times.
         others: Scores of further baselines, such as BM25.
-        notes: Sentences about what the figures belong to, and warnings.
-        history: Per epoch: loss and dev scores.
-        alerts: Sentences that nobody may miss, such as leaks that were allowed; red, above everything.
-        documents: Document id -> what it says, for ids that say nothing by themselves.
-        suspects: Labels in doubt, from `find_suspects`; None where nobody looked for them.
-        seeds: (name, value) in words: the mean for each seed, the spread over seeds and over queries.
-        forms: The model in other forms, beside the model as measured.
-        forgetting: What tuning cost on general queries.
+        notes: Sentences that qualify the figures, and warnings.
+        history: One row per epoch, with its loss and dev scores.
+        alerts: Sentences in red above everything else, such as leaks that were allowed.
+        documents: Document texts, by id.
+        suspects: Doubtful labels, from `find_suspects`; None if there was no search for them.
+        seeds: Means per seed and their spread, as pairs of name and value in words.
+        forms: Measurements of the model in other forms.
+        forgetting: Scores on general queries before and after tuning; None if the weights did not change.
     """
 
     title: str
@@ -61,35 +61,34 @@ class Report:
 
 
 def per_query(dataset: Dataset, comparison: Comparison, base: Run, tuned: Run) -> pd.DataFrame:
-    """Return one row per test query: its text, what was expected, where both models rank it, and what they put first.
+    """Return a frame with one row per held-out query: its text, right answers, ranks under both models, and their top documents.
 
     Args:
-        dataset: With the texts and judgements.
-        comparison: Of the same queries.
-        base: The first model's Run.
-        tuned: The second's.
+        dataset: Data set with the texts and judgements.
+        comparison: Comparison of the two models on the held-out queries.
+        base: Run of the base model.
+        tuned: Run of the tuned model.
     """
     frame = comparison.per_query()
     frame.insert(1, "query", [dataset.queries[id].text for id in frame.query_id])
     frame.insert(2, "expected", [list(dataset.relevant(id)) for id in frame.query_id])
     for name, run in (("base", base), ("tuned", tuned)):
         row = {id: index for index, id in enumerate(run.query_ids)}
-        found = [run.documents_at(row[id], 3) for id in frame.query_id]
-        frame.insert(5, f"{name}_found", found)
+        frame.insert(5, f"{name}_found", [run.documents_at(row[id], 3) for id in frame.query_id])
     return frame
 
 
 def confusions(queries: pd.DataFrame, model: str) -> list[tuple[str, str, int]]:
-    """Return (expected, found first instead, how often), most frequent first.
+    """Return (expected document, document ranked first instead, number of queries), most frequent first.
 
     Args:
-        queries: From `per_query`.
-        model: ``base`` or ``tuned``.
+        queries: Frame from `per_query`.
+        model: Model to look at: ``base`` or ``tuned``.
     """
     counts: Counter[tuple[str, str]] = Counter()
-    for expected, found in zip(queries.expected, queries[f"{model}_found"], strict=True):
-        if len(found) and found[0] not in expected:
-            counts[(expected[0], found[0])] += 1
+    for expected, ranked in zip(queries.expected, queries[f"{model}_found"], strict=True):
+        if len(ranked) and ranked[0] not in expected:
+            counts[(expected[0], ranked[0])] += 1
     return [(*pair, count) for pair, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
 
 
@@ -105,24 +104,24 @@ def terminal_table(comparison: Comparison, others: tuple[Scores, ...] = ()) -> T
     table.add_column("95% interval", justify="right", no_wrap=True)
     table.add_column("won / tied / lost", justify="right", no_wrap=True)
 
-    def add(name: str, found: Difference, others: Sequence[Scores]) -> None:
-        colour = {"better": "green", "worse": "red"}.get(found.verdict, "default")
+    def add(name: str, difference: Difference, baselines: Sequence[Scores]) -> None:
+        colour = {"better": "green", "worse": "red"}.get(difference.verdict, "default")
         table.add_row(
             name,
-            *(f"{other.mean(found.metric):.3f}" for other in others),
-            f"{found.base:.3f}",
-            Text(f"{found.tuned:.3f}", style="bold"),
-            Text(f"{found.difference:+.3f}", style=colour),
-            f"{found.low:+.3f} to {found.high:+.3f}",
-            f"{found.wins} / {found.ties} / {found.losses}",
+            *(f"{scores.mean(difference.metric):.3f}" for scores in baselines),
+            f"{difference.base:.3f}",
+            Text(f"{difference.tuned:.3f}", style="bold"),
+            Text(f"{difference.difference:+.3f}", style=colour),
+            f"{difference.low:+.3f} to {difference.high:+.3f}",
+            f"{difference.wins} / {difference.ties} / {difference.losses}",
         )
 
-    for found in shown_differences(comparison):
-        add(metric_label(found.metric), found, others)
-        for stratum in comparison.strata if found.metric == comparison.metric else ():
+    for difference in shown_differences(comparison):
+        add(metric_label(difference.metric), difference, others)
+        for stratum in comparison.strata if difference.metric == comparison.metric else ():
             name = f"  {'answers seen' if stratum.seen else 'new answers'}, {stratum.queries:,}"
             ids = comparison.query_ids(seen=stratum.seen)
-            add(name, stratum[found.metric], [other.select(ids) for other in others])
+            add(name, stratum[difference.metric], [scores.select(ids) for scores in others])
     return table
 
 
@@ -149,12 +148,14 @@ def ladder_table(ladder: Ladder) -> Table:
 
 
 def shown_differences(comparison: Comparison) -> list[Difference]:
-    """Return the differences worth a row: recall at each k, MRR and nDCG at the largest, and the verdict's own."""
-    largest = max(int(found.metric.partition("@")[2]) for found in comparison.differences)
-    return [
-        found
-        for kind in _SHOWN
-        for found in comparison.differences
-        if found.metric.startswith(f"{kind}@")
-        and (kind == "recall" or found.metric == f"{kind}@{largest}" or found.metric == comparison.metric)
-    ] + [found for found in comparison.differences if found.metric == comparison.metric and found.metric.partition("@")[0] not in _SHOWN]
+    """Return the rows of the table: recall at each k, MRR and nDCG at the largest k, and the metric of the verdict."""
+    by_metric = {difference.metric: difference for difference in comparison.differences}
+    largest = max(int(metric.partition("@")[2]) for metric in by_metric)
+
+    def is_shown(metric: str, kind: str) -> bool:
+        return metric.startswith(f"{kind}@") and (kind == "recall" or metric in (f"{kind}@{largest}", comparison.metric))
+
+    names = [metric for kind in _SHOWN for metric in by_metric if is_shown(metric, kind)]
+    if comparison.metric not in names:
+        names.append(comparison.metric)
+    return [by_metric[metric] for metric in names]
