@@ -196,6 +196,6 @@ def test_what_init_writes_can_be_loaded(tmp_path):
 
 def test_init_overwrites_nothing(tmp_path):
     (tmp_path / "queries.jsonl").write_text("mine")
-    with pytest.raises(StorageError, match=r"queries.jsonl is there already; fix: give another folder"):
+    with pytest.raises(StorageError, match=r"queries.jsonl already exists; fix: give another folder"):
         write_start(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["queries.jsonl"]

@@ -7,7 +7,7 @@
     print(result.comparison.sentence)
     result.encoder.encode(["a new query"], "query")
 
-Names are imported when they are used: importing embedfit never imports torch.
+Names are imported on first use: ``import embedfit`` never imports torch.
 """
 
 from __future__ import annotations

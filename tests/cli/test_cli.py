@@ -50,7 +50,7 @@ def test_init_overwrites_nothing(tmp_path, said):
     (tmp_path / "queries.jsonl").write_text("mine")
     code, _, err = said("init", tmp_path)
     assert code == 2
-    assert "is there already" in err
+    assert "already exists" in err
     assert (tmp_path / "queries.jsonl").read_text() == "mine"
     assert not (tmp_path / "embedfit.toml").exists()
 
@@ -402,10 +402,10 @@ def leaky(project):
     [
         (["ladder", "--rung", "ful"], {}, "rung 'ful' is unknown; did you mean 'full'?"),
         (["ladder", "--rung", "bm25"], {}, "a ladder needs two rungs or more, there are 1"),
-        (["run"], {"leaks": True}, "1 held-out queries say what is trained on"),
-        (["curve"], {"leaks": True}, "1 held-out queries say what is trained on"),
-        (["ladder"], {"leaks": True}, "1 held-out queries say what is trained on"),
-        (["tune", "--output", "runs/tuned"], {"leaks": True}, "1 held-out queries say what is trained on"),
+        (["run"], {"leaks": True}, "1 held-out queries repeat queries used for training"),
+        (["curve"], {"leaks": True}, "1 held-out queries repeat queries used for training"),
+        (["ladder"], {"leaks": True}, "1 held-out queries repeat queries used for training"),
+        (["tune", "--output", "runs/tuned"], {"leaks": True}, "1 held-out queries repeat queries used for training"),
         (["tune", "--output", "tuned.json"], {}, "--output tuned.json: expected a folder; fix: such as tuned"),
         (["run"], {"tune": 'method = "adapter"', "general": "keep = 0.9"}, "general.keep merges weights"),
         (

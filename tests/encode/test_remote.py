@@ -704,7 +704,7 @@ def test_evaluate_and_compare_take_remote_and_local_models_and_buy_only_timed_qu
 def test_check_reports_that_truncation_cannot_be_measured(project, said):
     code, out, _ = said("check", project)
     assert code == 0
-    assert "truncation was not looked at: openai:text-embedding-3-large" in out
+    assert "truncation was not checked: openai:text-embedding-3-large" in out
 
 
 @pytest.mark.parametrize("command", [["run"], ["curve"], ["tune", "--output", "tuned"]])

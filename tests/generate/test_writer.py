@@ -680,7 +680,7 @@ def test_questions_stand_in_the_columns_that_the_configuration_reads(tmp_path):
         ({"query": "text", "label": "text"}, "data.label is 'text'"),
         ({"label": "id"}, "data.label is 'id'"),
         ({"grade": "points"}, "data.grade is 'points'"),
-        ({"separator": ";"}, "'d;0' holds data.separator"),
+        ({"separator": ";"}, "'d;0' contains data.separator"),
         ({"record": "transaction"}, "leave data.record out"),
     ],
 )
@@ -954,7 +954,7 @@ def test_run_can_begin_with_generating_and_says_that_an_llm_wrote_the_queries(tm
     )
     with Server() as server:
         config = read_config(tmp_path / "embedfit.toml", {"generate": {"base_url": server.url}})
-        with pytest.raises(ConfigError, match=r"of 108 records are written: stopped before the budget"):
+        with pytest.raises(ConfigError, match=r"of 108 records were written: stopped before the budget"):
             run(config)
         config = read_config(tmp_path / "embedfit.toml", {"generate": {"base_url": server.url, "budget": 1.0}})
         result = run(config)

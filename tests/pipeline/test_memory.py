@@ -80,7 +80,7 @@ def test_a_ladder_and_a_curve_in_memory(some, tiny_model, settings):
 def test_a_data_set_in_memory_is_checked(some, tiny_model):
     checked = embedfit.check(some)
     assert checked.ok
-    assert checked.skipped == "truncation was not looked at: no model was given"
+    assert checked.skipped == "truncation was not checked: no model was given"
     assert embedfit.check(some, model=tiny_model).skipped == ""
     first, second = list(some.queries)[:2]
     rows = {id: query for id, query in some.queries.items() if id in (first, second)}

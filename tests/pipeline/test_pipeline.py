@@ -167,7 +167,7 @@ def test_two_at_once_in_one_run_directory_are_kept_apart(settings, tmp_path):
     config = make_config({**settings, "output": str(tmp_path)})
     folder = Job.of(config).folder("", "general", more=[general_set().digest()])
     folder.mkdir()
-    with filelock.FileLock(folder / ".lock"), pytest.raises(StorageError, match="another embedfit is at work"):
+    with filelock.FileLock(folder / ".lock"), pytest.raises(StorageError, match="another embedfit process is using it"):
         experiment.run(config)
 
 
@@ -236,7 +236,7 @@ def planted(settings, tmp_path):
 
 
 def test_a_planted_leak_fails_the_run_with_every_pair_listed(planted, capsys):
-    with pytest.raises(DataError, match=r"15 held-out queries say what is trained on.*--allow-leaks goes on"):
+    with pytest.raises(DataError, match=r"15 held-out queries repeat queries used for training.*--allow-leaks continues"):
         experiment.run(make_config(planted))
     listed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("test query")]
     assert len(listed) == 15
@@ -247,13 +247,13 @@ def test_a_planted_leak_fails_the_run_with_every_pair_listed(planted, capsys):
 def test_leaks_that_are_allowed_stand_in_red_and_those_that_are_dropped_are_not_trained_on(planted):
     allowed = experiment.run(make_config({**planted, "split": {"leaks": "allow"}}))
     page = allowed.report.read_text()
-    assert "15 held-out queries say what training queries say, and were allowed to" in page
+    assert "15 held-out queries repeat training queries, and leaks were allowed" in page
     assert sum(finding.kind == "leak" for finding in allowed.findings) == 15
     folder = experiment.ladder(make_config({**planted, "split": {"leaks": "allow"}, "ladder": {"rungs": ["bm25", "base"]}})).folder
     assert '<p class="alert">15 held-out queries say' in (folder / "report.html").read_text()
     dropped = experiment.run(make_config({**planted, "split": {"leaks": "drop"}}))
     assert dropped.manifest["split"][0]["train"] == allowed.manifest["split"][0]["train"] - 15
-    assert "say what training queries say" not in dropped.report.read_text()
+    assert "repeat training queries" not in dropped.report.read_text()
 
 
 @pytest.mark.slow
@@ -345,7 +345,7 @@ def test_a_further_data_set_must_not_say_what_a_held_out_query_says(settings, re
         "".join(json.dumps({"query": query, "expected": label}) + "\n" for query, label in ((text.upper(), "a"), ("another", "b")))
     )
     mix = {"data": [{"queries": str(tmp_path / "more.jsonl")}]}
-    with pytest.raises(DataError, match=r"more\.jsonl: 1 held-out queries say what its queries say"):
+    with pytest.raises(DataError, match=r"more\.jsonl: 1 held-out queries repeat its queries"):
         experiment.run(make_config({**settings, "mix": mix}))
     said = make_config({**settings, "mix": mix}).mix.data[0]
     test = dataset.select(result.comparison.base.query_ids)

@@ -338,7 +338,7 @@ def test_a_target_in_the_run_directory_is_refused(finished, said):
     for target in (finished.folder / "model" / "more", finished.folder / "more.tar", finished.folder):
         code, _, err = said("publish", finished.folder, target, "--yes")
         assert code == 2
-        assert "lies in the run directory, which is embedfit's own" in err
+        assert "is inside the run directory, which embedfit manages" in err
     assert sorted(finished.folder.rglob("*")) == before
 
 
@@ -399,7 +399,7 @@ def test_killed_at_any_moment_a_publication_is_whole_or_not_there_and_the_next_c
 
 @pytest.mark.parametrize(("model", "dataset"), [("a", "a"), ("a/model", "a"), ("a", "a/data"), ("a.tar", "a.tar")])
 def test_a_model_and_a_data_set_that_would_lie_in_each_other_are_refused(finished, model, dataset, tmp_path):
-    with pytest.raises(ConfigError, match="lie in each other; fix: give the data set a place of its own"):
+    with pytest.raises(ConfigError, match="is inside the other; fix: give the data set a place of its own"):
         publishing.prepare_publications(finished.folder, str(tmp_path / model), dataset=str(tmp_path / dataset))
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""A look at the data before anything is trained."""
+"""Checks of the data before anything is trained."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from embedfit.errors import ConfigError, DataError, ModelError
 from embedfit.pipeline.job import check_truncation, encoder_of
 from embedfit.pipeline.needs import local
 from embedfit.pipeline.parts import leaks, read
-from embedfit.pipeline.source import Asked, Model, Source
+from embedfit.pipeline.source import Inputs, Model, Source
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was noticed about a data set.
+    """Result of checking a data set.
 
     Attributes:
         dataset: Data set without its bad rows.
         bad_rows: One error per row that could not be read.
         findings: Problems, warnings and notes.
-        skipped: Why texts were not compared with what the model reads; empty if they were.
+        skipped: Reason why text lengths were not compared with the model's limit; empty if they were.
     """
 
     dataset: Dataset
@@ -60,23 +60,23 @@ class Check:
 
 
 def check(source: Source, *, model: Model | None = None, **settings: Any) -> Check:
-    """Look at the data: labels, conflicts, leaks between the parts, bad rows, and texts that are too long for the model.
+    """Check the data: labels, conflicts, leaks between the parts, bad rows, and texts that are too long for the model.
 
     Args:
         source: A Dataset, a Config, or the path of an embedfit.toml.
-        model: Model whose limit texts are compared with; by default that of the settings, and none for a Dataset.
+        model: Model whose maximum length applies; by default that of the settings, and none for a Dataset.
         settings: Sections of embedfit.toml, such as ``split={"folds": 5}``.
 
     Raises:
-        ConfigError: A wrong setting.
+        ConfigError: A setting is wrong.
         DataError: The data cannot be read at all.
     """
-    asked = Asked.of(source, model, settings)
-    config, bad_rows = asked.config, list[DataError]()
-    dataset = read(config.data, bad_rows) if asked.dataset is None else asked.dataset
+    inputs = Inputs.of(source, model, settings)
+    config, bad_rows = inputs.config, list[DataError]()
+    dataset = read(config.data, bad_rows) if inputs.dataset is None else inputs.dataset
     findings = check_dataset(dataset) if dataset.judged else []
     skipped = ""
-    # An error from here on is one more finding: it must not hide the bad rows.
+    # From here on, an error becomes a finding, so that it does not hide the bad rows.
     try:
         findings += leaks(config, dataset) if dataset.judged else []
     except (ConfigError, DataError) as error:
@@ -84,12 +84,12 @@ def check(source: Source, *, model: Model | None = None, **settings: Any) -> Che
     try:
         if not dataset.corpus:
             raise ModelError("there are no documents")
-        if asked.dataset is not None and model is None:
+        if inputs.dataset is not None and model is None:
             raise ModelError("no model was given")
-        base = local(asked.base or encoder_of(config.model))
+        base = local(inputs.base or encoder_of(config.model))
         findings += check_truncation(dataset, base.loaded, config.data.document_template)
     except ModelError as error:
-        skipped = f"truncation was not looked at: {error}"
+        skipped = f"truncation was not checked: {error}"
     except (ConfigError, DataError) as error:
         findings.append(Finding("problem", "texts", str(error)))
     return Check(dataset, tuple(bad_rows), tuple(findings), skipped)

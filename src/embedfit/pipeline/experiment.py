@@ -1,4 +1,4 @@
-"""Whole experiments: a run, a curve, a ladder, and what they leave behind."""
+"""Whole experiments: a run, a curve, a ladder, and the files they write."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from embedfit.pipeline.needs import check_installed, check_method, local, note_u
 from embedfit.pipeline.notes import MIXED, alerts, facts, notes_on, seeds
 from embedfit.pipeline.parts import read
 from embedfit.pipeline.result import Result, read_result
-from embedfit.pipeline.source import Asked, Model, Source
+from embedfit.pipeline.source import Inputs, Model, Source
 from embedfit.pipeline.training import help_training, train_all, training_steps, tune_part
 from embedfit.pipeline.written import write_run, write_study
 from embedfit.report.pages import curve_html, ladder_html
@@ -47,14 +47,14 @@ if TYPE_CHECKING:
     from embedfit.tune.result import Tuned
 
 _CHEAP_CHARACTERS = 500_000
-"""Of documents and queries that are encoded again for each weight of a merge, only to draw a line through them."""
+"""Maximum total length of the document texts for which a run measures every merge weight, only to draw a line through them."""
 
 
 def run(source: Source, *, model: Model | None = None, **settings: Any) -> Result:
     """Measure a model, tune it, measure it again on the same held-out queries, and write down the verdict.
 
-    The name of the run directory holds a hash of the data, the base weights and the settings. The same call again finds the
-    finished directory and does nothing. After a crash it continues where it stopped.
+    The name of the run directory holds a hash of the data, the base weights and the settings. A repeated call reads the
+    finished directory and computes nothing. After a crash, it continues where it stopped.
 
     Args:
         source: A Dataset, a Config, or the path of an embedfit.toml.
@@ -62,19 +62,19 @@ def run(source: Source, *, model: Model | None = None, **settings: Any) -> Resul
         settings: Sections and keys of embedfit.toml, such as ``tune={"epochs": 2}`` or ``output="runs"``.
 
     Raises:
-        EmbedfitError: Something is missing or wrong; the message is one line that says what to do.
+        EmbedfitError: Something is missing or wrong; the message is one line and names the fix.
     """
-    asked = Asked.of(source, model, settings)
-    config = asked.config
+    inputs = Inputs.of(source, model, settings)
+    config = inputs.config
     processes.join()
     check_installed(config, trains=True)
     if config.tune.method == "adapter" and config.general.keep is not None:
         raise ConfigError("general.keep merges weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'")
-    job, general = Job.of(config, asked.dataset, asked.base), read_general(config.general)
+    job, general = Job.of(config, inputs.dataset, inputs.base), read_general(config.general)
     check_method(job.base, config.tune, config.track.report_to)
     folder = job.folder("", "general", more=[general.digest()])
     if not (folder / "manifest.json").exists():
-        job.checked  # noqa: B018 (refused before there is a folder)
+        job.checked  # noqa: B018 (raises before the folder is made)
     with locked(folder):
         if processes.agreed((folder / "manifest.json").exists()):
             return read_result(folder)
@@ -90,24 +90,24 @@ def run(source: Source, *, model: Model | None = None, **settings: Any) -> Resul
 
 @dataclass(frozen=True)
 class _Measured:
-    """What a run measured, before it is written down.
+    """Measurements of a run, before they are written.
 
     Attributes:
         base_run: Rankings of the base model on the held-out queries.
         tuned_run: Rankings of the tuned model on the same queries, with the first seed.
-        others: Scores of further baselines.
+        baselines: Scores of further baselines.
         comparison: Base and tuned, paired by query.
-        tuned: Trainings behind the figures; the last one gave the model to use.
+        tuned: Trainings behind the figures; the last produced the model to use.
         model: Encoder to use.
-        forgetting: What merges of base and tuned keep; None for an adapter.
-        forms: The model in other forms; empty for an adapter over an API.
-        published: The model's own scores, to be checked after publishing; None if they are those of the comparison.
-        seconds: Duration of the measuring.
+        forgetting: Retrieval that merges of base and tuned keep on the general set; None for an adapter.
+        forms: Scores of the model in other forms; empty for an adapter over an API.
+        published: Scores of the model to use, checked after publishing; None if they are those of the comparison.
+        seconds: Duration of the measurements and trainings, in seconds.
     """
 
     base_run: Run
     tuned_run: Run
-    others: tuple[Scores, ...]
+    baselines: tuple[Scores, ...]
     comparison: Comparison
     tuned: list[Tuned]
     model: Encoder
@@ -118,11 +118,11 @@ class _Measured:
 
 
 def _measure(job: Job, folder: Path, general: Dataset, plan: console.Plan) -> _Measured:
-    """Measure the base model, tune, and measure what came of it."""
+    """Measure the base model, tune it, and measure the tuned model."""
     config, started = job.config, time.monotonic()
     with plan.step("base model"):
-        job.findings  # noqa: B018 (refused before anything is trained)
-        others = (job.scored(BM25Retriever(job.template).search(job.test, job.depth), "BM25"),) if config.evaluate.bm25 else ()
+        job.findings  # noqa: B018 (raises before anything is trained)
+        baselines = (job.scored(BM25Retriever(job.template).search(job.test, job.depth), "BM25"),) if config.evaluate.bm25 else ()
         base_run = job.dense(job.base).search(job.test, job.depth)
     trainings, final = train_all(job, folder, plan)
     with plan.step("tuned model"):
@@ -143,11 +143,11 @@ def _measure(job: Job, folder: Path, general: Dataset, plan: console.Plan) -> _M
     with plan.step("other forms of the model"):
         forms = _forms(job, model, final, whole=weight == 1)
     seconds = time.monotonic() - started
-    return _Measured(base_run, runs[0], others, comparison, tuned, model, forgetting, forms, published, seconds)
+    return _Measured(base_run, runs[0], baselines, comparison, tuned, model, forgetting, forms, published, seconds)
 
 
 def _forms(job: Job, model: Encoder, final: Tuned, *, whole: bool) -> tuple[Form, ...]:
-    """Return the model in other forms; an adapter over an API is a matrix in a file, and has none."""
+    """Return the scores of the model in other forms. An adapter over an API is a matrix in a file and has none."""
     kept, lora = complete(model).local, final.model.parent / "lora"
     if not kept:
         return ()
@@ -172,7 +172,7 @@ def _write(job: Job, folder: Path, measured: _Measured) -> None:
         comparison,
         queries,
         facts(job, tuned),
-        measured.others,
+        measured.baselines,
         notes_on(job, measured.forgetting, final=True),
         tuned[0].history if len(tuned) == 1 and tuned[0].epoch else (),
         alerts=alerts(job.findings),
@@ -183,7 +183,7 @@ def _write(job: Job, folder: Path, measured: _Measured) -> None:
         forgetting=measured.forgetting,
     )
     manifest = _manifest(job, folder, measured)
-    write_run(folder, comparison, measured.others, queries, suspects, manifest, report, measured.published)
+    write_run(folder, comparison, measured.baselines, queries, suspects, manifest, report, measured.published)
     with tracking(config.name, folder, wanted=config.track.langwatch) as tracker:
         if tracker:
             for scores, run in ((comparison.base, measured.base_run), (comparison.tuned, measured.tuned_run)):
@@ -194,7 +194,7 @@ def _manifest(job: Job, folder: Path, measured: _Measured) -> dict[str, Any]:
     """Return the configuration, identities, sizes and times of a run, as manifest.json holds them."""
     data = job.kept_data(folder)
     dataset = job.dataset if data is job.config.data else read(data)
-    placed = placed_in(job.config.model_copy(update={"data": data}), Path.cwd())  # whoever reads it may stand elsewhere
+    placed = placed_in(job.config.model_copy(update={"data": data}), Path.cwd())  # readers may have another working directory
     base, kept = complete(job.base).local, complete(measured.model).local
     return {
         "embedfit": version("embedfit"),
@@ -214,7 +214,7 @@ def _manifest(job: Job, folder: Path, measured: _Measured) -> dict[str, Any]:
         ],
         "seconds": round(measured.seconds, 3),
         "findings": [vars(finding) for finding in job.findings],
-        "others": [scores.name for scores in measured.others],
+        "others": [scores.name for scores in measured.baselines],
         "forms": [{**vars(form), "passed": form.passed} for form in measured.forms],
         "forgetting": measured.forgetting.to_dict() if measured.forgetting else None,
         "bought": vars(job.base.spent) if isinstance(job.base, RemoteEncoder) else None,
@@ -222,27 +222,27 @@ def _manifest(job: Job, folder: Path, measured: _Measured) -> dict[str, Any]:
 
 
 def curve(source: Source, points: int = 4, *, model: Model | None = None, **settings: Any) -> Curve:
-    """Measure models that were trained on growing shares of the training queries, and estimate what more labels would bring.
+    """Measure models trained on growing shares of the training queries, and estimate the gain from more labels.
 
     Args:
         source: A Dataset, a Config, or the path of an embedfit.toml.
-        points: Number of training sizes, each twice the one before.
+        points: Number of training sizes, each double the previous size.
         model: Model to start from: a name, a folder or an Encoder; by default that of the settings.
         settings: Sections and keys of embedfit.toml.
 
     Raises:
-        EmbedfitError: Something is missing or wrong; the message is one line that says what to do.
+        EmbedfitError: Something is missing or wrong; the message is one line and names the fix.
     """
-    asked = Asked.of(source, model, settings)
-    config = asked.config
+    inputs = Inputs.of(source, model, settings)
+    config = inputs.config
     check_installed(config, trains=True)
     note_unused(config, "curve")
-    job = Job.of(config, asked.dataset, asked.base)
+    job = Job.of(config, inputs.dataset, inputs.base)
     check_method(job.base, config.tune, config.track.report_to)
     findings = job.findings
     most = min(len(split.train) for split in job.splits)
     if not most >> (points - 1):
-        raise ConfigError(f"{points} points, each half of the next, are too many for {most:,} training queries; fix: fewer points")
+        raise ConfigError(f"{points} points, each half the next, are too many for {most:,} training queries; fix: fewer points")
     folder = job.folder("-curve", more=[str(points)])
     with locked(folder):
         base = job.dense(job.base).search(job.test, job.depth)
@@ -252,7 +252,7 @@ def curve(source: Source, points: int = 4, *, model: Model | None = None, **sett
             using = job.engine.encoder(tuned.encoder)  # not cached: the model is not kept
             return DenseRetriever(using, job.template, job.engine.top_k).search(test, job.depth)
 
-        found = learning_curve(
+        study = learning_curve(
             job.dataset,
             job.splits,
             train_and_search,
@@ -266,17 +266,17 @@ def curve(source: Source, points: int = 4, *, model: Model | None = None, **sett
         )
         page = curve_html(
             f"{config.name}: learning curve",
-            found.sentence,
-            found.points[1:],
-            metric=found.metric,
-            untuned=found.points[0].value,
-            fitted=[(point.pairs, point.value) for point in found.fitted if point.pairs],
-            predictions=found.forecasts,
+            study.sentence,
+            study.points[1:],
+            metric=study.metric,
+            untuned=study.points[0].value,
+            fitted=[(point.pairs, point.value) for point in study.fitted if point.pairs],
+            predictions=study.forecasts,
             notes=notes_on(job),
             alerts=alerts(findings),
         )
-        write_study(folder, "curve", found, page)
-    return replace(found, folder=folder)
+        write_study(folder, "curve", study, page)
+    return replace(study, folder=folder)
 
 
 def ladder(source: Source, *, model: Model | None = None, **settings: Any) -> Ladder:
@@ -288,45 +288,45 @@ def ladder(source: Source, *, model: Model | None = None, **settings: Any) -> La
         settings: Sections and keys of embedfit.toml, such as ``ladder={"rungs": ["bm25", "base", "full"]}``.
 
     Raises:
-        EmbedfitError: Something is missing or wrong; the message is one line that says what to do.
+        EmbedfitError: Something is missing or wrong; the message is one line and names the fix.
     """
-    asked = Asked.of(source, model, settings)
-    config = asked.config
+    inputs = Inputs.of(source, model, settings)
+    config = inputs.config
     chosen = check_rungs(config.ladder.rungs)
     check_installed(config, trains=True)
     if "lora" in config.ladder.rungs:
         check_package("peft", extra="lora")
     note_unused(config, "ladder")
-    job = Job.of(config, asked.dataset, asked.base)
+    job = Job.of(config, inputs.dataset, inputs.base)
     findings = job.findings
     richer = config.ladder.document_template or richer_template(job.dataset, job.template)
     folder = job.folder("-ladder", more=[richer or ""])
     with locked(folder):
-        console.note(f"{len(job.test.queries):,} held-out queries; what is found is kept in {folder}")
-        setting = Setting(job.base, config, job.template, richer, job.engine, tuple(job.others))
-        found = climb(setting, job.dataset, job.splits, folder, chosen)
+        console.note(f"{len(job.test.queries):,} held-out queries; results are kept in {folder}")
+        setting = Setting(job.base, config, job.template, richer, job.engine, tuple(job.further))
+        study = climb(setting, job.dataset, job.splits, folder, chosen)
         page = ladder_html(
             f"{config.name}: ladder",
-            found,
-            notes=(*notes_on(job), *([MIXED] if job.others else [])),
+            study,
+            notes=(*notes_on(job), *([MIXED] if job.further else [])),
             alerts=alerts(findings),
         )
-        write_study(folder, "ladder", found, page)
-    return replace(found, folder=folder)
+        write_study(folder, "ladder", study, page)
+    return replace(study, folder=folder)
 
 
 def _forgetting(job: Job, training: Sequence[Tuned], final: Tuned, general: Dataset) -> Forgetting | None:
-    """Return what the merges of base and tuned model keep; None for an adapter, which cannot be merged."""
+    """Return the retrieval that merges of base and tuned model keep; None for an adapter, which cannot be merged."""
     keep = job.config.general.keep
     if job.config.tune.method == "adapter":
         return None
-    # The sweep encodes the corpus once for each weight: too much where the corpus is what takes the time.
+    # The sweep encodes the corpus once per weight, which takes too long for a large corpus.
     cheap = sum(map(len, job.dataset.document_texts(job.template))) <= _CHEAP_CHARACTERS
     return measure_forgetting(
         local(job.base),
         local(final.encoder),
         general,
-        held_out=[(local(one.encoder), test) for one, (_, _, test) in zip(training, job.parts, strict=True)],
+        held_out=[(local(tuned.encoder), test) for tuned, (_, _, test) in zip(training, job.parts, strict=True)],
         template=job.template,
         weights=WEIGHTS if cheap or keep is not None else (0.0, 1.0),
         keep=keep,
@@ -336,9 +336,9 @@ def _forgetting(job: Job, training: Sequence[Tuned], final: Tuned, general: Data
 
 
 def _own_scores(job: Job, model: Encoder) -> Scores | None:
-    """Return the scores of the run directory's model itself, for the check after publishing; None where it cannot be published.
+    """Return the scores of the model to use, for the check after publishing; None if it cannot be published.
 
-    With folds it was trained on these queries, and with several seeds it is one of several: its scores are no evidence.
+    They are no evidence of quality: with folds, the model was trained on these queries; with several seeds, it is one of several.
     """
     return job.scored(job.dense(model).search(job.test, job.depth), "published") if complete(model).local else None
 
@@ -350,14 +350,14 @@ def _merged(base: LocalEncoder, tuned: LocalEncoder, weight: float, folder: Path
 
 
 def _searched(job: Job, training: Sequence[Tuned], weight: float) -> Run:
-    """Return the Run on all held-out queries: each part by the model that was trained without it, merged with the base if asked for."""
+    """Return the Run on all held-out queries: each part by the model trained without it, merged with the base if weight < 1."""
     tests = [test for _, _, test in job.parts]
     if weight < 1:
-        held_out = [(local(one.encoder), test) for one, test in zip(training, tests, strict=True)]
+        held_out = [(local(tuned.encoder), test) for tuned, test in zip(training, tests, strict=True)]
         return merged_runs(local(job.base), held_out, [weight], job.template, job.depth)[weight]
-    return joined([job.dense(one.encoder).search(test, job.depth) for one, test in zip(training, tests, strict=True)])
+    return joined([job.dense(tuned.encoder).search(test, job.depth) for tuned, test in zip(training, tests, strict=True)])
 
 
 def read_general(config: GeneralConfig) -> Dataset:
-    """Return the general set that a configuration names; by default the one that ships with embedfit."""
+    """Return the general set that a configuration names; by default the bundled set."""
     return load(config.queries, config.documents) if config.queries else general_set()

@@ -1,4 +1,4 @@
-"""What every experiment begins with: the data, its parts without leaks, the model, and where its results go."""
+"""Starting point of every experiment: the data, its parts without leaks, the model, and the run directory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from embedfit.evaluation.score import Scores, score_run
 from embedfit.files import clear_leftovers, digest
 from embedfit.hub import model_folder
 from embedfit.pipeline.generating import write_queries
-from embedfit.pipeline.parts import asked, folds_of, gated, read, splits_of, without_held_out
+from embedfit.pipeline.parts import answer_texts, folds_of, gated, read, splits_of, without_held_out
 from embedfit.pipeline.source import IN_MEMORY
 from embedfit.retrieve.engine import Engine, LocalEngine, RayEngine
 from embedfit.retrieve.retrievers import DenseRetriever
@@ -36,21 +36,21 @@ from embedfit.retrieve.run import DEPTH, Run
 
 
 def encoder_of(config: ModelConfig, name: str | None = None) -> Encoder:
-    """Return the encoder that a configuration names, or another model with its prompts and precision.
+    """Return the encoder that a configuration names, or another model with the configured prompts and precision.
 
     Args:
-        config: Of the model.
-        name: A folder or a Hub name; a remote encoder (`embedfit.remote`); or the ``adapter.safetensors`` of one.
+        config: Settings of the model.
+        name: Folder, Hub name, remote encoder (`embedfit.encode.remote`) or path of an ``adapter.safetensors``.
 
     Raises:
-        EmbedfitError: There is no such model, or no key for it.
+        EmbedfitError: The model does not exist, or its API key is missing.
     """
     name = name or config.name
     if is_remote(name):
         if config.pooling != "auto":
-            raise ConfigError(f"model.pooling is for models that run here, and {name} pools its tokens itself; fix: leave it out")
+            raise ConfigError(f"model.pooling is for models that run here, and {name} does its own pooling; fix: leave it out")
         if config.precision != "auto":
-            console.note(f"model.precision is not used: {name} computes elsewhere")
+            console.note(f"model.precision is not used: {name} runs behind an API")
         return RemoteEncoder(name, query_prompt=config.query_prompt, document_prompt=config.document_prompt, price=config.price)
     if name.endswith(".safetensors") and Path(name).is_file():
         from embedfit.encode.adapted import AdaptedEncoder, load_adapter
@@ -58,29 +58,29 @@ def encoder_of(config: ModelConfig, name: str | None = None) -> Encoder:
         adapter = load_adapter(name)
         return AdaptedEncoder(CachedEncoder(encoder_of(config, adapter.base_name)), adapter)
     if config.price is not None and name == config.name:
-        console.note(f"model.price is not used: {name} is no remote encoder")
+        console.note(f"model.price is not used: {name} is not a remote encoder")
     query, document = config.query_prompt, config.document_prompt
     pooling = config.pooling
     if pooling != "auto" and name != config.name:
         folder = model_folder(name, proof="config.json")
         if pools_itself(folder) or pooling_of(folder):
-            pooling = "auto"  # another model may say its own
+            pooling = "auto"  # another model may define its own
     return LocalEncoder(name, query_prompt=query, document_prompt=document, precision=config.precision, pooling=pooling)
 
 
 def engine_of(name: Literal["local", "ray"]) -> Engine:
-    """Return the engine of a name."""
+    """Return an engine by name."""
     return RayEngine() if name == "ray" else LocalEngine()
 
 
 @dataclass(frozen=True)
 class Job:
-    """What `run`, `ladder` and `curve` begin with.
+    """Starting point of `run`, `ladder` and `curve`.
 
     Attributes:
         config: All settings.
-        dataset: As read.
-        base: The model to start from, here or behind an API; not loaded before it is needed.
+        dataset: Data set from the files or from memory.
+        base: Encoder to start from, local or behind an API; loaded on first use.
     """
 
     config: Config
@@ -89,7 +89,7 @@ class Job:
 
     @classmethod
     def of(cls, config: Config, dataset: Dataset | None = None, base: Encoder | None = None) -> Job:
-        """Read the data, after an LLM has written it where the settings say so, and find the model.
+        """Read the data and find the model. An LLM writes the queries first, if the settings ask for it.
 
         Args:
             config: All settings.
@@ -97,19 +97,19 @@ class Job:
             base: Encoder to start from, in place of the model that the settings name.
 
         Raises:
-            EmbedfitError: The data or the model is missing or cannot be used.
+            EmbedfitError: The data or the model is missing or unusable.
         """
         if dataset is None:
             if config.generate.records or config.generate.questions:
                 if processes.main():
                     write_queries(config)
-                processes.agreed(None)  # nobody reads before all is written
+                processes.agreed(None)  # no process reads before everything is written
             dataset = read(config.data)
-        dataset.document_texts(config.data.document_template)  # refuse a wrong template now, not after the queries are encoded
+        dataset.document_texts(config.data.document_template)  # raises on a wrong template before anything is encoded
         return cls(config, dataset, base or encoder_of(config.model))
 
     def kept_data(self, folder: Path) -> DataConfig:
-        """Return where a run's data can be read again. Data in memory is written into the run directory, which then stands alone.
+        """Return the settings that read a run's data again. Data in memory is written into the run directory first.
 
         Raises:
             StorageError: The data cannot be written.
@@ -122,25 +122,25 @@ class Job:
 
     @property
     def template(self) -> str:
-        """What a document says."""
+        """The document template."""
         return self.config.data.document_template
 
     @property
     def metric(self) -> str:
-        """The one that verdicts are about."""
+        """The metric of the verdict."""
         return self.config.evaluate.metric
 
     @property
     def depth(self) -> int:
-        """How far down a ranking the right answer is looked for."""
+        """The number of documents in each ranking."""
         return max(DEPTH, *self.config.evaluate.k)
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
-        """What is odd about the data; those about leaks only if they are allowed.
+        """The findings in the data; leaks are among them only if they are allowed.
 
         Raises:
-            DataError: Something that makes all figures wrong.
+            DataError: A finding makes all figures wrong.
         """
         model = complete(self.base).local
         truncated = check_truncation(self.dataset, model.loaded, self.template) if model else []
@@ -151,20 +151,20 @@ class Job:
         """The findings that need no model.
 
         Raises:
-            DataError: Something that makes all figures wrong.
+            DataError: A finding makes all figures wrong.
         """
         findings = check_dataset(self.dataset)
         for finding in findings:
             if finding.level == "problem":
                 raise DataError(self.config.data.queries, finding.message)
-        return (*findings, *self._gated[1], *(leak for _, leaks in self._others for leak in leaks))
+        return (*findings, *self._gated[1], *(leak for _, leaks in self._further for leak in leaks))
 
     @property
     def splits(self) -> list[Split]:
-        """One split, or as many as there are folds.
+        """The splits: one per fold, or a single one without folds.
 
         Raises:
-            DataError: A held-out query says what a training query says, and that is not allowed.
+            DataError: A held-out query repeats a training query, and leaks are not allowed.
         """
         return self._gated[0]
 
@@ -173,32 +173,32 @@ class Job:
         return gated(self.config, self.dataset, splits_of(self.config, self.dataset))
 
     @property
-    def others(self) -> list[tuple[Dataset, str]]:
-        """Further data sets to train on, and their templates: without what a held-out query says, unless that is allowed.
+    def further(self) -> list[tuple[Dataset, str]]:
+        """Further data sets to train on, each with its template; without copies of held-out queries, unless leaks are allowed.
 
         Raises:
-            DataError: A query says what a held-out one says, and that is not allowed.
+            DataError: A query repeats a held-out query, and leaks are not allowed.
         """
-        return [(other, said.document_template) for (other, _), said in zip(self._others, self.config.mix.data, strict=True)]
+        return [(dataset, source.document_template) for (dataset, _), source in zip(self._further, self.config.mix.data, strict=True)]
 
     @cached_property
-    def _others(self) -> list[tuple[Dataset, list[Finding]]]:
-        return [without_held_out(self.config, said, read(said), self.test) for said in self.config.mix.data]
+    def _further(self) -> list[tuple[Dataset, list[Finding]]]:
+        return [without_held_out(self.config, source, read(source), self.test) for source in self.config.mix.data]
 
     @cached_property
     def test(self) -> Dataset:
-        """The queries that are held out, of all folds."""
+        """The held-out queries of all folds."""
         return self.dataset.select([id for split in self.splits for id in split.test])
 
     @cached_property
     def seen(self) -> dict[str, bool]:
-        """Held-out query -> whether training saw one of its right answers, by the split in which it is held out."""
-        more: list[str] = []  # our documents that say what a right one of a further data set says
-        for other, template in self.others:
-            more += itertools.chain(*copies_among(asked(self.dataset, self.template), asked(other, template)).values())
+        """Held-out query id -> whether training saw one of its right answers, in the split that holds the query out."""
+        copies: list[str] = []  # ids of documents whose text is a right answer in a further data set
+        for dataset, template in self.further:
+            copies += itertools.chain(*copies_among(answer_texts(self.dataset, self.template), answer_texts(dataset, template)).values())
         seen: dict[str, bool] = {}
         for split in self.splits:
-            seen |= zip(split.test, answers_seen(self.dataset, (*split.train, *split.dev), split.test, more=more), strict=True)
+            seen |= zip(split.test, answers_seen(self.dataset, (*split.train, *split.dev), split.test, more=copies), strict=True)
         return seen
 
     @property
@@ -208,16 +208,16 @@ class Job:
 
     @cached_property
     def groups(self) -> dict[str, int]:
-        """Query id -> number of its group: queries that say the same or nearly, or share the value of ``split.group_by``."""
+        """Query id -> number of its group: copies, near copies, or queries with the same value of ``split.group_by``."""
         return group_numbers(self.dataset, self.config.split.group_by)
 
     @cached_property
     def engine(self) -> Engine:
-        """Where texts are encoded and searched."""
+        """The engine that encodes and searches."""
         return engine_of(self.config.engine)
 
     def dense(self, model: Encoder) -> DenseRetriever:
-        """Return the search by a model's vectors."""
+        """Return the dense retriever of a model."""
         return DenseRetriever(CachedEncoder(self.engine.encoder(model)), self.template, self.engine.top_k)
 
     def scored(self, run: Run, name: str) -> Scores:
@@ -225,7 +225,7 @@ class Job:
         return score_run(run, self.test.qrels, ks=self.config.evaluate.k, name=name, groups=self.groups)
 
     def folder(self, kind: str, *sections: str, more: Sequence[str] = ()) -> Path:
-        """Return a run directory whose name holds a hash of everything that the result depends on."""
+        """Return a run directory whose name contains a hash of everything the result depends on."""
         described = [
             version("embedfit"),
             self.dataset.digest(),
@@ -233,7 +233,7 @@ class Job:
             self.base.fingerprint,
             self.config.model_dump(include={"split", "tune", "evaluate", *sections}),
             folds_of(self.config, self.dataset),
-            [self.config.mix.model_dump(include={"temperature"}), [(other.digest(), template) for other, template in self.others]],
+            [self.config.mix.model_dump(include={"temperature"}), [(dataset.digest(), template) for dataset, template in self.further]],
             *more,
         ]
         identity = digest(described)
@@ -241,7 +241,7 @@ class Job:
 
 
 def check_truncation(dataset: Dataset, encoder: ModelEncoder, template: str) -> list[Finding]:
-    """Return the texts that exceed the maximum length of a model.
+    """Return a finding for the queries, and one for the documents, that exceed the maximum length of a model.
 
     Args:
         dataset: Data set to check.
@@ -261,14 +261,14 @@ def check_truncation(dataset: Dataset, encoder: ModelEncoder, template: str) -> 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a second process out of a run directory; those of one torchrun go in together.
+    """Lock a run directory against other processes; those of the same torchrun share it.
 
     Raises:
-        StorageError: There is one in it already, or the directory cannot be made.
+        StorageError: Another process holds the lock, or the directory cannot be made.
     """
     if not processes.main():
         yield
         return
-    with files.locked(folder / ".lock", f"{folder}: another embedfit is at work in it; fix: wait for it, or change 'name'"):
+    with files.locked(folder / ".lock", f"{folder}: another embedfit process is using it; fix: wait for it, or change 'name'"):
         clear_leftovers(folder, deep=True)
         yield

@@ -1,4 +1,4 @@
-"""Measuring without tuning: one encoder, a grid of them, a vector store."""
+"""Measurement without tuning: one encoder, a grid of encoders, a vector store."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def measure(
         dataset: Data set; each of its queries must be judged.
         template: Document template.
         ks: Ranks at which the rankings are cut.
-        group_by: Metadata field; queries with the same value are no independent evidence. Near duplicates never are.
+        group_by: Metadata field; queries with the same value count as dependent in the intervals, as near duplicates always do.
         engine: Engine that encodes and searches; by default this process.
         tracker: Receiver of every query's result, from `tracking`; None for none.
     """
@@ -63,8 +63,8 @@ def measure(
     seconds = time.monotonic() - started
     scores = score_run(run, dataset.qrels, ks=ks, name=encoder.name, groups=group_numbers(dataset, group_by))
     if tracker:
-        said = {"fingerprint": encoder.fingerprint[:12], "document": template}
-        tracker.add(public_name(encoder.name), dataset, run, scores, template=template, metadata=said, seconds=seconds)
+        metadata = {"fingerprint": encoder.fingerprint[:12], "document": template}
+        tracker.add(public_name(encoder.name), dataset, run, scores, template=template, metadata=metadata, seconds=seconds)
     return scores
 
 
@@ -83,26 +83,26 @@ def evaluate(
     seed: int = 0,
     tracker: Tracker | None = None,
 ) -> pd.DataFrame:
-    """Measure every encoder with every document template, way of retrieval and reranker: quality and price side by side.
+    """Measure every encoder with every document template, retrieval method and reranker: quality and time side by side.
 
     Args:
         dataset: Data set whose judged queries are scored.
         encoders: Encoders to measure; their vectors are cached on disk.
         templates: Document templates.
         ks: Ranks at which the rankings are cut.
-        retrieval: Ways of retrieval: ``dense``, ``bm25`` (once for all encoders), ``hybrid`` (both, fused by rank).
+        retrieval: Retrieval methods: ``dense``, ``bm25`` (once for all encoders), ``hybrid`` (both, fused by rank).
         rerankers: Cross-encoders, each measured on top of every ranking; the ranking alone is measured too.
         rerank_top: Number of documents per query that a cross-encoder reads.
         engine: Engine that encodes, searches and reranks; by default this process.
         store: Vector store whose live index is measured too, beside exact search in the same documents; None for none.
-        group_by: Metadata field; queries with the same value are no independent evidence. Near duplicates never are.
+        group_by: Metadata field; queries with the same value count as dependent in the intervals, as near duplicates always do.
         seed: Seed of the intervals.
         tracker: Receiver of every query's result; None for none.
 
     Returns:
         A tidy frame with the columns model, document, retrieval, reranker ("" for none), metric, k and value (mean over queries);
         difference, low and high (change from the first row with its 95% interval, see `compare_scores`; NaN in the first row); and
-        seconds (time for one query on this machine: encoded alone, then searched and reranked with the others). A store has one more
+        seconds (time per query on this machine: encoding in a batch of 1, searching and reranking in one batch). A store has one more
         metric, ``recall_of_exact``: the share of the documents of exact search that the store returns.
     """
     import pandas as pd
@@ -127,7 +127,7 @@ def evaluate(
         encoding = seconds_alone(version.encoder, judged.query_texts())
         name, template = version.encoder.name, version.stamp.template
         [(_, _, dense, _)] = _retrievers([version.encoder], template, ["dense"], engine)
-        if template not in templates or "dense" not in retrieval:  # else it is in the table already
+        if template not in templates or "dense" not in retrieval:  # otherwise the table already has it
             run, seconds = _timed(dense, judged, depth)
             grid.add(run, encoding + seconds, name=name, document=template, retrieval="dense")
         exact = dense.search(judged, max(ks) + DEPTH)
@@ -140,16 +140,16 @@ def evaluate(
 
 @dataclass
 class _Grid:
-    """The table of `evaluate`, while it grows.
+    """The table of `evaluate` under construction.
 
     Attributes:
-        judged: Queries that are scored, and all documents.
+        judged: Data set of the judged queries and all documents.
         ks: Ranks at which the rankings are cut.
-        groups: Number of each query's group, by query id.
+        groups: Query id -> number of its group.
         seed: Seed of the intervals.
         tracker: Receiver of every query's result; None for none.
-        frames: Tables that are done, one per row of the grid.
-        first: Scores of the first row, which all others are compared with.
+        frames: Finished tables, one per combination.
+        first: Scores of the first combination, the baseline of every difference.
     """
 
     judged: Dataset
@@ -161,14 +161,14 @@ class _Grid:
     first: Scores | None = None
 
     def add(self, run: Run, seconds: float, *, name: str, document: str, retrieval: str, reranker: str = "") -> None:
-        """Score a Run, and add a row per metric.
+        """Score a Run and add its table, one row per metric and k.
 
         Args:
             run: Rankings of the judged queries.
-            seconds: Time for one query.
+            seconds: Time per query, in seconds.
             name: Name of the model.
             document: Document template.
-            retrieval: Way of retrieval.
+            retrieval: Retrieval method.
             reranker: Name of the cross-encoder; empty for none.
         """
         scores = score_run(run, self.judged.qrels, ks=self.ks, name=name, groups=self.groups)
@@ -191,62 +191,62 @@ class _Grid:
 def _retrievers(
     encoders: Sequence[Encoder], template: str, ways: Sequence[str], engine: Engine
 ) -> Iterator[tuple[str, str, Retriever, Encoder | None]]:
-    """Yield (name, way, retriever, the encoder that it needs) for each column of the grid."""
+    """Yield (model name, retrieval method, retriever, its encoder or None) for each combination."""
     words = BM25Retriever(template)
     if "bm25" in ways:
         yield words.name, "bm25", words, None
-    for one in encoders:
-        dense = DenseRetriever(CachedEncoder(engine.encoder(one)), template, engine.top_k)
+    for encoder in encoders:
+        dense = DenseRetriever(CachedEncoder(engine.encoder(encoder)), template, engine.top_k)
         if "dense" in ways:
-            yield one.name, "dense", dense, one
+            yield encoder.name, "dense", dense, encoder
         if "hybrid" in ways:
-            yield one.name, "hybrid", FusedRetriever(dense, words), one
+            yield encoder.name, "hybrid", FusedRetriever(dense, words), encoder
 
 
 def _timed(retriever: Retriever, dataset: Dataset, k: int) -> tuple[Run, float]:
-    """Return a Run, and the seconds that one more query took: reading vectors and indexing words are not a query's price."""
-    one = dataset.select(list(dataset.queries)[:1])
-    run = retriever.search(dataset, k)  # every vector is known from here on
+    """Return a Run and the seconds per additional query, without the fixed time to read vectors and index words."""
+    single = dataset.select(list(dataset.queries)[:1])
+    run = retriever.search(dataset, k)  # every vector is cached from here on
     seconds = []
-    for some in (one, dataset):
+    for queries in (single, dataset):
         start = time.perf_counter()
-        retriever.search(some, k)
+        retriever.search(queries, k)
         seconds.append(time.perf_counter() - start)
     return run, max(0.0, seconds[1] - seconds[0]) / max(1, len(dataset.queries) - 1)
 
 
 def index(config: Config, model: str | None = None) -> Indexed:
-    """Make the documents searchable in the configured vector store, by the configured model or another one.
+    """Index the documents in the configured vector store, with the configured model or another model.
 
     Raises:
-        EmbedfitError: With one line that says what to do; what was live still is.
+        EmbedfitError: Something is missing or wrong; the message is one line and names the fix. The live index is unchanged.
     """
     check_installed(config, stores=True, model=model)
     dataset, engine = read(config.data), engine_of(config.engine)
     with open_store(config.store) as store:
-        using = engine.encoder(encoder_of(config.model, model))
-        return index_documents(store, dataset, using, config.data.document_template, min_recall=config.store.min_recall)
+        encoder = engine.encoder(encoder_of(config.model, model))
+        return index_documents(store, dataset, encoder, config.data.document_template, min_recall=config.store.min_recall)
 
 
 def seen_in_training(model: Encoder, dataset: Dataset) -> int:
-    """Return how many queries of a data set a model was tuned on or chosen by, as far as its folder tells."""
+    """Return how many queries of a data set a model's training or dev part had, according to its folder."""
     seen = _seen_by(model, "seen")
     return sum(text_key(query.text) in seen for query in dataset.queries.values())
 
 
 def answers_seen_in_training(models: Sequence[Encoder], dataset: Dataset, template: str) -> tuple[bool, ...] | None:
-    """Return, for each query, whether one of its right answers was one in the training of a model; None if no model tells.
+    """Return, for each query, whether a model was trained on one of its right answers; None if no folder records it.
 
     Args:
-        models: Each is asked what it was trained on, as far as its folder tells.
-        dataset: With judged queries.
-        template: What a document says. In training it said the same under the template used there.
+        models: Encoders, whose folders may record what they were trained on.
+        dataset: Data set whose queries are all judged.
+        template: Document template, which must render the same texts as the template of the training.
     """
     seen = set().union(*(_seen_by(model, "answers") for model in models))
     if not seen:
         return None
-    told = {id for id, text in zip(dataset.corpus, dataset.document_texts(template), strict=True) if text_key(text) in seen}
-    return tuple(not told.isdisjoint(dataset.relevant(id)) for id in dataset.queries)
+    documents = {id for id, text in zip(dataset.corpus, dataset.document_texts(template), strict=True) if text_key(text) in seen}
+    return tuple(not documents.isdisjoint(dataset.relevant(id)) for id in dataset.queries)
 
 
 def _seen_by(model: Encoder, what: Literal["seen", "answers"]) -> set[str]:

@@ -1,4 +1,4 @@
-"""What a command needs before it begins: packages, weights, settings that it uses."""
+"""Checks before a command begins: packages, weights, unused settings."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from embedfit.retrieve.rerank import LocalReranker
 from embedfit.track.langwatch import langwatch_key
 
 _ADAPTERS_SETTINGS = {"method", "scale", "seed"}
-"""What an adapter heeds of [tune]; the rest is noted as unused."""
+"""Keys of [tune] that an adapter uses; the command notes the rest as unused."""
 
 
 def local(encoder: Encoder) -> LocalEncoder:
-    """Return an encoder that has its weights here.
+    """Return the local encoder of an encoder, which has its weights on this machine.
 
     Raises:
-        ModelError: It has not.
+        ModelError: The encoder runs behind an API.
     """
     model = complete(encoder).local
     if model is None:
-        raise ModelError(f"{encoder.name} reads texts elsewhere, so its tokens and weights are not here")
+        raise ModelError(f"{encoder.name} runs behind an API, so its tokens and weights are not here")
     return model
 
 
 def check_installed(config: Config, *, trains: bool = False, stores: bool = False, model: str | None = None) -> None:
-    """Refuse in the first second what would need a package that is not installed, and not after hours of work.
+    """Check at the start, and not after hours of work, that all required packages are installed.
 
     Args:
         config: All settings.
         trains: Whether the command trains a model.
-        stores: Whether it needs the vector store.
-        model: What it uses in place of the configured model.
+        stores: Whether the command uses the vector store.
+        model: Model in place of the configured model; None for the configured model.
 
     Raises:
-        EmbedfitError: A package is missing, with the command that installs it.
+        EmbedfitError: A package is missing; the message has the command that installs it.
     """
     needed: list[tuple[str, str]] = []
     if trains:
@@ -61,24 +61,23 @@ def check_installed(config: Config, *, trains: bool = False, stores: bool = Fals
 
 
 def note_unused(config: Config, command: str) -> None:
-    """Say in one line which settings that were given have no part in a command, where one could think that they had."""
+    """Note in one line the given settings that a command does not use, although a user could expect it to."""
     unused = unused_settings(config, command)
     if unused:
         console.note(f"'embedfit {command}' does not use {', '.join(unused)}")
 
 
 def check_method(base: Encoder, config: TuneConfig, report_to: Sequence[str] = ()) -> None:
-    """Refuse to train weights that are not here, before anything is paid for, and say what the method has no use for.
+    """Check, before anything is paid for, that the method can train this model, and note the settings that it does not use.
 
     Raises:
-        ConfigError: The method needs weights, and the model is behind an API; or it is an adapter, and something asked for needs a
-            training of weights.
-        ModelError: The judge of mined documents is no cross-encoder that is here.
+        ConfigError: The method trains weights, and the model is behind an API; or the method is an adapter, and ``track.report_to``
+            needs a training of weights.
+        ModelError: The judge of mined documents is not a local cross-encoder.
     """
     if config.method == "adapter" and report_to:
         raise ConfigError(
-            "track.report_to follows the training of weights, and an adapter is fitted in seconds without it; "
-            "fix: leave it out, or tune.method = 'full'"
+            "track.report_to follows the training of weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'"
         )
     if config.method != "adapter" and not complete(base).local:
         raise ConfigError(f'{base.name} has no weights here to train; fix: method = "adapter" in [tune] fits a map of its query vectors')

@@ -1,4 +1,4 @@
-"""What a reader of the figures should know: alerts, notes, and how it was done."""
+"""Alerts, notes and facts for the reader of a report."""
 
 from __future__ import annotations
 
@@ -27,52 +27,53 @@ MIXED = "The further data of [mix] trains the query adapter, LoRA and full fine-
 
 
 def alerts(findings: Sequence[Finding]) -> tuple[str, ...]:
-    """Return what must not be missed of some findings: leaks that were allowed."""
+    """Return the alerts for a report: leaks that were allowed."""
     leaks = [finding for finding in findings if finding.kind == "leak"]
     if not leaks:
         return ()
-    said = f"{len(leaks):,} held-out queries say what training queries say, and were allowed to: the figures below are too good."
-    return (said, *(leak.message for leak in leaks[:LISTED]))
+    summary = f"{len(leaks):,} held-out queries repeat training queries, and leaks were allowed: the figures below are too good."
+    return (summary, *(leak.message for leak in leaks[:LISTED]))
 
 
 def notes_on(job: Job, forgetting: Forgetting | None = None, *, final: bool = False) -> tuple[str, ...]:
-    """Return what should be known of the figures."""
+    """Return the notes on how to read the figures."""
     notes = []
     writers = Counter(str(query.metadata["generated"]["model"]) for query in job.test.queries.values() if _written_by_llm(query.metadata))
     if writers:
         names = ", ".join(name for name, _ in writers.most_common())
         notes.append(
             f"{writers.total():,} of the {len(job.test.queries):,} held-out queries were written by an LLM ({names}): "
-            "the figures say how well such queries are answered, and people may ask otherwise."
+            "the figures say how well such queries are answered; people may word theirs differently."
         )
     if len(job.splits) > 1:
         notes.append(
             f"Every query is scored by a model that never saw it: {len(job.splits)} models, each on the fold that it was trained without."
         )
     if job.config.split.by == "documents":
-        notes.append(_of_new_answers(job))
+        notes.append(_note_on_new_answers(job))
     elif job.config.split.group_by and len(job.splits) == 1 and _left_out(job):
         field = job.config.split.group_by
         notes.append(f"Queries left out of training, because they share a {field} with a held-out one or leak: {_left_out(job):,}.")
     if len(job.splits) > 1 and final:
         notes.append(
-            f"The model in this directory was trained in the same way on all {len(job.dataset.judged):,} queries; the figures stand for it."
+            f"The model in this directory was trained in the same way on all {len(job.dataset.judged):,} queries; "
+            "the figures are an estimate for it."
         )
     if forgetting and forgetting.warning:
         notes.append(forgetting.warning)
     return (*notes, *warnings(job.findings))
 
 
-def _of_new_answers(job: Job) -> str:
-    """Return what a split by documents means for the figures."""
-    asked = {id: set(job.dataset.relevant(id)) for id in job.dataset.judged}
-    total = len(set().union(*asked.values()))
-    counts = [len(set().union(*(asked[id] for id in split.test))) for split in job.splits]
+def _note_on_new_answers(job: Job) -> str:
+    """Return the note on a split by documents."""
+    answers = {id: set(job.dataset.relevant(id)) for id in job.dataset.judged}
+    total = len(set().union(*answers.values()))
+    counts = [len(set().union(*(answers[id] for id in split.test))) for split in job.splits]
     held_out = f"{counts[0]:,}" if len(counts) == 1 else f"{min(counts):,} to {max(counts):,}"
     each = "" if len(counts) == 1 else " in each fold"
     sentence = (
         f"{held_out} of the {total:,} documents that are asked for were held out{each}, with all of their queries: "
-        "the figures say how well answers are found that training never saw."
+        "the figures say how well the model finds answers that training never saw."
     )
     if len(counts) == 1 and _left_out(job):
         sentence += f" Queries left out of training, because they share an answer with a held-out one or leak: {_left_out(job):,}."
@@ -80,7 +81,7 @@ def _of_new_answers(job: Job) -> str:
 
 
 def _left_out(job: Job) -> int:
-    """Return how many judged queries are in no part of the one split."""
+    """Return the number of judged queries in no part of the only split."""
     [split] = job.splits
     return len(job.dataset.judged) - sum(map(len, (split.train, split.dev, split.test)))
 
@@ -91,7 +92,7 @@ def _written_by_llm(metadata: Mapping[str, Any]) -> bool:
 
 
 def seeds(comparison: Comparison) -> tuple[tuple[str, str], ...]:
-    """Return what each seed came to, in words."""
+    """Return (label, value) rows: the metric of each seed, its spread over seeds, and the error from the draw of queries."""
     seeds, metric = comparison.seeds, comparison.metric
     if not seeds:
         return ()
@@ -101,26 +102,26 @@ def seeds(comparison: Comparison) -> tuple[tuple[str, str], ...]:
 
 
 def facts(job: Job, tuned: Sequence[Tuned]) -> dict[str, str]:
-    """Return how it was done, in words."""
+    """Return label -> text on data, split, models, training and software."""
     config, settings, first = job.config, job.config.tune, job.splits[0]
     parts = f"{len(first.train):,} train / {len(first.dev):,} dev / {len(first.test):,} test queries"
     weights = "all weights" if settings.train_embeddings else "all weights but the token embeddings"
     trained = f"LoRA of rank {settings.lora_rank} on all linear layers" if settings.method == "lora" else weights
     kind = tuned[0].candidates
-    spent = f"{sum(one.seconds for one in tuned):.0f} s"
+    spent = f"{sum(training.seconds for training in tuned):.0f} s"
     if kind is None:
-        tuning = f"a linear map of the query's vector, fitted on frozen vectors; scale {settings.scale:g}"
+        tuning = f"a linear map of the query vector, fitted on frozen vectors; scale {settings.scale:g}"
     else:
         tuning = (
             f"{trained}; softmax over {_CANDIDATES[kind]}, scale {settings.scale:g}, "
             f"AdamW at {settings.learning_rate_with(kind):g}, batch {settings.batch_size}, at most {settings.epochs_with(kind)} epochs; "
-            f"kept: epoch {', '.join(str(one.epoch) for one in tuned)}"
+            f"kept: epoch {', '.join(str(training.epoch) for training in tuned)}"
         )
-        spent += f" for {sum(one.tokens or 0 for one in tuned):,} tokens"
+        spent += f" for {sum(training.tokens or 0 for training in tuned):,} tokens"
     return {
         "Data": f"{len(job.dataset.judged):,} labelled queries, {len(job.dataset.corpus):,} documents ({Path(config.data.queries).name})",
         "Split": f"{len(job.splits)} folds, each {parts}" if len(job.splits) > 1 else f"{parts}, seed {config.split.seed}",
-        "A document says": job.template,
+        "Document template": job.template,
         "Base model": f"{job.base.name} (fingerprint {job.base.fingerprint[:12]})",
         "Tuning": tuning,
         "Training time": spent,

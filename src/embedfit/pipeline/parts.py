@@ -17,15 +17,15 @@ from embedfit.data.split import Split, split_dataset, split_folds, without_leaks
 from embedfit.errors import ConfigError, DataError
 
 _FOLDS, _FEW_QUERIES = 5, 1000
-"""Under so many judged queries, each is held out once by default, in so many folds."""
+"""Default number of folds, and the number of judged queries below which folds are the default."""
 LISTED = 20
-"""Leaks that an error or an alert lists."""
+"""Maximum number of leaks that an error or an alert lists."""
 
 
 def read(config: DataConfig, problems: list[DataError] | None = None) -> Dataset:
     """Read the data set that a configuration names; see `load`."""
     if config.query_template and not config.record:
-        raise ConfigError("data.query_template needs data.record: it is filled from a record's fields")
+        raise ConfigError("data.query_template needs data.record: the fields of a record fill it")
     if Path(config.queries).is_dir():
         unused = [f"data.{name}" for name in ("documents", "record", "label", "grade", "separator") if getattr(config, name) is not None]
         unused += ["data.query"] if config.query != "query" else []
@@ -48,107 +48,109 @@ def read(config: DataConfig, problems: list[DataError] | None = None) -> Dataset
 
 
 def splits_of(config: Config, dataset: Dataset) -> list[Split]:
-    """Return the splits that a configuration describes: one, or as many as there are folds.
+    """Return the splits that a configuration describes: one per fold, or a single one without folds.
 
-    Where nothing is said, data sets of under 1,000 judged queries are scored out of fold, unless they come with a test part.
+    By default, data sets of fewer than 1,000 judged queries have folds, unless they come with a test part.
     """
-    said, folds = config.split, folds_of(config, dataset)
+    settings, folds = config.split, folds_of(config, dataset)
     if folds:
-        return split_folds(dataset, folds, dev=said.dev, seed=said.seed, group_by=said.group_by, by=said.by)
+        return split_folds(dataset, folds, dev=settings.dev, seed=settings.seed, group_by=settings.group_by, by=settings.by)
     return [one_split(config, dataset)]
 
 
 def folds_of(config: Config, dataset: Dataset) -> int:
-    """Return the number of folds; 0 for one split. Where neither folds nor a share for the test part is said, few queries have folds."""
-    said = config.split
-    if said.folds is not None:
-        return said.folds
+    """Return the number of folds; 0 for one split. By default, small data sets have folds if no test share is set either."""
+    settings = config.split
+    if settings.folds is not None:
+        return settings.folds
     few = len(dataset.judged) < _FEW_QUERIES and not dataset.parts.get("test")
-    return _FOLDS if few and "test" not in said.model_fields_set else 0
+    return _FOLDS if few and "test" not in settings.model_fields_set else 0
 
 
 def one_split(config: Config, dataset: Dataset) -> Split:
     """Return the train, dev and test parts that a configuration describes.
 
     Raises:
-        ConfigError: It says a share for a part that the data set comes with.
+        ConfigError: A share is set for a part that the data set comes with.
     """
-    said, judged = config.split, set(dataset.judged)
+    settings, judged = config.split, set(dataset.judged)
     for part in ("test", "dev"):
         official = len(judged.intersection(dataset.parts.get(part, ())))
-        # A dev part of 0 is none, whatever the data set comes with.
-        if official and part in said.model_fields_set and getattr(said, part):
+        # dev = 0 means no dev part, even if the data set comes with one.
+        if official and part in settings.model_fields_set and getattr(settings, part):
             raise ConfigError(
-                f"split.{part} is {getattr(said, part):g}, and the data comes with a {part} part of {official:,} queries, which is used; "
-                f"fix: leave split.{part} out"
+                f"split.{part} is {getattr(settings, part):g}, and the data comes with a {part} part of {official:,} queries, "
+                f"which is used; fix: leave split.{part} out"
             )
-    return split_dataset(dataset, test=said.test, dev=said.dev, seed=said.seed, group_by=said.group_by, by=said.by)
+    return split_dataset(dataset, test=settings.test, dev=settings.dev, seed=settings.seed, group_by=settings.group_by, by=settings.by)
 
 
 def leaks(config: Config, dataset: Dataset) -> list[Finding]:
-    """Return the leaks between the parts that a configuration describes; folds have none, as what is near stays together.
+    """Return the leaks between the parts that a configuration describes. Folds have none, since near copies share a fold.
 
-    Fields by which queries might be grouped are among them, if they are not grouped yet.
+    Without ``split.group_by``, the findings include the fields by which queries could be grouped.
     """
     parts = vars(one_split(config, dataset))
     return [*check_leaks(dataset, parts), *([] if config.split.group_by else check_groups(dataset, parts))]
 
 
 def gated(config: Config, dataset: Dataset, splits: Sequence[Split]) -> tuple[list[Split], list[Finding]]:
-    """Return the splits as they may be used, and the leaks that are left in them.
+    """Return the splits after the policy of ``split.leaks``, and the leaks that remain in them.
 
     Raises:
-        DataError: A held-out query says what another part says, and ``split.leaks`` is ``fail``.
+        DataError: A held-out query repeats a query of another part, and ``split.leaks`` is ``fail``.
     """
     policy = config.split.leaks
     clean, left = [], []
     for split in splits:
-        found = check_leaks(dataset, vars(split))
-        if found and policy == "fail":
-            for leak in found[:LISTED]:
+        findings = check_leaks(dataset, vars(split))
+        if findings and policy == "fail":
+            for leak in findings[:LISTED]:
                 console.note(leak.message)
-            more = " ('embedfit check' lists them all)" if len(found) > LISTED else ""
+            more = " ('embedfit check' lists them all)" if len(findings) > LISTED else ""
             raise DataError(
                 config.data.queries,
-                f"{len(found):,} held-out queries say what is trained on{more}, such as: {found[0].message}",
-                fix='leaks = "drop" in [split] trains without these; --allow-leaks goes on, and the report says so in red',
+                f"{len(findings):,} held-out queries repeat queries used for training{more}, such as: {findings[0].message}",
+                fix='leaks = "drop" in [split] trains without these; --allow-leaks continues, and the report says so in red',
             )
-        clean.append(without_leaks(split, found) if policy == "drop" else split)
-        left += found if policy == "allow" else []
+        clean.append(without_leaks(split, findings) if policy == "drop" else split)
+        left += findings if policy == "allow" else []
     return clean, left
 
 
-def without_held_out(config: Config, said: DataConfig, other: Dataset, test: Dataset) -> tuple[Dataset, list[Finding]]:
-    """Return the judged queries of a further data set as they may be trained on, and the leaks that are left in them.
+def without_held_out(config: Config, source: DataConfig, further: Dataset, test: Dataset) -> tuple[Dataset, list[Finding]]:
+    """Return the judged queries of a further data set that may be trained on, and the leaks that remain in them.
 
     Raises:
-        DataError: A held-out query says what one of them says, and ``split.leaks`` is ``fail``; or there are none.
+        DataError: A held-out query repeats one of the queries, and ``split.leaks`` is ``fail``; or no query may be trained on.
     """
-    train = {f"{said.queries} {id}": replace(other.queries[id], id=f"{said.queries} {id}") for id in other.judged}
+    train = {f"{source.queries} {id}": replace(further.queries[id], id=f"{source.queries} {id}") for id in further.judged}
     both = Dataset({**train, **{id: query for id, query in test.queries.items() if id not in train}}, {}, {})
-    found = check_leaks(both, {"train": list(train), "test": [id for id in test.queries if id not in train]})
-    if found and config.split.leaks == "fail":
+    findings = check_leaks(both, {"train": list(train), "test": [id for id in test.queries if id not in train]})
+    if findings and config.split.leaks == "fail":
         raise DataError(
-            said.queries,
-            f"{len(found):,} held-out queries say what its queries say, such as: {found[0].message}",
+            source.queries,
+            f"{len(findings):,} held-out queries repeat its queries, such as: {findings[0].message}",
             fix='leaks = "drop" in [split] trains without these',
         )
-    leaking = {id for finding in found for id in finding.ids[1:]} if config.split.leaks == "drop" else set()
-    answers = _held_out_answers(config, said, other, test) if config.split.by == "documents" else set()
-    kept = other.select(id for id in other.judged if f"{said.queries} {id}" not in leaking and answers.isdisjoint(other.relevant(id)))
+    leaking = {id for leak in findings for id in leak.ids[1:]} if config.split.leaks == "drop" else set()
+    answers = _held_out_answers(config, source, further, test) if config.split.by == "documents" else set()
+    kept = further.select(
+        id for id in further.judged if f"{source.queries} {id}" not in leaking and answers.isdisjoint(further.relevant(id))
+    )
     if not kept.queries:
-        raise DataError(said.queries, "has no query that may be trained on", fix="leave it out of [[mix.data]]")
-    return kept, found if config.split.leaks == "allow" else []
+        raise DataError(source.queries, "has no query left to train on", fix="leave it out of [[mix.data]]")
+    return kept, findings if config.split.leaks == "allow" else []
 
 
-def _held_out_answers(config: Config, said: DataConfig, other: Dataset, test: Dataset) -> set[str]:
-    """Return the documents of a further data set that say what a right answer of a held-out query says, or nearly."""
-    held_out = asked(test, config.data.document_template)
-    theirs = asked(other, said.document_template)
-    return {id for id, copies in copies_among(held_out, theirs).items() if copies}
+def _held_out_answers(config: Config, source: DataConfig, further: Dataset, test: Dataset) -> set[str]:
+    """Return ids of documents in a further data set that are copies or near copies of right answers to held-out queries."""
+    held_out = answer_texts(test, config.data.document_template)
+    answers = answer_texts(further, source.document_template)
+    return {id for id, copies in copies_among(held_out, answers).items() if copies}
 
 
-def asked(dataset: Dataset, template: str) -> dict[str, str]:
-    """Return the ids and texts of the documents that are right for some query."""
-    asked = {document for id in dataset.judged for document in dataset.relevant(id)}
-    return {id: text for id, text in zip(dataset.corpus, dataset.document_texts(template), strict=True) if id in asked}
+def answer_texts(dataset: Dataset, template: str) -> dict[str, str]:
+    """Return document id -> text of the documents that are right for some query."""
+    relevant = {document for id in dataset.judged for document in dataset.relevant(id)}
+    return {id: text for id, text in zip(dataset.corpus, dataset.document_texts(template), strict=True) if id in relevant}

@@ -1,4 +1,4 @@
-"""A finished run, published and fetched again."""
+"""Publication of a finished run, and the check of what was published."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from embedfit.publish.target import EXAMPLES, Target
 def prepare_publications(
     folder: str | Path, target: str, *, dataset: str | None = None, public: bool = False, examples: bool = False
 ) -> list[Publication]:
-    """Return what is to be published of a finished run: the model, and its data set if that is asked for.
+    """Return the publications of a finished run: the model, and its data set if a target for it is given.
 
     Args:
-        folder: The run directory.
-        target: Where the model goes: ``owner/name`` on the Hub, ``./folder`` or ``name.tar``.
-        dataset: Where the data set goes, likewise; None to keep it.
-        public: Whether anybody may see them on the Hub.
+        folder: Run directory.
+        target: Destination of the model: ``owner/name`` on the Hub, ``./folder`` or ``name.tar``.
+        dataset: Destination of the data set, in the same three forms; None to publish the model alone.
+        public: Whether the repositories on the Hub are public.
         examples: Whether the model's card quotes some training queries.
 
     Raises:
-        EmbedfitError: It is not finished, has no model of its own, or another than was measured; something is in the way; or its data is
-            needed, and not there as it was.
+        EmbedfitError: The run is not finished, its model cannot be published or has changed since it was measured, a destination
+            already exists, or the data is needed and has changed.
     """
     result = read_result(folder)
     if not result.model.is_dir():
         raise ConfigError(
-            f"{folder}: {result.model.name} is a map over {result.manifest['base']['name']}, and no model that can be published"
+            f"{folder}: {result.model.name} is a map over {result.manifest['base']['name']}, not a model that can be published"
         )
-    known = result.manifest.get("identity")
-    if known and LocalEncoder(result.model).identity != known:
+    identity = result.manifest.get("identity")
+    if identity and LocalEncoder(result.model).identity != identity:
         raise ModelError(f"{result.model}: is not the model that was measured: a file in it has changed; fix: restore it, or run again")
     places = [Target.of(place) for place in (target, dataset) if place]
     if len(places) > 1:
         _check_apart(*places)
     for place in places:
         if place.kind != "hub" and place.path.is_relative_to(result.folder.resolve()):
-            raise ConfigError(f"{place.where} lies in the run directory, which is embedfit's own; fix: give a place outside {folder}")
+            raise ConfigError(f"{place.where} is inside the run directory, which embedfit manages; fix: give a place outside {folder}")
         place.check_free()
     data = _data_of(result) if dataset or examples else None
     shown: list[tuple[str, list[str]]] = []
     if examples and data:
-        held_out = set(result.comparison.base.query_ids)  # with folds all of them, and the model was trained on all in the end
+        held_out = set(result.comparison.base.query_ids)  # with folds, every query: the model to use was trained on all
         trained = [id for id in data.judged if id not in held_out] or data.judged
         shown = [(data.queries[id].text, list(data.relevant(id))) for id in trained[:EXAMPLES]]
     model = model_publication(places[0], result.model, result.manifest, result.comparison, public=public, examples=shown)
@@ -59,27 +59,27 @@ def prepare_publications(
 
 
 def _check_apart(model: Target, dataset: Target) -> None:
-    """Refuse a model and a data set of which one would lie in the other.
+    """Check that neither of two destinations is inside the other.
 
     Raises:
-        ConfigError: They would.
+        ConfigError: A destination is inside the other, or they are the same.
     """
-    if model.kind == "hub" or dataset.kind == "hub":  # on the Hub, models and data sets have places of their own
+    if model.kind == "hub" or dataset.kind == "hub":  # on the Hub, models and data sets have separate namespaces
         return
     if model.path.is_relative_to(dataset.path) or dataset.path.is_relative_to(model.path):
-        raise ConfigError(f"{dataset.where} and {model.where} lie in each other; fix: give the data set a place of its own")
+        raise ConfigError(f"one of {dataset.where} and {model.where} is inside the other; fix: give the data set a place of its own")
 
 
 def publish_run(folder: str | Path, publication: Publication) -> Parity | None:
-    """Publish the model or the data set of a finished run, fetch it again, and make sure that it is the same.
+    """Publish the model or the data set of a finished run, fetch it back, and check that it is the same.
 
-    What the model gave in the run is what counts: its vectors, and each query's score as queries.parquet holds it.
+    A fetched model must reproduce the vectors of the run's model, and each query's score in queries.parquet.
 
     Returns:
-        How near the fetched model comes; None for a data set, which is the same or refused.
+        Agreement of the fetched model with the run's model; None for a data set, which must be identical.
 
     Raises:
-        EmbedfitError: It cannot be sent, or what was fetched is something else.
+        EmbedfitError: The upload failed, or the fetched copy differs.
     """
     result = read_result(folder)
     config = _config_of(result)
@@ -90,7 +90,7 @@ def publish_run(folder: str | Path, publication: Publication) -> Parity | None:
         queries, scores = _measured(result, config.evaluate.metric)
         try:
             data = _data_of(result).select(queries)
-        except EmbedfitError:  # gone or changed since
+        except EmbedfitError:  # the data is gone or has changed
             data, scores = Dataset({id: Query(id, text) for id, text in queries.items()}, {}, {}), {}
         precision = config.model.precision
         measured, published = LocalEncoder(result.model, precision=precision), LocalEncoder(fetched, precision=precision)
@@ -102,28 +102,28 @@ def _config_of(result: Result) -> Config:
 
 
 def _data_of(result: Result) -> Dataset:
-    """Return the data of a run, if it is still the same.
+    """Return the data of a run, if it has not changed.
 
     Raises:
-        DataError: It is gone or has changed, or the run is too old to tell.
+        DataError: The data is gone or has changed, or the run is too old to have recorded its digest.
     """
     config = _config_of(result).data
-    known = result.manifest.get("data")
-    if not known:
+    recorded = result.manifest.get("data")
+    if not recorded:
         raise DataError(str(result.folder), "was made before runs kept a digest of their data", fix="run again to publish any of it")
     data = read(config)
-    if data.digest() != known["digest"]:
+    if data.digest() != recorded["digest"]:
         raise DataError(
             config.queries,
             "has changed since the run (or its documents have)",
-            expected=f"{known['queries']:,} labelled queries and {known['documents']:,} documents as they were",
+            expected=f"{recorded['queries']:,} labelled queries and {recorded['documents']:,} documents as they were",
             fix="restore it, run again, or publish the model alone",
         )
     return data
 
 
 def _measured(result: Result, metric: str) -> tuple[dict[str, str], dict[str, float]]:
-    """Return the held-out queries' texts, and the scores of the run's own model on them; empty if the run did not keep them."""
+    """Return (held-out query id -> text, query id -> score of the run's model); the scores are empty if the run did not keep them."""
     import pandas as pd
 
     frame = pd.read_parquet(result.folder / "queries.parquet")

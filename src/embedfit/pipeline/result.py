@@ -1,4 +1,4 @@
-"""A finished run directory, read back."""
+"""A finished run, read from its directory."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Result:
     """A finished run.
 
     Attributes:
-        folder: The run directory.
-        comparison: Base and tuned on the test queries.
+        folder: Run directory.
+        comparison: Base and tuned on the held-out queries, paired by query.
         others: Scores of further baselines on the same queries.
-        findings: What was odd about the data.
-        manifest: Configuration, identities, times.
-        reused: Whether the run directory was there already, and nothing was done.
+        findings: Problems, warnings and notes about the data.
+        manifest: Contents of manifest.json: configuration, identities, sizes and times.
+        reused: Whether the run was already finished, so that nothing was computed.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class Result:
 
     @property
     def encoder(self) -> Encoder:
-        """The tuned model, with the precision that it was measured with. It is loaded anew at each access."""
+        """The tuned model, at the precision of its measurement. Each access returns a new encoder."""
         return encoder_of(Config.model_validate(self.manifest["config"]).model, str(self.model))
 
     @property
@@ -79,21 +79,21 @@ def read_result(folder: str | Path, *, reused: bool = True) -> Result:
     """Read a finished run directory.
 
     Raises:
-        DataError: It is not finished, or not a run directory.
+        DataError: The folder does not exist, or is not a finished run directory.
     """
     import pandas as pd
 
     folder = Path(folder)
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        said = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+        payload = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
         queries = pd.read_parquet(folder / "queries.parquet")
     except (OSError, ValueError) as error:
         if not folder.is_dir():
             siblings = [path.name for path in folder.parent.glob("*") if path.is_dir()]
             raise DataError(str(folder), f"does not exist{did_you_mean(folder.name, siblings)}", expected="a run directory") from None
         raise DataError(
-            str(folder), f"is not a finished run directory: {error}", fix="run 'embedfit run' again; it goes on where it was"
+            str(folder), f"is not a finished run directory: {error}", fix="run 'embedfit run' again; it continues where it stopped"
         ) from None
     ids = tuple(queries.query_id)
 
@@ -105,7 +105,7 @@ def read_result(folder: str | Path, *, reused: bool = True) -> Result:
         return Scores(name, ids, columns, queries[f"{prefix}rank"].to_numpy(), groups)
 
     seen = queries.seen.tolist() if "seen" in queries else None
-    comparison = Comparison.from_dict(said, scores("base_", said["base"]), scores("tuned_", said["tuned"]), seen)
-    others = tuple(scores(f"{name.lower()}_", name) for name in manifest["others"])
+    comparison = Comparison.from_dict(payload, scores("base_", payload["base"]), scores("tuned_", payload["tuned"]), seen)
+    baselines = tuple(scores(f"{name.lower()}_", name) for name in manifest["others"])
     findings = tuple(Finding(**{**row, "ids": tuple(row["ids"])}) for row in manifest["findings"])
-    return Result(folder, comparison, others, findings, manifest, reused)
+    return Result(folder, comparison, baselines, findings, manifest, reused)

@@ -1,4 +1,4 @@
-"""From what a caller hands over to settings, data and a model: an embedfit.toml, a Config, or a Dataset in memory."""
+"""The inputs of an experiment, from an embedfit.toml, a Config, or a Dataset in memory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from embedfit.encode.encoder import Encoder, complete
 from embedfit.errors import ConfigError
 
 Source: TypeAlias = "Config | Dataset | str | Path"
-"""What an experiment starts from: settings, the path of an embedfit.toml, or a data set in memory."""
+"""Settings, a data set in memory, or the path of an embedfit.toml."""
 Model: TypeAlias = "str | Path | Encoder"
-"""A model by name or folder, or an encoder that exists already."""
+"""A model by name or folder, or an encoder."""
 
 IN_MEMORY = "(in memory)"
 """Value of ``data.queries`` for a data set that was not read from files."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a caller asked for.
+class Inputs:
+    """Inputs of an experiment.
 
     Attributes:
         config: All settings.
@@ -35,16 +35,16 @@ class Asked:
     base: Encoder | None = None
 
     @classmethod
-    def of(cls, source: Source, model: Model | None = None, settings: dict[str, Any] | None = None) -> Asked:
-        """Return the settings of a source, with others in their place where the caller gives them.
+    def of(cls, source: Source, model: Model | None = None, settings: dict[str, Any] | None = None) -> Inputs:
+        """Return the inputs that a source describes, with the caller's settings in place of its own.
 
         Args:
             source: A Dataset, a Config, or the path of an embedfit.toml.
             model: Model to start from, in place of the one that the settings name.
-            settings: Sections and keys of embedfit.toml, such as ``{"tune": {"epochs": 2}, "output": "runs"}``.
+            settings: Sections and keys of embedfit.toml that override the source, such as ``{"tune": {"epochs": 2}, "output": "runs"}``.
 
         Raises:
-            ConfigError: A key or a value that embedfit.toml may not have, or a source of another kind.
+            ConfigError: A key or a value is not valid in embedfit.toml, or the source has another type.
         """
         given = _as_sections(settings or {})
         base = None if model is None or isinstance(model, str | Path) else model
@@ -65,7 +65,7 @@ class Asked:
 
 
 def _as_sections(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings as plain values: a section may be given as its own type, such as ``tune=TuneConfig(epochs=2)``."""
+    """Return settings as plain values. A section may also be an instance of its type, such as ``tune=TuneConfig(epochs=2)``."""
     return {key: value.model_dump(exclude_unset=True) if hasattr(value, "model_dump") else value for key, value in settings.items()}
 
 

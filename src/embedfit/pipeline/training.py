@@ -1,4 +1,4 @@
-"""Tuning, as often as there are splits and seeds."""
+"""Tuning, once per split and seed."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 def run_tune(config: Config, folder: Path) -> tuple[Tuned, tuple[Finding, ...]]:
-    """Tune on the train part of one split, choosing on its dev part: with the checks of `run`, and its further data sets.
+    """Tune on the train part of one split and choose on its dev part, with the checks and the further data sets of `run`.
 
     Returns:
-        What was tuned, and what is odd about the data.
+        The tuned model, and the findings in the data.
 
     Raises:
-        EmbedfitError: With one line that says what to do.
+        EmbedfitError: Something is missing or wrong; the message is one line and names the fix.
     """
     check_installed(config, trains=True)
     note_unused(config, "tune")
@@ -46,7 +46,7 @@ def run_tune(config: Config, folder: Path) -> tuple[Tuned, tuple[Finding, ...]]:
 
 
 ON_ALL = "tuning on all queries"
-"""Name of the step that trains the model to use, where folds have been measured."""
+"""Name of the step that trains the model to use, after the folds were measured."""
 
 
 def training_steps(job: Job) -> list[str]:
@@ -64,14 +64,14 @@ def train_all(job: Job, folder: Path, plan: Plan) -> tuple[list[list[Tuned]], Tu
         plan: Plan with the steps of `training_steps`.
 
     Returns:
-        For each seed, the trainings of its splits; and the training of the model to use.
+        The trainings of each seed, one per split; and the training of the model to use.
     """
-    trainings = [_train(job, _place(folder, seed), seed, plan) for seed in range(job.config.evaluate.seeds)]
+    trainings = [_train(job, _seed_folder(folder, seed), seed, plan) for seed in range(job.config.evaluate.seeds)]
     return trainings, _final(job, trainings[0], folder, plan)
 
 
 def help_training(job: Job, folder: Path) -> NoReturn:
-    """Take part in the trainings, as one process of a torchrun that is not the first, and end: the first one does the rest."""
+    """Take part in the trainings as a process of a torchrun other than the first, then exit; the first does the rest."""
     with console.plan("training", training_steps(job)) as plan:
         train_all(job, folder, plan)
     raise SystemExit
@@ -83,51 +83,51 @@ def _steps_of(job: Job, seed: int) -> list[str]:
     return [f"tuning{f', fold {fold} of {folds}' if folds > 1 else ''}{of_seed}" for fold in range(1, folds + 1)]
 
 
-def _place(folder: Path, seed: int) -> Path:
+def _seed_folder(folder: Path, seed: int) -> Path:
     return folder if seed == 0 else folder / "seeds" / str(seed)
 
 
 def _train(job: Job, folder: Path, seed: int, plan: Plan) -> list[Tuned]:
-    """Tune once per split. Seed 0 is the configured seed, and the others follow it."""
+    """Tune once per split. ``seed`` is added to the configured seed."""
     results = []
     for number, (step, (train, dev, _)) in enumerate(zip(_steps_of(job, seed), job.parts, strict=True)):
-        place = folder / "folds" / str(number) if len(job.splits) > 1 else folder
-        with _working(plan, step, place):
-            results.append(tune_part(job, train, dev, place, {"seed": job.config.tune.seed + seed}))
+        part_folder = folder / "folds" / str(number) if len(job.splits) > 1 else folder
+        with _working(plan, step, part_folder):
+            results.append(tune_part(job, train, dev, part_folder, {"seed": job.config.tune.seed + seed}))
     return results
 
 
 def _final(job: Job, training: Sequence[Tuned], folder: Path, plan: Plan) -> Tuned:
-    """Return the model to use. Folds measure a way of training, which is then applied to all queries."""
+    """Return the training of the model to use: the only one, or with folds one more on all queries."""
     if len(training) == 1:
         return training[0]
-    epochs = [tuned.epoch for tuned in training if tuned.epoch is not None]  # an adapter has none
+    epochs = [tuned.epoch for tuned in training if tuned.epoch is not None]  # None for an adapter
     changes = {"epochs": round(statistics.median(epochs))} if epochs else {}
     with _working(plan, ON_ALL, folder):
         return tune_part(job, job.dataset.select(job.dataset.judged), None, folder, changes)
 
 
-def _working(plan: Plan, step: str, place: Path) -> AbstractContextManager[None]:
-    """Show a training, unless it is done already and only read."""
-    if (place / "tuned.json").exists():
+def _working(plan: Plan, step: str, folder: Path) -> AbstractContextManager[None]:
+    """Show a training as a step of the plan, or skip the step if the training is already finished."""
+    if (folder / "tuned.json").exists():
         plan.skip(step)
         return nullcontext()
     return plan.step(step)
 
 
 def tune_part(job: Job, train: Dataset, dev: Dataset | None, folder: Path, changes: dict[str, Any]) -> Tuned:
-    """Tune on one part, with further data sets mixed in if there are any.
+    """Tune on one part, mixed with the further data sets.
 
     Args:
         job: Settings, base model and further data sets.
-        train: Training queries.
-        dev: Dev queries; None to train for all epochs.
+        train: Data set of the training queries.
+        dev: Data set of the dev queries; None to train for all epochs.
         folder: Output folder.
-        changes: Settings of [tune] that differ from the configured ones.
+        changes: Keys of [tune] with values that replace the configured values.
     """
     config = job.config.tune.model_copy(update=changes)
     temperature = job.config.mix.temperature
-    train, dev, template = with_others(train, dev, job.template, job.others, temperature=temperature, seed=config.seed)
+    train, dev, template = with_others(train, dev, job.template, job.further, temperature=temperature, seed=config.seed)
     engine = job.engine if processes.count() == 1 else LocalEngine()
     return tune(job.base, Training(train, dev, folder, config, template, job.config.track.report_to, engine))
 
@@ -137,13 +137,13 @@ def tune(base: Encoder, training: Training) -> Tuned:
     config = training.config
     if config.method == "adapter":
         if processes.count() > 1:
-            raise ConfigError("tune.method 'adapter' trains in seconds, in one process; fix: without torchrun")
+            raise ConfigError("tune.method 'adapter' trains in seconds, in one process; fix: run it without torchrun")
         from embedfit.tune.adapter import tune_adapter
         from embedfit.tune.frozen import AdapterConfig
 
         encoder = training.engine.encoder(base)
         if encoder.fingerprint != base.fingerprint:
-            encoder = base  # workers of another kind: the map is saved with the model that is here, and must fit its vectors
+            encoder = base  # the workers compute other vectors than the local model, which the map is saved with
         settings = AdapterConfig(scale=config.scale, seed=config.seed)
         return tune_adapter(CachedEncoder(encoder), training.train, training.dev, training.folder, settings, template=training.template)
     from embedfit.tune.full import tune_weights

@@ -1,4 +1,4 @@
-"""The files of a run directory; its manifest is written last, and means that it is complete."""
+"""The files of a run directory. The manifest is written last and marks the directory as complete."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def write_run(
     folder: Path,
     comparison: Comparison,
-    others: tuple[Scores, ...],
+    baselines: tuple[Scores, ...],
     queries: pd.DataFrame,
     suspects: pd.DataFrame,
     manifest: dict[str, Any],
@@ -32,13 +32,13 @@ def write_run(
     published: Scores | None,
 ) -> None:
     """Write the run directory's files, the manifest last."""
-    whole = queries.assign(
-        **{f"{other.name.lower()}_{name}": values for other in others for name, values in other.values.items()},
-        **{f"{other.name.lower()}_rank": other.ranks for other in others},
+    frame = queries.assign(
+        **{f"{scores.name.lower()}_{name}": values for scores in baselines for name, values in scores.values.items()},
+        **{f"{scores.name.lower()}_rank": scores.ranks for scores in baselines},
         **({f"published_{comparison.metric}": published.values[comparison.metric]} if published else {}),
     )
     with writing(folder / "queries.parquet") as file:
-        whole.to_parquet(file, index=False)
+        frame.to_parquet(file, index=False)
     write_suspects(suspects, folder / "suspects.csv")
     with writing(folder / "comparison.json") as file:
         file.write(json.dumps(comparison.to_dict(), indent=1).encode())
@@ -50,12 +50,12 @@ def write_run(
         file.write(json.dumps(manifest, indent=1, default=_plain).encode())
 
 
-def write_study(folder: Path, name: str, found: Curve | Ladder, page: str) -> None:
-    """Write what a curve or a ladder found: as JSON, as a chart, and as a page."""
+def write_study(folder: Path, name: str, study: Curve | Ladder, page: str) -> None:
+    """Write a curve or a ladder as JSON, as a chart and as an HTML page."""
     with writing(folder / f"{name}.json") as file:
-        file.write(json.dumps(found.to_dict(), indent=1, default=_plain).encode())
+        file.write(json.dumps(study.to_dict(), indent=1, default=_plain).encode())
     with writing(folder / f"{name}.png") as file:
-        found.plot().savefig(file, dpi=150, format="png")
+        study.plot().savefig(file, dpi=150, format="png")
     with writing(folder / "report.html") as file:
         file.write(page.encode())
 

@@ -11,27 +11,27 @@ from embedfit.files import writing
 
 TRANSACTIONS = Path(str(resources.files(__name__) / "transactions"))
 GENERAL = Path(str(resources.files(__name__) / "general"))
-"""Questions and passages of many fields, to see what tuning forgot; a BEIR folder, written for embedfit."""
+"""Questions and passages from many fields, to measure what tuning forgot; a BEIR folder, written for embedfit."""
 
 
 def demo_config(output: Path, model: str) -> Config:
-    """Return the configuration of the main job on the bundled transactions."""
+    """Return the configuration of a run on the bundled transactions."""
     return Config(
         name="transactions",
         output=str(output),
         data=DataConfig(
             queries=str(TRANSACTIONS / "transactions.jsonl"), documents=str(TRANSACTIONS / "categories.json"), record="transaction"
         ),
-        split=SplitConfig(folds=0),  # one split, in the time of a coffee; `run --folds 5` holds out every query once
+        split=SplitConfig(folds=0),  # one split, to be quick; `run --folds 5` holds out every query once
         model=ModelConfig(name=model),
     )
 
 
 def write_start(folder: Path) -> list[Path]:
-    """Write embedfit.toml, its schema and a tiny data set; nothing that exists is overwritten.
+    """Write embedfit.toml, its schema and a tiny data set. Existing files are never overwritten.
 
     Raises:
-        StorageError: A file is there already, or the folder cannot be written.
+        StorageError: A file already exists, or the folder is not writable.
     """
     files = {
         "embedfit.toml": _TOML,
@@ -41,7 +41,7 @@ def write_start(folder: Path) -> list[Path]:
     }
     for name in files:
         if (folder / name).exists():
-            raise StorageError(f"{folder / name} is there already; fix: give another folder, or move it away")
+            raise StorageError(f"{folder / name} already exists; fix: give another folder, or move the file")
     for name, text in files.items():
         with writing(folder / name) as file:
             file.write(text.encode())
@@ -50,15 +50,15 @@ def write_start(folder: Path) -> list[Path]:
 
 _TOML = """\
 #:schema ./embedfit.schema.json
-# What embedfit reads, measures and trains. Every key has a default but data.queries; these are the ones to know.
+# What embedfit reads, measures and trains. Every key but data.queries has a default; these are the most useful.
 name = "support"                    # first part of the run directory's name
 output = "runs"                     # where run directories are made
 
 [data]
 queries = "queries.jsonl"           # {"query": "...", "expected": "document id" or a list}; also CSV, TSV, Parquet,
                                     # a BEIR folder, or hub:owner/name
-documents = "documents.jsonl"       # {"id", "text", optional "title" and more}; leave it out and labels say their names
-document_template = "{title}. {text}"  # what a document says; this choice alone can move recall a lot
+documents = "documents.jsonl"       # {"id", "text", optional "title" and more}; without it, each label is a document
+document_template = "{title}. {text}"  # text of a document; this alone can change recall a lot
 
 [split]
 # test = 0.2                        # held out for the comparison, never used for any choice; by default with 1,000 queries or more
@@ -70,10 +70,10 @@ name = "all-MiniLM-L6-v2"           # small, works offline; with a network try B
 
 [evaluate]
 k = [1, 3, 5, 10]
-metric = "mrr@10"                   # the one that the verdict is about
+metric = "mrr@10"                   # metric of the verdict
 
 [tune]
-# epochs = 4                        # at most; by default 4 for labels, 2 for passages; a dev part decides
+# epochs = 4                        # maximum; by default 4 for labels, 2 for passages; a dev part chooses
 """
 
 _TOPICS = {
