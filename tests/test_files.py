@@ -126,7 +126,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder"):
-        with pytest.raises(StorageError, match="is there already, and is no file"), writing(tmp_path / name) as file:
+        with pytest.raises(StorageError, match="exists and is not a file"), writing(tmp_path / name) as file:
             file.write(b"x")
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 

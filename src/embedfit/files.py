@@ -54,7 +54,7 @@ def writing(path: Path) -> Iterator[Any]:
     try:
         target = Path(os.path.realpath(path))
         if target.exists() and not target.is_file():
-            raise StorageError(f"{path}: is there already, and is no file; fix: give another name")
+            raise StorageError(f"{path}: exists and is not a file; fix: give another name")
         with temporary_path(target) as temporary:
             with temporary.open("wb") as file:
                 yield file

@@ -1,4 +1,4 @@
-"""How a remote service is addressed: URL, key, headers, client settings, and the retry policy after an error."""
+"""Access to a remote service: URL, key, headers, client settings, and the retry policy after an error."""
 
 from __future__ import annotations
 

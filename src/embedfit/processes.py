@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=12)
-"""Time for which a process waits for the others. The first may be encoding a large corpus."""
+"""Time for which a process waits for the other processes. The first may be encoding a large corpus."""
 
 
 def count() -> int:

@@ -146,7 +146,7 @@ def test_a_document_row_is_named_and_a_label_without_document_too():
     frame = pd.DataFrame({"query": ["a"], "expected": ["fod"]})
     documents = pd.DataFrame({"id": ["food", "food"], "text": ["Meals", "Rides"]})
     assert refusal(Dataset.from_frame, frame, documents) == (
-        "documents row 1: document id 'food' stands here a second time; expected ids that differ (and 1 more; problems=[] takes them all)"
+        "documents row 1: document id 'food' occurs here a second time; expected unique ids (and 1 more; problems=[] takes them all)"
     )
     line = "row 0: label 'fod' is not among the 1 documents; did you mean 'food'?; fix: correct it, or add the document"
     assert refusal(Dataset.from_frame, frame, documents[:1]) == line
@@ -252,7 +252,7 @@ def test_beirs_three_dicts_with_texts_or_fields():
         ({"a": "x"}, {"d": {"category": "no"}}, {}, f"document 'd': key 'text' is missing (keys: category); {NO_TEXT}"),
         (["x"], CORPUS, {}, "query: is ['x']; expected a dict by id"),
         ({"a": "x"}, CORPUS, [], "qrels: is []; expected a dict by query id"),
-        ({1: "x", "1": "y"}, CORPUS, {}, "query '1': query id '1' stands here a second time; expected ids that differ"),
+        ({1: "x", "1": "y"}, CORPUS, {}, "query '1': query id '1' occurs here a second time; expected unique ids"),
     ],
 )  # fmt: skip
 def test_an_entry_that_cannot_be_used_is_named(queries, corpus, qrels, line):

@@ -664,10 +664,10 @@ def test_what_differs_between_the_rows_of_one_id_is_left_out_and_said(tmp_path, 
 @pytest.mark.parametrize(
     ("second", "said"),
     [
-        ({"id": 1, "query": "y", "expected": "b"}, "id '1' stands here a second time with another text, 'y'"),
-        ({"id": 1, "query": "x", "expected": "b", "part": "dev"}, "id '1' stands here a second time with another part, 'dev'"),
+        ({"id": 1, "query": "y", "expected": "b"}, "id '1' occurs here a second time with another text, 'y'"),
+        ({"id": 1, "query": "x", "expected": "b", "part": "dev"}, "id '1' occurs here a second time with another part, 'dev'"),
         ({"id": 1, "query": "x", "expected": {"a": 0}}, "grade of 'a' is 0 here and 1 at "),
-        ({"id": 1.0, "query": "x", "expected": ["a"]}, "id '1' stands here a second time with the same label"),
+        ({"id": 1.0, "query": "x", "expected": ["a"]}, "id '1' occurs here a second time with the same label"),
     ],
 )
 def test_rows_of_one_id_that_contradict_each_other_are_refused(tmp_path, second, said):
@@ -684,7 +684,7 @@ def test_a_pair_without_id_that_is_graded_twice_must_have_one_grade(tmp_path):
 def test_an_id_that_is_a_row_without_ids_name_is_refused(tmp_path):
     for rows in ([{}, {"id": "q1"}], [{"id": "q2"}, {}]):
         pairs = put(tmp_path, "pairs.jsonl", *({"query": f"text {n}", "expected": "a", **row} for n, row in enumerate(rows)))
-        assert "stands here a second time; expected an id in each row, or in none" in refusal(pairs)
+        assert "occurs here a second time; expected an id in each row, or in none" in refusal(pairs)
 
 
 # Columns that stand twice
@@ -1040,7 +1040,7 @@ BAD = {
     "a negative grade": ([{"query": "a", "expected": {"b": -1}}], ["pairs.jsonl:1: grade -1", "expected a whole number, 0 or more"]),
     "half a grade": ([{"query": "a", "expected": {"b": 0.5}}], ["pairs.jsonl:1: grade 0.5", "expected a whole number, 0 or more"]),
     "no relevant document": ([{"query": "a", "expected": {"b": 0}}], ["pairs.jsonl: has no query with a relevant document"]),
-    "an id twice": ([{"id": 1, "query": "a", "expected": "b"}] * 2, ["pairs.jsonl:2: id '1' stands here a second time", "ids that differ"]),
+    "an id twice": ([{"id": 1, "query": "a", "expected": "b"}] * 2, ["pairs.jsonl:2: id '1' occurs here a second time", "unique ids"]),
     "a list as id": ([{"id": [1], "query": "a", "expected": "b"}], ["pairs.jsonl:1: id is [1]", "expected a text or a whole number"]),
     "an unknown part": (
         [{"query": "a", "expected": "b", "part": "tset"}],
@@ -1066,7 +1066,7 @@ def test_a_label_without_a_document_gets_the_nearest_one(tmp_path):
 
 def test_bad_documents_are_named(tmp_path):
     pairs = put(tmp_path, "pairs.jsonl", {"query": "cab", "expected": "a"})
-    assert "docs.jsonl:2: document id 'a' stands here a second time" in refusal(
+    assert "docs.jsonl:2: document id 'a' occurs here a second time" in refusal(
         pairs, put(tmp_path, "docs.jsonl", {"id": "a", "text": "x"}, {"id": "a", "text": "y"})
     )
     assert "docs.jsonl:1: key 'id' is missing" in refusal(pairs, put(tmp_path, "docs.jsonl", {"text": "x"}))
@@ -1117,7 +1117,7 @@ def test_two_files_of_one_part_are_one_part(tmp_path):
 
 def test_a_query_id_twice_in_a_beir_folder_is_refused(tmp_path):
     line = refusal(beir(tmp_path, ["q1\td1\t1"], queries=("q1", "q2", "q1")))
-    assert "queries.jsonl:3: query id 'q1' stands here a second time" in line
+    assert "queries.jsonl:3: query id 'q1' occurs here a second time" in line
 
 
 @pytest.mark.parametrize("gone", ["corpus.jsonl", "queries.jsonl", "qrels"])

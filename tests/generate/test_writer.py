@@ -420,7 +420,7 @@ def test_an_answer_is_found_whatever_stands_around_it(message):
         ({"content": f'{{"inner": {JSON}, "rest": }}'}, "Invalid JSON"),
         ({"content": f"<think>{JSON}"}, "Invalid JSON"),
         ({"content": f"<think>{JSON}</think>"}, "Invalid JSON"),
-        ({"content": '{"amount": NaN}'}, "NaN is no JSON"),
+        ({"content": '{"amount": NaN}'}, "NaN is not JSON"),
         ({"content": "[" * 100_000}, "Invalid JSON"),
         ({"content": '{"a":' * 100_000}, "Invalid JSON"),
         ({"content": None, "tool_calls": called(JSON)["tool_calls"] + called('{"query": "b"}')["tool_calls"]}, "two different tool calls"),

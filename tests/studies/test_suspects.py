@@ -166,7 +166,7 @@ def test_rows_that_are_empty_or_lack_the_empty_cells_at_their_end_are_read(datas
         ("query_id,suggested,decision\nq1,hotel,taxi|fod\n", ":2: document 'fod' is not among the 3 documents; did you mean 'food'?"),
         ('query_id,suggested,decision\nq1,hotel,"[""taxi"""\n', ":2: decision"),
         ("query_id,suggested,decision\nq1,hotel,[]\n", ":2: decision names no document"),
-        ("query_id,suggested,decision\nq1,hotel,keep\nq1,hotel,add\n", ":3: query 'q1' stands here a second time"),
+        ("query_id,suggested,decision\nq1,hotel,keep\nq1,hotel,add\n", ":3: query 'q1' occurs here a second time"),
         ('query_id,suggested,decision,query\nq1,hotel,,"a\nb"\nq8,hotel,,\n', ":4: query 'q8'"),
         ('query_id,suggested,decision,query\nq1,hotel,,x\nq8,hotel,,"a\nb"\n', ":3: query 'q8'"),
         ("query_id,suggested,decision\nq1,hotel,keep,extra\n", ":2: has 4 cells; expected 3"),

@@ -1,1 +1,1 @@
-"""What is asked, and what is right."""
+"""Queries, documents and judgements: reading, checking, splitting and writing them."""

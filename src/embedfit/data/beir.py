@@ -68,7 +68,7 @@ def queries_of(rows: Iterator[tuple[str, Any]], errors: list[DataError]) -> dict
             if not id:
                 raise DataError(where, "key '_id' is missing", expected="an id for each query")
             if id in queries:
-                raise DataError(where, f"query id {id!r} stands here a second time", expected="ids that differ")
+                raise DataError(where, f"query id {id!r} occurs here a second time", expected="unique ids")
             queries[id] = Query(id, read_text(row, "text", where), metadata_of(row, ("id", "_id", "text"), where))
         except DataError as error:
             errors.append(error)

@@ -89,9 +89,9 @@ def check_leaks(dataset: Dataset, parts: Mapping[str, Sequence[str]]) -> list[Fi
         for id in ids:
             members[part].setdefault(group_of[id], []).append(id)
     near: dict[int, list[int]] = {}
-    for one, other in duplicates.near:
-        near.setdefault(one, []).append(other)
-        near.setdefault(other, []).append(one)
+    for left, right in duplicates.near:
+        near.setdefault(left, []).append(right)
+        near.setdefault(right, []).append(left)
     findings = []
     for held_out, seen in (("test", ("dev", "train")), ("dev", ("train",))):
         for group, ids in members[held_out].items():

@@ -419,8 +419,8 @@ def _check_ids(contents: Contents) -> None:
                 raise DataError(f"part {part}", f"query {shown(id)} is not among the {len(queries):,} queries")
 
 
-def _counted(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"
+def _counted(count: int, singular: str, plural: str) -> str:
+    return f"{count:,} {singular if count == 1 else plural}"
 
 
 def _short(text: str, limit: int = 100) -> str:

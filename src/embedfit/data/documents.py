@@ -49,7 +49,7 @@ def documents_of(rows: Iterator[tuple[str, Any]], errors: list[DataError]) -> di
                     raise DataError(where, "key 'id' is missing", expected="an id for each document")
                 document = Document(id, text, title, metadata_of(row, _DOCUMENT_KEYS, where))
             if document.id in corpus:
-                raise DataError(where, f"document id {document.id!r} stands here a second time", expected="ids that differ")
+                raise DataError(where, f"document id {document.id!r} occurs here a second time", expected="unique ids")
         except DataError as error:
             errors.append(error)
             continue

@@ -85,8 +85,8 @@ class Duplicates:
         """Yield every pair of copies or near copies, the smaller position first."""
         for group in self.same:
             yield from itertools.combinations(group, 2)
-        for one, other in self.near:
-            for i, j in itertools.product(self.same[one], self.same[other]):
+        for left, right in self.near:
+            for i, j in itertools.product(self.same[left], self.same[right]):
                 yield min(i, j), max(i, j)
 
 
@@ -125,9 +125,9 @@ def copies_among(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str
     return copies
 
 
-def nearly_same(one: str, other: str) -> bool:
+def nearly_same(left: str, right: str) -> bool:
     """Return whether two texts are copies or near copies, by the rule of `near_duplicates`."""
-    return _near(_cut(one), _cut(other))
+    return _near(_cut(left), _cut(right))
 
 
 @functools.lru_cache(maxsize=2**13)  # mining compares the same documents many times
@@ -197,18 +197,18 @@ class _Text:
                     yield hash((place, *self.plain[:place], *self.plain[place + 1 :])), word
 
 
-def _near(one: _Text, other: _Text) -> bool:
-    first, second = one.plain, other.plain
+def _near(left: _Text, right: _Text) -> bool:
+    first, second = left.plain, right.plain
     if first == second:
         return True
-    edits = min(one.edits, other.edits)
+    edits = min(left.edits, right.edits)
     if edits and Levenshtein.distance(first, second, score_cutoff=edits) <= edits:
         return True
     if len(first) != len(second):
         return False
     if len(first) >= _REORDERED and sorted(first) == sorted(second):
         return True
-    if one.edits or other.edits or len(first) <= _OTHER_WORDS:
+    if left.edits or right.edits or len(first) <= _OTHER_WORDS:
         return False
     differing = [pair for pair in zip(first, second, strict=True) if pair[0] != pair[1]]
     return len(differing) == 1 and _slipped(*differing[0])
@@ -218,10 +218,10 @@ def _may_slip(word: str) -> bool:
     return len(word) >= _LETTERS - 1 and word.isalpha()
 
 
-def _slipped(one: str, other: str) -> bool:
+def _slipped(left: str, right: str) -> bool:
     """Return whether two words differ by one typo."""
-    longer = max(len(one), len(other))
-    return longer >= _LETTERS and _may_slip(one) and _may_slip(other) and OSA.distance(one, other, score_cutoff=1) <= 1
+    longer = max(len(left), len(right))
+    return longer >= _LETTERS and _may_slip(left) and _may_slip(right) and OSA.distance(left, right, score_cutoff=1) <= 1
 
 
 def _without_a_letter(word: str) -> set[str]:
@@ -288,10 +288,10 @@ def _near_pairs(texts: Sequence[_Text]) -> list[tuple[int, int]]:
     coded: Sequence[Sequence[Hashable]] = ["".join(map(chr, row)) for row in ranks] if len(rank) <= sys.maxunicode else ranks
     pairs = {pair for pair in _twins(texts) if _near(texts[pair[0]], texts[pair[1]])}
     for candidates in _candidates(texts, ranks):
-        for one, other in candidates:
-            edits = min(texts[one].edits, texts[other].edits)
-            if Levenshtein.distance(coded[one], coded[other], score_cutoff=edits) <= edits:
-                pairs.add((min(one, other), max(one, other)))
+        for left, right in candidates:
+            edits = min(texts[left].edits, texts[right].edits)
+            if Levenshtein.distance(coded[left], coded[right], score_cutoff=edits) <= edits:
+                pairs.add((min(left, right), max(left, right)))
     return sorted(pairs)
 
 
@@ -301,7 +301,7 @@ def _candidates(texts: Sequence[_Text], ranks: Sequence[Sequence[int]]) -> Itera
         longest = max(len(row) for row, text in zip(ranks, texts, strict=True) if text.edits == edits) + edits
         numbers = [number for number, text in enumerate(texts) if text.edits >= edits and len(ranks[number]) <= longest]
         pairs = _sharing_rare_words(ranks, numbers, edits)
-        yield ((one, other) for one, other in pairs if min(texts[one].edits, texts[other].edits) == edits)
+        yield ((left, right) for left, right in pairs if min(texts[left].edits, texts[right].edits) == edits)
     yield _sharing_rare_words_or_runs(texts, ranks, [number for number, text in enumerate(texts) if text.edits >= _RAREST])
 
 

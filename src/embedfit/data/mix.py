@@ -16,19 +16,19 @@ def rendered(dataset: Dataset, template: str) -> Dataset:
     return Dataset(dataset.queries, corpus, dataset.qrels, dataset.parts)
 
 
-def with_others(
+def with_further(
     train: Dataset,
     dev: Dataset | None,
     template: str,
-    others: Sequence[tuple[Dataset, str]],
+    further: Sequence[tuple[Dataset, str]],
     *,
     temperature: float = 1.0,
     seed: int = 0,
 ) -> tuple[Dataset, Dataset | None, str]:
-    """Return (train with the other data sets mixed in, dev, the template of both), or the arguments if there are no others."""
-    if not others:
+    """Return (train with further data sets mixed in, dev, the template of both), or the arguments without further data sets."""
+    if not further:
         return train, dev, template
-    return mixed([(train, template), *others], temperature=temperature, seed=seed), dev and rendered(dev, template), DOCUMENT_TEMPLATE
+    return mixed([(train, template), *further], temperature=temperature, seed=seed), dev and rendered(dev, template), DOCUMENT_TEMPLATE
 
 
 def mixed(datasets: Sequence[tuple[Dataset, str]], *, temperature: float = 1.0, seed: int = 0) -> Dataset:

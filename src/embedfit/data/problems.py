@@ -24,7 +24,7 @@ def report(errors: Sequence[DataError], problems: list[DataError] | None, *, hin
         hint: Advice on how to see all errors, for the message of the one that is raised.
 
     Raises:
-        DataError: ``problems`` is None and there is an error. Its message counts the others.
+        DataError: ``problems`` is None and there is an error. Its message counts the other errors.
     """
     errors = grouped(errors)
     if problems is not None:

@@ -161,7 +161,7 @@ def _judgement(value: Any) -> str:
 
 
 def _one_label_a_cell(pairs: list[_Pair], corpus: Mapping[str, Document] | None, columns: Columns, errors: list[DataError]) -> list[_Pair]:
-    """Return the pairs whose cell holds one label. Report the others, and labels that are written in two ways."""
+    """Return the pairs whose cell holds one label. Report the other pairs, and labels that are written in two ways."""
     places = {label: pair.where for pair in reversed(pairs) for label in pair.grades}
     known: Mapping[str, Any] = places if corpus is None else corpus
     joined: dict[str, list[_Pair]] = {}
@@ -202,13 +202,13 @@ def _merged(pairs: Sequence[_Pair], corpus: dict[str, Document], source: str, er
     qrels: Qrels = {}
     parts: dict[str, list[str]] = {}
     merged, rows, differing = [], 0, dict[str, None]()
-    for first, *others in groups.values():
+    for first, *repeats in groups.values():
         id = first.id
         if id in queries:
-            errors.append(DataError(first.where, f"id {id!r} stands here a second time", expected="an id in each row, or in none"))
+            errors.append(DataError(first.where, f"id {id!r} occurs here a second time", expected="an id in each row, or in none"))
             continue
         grades, places, metadata = dict(first.grades), dict.fromkeys(first.grades, first.where), dict(first.metadata)
-        for pair in others:
+        for pair in repeats:
             try:
                 _add_answers(pair, first, grades, places)
             except DataError as error:
@@ -217,7 +217,7 @@ def _merged(pairs: Sequence[_Pair], corpus: dict[str, Document], source: str, er
             unlike = {name for name in {**metadata, **pair.metadata} if metadata.get(name) != pair.metadata.get(name)}
             differing |= dict.fromkeys(sorted(unlike))
             metadata = {name: value for name, value in metadata.items() if name not in unlike}
-        rows += len(others)
+        rows += len(repeats)
         if len(grades) > len(first.grades) and not first.has_id:
             merged.append(id)
         queries[id] = Query(id, first.text, metadata)
@@ -239,13 +239,13 @@ def _add_answers(pair: _Pair, first: _Pair, grades: dict[str, int], places: dict
     """
     if pair.text != first.text or pair.part != first.part:
         other = f"another text, {shown(pair.text)}" if pair.text != first.text else f"another part, {shown(pair.part)}"
-        raise DataError(pair.where, f"id {pair.id!r} stands here a second time with {other}", expected="ids that differ")
+        raise DataError(pair.where, f"id {pair.id!r} occurs here a second time with {other}", expected="unique ids")
     for document, grade in pair.grades.items():
         if grades.get(document, grade) != grade:
             problem = f"grade of {shown(document)} is {grade} here and {grades[document]} at {places[document]}"
             raise DataError(pair.where, problem, fix="leave one of the two rows")
     if pair.has_id and pair.grades.keys() <= grades.keys():
-        raise DataError(pair.where, f"id {pair.id!r} stands here a second time with the same label", expected="ids that differ")
+        raise DataError(pair.where, f"id {pair.id!r} occurs here a second time with the same label", expected="unique ids")
     for document, grade in pair.grades.items():
         grades.setdefault(document, grade)
         places.setdefault(document, pair.where)

@@ -1,4 +1,4 @@
-"""What a data set is made of: queries, documents and grades."""
+"""The parts of a data set: queries, documents and grades."""
 
 from __future__ import annotations
 

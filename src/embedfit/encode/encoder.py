@@ -1,4 +1,4 @@
-"""What an encoder is: texts in, unit vectors out.
+"""The encoder protocol: texts in, unit vectors out.
 
 `Encoder` is what everything accepts: a name, a fingerprint and ``encode``. `BaseEncoder` is what everything asks for: the
 rest, with a default for each. `complete` turns the first into the second.

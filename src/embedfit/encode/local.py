@@ -166,7 +166,7 @@ class ModelEncoder:
 
 @dataclass(frozen=True)
 class Truncation:
-    """How much of some texts a model reads.
+    """Token counts of texts, and the limit of the model.
 
     Attributes:
         counts: Number of tokens of each text; shape (texts,).

@@ -53,7 +53,7 @@ def is_remote(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Spent:
-    """What an encoder has bought in this process.
+    """Requests, tokens and cost of an encoder in this process.
 
     Attributes:
         texts: Number of texts with a vector.

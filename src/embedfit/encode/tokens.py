@@ -104,7 +104,7 @@ def tokenizer_suffices(model: SentenceTransformer, texts: Sequence[str], prompt:
 
 
 def _by_library(model: SentenceTransformer, prompt: str, task: str | None, texts: Sequence[str]) -> tuple[_Read, dict[str, Any]]:
-    """Return the tokens that the library makes of the texts, and the features that are no tensors."""
+    """Return the tokens that the library makes of the texts, and the features that are not tensors."""
     import torch
 
     whole = model.preprocess(list(texts), prompt=prompt or None, task=task)
@@ -129,11 +129,11 @@ def _small(key: str, values: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     return values.astype(np.int32 if key == "input_ids" else np.int8)
 
 
-def _equal(one: _Read, other: _Read) -> bool:
+def _equal(left: _Read, right: _Read) -> bool:
     return (
-        np.array_equal(one[0], other[0])
-        and one[1].keys() == other[1].keys()
-        and all(np.array_equal(values, other[1][key]) for key, values in one[1].items())
+        np.array_equal(left[0], right[0])
+        and left[1].keys() == right[1].keys()
+        and all(np.array_equal(values, right[1][key]) for key, values in left[1].items())
     )
 
 

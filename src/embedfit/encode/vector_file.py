@@ -183,13 +183,13 @@ class VectorFile:
         if needed > self._limit:
             return False
         room = self._limit - needed
-        others = {path: file_size(path) for path in vector_files(self.path.parent) if path != self.path}
-        for path in list(others):  # the least recently used comes first
-            if _used(database) + sum(others.values()) <= room:
+        sizes = {path: file_size(path) for path in vector_files(self.path.parent) if path != self.path}
+        for path in list(sizes):  # the least recently used comes first
+            if _used(database) + sum(sizes.values()) <= room:
                 break
             if remove_file(path):
-                del others[path]
-        while (over := _used(database) + sum(others.values()) - room) > 0:
+                del sizes[path]
+        while (over := _used(database) + sum(sizes.values()) - room) > 0:
             [(count, mean)] = database.execute("SELECT count(*), avg(length(vector)) FROM (SELECT vector FROM vectors LIMIT 1000)")
             if not count:
                 break

@@ -84,12 +84,12 @@ def may_be_best(scores: Sequence[Scores], *, metric: str = "mrr@10", seed: int =
         bounds.append(half_means(values, np.random.default_rng([seed, 4]), groups))
 
     def tests(place: int) -> Iterator[float]:
-        others = np.delete(np.arange(len(models)), place)
-        yield _smallest_p(flipped[:, [place]] - flipped[:, others], means[place] - means[others])
+        rivals = np.delete(np.arange(len(models)), place)
+        yield _smallest_p(flipped[:, [place]] - flipped[:, rivals], means[place] - means[rivals])
         for lows, highs in bounds:
             # Means are linear in the values, so differences of the models' draws are draws of their gaps; the added group is apart.
             middles, added = (lows + highs) / 2, (highs - lows)[:, :1] / 2
-            yield _smallest_p(middles[:, others] - middles[:, [place]] - added, np.zeros(len(others)))
+            yield _smallest_p(middles[:, rivals] - middles[:, [place]] - added, np.zeros(len(rivals)))
 
     return [any(p >= _LEVEL for p in tests(place)) for place in range(len(models))]
 

@@ -37,7 +37,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the gaps between two models show about their mean; each array has one value per column of gaps.
+    """Statistics of the mean gap between two models; each array has one value per column of gaps.
 
     Attributes:
         difference: Mean gap, between -1 and 1.
@@ -257,5 +257,5 @@ def _renumbered(groups: Groups) -> Groups:
 
 
 def only(scores: Scores, metric: str) -> Scores:
-    """Return the scores restricted to one metric, so that nothing is drawn for the others."""
+    """Return the scores restricted to one metric, so that nothing is drawn for other metrics."""
     return replace(scores, values={name: values for name, values in scores.values.items() if name == metric} or scores.values)

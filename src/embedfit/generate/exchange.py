@@ -24,7 +24,7 @@ _PLACEHOLDER = "\0prompt\0"
 
 @dataclass(frozen=True)
 class _Form:
-    """What is asked for: the part of a request's body, with a placeholder for the prompt, and the check of an answer."""
+    """The part of a request's body, with a placeholder for the prompt, and the check of an answer."""
 
     name: str
     parts: dict[str, Any]
@@ -46,7 +46,7 @@ class Exchange:
     """Makes requests and reads replies.
 
     Args:
-        task: What is to be written.
+        task: Writing task.
         config: Model, mode and parameters.
     """
 

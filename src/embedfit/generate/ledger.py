@@ -53,8 +53,8 @@ def open_ledger(folder: Path, start: Mapping[str, Any]) -> Ledger:
 
     Args:
         folder: Folder of ledgers. Each file is named by a hash of its start.
-        start: What all requests have in common: prompt, schema, model, seed. If one of them has changed, a new ledger is created, the
-            old one is kept, and a note names the change.
+        start: Values that all requests share: prompt, schema, model, seed. If a value has changed, a new ledger is created, the
+            old ledger is kept, and a note names the change.
 
     Raises:
         DataError: A line of the ledger is malformed.
@@ -274,12 +274,12 @@ def _sync_entries(folder: Path) -> None:
 
 
 def _note_changes(folder: Path, path: Path, start: Mapping[str, Any]) -> None:
-    others = sorted(folder.glob("ledger-*.jsonl"), key=lambda other: other.stat().st_mtime)
-    if not others:
+    ledgers = sorted(folder.glob("ledger-*.jsonl"), key=lambda ledger: ledger.stat().st_mtime)
+    if not ledgers:
         return
-    with contextlib.suppress(ValueError, OSError), others[-1].open(encoding="utf-8") as file:
+    with contextlib.suppress(ValueError, OSError), ledgers[-1].open(encoding="utf-8") as file:
         before = json.loads(file.readline())
         changed = [key for key in start if before.get(key) != start[key]]
         console.note(
-            f"Changed since the last run: {', '.join(changed)}. The new ledger is {path.name}; the old one, {others[-1].name}, is kept."
+            f"Changed since the last run: {', '.join(changed)}. The new ledger is {path.name}; the old one, {ledgers[-1].name}, is kept."
         )

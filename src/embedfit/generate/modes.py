@@ -1,4 +1,4 @@
-"""How a model is asked for a JSON object in each mode, and asked again after a reply that was rejected."""
+"""Requests for a JSON object in each mode, and the repeated request after a rejected reply."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def request_parts(mode: str, name: str, schema: Mapping[str, Any], prompt: str) 
         mode: ``json_schema`` (structured output), ``tools`` (a forced tool call) or ``json`` (JSON mode, with the schema in the prompt).
         name: Name of the schema or the tool: letters, digits and underscores.
         schema: JSON Schema of the object.
-        prompt: What to ask.
+        prompt: Text of the request.
     """
     messages = [{"role": "user", "content": prompt}]
     schema = {"title": name, **schema}
@@ -36,9 +36,9 @@ def correction(mode: str, message: Mapping[str, Any], why: str) -> list[dict[str
     """Return the messages that show a model its reply and what is wrong with it.
 
     Args:
-        mode: How the reply was asked for.
+        mode: Mode of the request, as in `request_parts`.
         message: The reply. Tool calls of the usual form are shown; of any other reply the text alone.
-        why: What is wrong.
+        why: Error in the reply.
     """
     problem = f"Correct your JSON ONLY RESPONSE, based on the following errors:\n{why}"
     if mode == "tools":

@@ -22,7 +22,7 @@ from embedfit.words import words_of
 
 @dataclass(frozen=True)
 class Diversity:
-    """How much texts differ from each other.
+    """Diversity of a set of texts.
 
     Attributes:
         distinct_words: Share of distinct words among all words (distinct-1: J. Li et al., A diversity-promoting objective, 2016).
@@ -122,7 +122,7 @@ class Generated:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is left to ask for, and what that is expected to cost.
+    """The requests that remain, and their expected cost.
 
     Attributes:
         requests: Expected number of requests.

@@ -21,9 +21,9 @@ class Turn:
         attempt: Number of replies rejected so far.
         room: Factor on the maximum number of tokens of a reply.
         reply: Ledger line of the last reply.
-        why: What was wrong with the last reply, for the model to correct; empty if there is nothing to correct.
+        why: Error in the last reply, for the model to correct; empty if there is nothing to correct.
         row: Record in the last reply that passed its checks.
-        text: Text of that record, for comparison with others.
+        text: Text of that record, for comparison with other records.
         id: Id of the request of that reply.
     """
 

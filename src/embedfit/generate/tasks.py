@@ -69,7 +69,7 @@ class Rejected(Exception):
 
     Attributes:
         reason: Outcome for the statistics, such as ``invalid``.
-        why: What is wrong, in words for the model.
+        why: Error, in words for the model.
     """
 
     def __init__(self, reason: str, why: str) -> None:
@@ -78,11 +78,11 @@ class Rejected(Exception):
 
 
 class Task(Protocol):
-    """What is to be written, and how it is checked."""
+    """The records or queries to write, and their checks."""
 
     @property
     def kind(self) -> str:
-        """Kind of what is written: ``records`` or ``queries``."""
+        """Kind of text to write: ``records`` or ``queries``."""
 
     @property
     def count(self) -> int:
@@ -104,7 +104,7 @@ class Task(Protocol):
         """Return a validated row, or raise a ValueError that says what is wrong."""
 
     def check(self, slot: Slot, row: dict[str, Any]) -> str:
-        """Return the text of a valid row, for comparison with others, or raise `Rejected`."""
+        """Return the text of a valid row, for comparison with other rows, or raise `Rejected`."""
 
     def output(self, slot: Slot, row: dict[str, Any]) -> Row:
         """Return the row as the main job reads it."""
@@ -245,7 +245,7 @@ class Questions:
         label: Column of the passage's id in the output.
 
     Raises:
-        ConfigError: The two columns are the same, or one of them holds something else already.
+        ConfigError: The two columns are the same, or a column is reserved for something else.
     """
 
     documents: Mapping[str, Document]
@@ -261,10 +261,10 @@ class Questions:
 
     def __post_init__(self) -> None:
         """Refuse columns that cannot be written, before anything is paid for."""
-        others = ("id", "_id", "part", "generated", "style", "persona", "evidence")
-        for name, column, taken in (("query", self.query, others), ("label", self.label, (*others, self.query))):
+        reserved = ("id", "_id", "part", "generated", "style", "persona", "evidence")
+        for name, column, taken in (("query", self.query, reserved), ("label", self.label, (*reserved, self.query))):
             if column in taken:
-                raise ConfigError(f"data.{name} is {column!r}, a column that generated queries hold something else in; fix: another name")
+                raise ConfigError(f"data.{name} is {column!r}, a column that generated queries use for something else; fix: another name")
 
     @property
     def count(self) -> int:
@@ -326,8 +326,8 @@ class Questions:
 
     def options(self, slot: Slot, draw: int) -> tuple[list[dict[str, str]], str]:
         """Return the passage among others drawn at random, and the number of the right one."""
-        others = [id for id in random.Random(draw).sample(self._order, min(_OPTIONS, len(self._order))) if id != slot.label]
-        ids = [*others[: _OPTIONS - 1], slot.label]
+        wrong = [id for id in random.Random(draw).sample(self._order, min(_OPTIONS, len(self._order))) if id != slot.label]
+        ids = [*wrong[: _OPTIONS - 1], slot.label]
         random.Random(draw + 1).shuffle(ids)
         options = [{"name": str(number), "about": self._passage(id)[:_OPTION_CHARACTERS]} for number, id in enumerate(ids, 1)]
         return [*options, {"name": "none", "about": "none of them answers it"}], str(ids.index(slot.label) + 1)

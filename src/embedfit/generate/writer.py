@@ -137,7 +137,7 @@ class _Writer:
             self._plan.finish(position, await self._passed(self.task.slot(position), turn))
 
     async def _decide(self) -> None:
-        """Accept every text that is no near duplicate of an earlier one, and have the near duplicates written again."""
+        """Accept every text that is not a near duplicate of an earlier text. Have the near duplicates written again."""
         texts = Said()
         for example in getattr(self.task, "examples", ()):
             texts.add(example)

@@ -13,7 +13,7 @@ from embedfit.config import Config
 from embedfit.console import Plan
 from embedfit.data.check import Finding
 from embedfit.data.dataset import Dataset
-from embedfit.data.mix import with_others
+from embedfit.data.mix import with_further
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder
 from embedfit.errors import ConfigError
@@ -127,7 +127,7 @@ def tune_part(job: Job, train: Dataset, dev: Dataset | None, folder: Path, chang
     """
     config = job.config.tune.model_copy(update=changes)
     temperature = job.config.mix.temperature
-    train, dev, template = with_others(train, dev, job.template, job.further, temperature=temperature, seed=config.seed)
+    train, dev, template = with_further(train, dev, job.template, job.further, temperature=temperature, seed=config.seed)
     engine = job.engine if processes.count() == 1 else LocalEngine()
     return tune(job.base, Training(train, dev, folder, config, template, job.config.track.report_to, engine))
 

@@ -114,8 +114,8 @@ def _hub_name(name: str) -> str | None:
 def _shown_differences(comparison: Comparison) -> list[Difference]:
     """Return the differences in the card: recall at each k, MRR and nDCG at the largest, and the metric of the verdict."""
     k = max(int(row.metric.partition("@")[2]) for row in comparison.differences)
-    others = (f"mrr@{k}", f"ndcg@{k}", comparison.metric)
-    return [row for row in comparison.differences if row.metric.startswith("recall@") or row.metric in others]
+    shown = (f"mrr@{k}", f"ndcg@{k}", comparison.metric)
+    return [row for row in comparison.differences if row.metric.startswith("recall@") or row.metric in shown]
 
 
 def _metadata(target: Target, comparison: Comparison, config: Mapping[str, Any], base: str | None) -> str:

@@ -32,7 +32,7 @@ _PAIRS = 4096
 
 
 class Engine(Protocol):
-    """Where encoding, reranking and exact search are done."""
+    """The machinery that encodes, reranks and searches exactly: this process, or a cluster."""
 
     def encoder(self, encoder: Encoder) -> Encoder:
         """Return an encoder that gives the same vectors."""

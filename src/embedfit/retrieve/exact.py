@@ -199,7 +199,7 @@ def best_pairs(positions: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]
 
     Args:
         positions: Positions of the documents, each at most once in a row; shape (n, m).
-        scores: Their scores; shape (n, m).
+        scores: Scores of the documents; shape (n, m).
         k: Number of documents to keep, at most m.
     """
     order = np.lexsort((positions, -scores), axis=1)[:, :k]

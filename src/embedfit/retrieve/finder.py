@@ -34,8 +34,8 @@ class Finder:
     """A retriever over the documents of one data set.
 
     Args:
-        retriever: Ranks the documents.
-        dataset: Its corpus is searched; its queries and judgements are not looked at.
+        retriever: Retriever that ranks the documents.
+        dataset: Data set whose corpus is searched; queries and judgements are ignored.
         template: Template of the hits' texts.
     """
 
@@ -96,7 +96,7 @@ class Finder:
 
 
 class BaseRetriever:
-    """What every retriever has beside ``search``. A subclass has a name and ``search``.
+    """Base class of the retrievers. A subclass defines a name and ``search``.
 
     Attributes:
         name: Name for tables.
@@ -118,7 +118,7 @@ class BaseRetriever:
         """Return a `Finder` for the documents of a data set, which are read (encoded, indexed) once, now.
 
         Args:
-            dataset: Its corpus is searched.
+            dataset: Data set whose corpus is searched.
         """
         return Finder(self, dataset, self.template)
 

@@ -140,7 +140,7 @@ class FusedRetriever(BaseRetriever):
     def __init__(self, *retrievers: Retriever, depth: int = DEPTH) -> None:
         self.retrievers, self.depth = retrievers, depth
         self.name = " + ".join(retriever.name for retriever in retrievers)
-        self.template = next((one.template for one in retrievers if isinstance(one, BaseRetriever)), DOCUMENT_TEMPLATE)
+        self.template = next((retriever.template for retriever in retrievers if isinstance(retriever, BaseRetriever)), DOCUMENT_TEMPLATE)
 
     def prepared(self, dataset: Dataset) -> FusedRetriever:
         """Return the fusion of the retrievers, each prepared."""
@@ -169,17 +169,17 @@ class FusedRetriever(BaseRetriever):
 
 
 def check_corpus(document_ids: Sequence[str], dataset: Dataset) -> None:
-    """Refuse a data set that has other documents than an index.
+    """Check that a data set has the documents of an index.
 
     Raises:
-        DataError: The ids of the documents are others.
+        DataError: The data set has other document ids.
     """
     if len(document_ids) != len(dataset.corpus) or not all(id in dataset.corpus for id in document_ids):
         raise DataError("data", "has another corpus than the index was made of", fix="search the same documents, or make the index anew")
 
 
 def _words(texts: Sequence[str], *, single: bool = False) -> list[list[str]]:
-    """Return the words of each text (see `search_words`); the commonest English words only if the text has no others."""
+    """Return the words of each text (see `search_words`); the commonest English words only if the text has no other words."""
     from bm25s.stopwords import STOPWORDS_EN
 
     common = frozenset(STOPWORDS_EN)

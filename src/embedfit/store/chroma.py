@@ -187,7 +187,7 @@ class ChromaStore(ClientStore):
 
     @one_line
     def _remove_dropped(self) -> None:
-        """Delete the folders of collections that this or an earlier process dropped, and no others."""
+        """Delete the folders of collections that this or an earlier process dropped, and no other folders."""
         path = Path(self.location) / _DROPPED
         if is_url(self.location) or not path.exists():
             return

@@ -42,7 +42,7 @@ class Rung:
     Attributes:
         key: Key of the method, as ``--rung`` takes it.
         name: Name of the method.
-        deploys: What the method puts into production, in words.
+        deploys: Components that the method puts into production, in words.
         scores: Scores on the held-out queries.
         seconds: Mean training time of one model.
         query_milliseconds: Time of a single query on this machine: encoding, if the method needs it, and search.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from embedfit.config import Config, with_method
 from embedfit.data.dataset import Dataset
-from embedfit.data.mix import with_others
+from embedfit.data.mix import with_further
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, complete
 from embedfit.retrieve.engine import Engine, LocalEngine
@@ -35,7 +35,7 @@ class Setting:
         template: Document template.
         richer: Document template with further fields; None if the documents have none.
         engine: Engine that encodes, searches and mines negatives.
-        others: Further training sets with their document templates, for the methods that train a model or a map.
+        further: Further training sets with their document templates, for the methods that train a model or a map.
     """
 
     base: Encoder
@@ -43,7 +43,7 @@ class Setting:
     template: str
     richer: str | None
     engine: Engine = field(default_factory=LocalEngine)
-    others: tuple[tuple[Dataset, str], ...] = ()
+    further: tuple[tuple[Dataset, str], ...] = ()
 
     @property
     def vectors(self) -> CachedEncoder:
@@ -56,7 +56,7 @@ class Setting:
 
     def mixed(self, train: Dataset, dev: Dataset | None, template: str) -> tuple[Dataset, Dataset | None, str]:
         """Return the training set, with the further sets mixed in, the dev set, and the template of both."""
-        return with_others(train, dev, template, self.others, temperature=self.config.mix.temperature, seed=self.config.tune.seed)
+        return with_further(train, dev, template, self.further, temperature=self.config.mix.temperature, seed=self.config.tune.seed)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Method:
 
     Attributes:
         name: Name for tables.
-        deploys: What the method puts into production, in words.
+        deploys: Components that the method puts into production, in words.
         encodes: Whether queries go through the embedding model.
         fit: Function from (setting, train, dev, folder) to the result.
         missing: Function from (setting, train) to the reason why the method does not suit the data, or an empty string.

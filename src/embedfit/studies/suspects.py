@@ -122,7 +122,7 @@ def relabelled(dataset: Dataset, path: str | Path) -> tuple[Dataset, dict[str, i
     for where, row in _table(Path(path)):
         id = _known(row["query_id"], queries, where, "query")
         if id in seen:
-            raise DataError(where, f"query {id!r} stands here a second time", fix="keep one of its lines")
+            raise DataError(where, f"query {id!r} occurs here a second time", fix="keep one of its lines")
         seen.add(id)
         decision = row["decision"].strip()
         word = decision.casefold()

@@ -1,4 +1,4 @@
-"""What a model is trained on, and how."""
+"""The inputs of a training: data, settings and output folder."""
 
 from __future__ import annotations
 
