@@ -402,7 +402,6 @@ def test_the_constructor_copies_nothing_and_a_selection_shares_the_documents():
     assert data.select(["q1", "q2"]).corpus is corpus
 
 
-
 # How it shows itself
 
 

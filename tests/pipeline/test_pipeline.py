@@ -250,7 +250,7 @@ def test_leaks_that_are_allowed_stand_in_red_and_those_that_are_dropped_are_not_
     assert "15 held-out queries repeat training queries, and leaks were allowed" in page
     assert sum(finding.kind == "leak" for finding in allowed.findings) == 15
     folder = experiment.ladder(make_config({**planted, "split": {"leaks": "allow"}, "ladder": {"rungs": ["bm25", "base"]}})).folder
-    assert '<p class="alert">15 held-out queries say' in (folder / "report.html").read_text()
+    assert '<p class="alert">15 held-out queries repeat' in (folder / "report.html").read_text()
     dropped = experiment.run(make_config({**planted, "split": {"leaks": "drop"}}))
     assert dropped.manifest["split"][0]["train"] == allowed.manifest["split"][0]["train"] - 15
     assert "repeat training queries" not in dropped.report.read_text()
