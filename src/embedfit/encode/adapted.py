@@ -93,7 +93,7 @@ class AdaptedEncoder(WrappingEncoder):
     """An encoder whose query vectors go through an adapter; document vectors stay as they are.
 
     Args:
-        encoder: Encoder that the adapter was fitted on. If it is cached, adapting encodes nothing anew.
+        encoder: Encoder that the adapter was fitted on. If it is cached, adapting encodes nothing again.
         adapter: Map of the query vectors.
 
     Raises:

@@ -18,7 +18,7 @@ _JUDGE_REPLY = 20.0
 
 
 def estimate_of(exchange: Exchange, asker: Asker) -> Estimate:
-    """Return what is left to ask: by the replies in the ledger where there are enough, else by the first prompt."""
+    """Return the requests that remain: from the replies in the ledger if there are enough, otherwise from the first prompt."""
     task, config = exchange.task, exchange.config
     first = task.slot(0)
     done = answered = prompt_tokens = completion_tokens = 0

@@ -228,7 +228,7 @@ class Ledger:
                 except (ValueError, KeyError, TypeError, AttributeError):
                     if whole.endswith(b"\n"):
                         raise DataError(
-                            f"{self.path}:{number}", "is not a line of a ledger", fix="restore the file, or move it away to begin anew"
+                            f"{self.path}:{number}", "is not a line of a ledger", fix="restore the file, or move it away to start again"
                         ) from None
                     break  # cut off when a process was killed, before the line was used
                 self._end += len(whole)

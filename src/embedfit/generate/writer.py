@@ -103,7 +103,7 @@ class _Writer:
         self._began, self._requests_before = time.monotonic(), ledger.requests
 
     def estimate(self) -> Estimate:
-        """Return what is left to ask, and about what that costs."""
+        """Return the requests that remain, and their approximate cost."""
         return estimate_of(self._exchange, self.asker)
 
     async def write(self) -> EmbedfitError | KeyboardInterrupt | None:

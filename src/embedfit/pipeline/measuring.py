@@ -229,7 +229,7 @@ def index(config: Config, model: str | None = None) -> Indexed:
 
 
 def seen_in_training(model: Encoder, dataset: Dataset) -> int:
-    """Return how many queries of a data set a model's training or dev part had, according to its folder."""
+    """Return the number of queries in a data set that a model was tuned on or chosen by, according to its folder."""
     seen = _seen_by(model, "seen")
     return sum(text_key(query.text) in seen for query in dataset.queries.values())
 
@@ -240,7 +240,7 @@ def answers_seen_in_training(models: Sequence[Encoder], dataset: Dataset, templa
     Args:
         models: Encoders, whose folders may record what they were trained on.
         dataset: Data set whose queries are all judged.
-        template: Document template, which must render the same texts as the template of the training.
+        template: Document template. A document counts as seen if its text under this template is a text of the training.
     """
     seen = set().union(*(_seen_by(model, "answers") for model in models))
     if not seen:

@@ -21,11 +21,11 @@ def local(encoder: Encoder) -> LocalEncoder:
     """Return the local encoder of an encoder, which has its weights on this machine.
 
     Raises:
-        ModelError: The encoder runs behind an API.
+        ModelError: The encoder is not a local model.
     """
     model = complete(encoder).local
     if model is None:
-        raise ModelError(f"{encoder.name} runs behind an API, so its tokens and weights are not here")
+        raise ModelError(f"{encoder.name} is not a local model, so its tokens and weights are not here")
     return model
 
 
@@ -71,7 +71,7 @@ def check_method(base: Encoder, config: TuneConfig, report_to: Sequence[str] = (
     """Check, before anything is paid for, that the method can train this model, and note the settings that it does not use.
 
     Raises:
-        ConfigError: The method trains weights, and the model is behind an API; or the method is an adapter, and ``track.report_to``
+        ConfigError: The method trains weights, and the model is not local; or the method is an adapter, and ``track.report_to``
             needs a training of weights.
         ModelError: The judge of mined documents is not a local cross-encoder.
     """

@@ -104,7 +104,7 @@ def readable_size(size: float) -> str:
 
 
 def hub_api() -> HfApi:
-    """Return a client of the Hub, without progress bars if nobody watches."""
+    """Return a client of the Hub, without progress bars if quiet or not on a terminal."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 

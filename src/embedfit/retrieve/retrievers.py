@@ -175,7 +175,7 @@ def check_corpus(document_ids: Sequence[str], dataset: Dataset) -> None:
         DataError: The data set has other document ids.
     """
     if len(document_ids) != len(dataset.corpus) or not all(id in dataset.corpus for id in document_ids):
-        raise DataError("data", "has another corpus than the index was made of", fix="search the same documents, or make the index anew")
+        raise DataError("data", "has another corpus than the index", fix="search the same documents, or build the index again")
 
 
 def _words(texts: Sequence[str], *, single: bool = False) -> list[list[str]]:
