@@ -227,7 +227,7 @@ def test_a_notebook_shows_a_bar_that_stays_without_control_characters():
             plan.skip("base <b>model</b>\\x1b[2J")
             with plan.step("tuning, fold 1 of 1"), console.progress("tuning", 300, done=100) as advance:
                 advance(50, said="<i>\\x1b[1mloss")
-                shown.wait(0.5)
+                shown.wait(3)
     """
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(textwrap.dedent(code).strip())])
     states = []
