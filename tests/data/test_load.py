@@ -1142,6 +1142,7 @@ OTHER_ENCODINGS = {
     "UTF-32 with a mark": ("lunch", "utf-32", "is UTF-32; expected UTF-8; fix: iconv -f UTF-32 -t UTF-8"),
     "UTF-32LE": ("lunch", "utf-32-le", "is UTF-32LE; expected UTF-8; fix: iconv -f UTF-32LE -t UTF-8"),
     "GBK": ("\u6211\u7684\u5361", "gbk", "save it as UTF-8 where it was written"),
+    "GBK whose bytes are letters everywhere": ("\u6b9a", "gbk", "save it as UTF-8 where it was written"),
     "Shift-JIS": ("\u30ab\u30fc\u30c9", "shift-jis", "save it as UTF-8 where it was written"),
     "Big5": ("\u6211\u7684\u5361", "big5", "save it as UTF-8 where it was written"),
     "Korean": ("\uce74\ub4dc", "euc-kr", "save it as UTF-8 where it was written"),
