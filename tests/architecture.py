@@ -63,12 +63,12 @@ def imported(path: Path, *, functions: bool = True, types: bool = False) -> Iter
 
 
 def arrows(root: Path, *, functions: bool = True) -> dict[str, set[str]]:
-    """Return, for each module of a package, the modules of the package that it imports."""
+    """Return, for each module of a package, the modules of the package that it imports, those for type checkers included."""
     modules = files(root)
     graph: dict[str, set[str]] = {}
     for name, path in modules.items():
         graph[name] = set()
-        for full in imported(path, functions=functions):
+        for full in imported(path, functions=functions, types=True):
             module = full
             while module and module not in modules:
                 module = module.rpartition(".")[0]

@@ -46,7 +46,7 @@ def test_a_circle_is_found_also_through_functions_and_a_package(tmp_path):
         "a.py": "from house.wing.b import x",
         "wing/__init__.py": "",
         "wing/b.py": "def f():\n    from house import c",
-        "c.py": "from typing import TYPE_CHECKING\nimport house.a\nif TYPE_CHECKING:\n    from house import d",
+        "c.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import house.a",
         "d.py": "from house import c",
     }.items():
         (tmp_path / "house" / path).write_text(text)

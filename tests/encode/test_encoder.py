@@ -4,7 +4,7 @@ import pytest
 from embedfit.encode.adapted import AdaptedEncoder, Adapter
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import BaseEncoder, Part, WrappingEncoder, complete
-from embedfit.encode.local import LocalEncoder, seconds_alone
+from embedfit.encode.local import LocalEncoder, local_of, seconds_alone
 from embedfit.encode.remote import RemoteEncoder
 from embedfit.retrieve.engine import LocalEngine, RayEncoder
 from embedfit.tune.dev import InTraining
@@ -42,7 +42,7 @@ def test_an_encoder_of_three_members_has_the_documented_defaults():
     whole = complete(Own())
     assert (whole.name, whole.fingerprint, whole.identity) == ("own", "own 1", "own 1")
     assert whole.prompts == {"query": "", "document": ""}
-    assert (whole.dimension, whole.local, whole.saved_at, whole.remote) == (None, None, None, False)
+    assert (whole.dimension, local_of(whole), whole.saved_at, whole.remote) == (None, None, None, False)
     np.testing.assert_array_equal(whole.encode(["abc"], "query"), [[3, 1]])
 
 
@@ -84,32 +84,32 @@ def test_a_query_adapter_changes_the_fingerprint_and_keeps_the_identity(tiny_mod
     assert over.fingerprint == map.fingerprint != local.fingerprint
     assert over.identity == local.identity
     assert over.prompts == {"query": "query: ", "document": ""}
-    assert (over.dimension, over.local, over.saved_at) == (384, None, tmp_path / "adapter.safetensors")
+    assert (over.dimension, local_of(over), over.saved_at) == (384, None, tmp_path / "adapter.safetensors")
 
 
 def test_a_local_model_is_found_under_a_cache_and_an_engine(tiny_model, tmp_path):
     local = LocalEncoder(tiny_model)
-    assert local.local is local
+    assert local_of(local) is local
     assert (local.saved_at, local.dimension) == (tiny_model, 384)
     for around in (CachedEncoder(local, tmp_path), RayEncoder(local), LocalEngine().encoder(local)):
-        assert complete(around).local is local
+        assert local_of(around) is local
         assert (around.saved_at, around.identity) == (tiny_model, local.identity)
 
 
 def test_a_merge_and_a_model_in_training_have_no_folder(tiny_model):
     local = LocalEncoder(tiny_model, query_prompt="query: ")
     merged = Merges(local, local).at(0.5)
-    assert (merged.local, merged.saved_at, merged.identity) == (None, None, merged.fingerprint)
+    assert (local_of(merged), merged.saved_at, merged.identity) == (None, None, merged.fingerprint)
     assert merged.prompts == local.prompts
     training = InTraining(local)
-    assert (training.local, training.identity) == (None, "in training")
+    assert (local_of(training), training.identity) == (None, "in training")
 
 
 @pytest.mark.parametrize(("model", "dimension"), [("openai:ada", None), ("openai:ada?dimensions=64", 64)])
 def test_an_encoder_behind_an_api_is_remote_and_has_the_dimension_asked_for(model, dimension, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "key")
     encoder = RemoteEncoder(model, query_prompt="query: ")
-    assert (encoder.remote, encoder.dimension, encoder.local, encoder.identity) == (True, dimension, None, encoder.fingerprint)
+    assert (encoder.remote, encoder.dimension, local_of(encoder), encoder.identity) == (True, dimension, None, encoder.fingerprint)
     assert encoder.prompts == {"query": "query: ", "document": ""}
 
 

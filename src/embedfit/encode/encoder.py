@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from embedfit.encode.local import LocalEncoder
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 """A matrix (texts, dimensions), each row of unit length."""
@@ -94,11 +91,6 @@ class BaseEncoder:
         return None
 
     @property
-    def local(self) -> LocalEncoder | None:
-        """The model on this machine that gives these very vectors; None, the default, if there is none."""
-        return None
-
-    @property
     def saved_at(self) -> Path | None:
         """The folder of the model, or the file of the adapter; None, the default, if nothing is saved on this machine."""
         return None
@@ -136,17 +128,12 @@ class WrappingEncoder(BaseEncoder):
     @property
     def identity(self) -> str:
         """The identity of the encoder inside; the fingerprint if that is another."""
-        return complete(self.encoder).identity if self._has_its_vectors else self.fingerprint
+        return complete(self.encoder).identity if self.is_same_model else self.fingerprint
 
     @property
     def dimension(self) -> int | None:
         """The dimension of the encoder inside; None if the fingerprint is another."""
-        return complete(self.encoder).dimension if self._has_its_vectors else None
-
-    @property
-    def local(self) -> LocalEncoder | None:
-        """The local model of the encoder inside; None if the fingerprint is another."""
-        return complete(self.encoder).local if self._has_its_vectors else None
+        return complete(self.encoder).dimension if self.is_same_model else None
 
     @property
     def saved_at(self) -> Path | None:
@@ -154,7 +141,8 @@ class WrappingEncoder(BaseEncoder):
         return complete(self.encoder).saved_at
 
     @property
-    def _has_its_vectors(self) -> bool:
+    def is_same_model(self) -> bool:
+        """Whether this is the model of the encoder inside: so it is if the fingerprints are equal."""
         return self.fingerprint == self.encoder.fingerprint
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedfit import console
-from embedfit.encode.encoder import PROMPT_NAMES, BaseEncoder, Encoder, Kind, Part, Precision, Vectors, complete, slices
+from embedfit.encode.encoder import PROMPT_NAMES, BaseEncoder, Encoder, Kind, Part, Precision, Vectors, WrappingEncoder, complete, slices
 from embedfit.encode.pooling import Pooling, missing_pooling, note_changes, set_pooling, settings_of
 from embedfit.encode.precision import autocast, processor, use_bf16, without_cudnn_attention
 from embedfit.encode.tokens import Tokens, length_batches, tokenizer_suffices
@@ -254,11 +254,6 @@ class LocalEncoder(BaseEncoder):
         return self.loaded.dimension
 
     @property
-    def local(self) -> LocalEncoder:
-        """The encoder itself."""
-        return self
-
-    @property
     def saved_at(self) -> Path:
         """The folder of the model."""
         return self.folder
@@ -293,6 +288,13 @@ class LocalEncoder(BaseEncoder):
         with self.loaded.together():
             for rows in slices(texts):
                 yield Part(rows, self.encode([texts[row] for row in rows], kind))
+
+
+def local_of(encoder: Encoder) -> LocalEncoder | None:
+    """Return the model on this machine behind an encoder, under a cache or on workers; None if there is none."""
+    while isinstance(encoder, WrappingEncoder) and encoder.is_same_model:
+        encoder = encoder.encoder
+    return encoder if isinstance(encoder, LocalEncoder) else None
 
 
 def load_model(folder: Path, prompts: dict[Kind, str] | None = None, pooling: str | None = None) -> SentenceTransformer:

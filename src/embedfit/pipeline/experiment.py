@@ -13,8 +13,8 @@ from embedfit import console, processes
 from embedfit.config import placed_in
 from embedfit.data.dataset import Dataset
 from embedfit.data.load import load
-from embedfit.encode.encoder import Encoder, complete
-from embedfit.encode.local import LocalEncoder
+from embedfit.encode.encoder import Encoder
+from embedfit.encode.local import LocalEncoder, local_of
 from embedfit.encode.remote import RemoteEncoder
 from embedfit.errors import ConfigError, check_package
 from embedfit.evaluation.compare import compare_scores
@@ -148,7 +148,7 @@ def _measure(job: Job, folder: Path, general: Dataset, plan: console.Plan) -> _M
 
 def _forms(job: Job, model: Encoder, final: Tuned, *, whole: bool) -> tuple[Form, ...]:
     """Return the scores of the model in other forms. An adapter over an API is a matrix in a file and has none."""
-    kept, lora = complete(model).local, final.model.parent / "lora"
+    kept, lora = local_of(model), final.model.parent / "lora"
     if not kept:
         return ()
     return check_forms(
@@ -195,7 +195,7 @@ def _manifest(job: Job, folder: Path, measured: _Measured) -> dict[str, Any]:
     data = job.kept_data(folder)
     dataset = job.dataset if data is job.config.data else read(data)
     placed = placed_in(job.config.model_copy(update={"data": data}), Path.cwd())  # readers may have another working directory
-    base, kept = complete(job.base).local, complete(measured.model).local
+    base, kept = local_of(job.base), local_of(measured.model)
     return {
         "embedfit": version("embedfit"),
         "config": placed.model_dump(),
@@ -340,7 +340,7 @@ def _own_scores(job: Job, model: Encoder) -> Scores | None:
 
     They are no evidence of quality: with folds, the model was trained on these queries; with several seeds, it is one of several.
     """
-    return job.scored(job.dense(model).search(job.test, job.depth), "published") if complete(model).local else None
+    return job.scored(job.dense(model).search(job.test, job.depth), "published") if local_of(model) else None
 
 
 def _merged(base: LocalEncoder, tuned: LocalEncoder, weight: float, folder: Path) -> LocalEncoder:

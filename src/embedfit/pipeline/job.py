@@ -19,8 +19,8 @@ from embedfit.data.duplicates import copies_among
 from embedfit.data.split import Split, answers_seen, group_numbers
 from embedfit.data.write import write_jsonl
 from embedfit.encode.cache import CachedEncoder
-from embedfit.encode.encoder import Encoder, Kind, complete
-from embedfit.encode.local import LocalEncoder, ModelEncoder
+from embedfit.encode.encoder import Encoder, Kind
+from embedfit.encode.local import LocalEncoder, ModelEncoder, local_of
 from embedfit.encode.pooling import pooling_of, pools_itself
 from embedfit.encode.remote import RemoteEncoder, is_remote
 from embedfit.errors import ConfigError, DataError
@@ -142,7 +142,7 @@ class Job:
         Raises:
             DataError: A finding makes all figures wrong.
         """
-        model = complete(self.base).local
+        model = local_of(self.base)
         truncated = check_truncation(self.dataset, model.loaded, self.template) if model else []
         return (*self.checked, *truncated)
 

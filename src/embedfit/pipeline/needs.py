@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from embedfit import console
 from embedfit.config import Config, TuneConfig, unused_settings
-from embedfit.encode.encoder import Encoder, complete
-from embedfit.encode.local import LocalEncoder
+from embedfit.encode.encoder import Encoder
+from embedfit.encode.local import LocalEncoder, local_of
 from embedfit.encode.remote import is_remote
 from embedfit.errors import ConfigError, ModelError, check_package
 from embedfit.retrieve.rerank import LocalReranker
@@ -23,7 +23,7 @@ def local(encoder: Encoder) -> LocalEncoder:
     Raises:
         ModelError: The encoder is not a local model.
     """
-    model = complete(encoder).local
+    model = local_of(encoder)
     if model is None:
         raise ModelError(f"{encoder.name} is not a local model, so its tokens and weights are not here")
     return model
@@ -79,7 +79,7 @@ def check_method(base: Encoder, config: TuneConfig, report_to: Sequence[str] = (
         raise ConfigError(
             "track.report_to follows the training of weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'"
         )
-    if config.method != "adapter" and not complete(base).local:
+    if config.method != "adapter" and not local_of(base):
         raise ConfigError(f'{base.name} has no weights here to train; fix: method = "adapter" in [tune] fits a map of its query vectors')
     unused = sorted(config.model_fields_set - _ADAPTERS_SETTINGS) if config.method == "adapter" else []
     if unused:

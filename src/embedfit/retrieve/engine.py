@@ -143,9 +143,9 @@ class RayEncoder(WrappingEncoder):
         return self.encoder.identity
 
     @property
-    def local(self) -> LocalEncoder:
-        """The local encoder."""
-        return self.encoder
+    def is_same_model(self) -> bool:
+        """True: the fingerprint may differ because of the device alone."""
+        return True
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one unit vector per text, in order."""

@@ -12,7 +12,8 @@ from embedfit.config import Config, with_method
 from embedfit.data.dataset import Dataset
 from embedfit.data.mix import with_further
 from embedfit.encode.cache import CachedEncoder
-from embedfit.encode.encoder import Encoder, complete
+from embedfit.encode.encoder import Encoder
+from embedfit.encode.local import local_of
 from embedfit.retrieve.engine import Engine, LocalEngine
 from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever
 from embedfit.retrieve.run import Retriever
@@ -113,7 +114,7 @@ def _no_richer(setting: Setting, train: Dataset) -> str:
 
 
 def _no_weights(setting: Setting, train: Dataset) -> str:
-    return "" if complete(setting.base).local else f"{setting.base.name} has no weights here to train"
+    return "" if local_of(setting.base) else f"{setting.base.name} has no weights here to train"
 
 
 def _no_weights_or_richer(setting: Setting, train: Dataset) -> str:
@@ -154,7 +155,7 @@ def _tuned(method: str, template: Callable[[Setting], str]) -> Callable[[Setting
     def fit(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
         from embedfit.tune.full import tune_weights
 
-        base = complete(setting.base).local
+        base = local_of(setting.base)
         assert base  # checked by `_no_weights`
         own_template, config = template(setting), setting.config
         train, dev, mixed_template = setting.mixed(train, dev, own_template)
@@ -172,7 +173,7 @@ def _merged(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path)
     from embedfit.tune.merge import merge_models
 
     tuned = folder.parent.parent / "full" / folder.name
-    base = complete(setting.base).local
+    base = local_of(setting.base)
     assert base
     full = _full(setting, train, dev, tuned)  # shared with the rung of that name: trained once, then read from its folder
     merged = merge_models(base, tuned / "model", _MERGED, folder)

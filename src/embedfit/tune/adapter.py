@@ -21,7 +21,8 @@ from torch import Tensor
 
 from embedfit.data.dataset import Dataset
 from embedfit.encode.adapted import AdaptedEncoder, Adapter, write_adapted
-from embedfit.encode.encoder import Encoder, complete
+from embedfit.encode.encoder import Encoder
+from embedfit.encode.local import local_of
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.retrieve.exact import top_k
 from embedfit.retrieve.retrievers import DenseRetriever
@@ -135,7 +136,7 @@ def tune_adapter(
     digests = [train.digest(), dev.digest() if dev else None]
     described = ["query adapter", encoder.fingerprint, *digests, template, asdict(config)]
     claim(folder, described, keys_of(train, dev), answer_keys(train, dev, template))
-    local = complete(encoder).local
+    local = local_of(encoder)
     if not (folder / DONE).exists():
         tuned = query_adapter(encoder, train, dev, template, config)
         adapter = tuned.encoder.adapter  # type: ignore[attr-defined]

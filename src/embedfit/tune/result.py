@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from embedfit.data.dataset import Dataset, text_key
-from embedfit.encode.encoder import Encoder, Precision, complete
-from embedfit.encode.local import LocalEncoder
+from embedfit.encode.encoder import Encoder, Precision
+from embedfit.encode.local import LocalEncoder, local_of
 from embedfit.errors import ModelError, StorageError
 from embedfit.files import digest, writing
 from embedfit.retrieve.retrievers import DenseRetriever
@@ -180,7 +180,7 @@ def read_tuned(folder: Path, base: Encoder | None = None, template: str = DOCUME
         fields = {name: record[name] for name in ("seconds", "precision", "epoch", "tokens", "candidates")}
         return Tuned(None, folder=folder, template=template, history=history, matryoshka=matryoshka, **fields)
     held: Retriever | None = None
-    local = complete(base).local if base else None
+    local = local_of(base) if base else None
     precision: Precision = local.precision if local else "auto"
     if not (folder / MODEL).exists():
         from embedfit.encode.adapted import AdaptedEncoder, load_adapter  # they import torch
