@@ -243,7 +243,7 @@ def test_a_disk_that_fills_up_is_one_line_and_what_was_finished_is_kept(project,
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n"
-        f"from embedfit.cli.app import main; main(['run', {str(project)!r}])"
+        f"from embedfit.cli.app import main; main(['--quiet', 'run', {str(project)!r}])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
