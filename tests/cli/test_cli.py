@@ -43,7 +43,7 @@ def test_init_writes_files_that_check_finds_nothing_wrong_with(tmp_path, said):
     code, out, _ = said("check", tmp_path / "embedfit.toml")
     assert code == 0
     assert "20 labelled queries, 4 documents, 20 relevant pairs" in out
-    assert "Nothing odd was found." in out
+    assert "No problems found." in out
 
 
 def test_init_overwrites_nothing(tmp_path, said):

@@ -77,7 +77,7 @@ def print_check(checked: Check) -> None:
     if checked.skipped:
         terminal.print(f"note {checked.skipped}", highlight=False, soft_wrap=True)
     if not checked.bad_rows and not checked.findings:
-        terminal.print("Nothing odd was found.")
+        terminal.print("No problems found.")
 
 
 def print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -56,7 +56,7 @@ class Check:
         lines = [f"bad row: {row}" for row in self.bad_rows]
         lines += [f"{finding.level}: {finding.message}" for finding in self.findings]
         lines += [f"note: {self.skipped}"] if self.skipped else []
-        return lines or ["Nothing odd was found."]
+        return lines or ["No problems found."]
 
 
 def check(source: Source, *, model: Model | None = None, **settings: Any) -> Check:
