@@ -121,14 +121,24 @@ def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         raise ConfigError(f"{path}: {error.strerror}{did_you_mean(path.name, beside)}; fix: 'embedfit init' writes one") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
-    for section, changes in (options or {}).items():
-        if not isinstance(changes, Mapping):
-            settings[section] = changes
-        elif changes and isinstance(settings.get(section, {}), dict):
-            settings[section] = {**settings.get(section, {}), **changes}
-            if section == "split" and changes.get("folds"):
-                settings[section].pop("test", None)  # folds replace the single split
-    return make_config(settings, where=str(path), folder=path.parent)
+    return make_config(overridden(settings, options or {}), where=str(path), folder=path.parent)
+
+
+def overridden(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with changes in their place: section -> key -> value, or key -> value outside of sections.
+
+    Folds replace a single split. A section that is no table stays, to be refused by `make_config`.
+    """
+    merged = dict(settings)
+    for key, change in changes.items():
+        section = merged.get(key, {})
+        if not isinstance(change, Mapping):
+            merged[key] = change
+        elif change and isinstance(section, Mapping):
+            merged[key] = {**section, **change}
+            if key == "split" and change.get("folds"):
+                merged[key].pop("test", None)
+    return merged
 
 
 def make_config(settings: dict[str, Any], *, where: str = "config", folder: Path = Path()) -> Config:

@@ -188,14 +188,20 @@ def test_the_one_piece_that_is_left_whole_is_enough():
     assert pairs_of([" ".join(text) for text in [*texts, changed, longer]]) == [(0, 40), (1, 41)]
 
 
-def test_long_texts_of_common_words_are_not_all_compared(monkeypatch):
-    compared = []
+@pytest.fixture
+def compared(monkeypatch):
+    """The pairs of texts whose edit distance is computed, as they come."""
+    pairs = []
 
     def counting(*texts, score_cutoff):
-        compared.append(texts)
+        pairs.append(texts)
         return Levenshtein.distance(*texts, score_cutoff=score_cutoff)
 
     monkeypatch.setattr("embedfit.data.duplicates.Levenshtein", SimpleNamespace(distance=counting))
+    return pairs
+
+
+def test_long_texts_of_common_words_are_not_all_compared(compared):
     rng = random.Random(0)
     texts = [" ".join(f"w{rng.randrange(1000)}" for _ in range(1000)) for _ in range(100)]
     assert pairs_of([*texts, f"{texts[0]} more"]) == [(0, 100)]
@@ -211,14 +217,7 @@ def test_no_texts_have_no_duplicates():
     assert near_duplicates([]) == Duplicates((), ())
 
 
-def test_records_of_few_values_are_not_all_compared(monkeypatch):
-    compared = []
-
-    def counting(*texts, score_cutoff):
-        compared.append(texts)
-        return Levenshtein.distance(*texts, score_cutoff=score_cutoff)
-
-    monkeypatch.setattr("embedfit.data.duplicates.Levenshtein", SimpleNamespace(distance=counting))
+def test_records_of_few_values_are_not_all_compared(compared):
     # Every word is in a tenth of the texts: by one or two rare words, each text would be compared with hundreds.
     rng = random.Random(0)
     texts = [" ".join(f"{field}{rng.randrange(10)}" for field in "abcdefghijklmno") for _ in range(6000)]

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 import embedfit
+from embedfit.config import ModelConfig, TuneConfig
 from embedfit.data.dataset import Dataset
 from embedfit.data.load import load
 from embedfit.data.write import write_jsonl
 from embedfit.encode.local import LocalEncoder
 from embedfit.errors import ConfigError, DataError
 from embedfit.pipeline.publishing import prepare_publications
+from embedfit.pipeline.source import Inputs
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,10 @@ def test_a_data_set_in_memory_is_checked(some, tiny_model):
         ({"tune": {"epoch": 2}}, "settings: key 'tune.epoch' is unknown"),
         ({"data": {"queries": "a.csv"}}, "a Dataset is used as it is"),
         ({"generate": {"records": 3}}, "a Dataset is used as it is"),
+        ({"data": 5}, "a Dataset is used as it is"),
+        ({"split": 5}, "settings: key 'split'"),
+        ({"model": {"nam": "m"}}, "settings: key 'model.nam' is unknown"),
+        ({"model": 5}, "model is 5; expected a name, a folder"),
         ({"nothing": 1}, "settings: key 'nothing' is unknown"),
     ],
 )
@@ -117,3 +123,19 @@ def test_settings_change_a_config_and_a_file(some, tiny_model, settings, result,
     )
     documents = str(result.folder / "data" / "documents.jsonl")
     assert embedfit.run(config, model=tiny_model, data={"documents": documents}).folder == result.folder
+
+
+def test_the_section_of_a_model_is_taken_as_its_name_is(some, tiny_model):
+    inputs = Inputs.of(some, {"name": str(tiny_model), "query_prompt": "query: "})
+    assert (inputs.config.model.name, inputs.config.model.query_prompt) == (str(tiny_model), "query: ")
+    assert Inputs.of(some, ModelConfig(name="m", precision="fp32")).config.model.precision == "fp32"
+    assert Inputs.of(some, settings={"tune": TuneConfig(epochs=2)}).config.tune.epochs == 2
+
+
+def test_folds_replace_a_single_split_in_a_config_as_in_a_file(tmp_path):
+    settings = {"data": {"queries": "q.jsonl"}, "split": {"test": 0.3, "seed": 4}}
+    (tmp_path / "embedfit.toml").write_text('[data]\nqueries = "q.jsonl"\n[split]\ntest = 0.3\nseed = 4\n')
+    for source in (embedfit.make_config(settings), tmp_path / "embedfit.toml"):
+        split = Inputs.of(source, settings={"split": {"folds": 5}}).config.split
+        assert (split.folds, split.seed) == (5, 4)
+        assert "test" not in split.model_fields_set

@@ -24,7 +24,7 @@ from embedfit.cli.options import (
     settings_of,
     with_engine,
 )
-from embedfit.cli.printing import print_findings, print_grid, print_result, print_rows, warn_of_seen
+from embedfit.cli.printing import print_conclusion, print_findings, print_grid, print_result, print_rows, warn_of_seen
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -74,8 +74,7 @@ def ladder(
     terminal.print(ladder_table(result))
     for name, why in result.skipped.items():
         terminal.print(f"Left out: {name}, as {why}.", highlight=False, soft_wrap=True)
-    terminal.print(f"Report: {result.report}", highlight=False, soft_wrap=True)
-    terminal.print(result.sentence, highlight=False, style="bold", soft_wrap=True)
+    print_conclusion(f"Report: {result.report}", result.sentence)
 
 
 @app.command()
@@ -98,9 +97,7 @@ def curve(
         return
     frame = result.to_frame()
     print_rows(list(frame.columns), [[f"{cell:.3f}" if isinstance(cell, float) else cell for cell in row] for row in frame.to_numpy()])
-    terminal = console.terminal()
-    terminal.print(f"Report: {result.report}", highlight=False, soft_wrap=True)
-    terminal.print(result.sentence, highlight=False, style="bold", soft_wrap=True)
+    print_conclusion(f"Report: {result.report}", result.sentence)
 
 
 @app.command()

@@ -12,7 +12,7 @@ import typer
 from embedfit import console
 from embedfit.cli.app import app
 from embedfit.cli.options import AsJson, absolute
-from embedfit.cli.printing import print_rows
+from embedfit.cli.printing import print_conclusion, print_rows
 
 generate_app = typer.Typer(no_args_is_help=True, help="Generate training data with an LLM.")
 app.add_typer(generate_app, name="generate")
@@ -124,10 +124,7 @@ def _generate(path: Path | None, data: dict[str, Any], options: dict[str, Any], 
         console.echo(json.dumps(written.to_dict()))
         return
     print_rows(["outcome", "replies"], [[outcome, f"{count:,}"] for outcome, count in written.outcomes.items()])
-    terminal = console.terminal()
-    terminal.print(f"Ledger: {written.ledger}", highlight=False, soft_wrap=True)
-    terminal.print(f"Report: {written.output.with_suffix('.html')}", highlight=False, soft_wrap=True)
-    terminal.print(written.sentence, highlight=False, style="bold", soft_wrap=True)
+    print_conclusion(f"Ledger: {written.ledger}", f"Report: {written.output.with_suffix('.html')}", written.sentence)
 
 
 def _asked(question: str) -> str:

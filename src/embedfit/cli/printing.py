@@ -31,9 +31,16 @@ def print_result(result: Result, as_json: bool) -> None:
     terminal.print(terminal_table(result.comparison, result.others))
     terminal.print()
     again = " (nothing had changed, so nothing was done)" if result.reused else f" ({result.manifest['seconds']:.0f} s)"
-    terminal.print(f"Model:  {result.model}{again}", highlight=False, soft_wrap=True)
-    terminal.print(f"Report: {result.report}", highlight=False, soft_wrap=True)
-    terminal.print(result.comparison.sentence, highlight=False, style="bold", soft_wrap=True)
+    print_conclusion(f"Model:  {result.model}{again}", f"Report: {result.report}", result.comparison.sentence)
+
+
+def print_conclusion(*lines: str) -> None:
+    """Print where the results are, and the conclusion last, in bold."""
+    terminal = console.terminal()
+    *places, conclusion = lines
+    for place in places:
+        terminal.print(place, highlight=False, soft_wrap=True)
+    terminal.print(conclusion, highlight=False, style="bold", soft_wrap=True)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-from embedfit.config import Config, make_config, read_config
+from pydantic import BaseModel
+
+from embedfit.config import Config, ModelConfig, make_config, overridden, read_config
 from embedfit.data.dataset import Dataset
 from embedfit.encode.encoder import Encoder, complete
-from embedfit.errors import ConfigError
+from embedfit.errors import ConfigError, shown
 
 Source: TypeAlias = "Config | Dataset | str | Path"
 """Settings, a data set in memory, or the path of an embedfit.toml."""
-Model: TypeAlias = "str | Path | Encoder"
-"""A model by name or folder, or an encoder."""
+Model: TypeAlias = "str | Path | Mapping[str, Any] | ModelConfig | Encoder"
+"""A model by name or folder, with its settings as in [model], or as an encoder."""
 
 IN_MEMORY = "(in memory)"
 """Value of ``data.queries`` for a data set that was not read from files."""
@@ -46,29 +49,31 @@ class Inputs:
         Raises:
             ConfigError: A key or a value is not valid in embedfit.toml, or the source has another type.
         """
-        given = _as_sections(settings or {})
-        base = None if model is None or isinstance(model, str | Path) else model
-        if model is not None:
-            name = str(model) if base is None else str(complete(base).saved_at or base.name)
-            given["model"] = {**given.get("model", {}), "name": name}
+        given = {key: _as_section(value) for key, value in (settings or {}).items()}
+        base: Encoder | None = None
+        if isinstance(model, str | Path):
+            given = overridden(given, {"model": {"name": str(model)}})
+        elif isinstance(model, Mapping | ModelConfig):
+            given = overridden(given, {"model": _as_section(model)})
+        elif model is not None:
+            if not hasattr(model, "encode"):
+                raise ConfigError(f"model is {shown(model)}; expected a name, a folder, a section [model] or an encoder")
+            base = model
+            given = overridden(given, {"model": {"name": str(complete(base).saved_at or base.name)}})
         if isinstance(source, Dataset):
-            if (set(given.get("data", {})) - {"document_template"}) or given.get("generate"):
+            data = given.get("data", {})
+            if not isinstance(data, Mapping) or set(data) - {"document_template"} or given.get("generate"):
                 raise ConfigError("a Dataset is used as it is; fix: set document_template alone in data, and leave generate out")
-            given["data"] = {**given.get("data", {}), "queries": IN_MEMORY}
-            return cls(make_config(given, where="settings"), source, base)
+            return cls(make_config(overridden(given, {"data": {"queries": IN_MEMORY}}), where="settings"), source, base)
         if isinstance(source, Config):
-            config = make_config(_merged(source.model_dump(exclude_unset=True), given), where="settings") if given else source
-            return cls(config, base=base)
+            if given:
+                source = make_config(overridden(source.model_dump(exclude_unset=True), given), where="settings")
+            return cls(source, base=base)
         if isinstance(source, str | Path):
             return cls(read_config(source, given), base=base)
         raise ConfigError(f"expected a Dataset, a Config or the path of an embedfit.toml, not {type(cast(object, source)).__name__}")
 
 
-def _as_sections(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings as plain values. A section may also be an instance of its type, such as ``tune=TuneConfig(epochs=2)``."""
-    return {key: value.model_dump(exclude_unset=True) if hasattr(value, "model_dump") else value for key, value in settings.items()}
-
-
-def _merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    sections = {key: {**settings.get(key, {}), **value} if isinstance(value, dict) else value for key, value in changes.items()}
-    return {**settings, **sections}
+def _as_section(value: Any) -> Any:
+    """Return a section as plain values. It may also be an instance of its type, such as ``tune=TuneConfig(epochs=2)``."""
+    return value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value

@@ -19,8 +19,6 @@ from embedfit.replies import masked, one_line
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
 """Results of queries, as the spool holds them."""
 _ENDPOINT = "https://app.langwatch.ai"
-_CONTEXT = ("document_id", "chunk_id", "content")
-"""Keys of a retrieved document in a span."""
 
 
 def langwatch_key() -> str | None:
