@@ -153,8 +153,15 @@ def wing_lines(wing: str) -> list[str]:
     """Return the tree's lines for one folder."""
     indent = "  " if wing == "" else "    "
     heading = [] if wing == "" else [f"  {f'{wing}/':20}{caption(PACKAGE / wing / '__init__.py')}"]
-    files = sorted(path for path in (PACKAGE / wing).glob("*.py") if not path.name.startswith("__"))
-    return heading + [f"{f'{indent}{path.name}':22}{caption(path)}" for path in files]
+    lines = heading
+    for path in sorted((PACKAGE / wing).iterdir()):
+        if path.suffix == ".py" and not path.name.startswith("__"):
+            lines.append(f"{f'{indent}{path.name}':22}{caption(path)}")
+        elif wing and (path / "__init__.py").exists():  # a room within a wing
+            lines.append(f"{f'{indent}{path.name}/':22}{caption(path / '__init__.py')}")
+            files = sorted(file for file in path.glob("*.py") if not file.name.startswith("__"))
+            lines += [f"{f'{indent}  {file.name}':22}{caption(file)}" for file in files]
+    return lines
 
 
 def caption(path: Path) -> str:

@@ -23,18 +23,36 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The queries, the documents and the judgements."""
 
-    queries: str = Field(description="A file of labelled queries (JSONL, JSON, CSV, TSV, Parquet), a BEIR folder, or hub:owner/name.")
+    queries: str = Field(
+        description="A file of labelled queries (JSONL, JSON, CSV, Excel, Parquet ...), a folder such as BEIR's, or hub:owner/name."
+    )
     documents: str | None = Field(None, description="A file of documents. By default each distinct label becomes a document.")
-    query: str = Field("query", description="Column of the query text.")
-    label: str | None = Field(None, description="Column of the relevant document ids. By default 'expected'.")
+    query: str | None = Field(None, description="Column of the query text. By default 'query', 'question', 'text' or a similar name.")
+    label: str | None = Field(
+        None, description="Column of the relevant documents. By default 'expected', 'label', 'category', 'doc_id' or a similar name."
+    )
+    id: str | None = Field(None, description="Column of the query's id. By default 'id', 'query_id' or a similar name.")
     grade: str | None = Field(
         None,
         description="Column of the label's grade, 0 for not relevant; \"\" for none. By default 'grade', 'relevance', "
         "'score' or a similar name.",
     )
+    part: str | None = Field(None, description="Column of the part: train, dev (or validation), test. By default 'part' or 'split'.")
     separator: str | None = Field(
         None, min_length=1, description="Separator of several labels in one cell, such as ';'. By default a cell is one label."
     )
+    document_id: str | None = Field(None, description="Column of a document's id. By default 'id', 'doc_id' or a similar name.")
+    document_title: str | None = Field(None, description="Column of a document's title. By default 'title' or a similar name.")
+    document_text: str | None = Field(
+        None,
+        description="Column of a document's text. By default 'text', 'content' or a similar name. Without a file of documents, the "
+        "rows of the queries bring the documents along.",
+    )
+    encoding: str | None = Field(None, description="Encoding of text files that are not UTF-8, such as 'cp1252'.")
+    delimiter: str | None = Field(
+        None, min_length=1, max_length=1, description="Sign between the cells of a CSV file. By default the one that its header shows."
+    )
+    sheet: str | None = Field(None, description="Sheet of a workbook. By default the first one with rows.")
     record: str | None = Field(None, description="'transaction', 'module:Class' of a Pydantic model, or a JSON Schema file.")
     query_template: str | None = Field(None, description="Template of a record's query text, with field names in braces.")
     document_template: str = Field(DOCUMENT_TEMPLATE, description="Template of a document's text, with field names in braces.")

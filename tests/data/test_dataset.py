@@ -77,16 +77,24 @@ def test_the_same_text_twice_is_one_query_with_both_answers():
         ([], [], "texts and labels: is empty; expected at least one row"),
         (["a", " "], ["x", "y"], "row 1: key 'text' is ' '; expected a text that is not empty"),
         (["a", 5], ["x", "y"], "row 1: key 'text' is 5; expected a text that is not empty"),
-        (["a", "b"], ["x", None], "row 1: key 'label' is None; expected a document id, a list of them, or {id: grade}"),
-        (["a", "b"], ["x", float("nan")], "row 1: key 'label' is nan; expected a document id, a list of them, or {id: grade}"),
-        (["a", "b"], ["x", []], "row 1: key 'label' is []; expected a document id, a list of them, or {id: grade}"),
+        (["a", "b"], ["x", 0.5], "row 1: key 'label' is 0.5; expected a document id, a list of them, or {id: grade}"),
+        (["a", "b"], [None, []], "texts and labels: has no query with a relevant document; expected at least one"),
         (["a", "b"], ["x", {"y": 1.5}], "row 1: grade 1.5; expected a whole number, 0 or more"),
-        (["a", "b", None], ["x", None, "y"], "row 1: key 'label' is None; expected a document id, a list of them, or {id: grade}"
+        (["a", "b", None], ["x", True, "y"], "row 1: key 'label' is True; expected a document id, a list of them, or {id: grade}"
          " (and 1 more; problems=[] takes them all)"),
     ],
 )  # fmt: skip
 def test_a_pair_that_cannot_be_used_is_named_by_its_row(texts, labels, line):
     assert refusal(Dataset.from_pairs, texts, labels) == line
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA, pd.NaT])
+def test_a_query_without_a_label_is_kept_and_one_without_an_answer_is_judged(missing):
+    data = Dataset.from_frame(pd.DataFrame({"query": ["a", "b", "c", "d"], "expected": ["x", missing, [], "none of these"]}))
+    assert data.query_texts() == ["a", "b", "c", "d"]
+    assert data.qrels == {"q1": {"x": 1}, "q3": {}, "q4": {}}
+    assert data.judged == ("q1",)
+    assert list(data.corpus) == ["x"]
 
 
 def test_a_cell_of_several_labels_names_the_argument_that_parts_them():
@@ -154,12 +162,12 @@ def test_a_document_row_is_named_and_a_label_without_document_too():
 
 def test_problems_takes_every_bad_row_and_many_alike_as_one():
     problems = []
-    frame = pd.DataFrame({"query": ["a", "", "", "", "", "b"], "expected": ["x", "x", "x", "x", "x", None]})
+    frame = pd.DataFrame({"query": ["a", "", "", "", "", "b"], "expected": ["x", "x", "x", "x", "x", [None]]})
     data = Dataset.from_frame(frame, problems=problems)
     assert data.query_texts() == ["a"]
     assert [str(problem) for problem in problems] == [
         "row 1: key 'query' is '' (and 3 more rows like it, the last at row 4); expected a text that is not empty",
-        "row 5: key 'expected' is missing (keys: query)",
+        "row 5: key 'expected' is [None]; expected a document id, a list of them, or {id: grade}",
     ]
 
 
@@ -282,7 +290,9 @@ def test_a_hugging_face_data_set_gives_the_names_of_classes():
 def test_a_row_of_a_hugging_face_data_set_is_named_and_splits_are_not_guessed():
     label = datasets.ClassLabel(names=["food", "taxi"])
     rows = datasets.Dataset.from_dict({"text": ["lunch", "cab"], "label": [0, -1]}, features=features(label=label))
-    assert refusal(Dataset.from_hf, rows, query="text", label="label").startswith("row 1: key 'label' is None; expected a document id")
+    assert Dataset.from_hf(rows, query="text", label="label").qrels == {"q1": {"food": 1}}  # -1 is an unknown label
+    odd = datasets.Dataset.from_dict({"text": ["lunch", ""], "label": [0, 1]}, features=features(label=label))
+    assert refusal(Dataset.from_hf, odd, query="text", label="label").startswith("row 1: key 'text' is ''; expected a text")
     splits = datasets.DatasetDict({"train": rows, "test": rows})
     assert refusal(Dataset.from_hf, splits) == "dataset: has splits: train, test; fix: pass one of them, such as dataset['train']"
 

@@ -10,8 +10,8 @@ from typing import Any
 from embedfit import console
 from embedfit.data.cells import read_grade, read_id, read_text, spelling
 from embedfit.data.documents import HINTS, check_known, documents_of, metadata_of
-from embedfit.data.encodings import carriage_return, read_lines
-from embedfit.data.formats import read_rows, with_last_error, without_errors
+from embedfit.data.formats.encodings import carriage_return, read_lines
+from embedfit.data.formats.opening import open_rows, read_rows, with_last_error, without_errors
 from embedfit.data.texts import PARTS, Contents, Qrels, Query
 from embedfit.errors import DataError, shown
 
@@ -21,7 +21,7 @@ def read_beir(folder: Path, errors: list[DataError]) -> Contents:
     for name in ("corpus.jsonl", "queries.jsonl", "qrels"):
         if not (folder / name).exists():
             raise DataError(str(folder), f"has no {name}", expected="a BEIR folder: corpus.jsonl, queries.jsonl, qrels/*.tsv")
-    corpus = documents_of(read_rows(folder / "corpus.jsonl"), errors)
+    corpus = documents_of(open_rows(folder / "corpus.jsonl"), errors)
     queries = queries_of(read_rows(folder / "queries.jsonl"), errors)
     qrels: Qrels = {}
     parts: dict[str, dict[str, None]] = {}
@@ -135,6 +135,6 @@ def _judgements(path: Path, queries: Mapping[str, Query]) -> Iterator[tuple[str,
         try:
             if len(cells) != 3:
                 raise ValueError
-            yield where, (cells[0], cells[1], read_grade(cells[2]))
+            yield where, (cells[0], cells[1], read_grade(cells[2], negative=True))
         except ValueError:
             yield where, DataError(where, f"is {shown(line)}", expected="query id, document id, whole grade, by tabs")

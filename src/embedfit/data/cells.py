@@ -1,4 +1,4 @@
-"""Values of one cell: an id, a text, labels, grades."""
+"""Values of one cell: an id, a text, a list, a grade."""
 
 from __future__ import annotations
 
@@ -12,41 +12,11 @@ import tokenize
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
-from embedfit.data.texts import Document, Row
+from embedfit.data.texts import Row
 from embedfit.errors import DataError, did_you_mean, shown
 from embedfit.files import json_bytes
-
-GRADE_COLUMNS = (
-    *("grade", "relevance", "relevance_grade", "relevance_score", "relevance_label", "relevance_judgement", "relevance_judgment"),
-    *(
-        "graded_relevance",
-        "relevant",
-        "is_relevant",
-        "relevancy",
-        "relevancy_score",
-        "rel",
-        "qrel",
-        "qrels",
-        "judgement",
-        "judgment",
-        "score",
-    ),
-)
-"""Names of a grade column. If several are present, the first in this list is used."""
-PERHAPS_GRADES = (
-    *("rating", "gold", "gold_score", "gold_label", "label", "target", "correct", "is_correct", "match", "is_match"),
-    *("positive", "is_positive", "is_duplicate", "duplicate", "is_answer"),
-)
-"""Names of a column that is a grade column if its values are grades. ``label`` and ``target`` may also hold class numbers."""
-GRADE_OF_WORD = {"true": 1, "false": 0, "relevant": 1, "irrelevant": 0, "nonrelevant": 0, "notrelevant": 0}
-SEPARATORS = (";", "|", "\n", "\t", "\uff1b", "\uff5c", "\u3001", "\uff0c", ",")
-"""Separators of several labels in one cell, also in Chinese and Japanese. A comma is part of many names, so it comes last."""
-_SIGNS = ("/", "+", "&", ">", "\u2022", "\u00b7", " - ", " \u2013 ", " \u2014 ", " and ")
-"""Separators that are usually part of a name. They count only if the labels beside them are known."""
-_ANY_SEPARATOR = re.compile("|".join(map(re.escape, (*SEPARATORS, *_SIGNS))))
 
 
 def spelling(name: Any) -> str:
@@ -70,9 +40,9 @@ def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
-def read_id(row: Row, where: str) -> str:
-    """Return a row's id, or an empty text if it has none."""
-    value = row.get("id", row.get("_id"))
+def read_id(row: Row, where: str, column: str = "") -> str:
+    """Return a row's id, or an empty text if it has none. By default it stands under ``id`` or ``_id``."""
+    value = row.get(column) if column else row.get("id", row.get("_id"))
     if value is None:
         return ""
     id = id_of(value)
@@ -115,116 +85,32 @@ def read_text(row: Row, key: str, where: str) -> str:
     return str(row[key])
 
 
-def read_title(row: Row, where: str) -> str:
+def read_title(row: Row, where: str, column: str = "title") -> str:
     """Return a row's title, or an empty text if it has none."""
-    title = row.get("title")
+    title = row.get(column)
     if title is None or title == "":
         return ""
     if id_of(title) is None and not isinstance(title, str):
-        raise DataError(where, f"key 'title' is {shown(title)}", expected="a text")
+        raise DataError(where, f"key {column!r} is {shown(title)}", expected="a text")
     return str(whole_number(title))
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Names of the columns that hold queries, labels and grades.
-
-    Attributes:
-        query: Column of the query text.
-        label: Column of the labels.
-        grade: Column of the grades. None to look for one by its name, an empty string for none.
-        separator: Separator of several labels in one cell, or None.
-        by_name: Whether the grade column was chosen by its name.
-        in_memory: Whether rows come from Python objects and not from a file, so that messages name arguments and not settings.
-    """
-
-    query: str
-    label: str
-    grade: str | None = None
-    separator: str | None = None
-    by_name: bool = False
-    in_memory: bool = False
-
-    def setting(self, name: str, value: str) -> str:
-        """Return the advice to give an option a value: as an argument, or in embedfit.toml."""
-        text = json.dumps(value, ensure_ascii=False)
-        return f"pass {name}={text}" if self.in_memory else f"set {name} = {text} in [data]"
-
-
-def read_labels(row: Row, columns: Columns, corpus: Mapping[str, Document], where: str) -> tuple[list[Any] | dict[Any, Any], str]:
-    """Return the labels of a row as a list or as {label: grade}, and the cell's text if it is a single label."""
-    label, separator = columns.label, columns.separator
-    if label not in row:
-        raise DataError(where, f"key {label!r} is missing (keys: {', '.join(map(str, row))}){did_you_mean(label, row)}")
-    value = row[label]
-    if isinstance(value, str) and value not in corpus:
-        try:
-            value = _listed(value)
-        except ValueError:
-            fix = 'write a JSON list, like ["a", "b"]'
-            raise DataError(where, f"key {label!r} is {shown(value)}, which looks like a list but is none", fix=fix) from None
-    if isinstance(value, (list, dict)):
-        return value, ""
-    if not isinstance(value, str):
-        return [value], ""
-    if separator is None or (value in corpus and not all(part in corpus for part in _parts(value, separator))):
-        return [value], value.strip()
-    return list(_parts(value, separator)), ""
-
-
-def read_grades(
-    row: Row, labels: list[Any] | dict[Any, Any], columns: Columns, corpus: Mapping[str, Document], where: str
-) -> dict[str, int]:
-    """Return {document id: grade} for the labels of a row.
+def read_grade(value: Any, *, negative: bool = False) -> int:
+    """Return a grade from a number or its text.
 
     Args:
-        row: Row of named cells.
-        labels: Labels of the row, as a list or as {label: grade}.
-        columns: Names of the columns, with the grade column resolved.
-        corpus: Documents by id. Empty if the labels become documents.
-        where: Place of the row, for messages.
-    """
-    label, column = columns.label, columns.grade
-    grade: Any = 1
-    if column and not isinstance(labels, dict):
-        if column not in row:
-            raise DataError(where, f"key {column!r} is missing (keys: {', '.join(map(str, row))})", expected="a grade in each row")
-        grade = row[column]
-    elif column in row and not columns.by_name:
-        raise DataError(where, f"has grades in both {label!r} and {column!r}", fix="leave one of them out")
-    grades: dict[str, int] = {}
-    for document, own in labels.items() if isinstance(labels, dict) else ((document, grade) for document in labels):
-        id = id_of(document)
-        if id is None:
-            raise DataError(where, f"key {label!r} is {shown(row[label])}", expected="a document id, a list of them, or {id: grade}")
-        id = id if id in corpus else id.strip()
-        try:
-            if isinstance(labels, dict) and isinstance(own, str):
-                raise ValueError
-            value = read_grade(own if isinstance(labels, dict) else GRADE_OF_WORD.get(spelling(own), own))
-        except ValueError:
-            guessed = column and columns.by_name and not isinstance(labels, dict)
-            fix = f"{columns.setting('grade', '')} if {column!r} holds no grades, else write 1 for right and 0 for wrong" if guessed else ""
-            raise DataError(where, f"grade {shown(own)}", expected="a whole number, 0 or more", fix=fix) from None
-        if grades.setdefault(id, value) != value:
-            raise DataError(where, f"grade of {shown(id)} is {grades[id]} and {value}", expected="one grade for each document")
-    if not grades and not isinstance(labels, dict):
-        raise DataError(where, f"key {label!r} is {shown(row[label])}", expected="a document id, a list of them, or {id: grade}")
-    return grades
-
-
-def read_grade(value: Any) -> int:
-    """Return a grade from a number or its text.
+        value: Cell.
+        negative: Whether a grade may be below 0. TREC's judges grade so what is not relevant, and it is read as 0.
 
     Raises:
         ValueError: The value is not a whole number of 0 or more.
     """
-    if isinstance(value, str) and re.fullmatch(r"\s*\d+(\.0*)?\s*", value):
+    if isinstance(value, str) and re.fullmatch(r"\s*-?\d+(\.0*)?\s*", value):
         value = int(value.partition(".")[0])
     value = whole_number(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+    if not isinstance(value, int) or isinstance(value, bool) or not (-(2**31) if negative else 0) <= value < 2**31:
         raise ValueError
-    return value
+    return max(value, 0)
 
 
 _CONTAINERS = ("array", "list", "set", "frozenset", "tuple", "deque", "dict", "OrderedDict", "Counter", "Index", "Series")
@@ -242,7 +128,7 @@ class _Literals(ast.NodeTransformer):
         return node
 
 
-def _listed(text: str) -> Any:
+def listed(text: str) -> Any:
     """Return the list or dict that a text holds in JSON or in Python, as pandas writes it, else the text.
 
     Raises:
@@ -282,32 +168,6 @@ def _python_list(text: str) -> Any:
     if isinstance(value, set):
         return sorted(value, key=str)
     return list(value) if isinstance(value, tuple) else value
-
-
-def _parts(cell: str, separator: str) -> list[str]:
-    """Return the parts of a cell between its separators, without the brackets of an unquoted list."""
-    inside = cell.strip()
-    if inside[:1] == "[" and inside[-1:] == "]":
-        inside = inside[1:-1]
-    return [part.strip() for part in inside.split(separator) if part.strip()]
-
-
-def joined_by(cell: str, known: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Return the separator of a cell and its labels, if more than half of them are known; else no labels.
-
-    The separator is an empty string if the labels have different separators.
-    """
-    splits = [(separator, _parts(cell, separator)) for separator in (*SEPARATORS, *_SIGNS) if separator in cell]
-    splits.append(("", _parts(_ANY_SEPARATOR.sub(";", cell), ";")))
-    likely = []
-    for separator, parts in splits:
-        if separator not in SEPARATORS:  # a path may repeat a name: Travel / Travel
-            parts = list(dict.fromkeys(parts))
-        share = sum(part in known for part in parts)
-        if len(parts) > 1 and 2 * share > len(parts):
-            likely.append(((share == len(parts), share), separator, parts))
-    _, separator, parts = max(likely, key=lambda split: split[0], default=(None, "", []))
-    return separator, parts
 
 
 def without_point(id: str) -> str:

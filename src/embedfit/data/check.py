@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from embedfit.data.cells import SEPARATORS
 from embedfit.data.dataset import PARTS, Dataset, normalised
 from embedfit.data.duplicates import near_duplicates, queries_that_are_documents
+from embedfit.data.labels import SEPARATORS
 from embedfit.errors import shown
 from embedfit.words import words_of
 

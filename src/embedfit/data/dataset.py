@@ -6,15 +6,14 @@ import hashlib
 import html
 import itertools
 import operator
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 
-from embedfit.data.cells import Columns
+from embedfit.data.columns import Columns, FurtherColumns
 from embedfit.data.documents import check_known
 from embedfit.data.problems import report
-from embedfit.data.texts import PARTS, Contents, Document, Qrels, Query, Row
+from embedfit.data.texts import PARTS, Contents, Document, Qrels, Query, Row, normalised
 from embedfit.errors import DataError, shown
 from embedfit.files import json_bytes
 from embedfit.template import DOCUMENT_TEMPLATE, Template
@@ -98,38 +97,40 @@ class Dataset:
         frame: pd.DataFrame,
         documents: Source | None = None,
         *,
-        query: str = "query",
+        query: str | None = None,
         label: str | None = None,
         grade: str | None = None,
         separator: str | None = None,
         record: RecordType | str | type[BaseModel] | None = None,
         template: str | None = None,
         problems: list[DataError] | None = None,
+        **columns: Unpack[FurtherColumns],
     ) -> Dataset:
         """Make a data set from a DataFrame of labelled queries.
 
         A column ``id`` names the query, a column ``part`` its part (train, dev or test), and other columns are metadata. Missing
-        cells are left out. Rows are merged as `load` merges them.
+        cells are left out; without a label, a query is kept and has no judgements. Rows are merged as `load` merges them.
 
         Args:
             frame: DataFrame with one row for each query, or for each query and label.
             documents: DataFrame of documents with the columns id, text and optionally title; other columns are metadata. Also
                 records, or the path of a file. By default each distinct label becomes a document.
-            query: Column of the query text.
-            label: Column of the labels. By default ``expected``, or the label of the record type.
+            query: Column of the query text. By default one with a common name, as in `load`.
+            label: Column of the labels. By default the label of the record type, or a column with a common name.
             grade: Column of the label's grade. By default ``grade``, ``relevance`` or a similar name, if there is one; an empty
                 string for none.
             separator: Separator of several labels in one cell. By default a text is one label.
             record: Record type of the rows, by name or as a Pydantic class. Its template gives the query text.
             template: Query text of a record, with field names in braces. By default the record type's own.
             problems: List that receives the errors of all bad rows. By default the first error is raised.
+            columns: Further columns by name, as in `load`: id, part, document_id, document_title, document_text.
 
         Raises:
             DataError: A row cannot be used. The message names it by its index label, or by its position where labels repeat.
             ConfigError: The separator is empty, or the record type or its template cannot be used.
         """
-        columns = Columns(query, label or "", grade, separator)
-        return _from_rows(frame, documents, columns, "frame", problems, record, template)
+        named = Columns(query or "", label or "", grade, separator, **columns)
+        return _from_rows(frame, documents, named, "frame", problems, record, template)
 
     @classmethod
     def from_records(
@@ -137,13 +138,14 @@ class Dataset:
         records: Iterable[Any],
         documents: Source | None = None,
         *,
-        query: str = "query",
+        query: str | None = None,
         label: str | None = None,
         grade: str | None = None,
         separator: str | None = None,
         record: RecordType | str | type[BaseModel] | None = None,
         template: str | None = None,
         problems: list[DataError] | None = None,
+        **columns: Unpack[FurtherColumns],
     ) -> Dataset:
         """Make a data set from dicts, dataclasses or Pydantic models, as `load` makes one from the lines of a JSONL file.
 
@@ -151,21 +153,22 @@ class Dataset:
             records: Records of labelled queries.
             documents: Records of documents with the keys id, text and optionally title; other keys are metadata. Also a
                 DataFrame, or the path of a file. By default each distinct label becomes a document.
-            query: Key of the query text.
-            label: Key of the labels. By default ``expected``, or the label of the record type.
+            query: Key of the query text. By default one with a common name, as in `load`.
+            label: Key of the labels. By default the label of the record type, or a key with a common name.
             grade: Key of the label's grade. By default ``grade``, ``relevance`` or a similar name, if there is one; an empty string
                 for none.
             separator: Separator of several labels in one text. By default a text is one label.
             record: Record type of the rows, by name or as a Pydantic class. Its template gives the query text.
             template: Query text of a record, with field names in braces. By default the record type's own.
             problems: List that receives the errors of all bad rows. By default the first error is raised.
+            columns: Further keys by name, as in `load`: id, part, document_id, document_title, document_text.
 
         Raises:
             DataError: A record cannot be used. The message names its position, from 0.
             ConfigError: The separator is empty, or the record type or its template cannot be used.
         """
-        columns = Columns(query, label or "", grade, separator)
-        return _from_rows(records, documents, columns, "records", problems, record, template)
+        named = Columns(query or "", label or "", grade, separator, **columns)
+        return _from_rows(records, documents, named, "records", problems, record, template)
 
     @classmethod
     def from_hf(
@@ -173,13 +176,14 @@ class Dataset:
         dataset: datasets.Dataset,
         documents: Source | None = None,
         *,
-        query: str = "query",
+        query: str | None = None,
         label: str | None = None,
         grade: str | None = None,
         separator: str | None = None,
         record: RecordType | str | type[BaseModel] | None = None,
         template: str | None = None,
         problems: list[DataError] | None = None,
+        **columns: Unpack[FurtherColumns],
     ) -> Dataset:
         """Make a data set from one split of a Hugging Face data set. Class numbers become class names.
 
@@ -187,21 +191,22 @@ class Dataset:
             dataset: Rows of labelled queries.
             documents: Rows of documents with the columns id, text and optionally title; other columns are metadata. Also a
                 DataFrame, records, or the path of a file. By default each distinct label becomes a document.
-            query: Column of the query text.
-            label: Column of the labels. By default ``expected``, or the label of the record type.
+            query: Column of the query text. By default one with a common name, as in `load`.
+            label: Column of the labels. By default the label of the record type, or a column with a common name.
             grade: Column of the label's grade. By default ``grade``, ``relevance`` or a similar name, if there is one; an empty
                 string for none.
             separator: Separator of several labels in one cell. By default a text is one label.
             record: Record type of the rows, by name or as a Pydantic class. Its template gives the query text.
             template: Query text of a record, with field names in braces. By default the record type's own.
             problems: List that receives the errors of all bad rows. By default the first error is raised.
+            columns: Further columns by name, as in `load`: id, part, document_id, document_title, document_text.
 
         Raises:
             DataError: A row cannot be used, or the data set has several splits. The message names the row, from 0.
             ConfigError: The separator is empty, or the record type or its template cannot be used.
         """
-        columns = Columns(query, label or "", grade, separator)
-        return _from_rows(dataset, documents, columns, "dataset", problems, record, template)
+        named = Columns(query or "", label or "", grade, separator, **columns)
+        return _from_rows(dataset, documents, named, "dataset", problems, record, template)
 
     @classmethod
     def from_dicts(
@@ -425,11 +430,6 @@ def _counted(count: int, singular: str, plural: str) -> str:
 
 def _short(text: str, limit: int = 100) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def normalised(text: str) -> str:
-    """Return a text for comparison, with compatible characters, case and white space folded."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def text_key(text: str) -> str:

@@ -2,52 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from embedfit import console
 from embedfit.data.cells import read_id, read_text, read_title, without_point
-from embedfit.data.formats import read_rows, without_errors
+from embedfit.data.columns import ANY_COLUMNS, Columns, document_columns
+from embedfit.data.formats.opening import open_rows, with_last_error, without_errors
+from embedfit.data.formats.source import NO_OPTIONS, Options, Rows
 from embedfit.data.records import RecordType
 from embedfit.data.texts import Document, Row
 from embedfit.errors import DataError, did_you_mean, shown
 
 
-def read_documents(path: str | Path) -> dict[str, Document]:
+def read_documents(path: str | Path, columns: Columns = ANY_COLUMNS, options: Options = NO_OPTIONS) -> dict[str, Document]:
     """Read a file of documents, in the formats that `load` takes.
 
     Raises:
         DataError: A row cannot be used.
     """
     errors: list[DataError] = []
-    corpus = documents_of(read_rows(path), errors)
+    corpus = documents_of(open_rows(path, options), errors, columns)
     if errors:
         raise errors[0]
     return corpus
 
 
-def documents_of(rows: Iterator[tuple[str, Any]], errors: list[DataError]) -> dict[str, Document]:
+def documents_of(table: Rows, errors: list[DataError], columns: Columns = ANY_COLUMNS) -> dict[str, Document]:
     """Return the documents in some rows, by id.
 
     Args:
-        rows: (place, row) or (place, error) for each document.
+        table: A row for each document.
         errors: List that receives the errors of bad rows.
+        columns: Names of the columns.
     """
     corpus: dict[str, Document] = {}
-    for where, row in without_errors(rows, errors):
+    rows = list(without_errors(with_last_error(table.rows), errors))
+    before, columns = columns, document_columns([row for _, row in rows[:_SAMPLE]], columns)
+    taken = {"document_id": columns.document_id, "document_title": columns.document_title, "document_text": columns.document_text}
+    usual = {"document_id": ("id", "_id", ""), "document_title": ("title", ""), "document_text": ("text", "")}
+    if any(name not in usual[role] and not getattr(before, role) for role, name in taken.items()):
+        console.note(f"{table.source}: " + ", ".join(f"{role} = column {name!r}" for role, name in taken.items() if name))
+    for where, row in rows:
         try:
-            if "text" not in row and "category" in row:
+            if columns.document_text not in row and "category" in row:
                 # The shape of categories.json: the name is both the id and the text.
                 text = read_text(row, "category", where)
                 document = Document(text, text, "", row)
             else:
-                title = read_title(row, where)
-                # Some public data sets have documents with a title only.
-                text = "" if title and row.get("text") == "" else read_text(row, "text", where)
-                id = read_id(row, where)
-                if not id:
-                    raise DataError(where, "key 'id' is missing", expected="an id for each document")
-                document = Document(id, text, title, metadata_of(row, _DOCUMENT_KEYS, where))
+                document = _document(row, columns, where)
             if document.id in corpus:
                 raise DataError(where, f"document id {document.id!r} occurs here a second time", expected="unique ids")
         except DataError as error:
@@ -57,7 +61,27 @@ def documents_of(rows: Iterator[tuple[str, Any]], errors: list[DataError]) -> di
     return corpus
 
 
-_DOCUMENT_KEYS = ("id", "_id", "text", "title")
+_SAMPLE = 1_000
+"""Number of rows by which columns are recognised."""
+
+
+def _document(row: Row, columns: Columns, where: str) -> Document:
+    """Return the document in a row.
+
+    Raises:
+        DataError: A cell cannot be used.
+    """
+    title = read_title(row, where, columns.document_title)
+    # Some public data sets have documents with a title only.
+    empty = row.get(columns.document_text) in ("", None)
+    text = "" if title and empty and columns.document_text in (*row, *columns.given) else read_text(row, columns.document_text, where)
+    id = read_id(row, where, columns.document_id)
+    if not id:
+        raise DataError(where, f"key {columns.document_id!r} is missing", expected="an id for each document")
+    taken = ("id", "_id", columns.document_id, columns.document_text, columns.document_title)
+    return Document(id, text, title, metadata_of(row, taken, where))
+
+
 HINTS = 20
 """Number of unknown documents for which the nearest known id is looked up, which is slow."""
 

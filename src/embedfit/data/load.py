@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from embedfit.data.beir import read_beir
-from embedfit.data.cells import Columns
+from embedfit.data.columns import Columns
 from embedfit.data.dataset import Dataset, finished
 from embedfit.data.documents import documents_of
-from embedfit.data.formats import read_rows, with_last_error
+from embedfit.data.formats.opening import open_rows, with_last_error
+from embedfit.data.formats.source import Options
 from embedfit.data.records import RecordType, record_type
 from embedfit.data.rows import contents_of
 from embedfit.errors import ConfigError, DataError
@@ -18,35 +19,52 @@ def load(
     source: str | Path,
     documents: str | Path | None = None,
     *,
-    query: str = "query",
+    query: str | None = None,
     label: str | None = None,
     grade: str | None = None,
     separator: str | None = None,
+    id: str | None = None,
+    part: str | None = None,
+    document_id: str | None = None,
+    document_title: str | None = None,
+    document_text: str | None = None,
+    encoding: str | None = None,
+    delimiter: str | None = None,
+    sheet: str | None = None,
     record: RecordType | str | None = None,
     problems: list[DataError] | None = None,
 ) -> Dataset:
     """Read a data set.
 
     Rows with the same id are one query with several answers. Without ids, rows with the same text and metadata are one query.
+    Columns that are not named are looked for by common names, and a note says which were taken.
 
     Args:
-        source: A BEIR folder; a file of labelled queries (JSONL, JSON, CSV, TSV, Parquet); or ``hub:owner/name`` for a data set
-            on the Hugging Face Hub. ``hub:owner/name:split`` selects another split than ``train``.
+        source: A BEIR folder; a file of labelled queries (JSONL, JSON, CSV, TSV, Excel, OpenDocument, Parquet, Arrow, also
+            compressed); or ``hub:owner/name`` for a data set on the Hugging Face Hub. ``hub:owner/name:split`` selects another split
+            than ``train``.
         documents: A file of documents. Rows have an id, a text, an optional title and optional metadata, or the shape of
             categories.json (category, sample_transactions, departments). By default each distinct label becomes a document
             whose text is the label.
         query: Column of the query text.
-        label: Column of the relevant document ids: one id, a list, or {id: grade}. ``{}`` marks a query without judgements.
-            By default ``expected``, or the label of the record type.
-        grade: Column of the label's grade. By default ``grade``, ``relevance``, ``score`` or a similar name (`GRADE_COLUMNS`), if
-            there is one. An empty string means that there is none.
+        label: Column of the relevant documents: one id or text, a list, or {id: grade}. ``[]`` says that no document is right; null,
+            an empty cell and ``{}`` leave a query without judgements. By default the label of the record type, if there is one.
+        grade: Column of the label's grade. An empty string means that there is none.
         separator: Separator of several labels in one cell, such as ``;``. By default a cell of text is one label.
+        id: Column of the query's id.
+        part: Column of the part: train, dev (also validation) or test.
+        document_id: Column of a document's id.
+        document_title: Column of a document's title.
+        document_text: Column of a document's text. Where the documents have no file of their own, the rows bring them along.
+        encoding: Encoding of text files that are not UTF-8, such as ``cp1252``.
+        delimiter: Sign between the cells of a CSV file. By default the one that its header shows.
+        sheet: Sheet of a workbook. By default the first one with rows.
         record: Record type of the rows, or its name. Its template gives the query text.
         problems: List that receives the errors of all bad rows. By default the first error is raised.
 
     Raises:
         DataError: A row cannot be used, or no query has a relevant document.
-        ConfigError: The separator is empty, or an argument does not apply to a BEIR folder.
+        ConfigError: The separator is empty, the encoding is unknown, or an argument does not apply to a BEIR folder.
         OfflineError: A data set on the Hub is named and there is no network.
     """
     errors: list[DataError] = []
@@ -61,7 +79,20 @@ def load(
                 raise ConfigError(f"{source} is a folder, which has documents and judgements of its own; fix: leave {name!r} out")
         contents = read_beir(Path(source), errors)
     else:
-        corpus = documents_of(read_rows(documents), errors) if documents else None
-        columns = Columns(query, label or (record.label if record else "expected"), grade, separator)
-        contents = contents_of(with_last_error(read_rows(source)), corpus, columns, record, str(source), errors)
+        columns = Columns(
+            query or "",
+            label or "",
+            grade,
+            separator,
+            id=id or "",
+            part=part or "",
+            document_id=document_id or "",
+            document_title=document_title or "",
+            document_text=document_text or "",
+        )
+        options = Options(encoding or "", delimiter or "", sheet or "", columns.given)
+        corpus = documents_of(open_rows(documents, options), errors, columns) if documents else None
+        table = open_rows(source, options)
+        table.rows = with_last_error(table.rows)
+        contents = contents_of(table, corpus, columns, record, errors)
     return finished(contents, str(source), errors, problems, hint="'embedfit check' lists them")

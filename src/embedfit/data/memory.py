@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from embedfit.data.beir import queries_of
-from embedfit.data.cells import Columns, id_of, plain, read_grades, read_labels
+from embedfit.data.cells import id_of, plain
+from embedfit.data.columns import Columns
 from embedfit.data.documents import HINTS, check_known, documents_of
-from embedfit.data.formats import hf_rows, not_named, read_rows
+from embedfit.data.formats.features import hf_rows
+from embedfit.data.formats.opening import not_named, open_rows
+from embedfit.data.formats.source import Rows
+from embedfit.data.formats.tables import check_distinct
+from embedfit.data.labels import read_grades, read_labels
+from embedfit.data.library import Library
 from embedfit.data.records import RecordType, record_type
 from embedfit.data.rows import contents_of
-from embedfit.data.tables import check_distinct
 from embedfit.data.texts import Contents, Qrels, Row
 from embedfit.errors import ConfigError, DataError, shown
 from embedfit.files import json_bytes
@@ -49,9 +54,9 @@ def table_contents(
         record = record_type(record, template=template, label=columns.label or None)
     elif template is not None:
         raise ConfigError("template needs record, a record type by its name or class; fix: pass both, or leave both out")
-    columns = dataclasses.replace(columns, label=columns.label or (record.label if record else "expected"), in_memory=True)
-    corpus = None if documents is None else documents_of(rows_of(documents, "documents", "documents row"), errors)
-    return contents_of(rows_of(source, name), corpus, columns, record, name, errors)
+    columns = dataclasses.replace(columns, in_memory=True)
+    corpus = None if documents is None else documents_of(rows_of(documents, "documents", "documents row"), errors, columns)
+    return contents_of(rows_of(source, name), corpus, columns, record, errors)
 
 
 def beir_contents(queries: Mapping[Any, Any], corpus: Mapping[Any, Any], qrels: Mapping[Any, Any], errors: list[DataError]) -> Contents:
@@ -63,7 +68,8 @@ def beir_contents(queries: Mapping[Any, Any], corpus: Mapping[Any, Any], qrels: 
         qrels: Query id -> {document id: grade}, or a list of relevant document ids.
         errors: List that receives the errors of bad entries.
     """
-    documents = documents_of(_entries(corpus, "document"), errors)
+    documents = documents_of(Rows("corpus", "dict", _entries(corpus, "document")), errors)
+    library = Library(documents)
     known = queries_of(_entries(queries, "query"), errors)
     columns = Columns("text", "qrels", grade="", in_memory=True)
     if not isinstance(qrels, Mapping):
@@ -76,7 +82,10 @@ def beir_contents(queries: Mapping[Any, Any], corpus: Mapping[Any, Any], qrels: 
             if id is None or id not in known:
                 raise DataError(where, "is not among the queries", fix="remove the entry or add the query")
             row = {"qrels": plain(value)}
-            grades = read_grades(row, read_labels(row, columns, documents, where)[0], columns, documents, where)
+            labels = read_labels(row, columns, library, where)[0]
+            if labels in (None, {}):
+                continue
+            grades = read_grades(row, labels, columns, library, where)
             for document in grades:
                 check_known(document, documents, where, "document", hint=len(errors) < HINTS)
             judged[id] = grades
@@ -100,8 +109,8 @@ def pair_rows(texts: Iterable[Any], labels: Iterable[Any]) -> list[Row]:
     return [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
 
 
-def rows_of(source: Source, name: str, place: str = "row") -> Iterator[tuple[str, Row | DataError]]:
-    """Yield (place, row) for each row of a source, or (place, error) for a row that cannot be used.
+def rows_of(source: Source, name: str, place: str = "row") -> Rows:
+    """Return the rows of a source, with an error in place of a row that cannot be used.
 
     Args:
         source: Rows in memory, or the path of a file.
@@ -110,22 +119,28 @@ def rows_of(source: Source, name: str, place: str = "row") -> Iterator[tuple[str
             else the position from 0.
 
     Raises:
-        DataError: The source has no rows, or is none of the known kinds.
+        DataError: The source is none of the known kinds. Its rows raise one if there are none.
     """
     if isinstance(source, (str, Path)):
-        yield from read_rows(source)
-        return
+        return open_rows(source)
     if isinstance(source, Mapping) and hasattr(source, "column_names"):
         splits = list(source)
         raise DataError(name, f"has splits: {', '.join(map(str, splits))}", fix=f"pass one of them, such as dataset[{splits[0]!r}]")
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise DataError(name, f"is {shown(source)}", expected="a DataFrame, a datasets.Dataset, or a list of records")
-    if hasattr(source, "iloc"):
-        rows = _frame_rows(source, name, place)
-    elif hasattr(source, "features"):
-        rows = hf_rows(source, name, lambda index: f"{place} {index}")
+    columns: tuple[str, ...] = ()
+    table: Any = source
+    rows: Iterator[tuple[str, Any]]
+    if hasattr(table, "iloc"):
+        rows, columns = _frame_rows(table, name, place), tuple(map(str, table.columns))
+    elif hasattr(table, "features"):
+        rows, columns = hf_rows(table, name, lambda index: f"{place} {index}"), tuple(table.column_names or ())
     else:
         rows = ((f"{place} {number}", row) for number, row in enumerate(source))
+    return Rows(name, "rows in memory", _checked(rows, name), columns)
+
+
+def _checked(rows: Iterator[tuple[str, Any]], name: str) -> Iterator[tuple[str, Row | DataError]]:
     empty = True
     for where, row in rows:
         empty = False

@@ -2,172 +2,184 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from embedfit import console
-from embedfit.data.cells import (
-    GRADE_COLUMNS,
-    GRADE_OF_WORD,
-    PERHAPS_GRADES,
-    Columns,
-    joined_by,
-    read_grades,
-    read_id,
-    read_labels,
-    read_text,
-    spelling,
-    whole_number,
-    without_point,
-)
+from embedfit.data.cells import read_id, read_text, without_point
+from embedfit.data.columns import Columns, grade_column, labelled_columns, part_of
 from embedfit.data.documents import HINTS, check_known, fields, metadata_of
+from embedfit.data.formats.source import Rows
+from embedfit.data.labels import joined_by, read_grades, read_labels
+from embedfit.data.library import Library
+from embedfit.data.merging import merged
 from embedfit.data.records import RecordType
-from embedfit.data.texts import PARTS, Contents, Document, Qrels, Query, Row
+from embedfit.data.texts import Contents, Document, Pair, Row
 from embedfit.errors import DataError, did_you_mean, shown
-from embedfit.files import json_bytes
 
-_OTHER_JUDGEMENTS = ("0", "1", "-1", "yes", "no", "positive", "negative", "correct", "incorrect", "match", "nomatch")
-"""Values that may judge a document, but not always the label. As grades they are refused rather than interpreted."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    """A row of labelled queries.
-
-    Attributes:
-        where: Place of the row, for messages.
-        id: Id of the query, by default from the number of the row.
-        has_id: Whether the row gives the id.
-        text: Text of the query.
-        part: ``train``, ``dev``, ``test``, or an empty string.
-        metadata: Other columns of the row.
-        grades: Document id -> grade.
-        cell: Text of the label cell if it holds a single label, else an empty string.
-    """
-
-    where: str
-    id: str
-    has_id: bool
-    text: str
-    part: str
-    metadata: dict[str, Any]
-    grades: dict[str, int]
-    cell: str
+SAMPLE = 1_000
+"""Number of rows by which columns and shapes are recognised."""
 
 
 def contents_of(
-    lines: Iterator[tuple[str, Any]],
-    corpus: dict[str, Document] | None,
-    columns: Columns,
-    record: RecordType | None,
-    source: str,
-    errors: list[DataError],
+    table: Rows, corpus: dict[str, Document] | None, columns: Columns, record: RecordType | None, errors: list[DataError]
 ) -> Contents:
     """Return the contents of rows of labelled queries.
 
     Args:
-        lines: (place, row) or (place, error) for each row.
+        table: Rows.
         corpus: Documents by id. None if each distinct label becomes a document.
         columns: Names of the columns.
         record: Type of the rows, whose template gives the query text; None to read the query column.
-        source: Name of the source, for notes.
         errors: List that receives the errors of bad rows.
     """
-    given = corpus is not None
-    corpus = corpus or {}
-    all_rows = list(lines)
-    rows = [(where, row) for where, row in all_rows if not isinstance(row, DataError)]
-    missing = _missing_columns(rows, [*([] if record else [columns.query]), columns.label, *([columns.grade] if columns.grade else [])])
+    library = Library(corpus)
+    lines = list(table.rows)
+    rows = [row for _, row in lines if not isinstance(row, DataError)]
+    places = [where for where, row in lines if not isinstance(row, DataError)]
+    if library.given:  # the names are those of the documents' own columns
+        columns = replace(columns, document_id="", document_title="", document_text="")
+    before, columns = columns, columns_of(rows, columns, record, with_documents=library.given)
+    missing = missing_columns(places, rows, table, before, columns, record, with_documents=library.given)
+    errors += missing
     if missing:
-        errors += missing
-        return Contents({}, corpus, {})
-    if columns.grade is None:
-        guess = _grade_column(rows, (columns.query, columns.label, *(record.fields if record else ())))
-        columns = replace(columns, grade=guess, by_name=True)
-        if guess:
-            console.note(f"{source}: column {guess!r} is read as the grade of the label; 0 is not relevant")
+        return Contents({}, library.documents, {})
+    if note := columns.read_as(before):
+        console.note(f"{table.source}: {note}")
+    if columns.by_name and columns.grade:
+        console.note(f"{table.source}: column {columns.grade!r} is read as the grade of the label; 0 is not relevant")
+    pairs = table_pairs(lines, table, library, columns, record, errors)
+    pairs = _one_label_a_cell(pairs, library, columns, errors)
+    by_judgement = bool(columns.grade) and not record
+    contents = merged(pairs, table.source, errors, by_judgement=by_judgement)
+    if library.matched:
+        console.note(f"{table.source}: labels that are the text of a document, and were matched to it: {library.matched:,}")
+    return contents._replace(corpus=corpus_of(library, contents))
+
+
+def corpus_of(library: Library, contents: Contents) -> dict[str, Document]:
+    """Return the documents: those that were given, and those that are judged."""
+    if library.given:
+        return library.documents
+    judged = dict.fromkeys(document for grades in contents.qrels.values() for document in grades)
+    return {id: library.documents.get(id) or Document(id, id) for id in judged}
+
+
+def columns_of(rows: Sequence[Row], columns: Columns, record: RecordType | None, *, with_documents: bool) -> Columns:
+    """Return the columns of rows, with those that are looked for by their names."""
+    sample = rows[:SAMPLE]
+    if record:
+        names = dict.fromkeys(name for row in sample for name in row if name not in record.fields)
+        id = columns.id or next((name for name in ("id", "_id") if name in names), "")
+        columns = replace(columns, label=columns.label or record.label, id=id, part=columns.part or "part")
+    else:
+        columns = labelled_columns(sample, columns, with_documents=with_documents)
+    if columns.grade is not None:
+        return columns
+    taken = (columns.query, columns.label, columns.document_text, *(record.fields if record else ()))
+    return replace(columns, grade=grade_column(rows, taken), by_name=True)
+
+
+def table_pairs(
+    lines: Sequence[tuple[str, Any]],
+    table: Rows,
+    library: Library,
+    columns: Columns,
+    record: RecordType | None,
+    errors: list[DataError],
+) -> list[Pair]:
+    """Return the labelled queries of rows with a column for each part of a pair. The errors of bad rows are appended to ``errors``."""
     pairs = []
     number = 0
-    for where, row in all_rows:
+    may_lack_label = columns.label in table.columns
+    for where, row in lines:
         try:
             if isinstance(row, DataError):
                 raise row
             number += 1
-            pair = _pair(where, row, number, corpus, columns, record)
-            if given and not (pair.cell and joined_by(pair.cell, corpus)[1]):
+            pair = _pair(where, number, {columns.label: None, **row} if may_lack_label else row, library, columns, record)
+            if library.given and pair.grades and not (pair.cell and joined_by(pair.cell, library.documents)[1]):
                 for document in pair.grades:
-                    check_known(document, corpus, where, "label", hint=len(errors) < HINTS)
+                    check_known(document, library.documents, where, "label", hint=len(errors) < HINTS)
             pairs.append(pair)
         except DataError as error:
             errors.append(error)
-    pairs = _one_label_a_cell(pairs, corpus if given else None, columns, errors)
-    contents = _merged(pairs, corpus, source, errors)
-    if not given:
-        corpus |= {document: Document(document, document) for grades in contents.qrels.values() for document in grades}
-    return contents
+    return pairs
 
 
-def _pair(where: str, row: Row, number: int, corpus: Mapping[str, Document], columns: Columns, record: RecordType | None) -> _Pair:
+def _pair(where: str, number: int, row: Row, library: Library, columns: Columns, record: RecordType | None) -> Pair:
     """Return a row as a pair.
 
     Raises:
         DataError: A cell cannot be used.
     """
-    id = read_id(row, where)
+    id = read_id(row, where, columns.id) if columns.id else ""
     text = record.text(fields(row, record, columns.grade or ""), where) if record else read_text(row, columns.query, where)
-    labels, cell = read_labels(row, columns, corpus, where)
-    grades = read_grades(row, labels, columns, corpus, where)
-    part = row.get("part")
-    if part is not None and part not in PARTS:
-        raise DataError(where, f"part is {shown(part)}", expected="train, dev or test")
-    taken = ("id", "_id", columns.query, columns.label, "part", "" if isinstance(labels, dict) else columns.grade or "")
-    return _Pair(where, id or f"q{number}", bool(id), text, part or "", metadata_of(row, taken, where), grades, cell)
+    if columns.document_text and row.get(columns.document_text) is not None:
+        row = {**row, columns.label: _own_document(row, library, columns, where)}
+    labels, cell = read_labels(row, columns, library, where)
+    grades = None if labels in (None, {}) else read_grades(row, labels, columns, library, where)
+    try:
+        part = part_of(row.get(columns.part)) if columns.part else ""
+    except ValueError as error:
+        raise DataError(where, f"{columns.part} is {error}", expected="train, dev or test") from None
+    grade = "" if isinstance(labels, dict) else columns.grade or ""
+    taken = (columns.id, "id", "_id", columns.query, columns.label, columns.part, grade, columns.document_text, columns.document_title)
+    return Pair(where, number, text, grades, id, part, metadata_of(row, taken, where), cell if grades and cell in grades else "")
 
 
-def _missing_columns(rows: Sequence[tuple[str, Row]], needed: Sequence[str]) -> list[DataError]:
+def _own_document(row: Row, library: Library, columns: Columns, where: str) -> str:
+    """Return the id of the document that a row brings along."""
+    id = read_id(row, where, columns.document_id) if columns.document_id else ""
+    text = read_text(row, columns.document_text, where)
+    title = row.get(columns.document_title)
+    return library.add(text, id=id, title="" if title is None else str(title), where=where)
+
+
+def _needed(before: Columns, columns: Columns, record: RecordType | None, *, with_documents: bool) -> list[str]:
+    """Return the columns that must be there: those without which there is no labelled query, and those that the user named."""
+    label = columns.label if not columns.document_text or columns.document_id else columns.document_text
+    named = (before.id, before.part, *(() if with_documents else (before.document_id, before.document_title, before.document_text)))
+    needed = [*([] if record else [columns.query]), label, columns.grade or "", *named]
+    return list(dict.fromkeys(name for name in needed if name))
+
+
+def _names(rows: Sequence[Row], table: Rows) -> dict[str, None]:
+    return dict.fromkeys([*(str(name) for row in rows for name in row), *table.columns])
+
+
+def missing_columns(
+    places: Sequence[str],
+    rows: Sequence[Row],
+    table: Rows,
+    before: Columns,
+    columns: Columns,
+    record: RecordType | None,
+    *,
+    with_documents: bool,
+) -> list[DataError]:
     """Return an error for each needed column that no row has, rather than one for each row."""
-    names = dict.fromkeys(name for _, row in rows for name in row)
+    names = _names(rows, table)
     every = f" in all {len(rows):,} rows" if len(rows) > 1 else ""
-    return [
-        DataError(rows[0][0], f"key {name!r} is missing{every} (keys: {', '.join(map(str, names))}){did_you_mean(name, names)}")
-        for name in needed
-        if rows and name not in names
-    ]
+    errors = []
+    for name in _needed(before, columns, record, with_documents=with_documents) if rows else ():
+        if name not in names:
+            problem = f"key {name!r} is missing{every} (keys: {', '.join(names)}){did_you_mean(name, names)}"
+            role = "query" if name == columns.query and not record else "label" if name == columns.label else ""
+            fix = columns.setting(role, "...") + ", the name of its column" if role and not getattr(before, role) and not record else ""
+            errors.append(DataError(places[0], problem, fix=fix))
+    return errors
 
 
-def _grade_column(rows: Sequence[tuple[str, Row]], taken: Sequence[str]) -> str:
-    """Return the name of the column of grades, or an empty text if there is none."""
-    names = dict.fromkeys(name for _, row in rows for name in row if name not in taken)
-    spelt = {spelling(name): name for name in names}
-    for column in (spelt[spelling(name)] for name in GRADE_COLUMNS if spelling(name) in spelt):
-        return str(column)
-    for name in PERHAPS_GRADES:
-        if spelling(name) in spelt:
-            column = spelt[spelling(name)]
-            values = {_judgement(row[column]) for _, row in rows if row.get(column) is not None}
-            judged = all(value in GRADE_OF_WORD or value in _OTHER_JUDGEMENTS for value in values)
-            numbers = name not in ("label", "target") and all(re.fullmatch(r"[-+]?\d+(\.\d*)?", value) for value in values)
-            if values and (judged or numbers):
-                return str(column)
-    return ""
-
-
-def _judgement(value: Any) -> str:
-    """Return a cell as text, for comparison with the known judgements."""
-    word = str(whole_number(value)).strip()
-    return re.sub(r"(?<=\d)\.0*$", "", word) if re.match(r"[-+]?\d", word) else spelling(word)
-
-
-def _one_label_a_cell(pairs: list[_Pair], corpus: Mapping[str, Document] | None, columns: Columns, errors: list[DataError]) -> list[_Pair]:
+def _one_label_a_cell(pairs: list[Pair], library: Library, columns: Columns, errors: list[DataError]) -> list[Pair]:
     """Return the pairs whose cell holds one label. Report the other pairs, and labels that are written in two ways."""
-    places = {label: pair.where for pair in reversed(pairs) for label in pair.grades}
-    known: Mapping[str, Any] = places if corpus is None else corpus
-    joined: dict[str, list[_Pair]] = {}
+    places = {label: pair.where for pair in reversed(pairs) for label in pair.grades or ()}
+    known: Mapping[str, Any] = library.documents if library.given else places
+    joined: dict[str, list[Pair]] = {}
     single = []
     for pair in pairs:
-        separator, parts = joined_by(pair.cell, known) if pair.cell and (corpus is None or pair.cell not in corpus) else ("", [])
+        separator, parts = joined_by(pair.cell, known) if pair.cell and pair.cell not in library.documents else ("", [])
         if parts:
             joined.setdefault(separator, []).append(pair)
         else:
@@ -182,70 +194,10 @@ def _one_label_a_cell(pairs: list[_Pair], corpus: Mapping[str, Document] | None,
         if not separator:
             fix = f"write them as {as_list}, as no single sign stands between them; or if it is one label, as a list of one"
         errors.append(DataError(first.where, problem, fix=fix))
-    if corpus is None:
+    if not library.given:
         for label, where in places.items():
             whole = without_point(label)
             if whole in places:
                 fix = "write them alike, or give " + ("documents" if columns.in_memory else "a file of documents") + " with both"
                 errors.append(DataError(where, f"label {label!r} is also written {whole!r} at {places[whole]}", fix=fix))
     return single
-
-
-def _merged(pairs: Sequence[_Pair], corpus: dict[str, Document], source: str, errors: list[DataError]) -> Contents:
-    """Return the contents of the pairs, with the rows of a query merged."""
-    groups: dict[tuple[str, ...], list[_Pair]] = {}
-    for pair in pairs:
-        # The same text with other metadata was asked on another occasion, so it stays a query of its own.
-        key = ("id", pair.id) if pair.has_id else ("text", pair.text, pair.part, json_bytes(sorted(pair.metadata.items())).decode())
-        groups.setdefault(key, []).append(pair)
-    queries: dict[str, Query] = {}
-    qrels: Qrels = {}
-    parts: dict[str, list[str]] = {}
-    merged, rows, differing = [], 0, dict[str, None]()
-    for first, *repeats in groups.values():
-        id = first.id
-        if id in queries:
-            errors.append(DataError(first.where, f"id {id!r} occurs here a second time", expected="an id in each row, or in none"))
-            continue
-        grades, places, metadata = dict(first.grades), dict.fromkeys(first.grades, first.where), dict(first.metadata)
-        for pair in repeats:
-            try:
-                _add_answers(pair, first, grades, places)
-            except DataError as error:
-                errors.append(error)
-                continue
-            unlike = {name for name in {**metadata, **pair.metadata} if metadata.get(name) != pair.metadata.get(name)}
-            differing |= dict.fromkeys(sorted(unlike))
-            metadata = {name: value for name, value in metadata.items() if name not in unlike}
-        rows += len(repeats)
-        if len(grades) > len(first.grades) and not first.has_id:
-            merged.append(id)
-        queries[id] = Query(id, first.text, metadata)
-        if grades:
-            qrels[id] = grades
-        if first.part:
-            parts.setdefault(first.part, []).append(id)
-    if rows:
-        left_out = f"; left out, as it differs between them: {', '.join(differing)}" if differing else ""
-        console.note(f"{source}: rows whose answers were added to an earlier row with the same query: {rows:,}{left_out}")
-    return Contents(queries, corpus, qrels, {part: tuple(ids) for part, ids in parts.items()}, tuple(merged))
-
-
-def _add_answers(pair: _Pair, first: _Pair, grades: dict[str, int], places: dict[str, str]) -> None:
-    """Add a row's answers to those of its query.
-
-    Raises:
-        DataError: The row contradicts an earlier row, is another query with the same id, or repeats a row with an id.
-    """
-    if pair.text != first.text or pair.part != first.part:
-        other = f"another text, {shown(pair.text)}" if pair.text != first.text else f"another part, {shown(pair.part)}"
-        raise DataError(pair.where, f"id {pair.id!r} occurs here a second time with {other}", expected="unique ids")
-    for document, grade in pair.grades.items():
-        if grades.get(document, grade) != grade:
-            problem = f"grade of {shown(document)} is {grade} here and {grades[document]} at {places[document]}"
-            raise DataError(pair.where, problem, fix="leave one of the two rows")
-    if pair.has_id and pair.grades.keys() <= grades.keys():
-        raise DataError(pair.where, f"id {pair.id!r} occurs here a second time with the same label", expected="unique ids")
-    for document, grade in pair.grades.items():
-        grades.setdefault(document, grade)
-        places.setdefault(document, pair.where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
@@ -44,3 +45,33 @@ class Contents(NamedTuple):
     qrels: Qrels
     parts: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 - never changed
     merged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A labelled query, as one row gives it.
+
+    Attributes:
+        where: Place of the row, for messages.
+        number: Number of the row, from 1, which makes the id of a query without one.
+        text: Text of the query.
+        grades: Document id -> grade. Empty if no document is right; None if the row does not say.
+        id: Id of the query; empty if the row has none.
+        part: ``train``, ``dev``, ``test``, or an empty string.
+        metadata: Other columns of the row.
+        cell: Text of the label cell if it holds a single label, else an empty string.
+    """
+
+    where: str
+    number: int
+    text: str
+    grades: dict[str, int] | None
+    id: str = ""
+    part: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    cell: str = ""
+
+
+def normalised(text: str) -> str:
+    """Return a text for comparison, with compatible characters, case and white space folded."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

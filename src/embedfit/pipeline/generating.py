@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedfit.config import Config
+from embedfit.config import Config, DataConfig
+from embedfit.data.columns import Columns
 from embedfit.data.dataset import Document
 from embedfit.data.documents import read_documents
+from embedfit.data.formats.source import Options
 from embedfit.data.records import record_type
 from embedfit.errors import ConfigError, shown
 from embedfit.files import writing
@@ -50,7 +52,7 @@ def _task(config: Config) -> Task:
         raise ConfigError("[generate] writes either records or questions: set one of them above 0")
     if not config.data.documents:
         raise ConfigError("[generate] needs data.documents: the labels to write records for, or the passages to write questions for")
-    documents, examples = read_documents(config.data.documents), read_examples(settings.examples)
+    documents, examples = _documents(config.data, config.data.documents), read_examples(settings.examples)
     if settings.questions:
         template = prompt_template(settings.prompt, "question")
         _check_reading_back(config, documents)
@@ -62,7 +64,7 @@ def _task(config: Config) -> Task:
             settings.personas or PERSONAS,
             examples,
             settings.seed,
-            config.data.query,
+            config.data.query or "query",
             config.data.label or "expected",
         )
     if not config.data.record:
@@ -70,6 +72,11 @@ def _task(config: Config) -> Task:
     record = record_type(config.data.record, template=config.data.query_template, label=config.data.label)
     template = prompt_template(settings.prompt, "transaction" if config.data.record == "transaction" else "record")
     return Records(documents, settings.records, record, template, examples, settings.seed)
+
+
+def _documents(data: DataConfig, path: str) -> dict[str, Document]:
+    columns = Columns(document_id=data.document_id or "", document_title=data.document_title or "", document_text=data.document_text or "")
+    return read_documents(path, columns, Options(data.encoding or "", data.delimiter or "", data.sheet or "", columns.given))
 
 
 def _check_reading_back(config: Config, documents: Mapping[str, Document]) -> None:
@@ -81,8 +88,9 @@ def _check_reading_back(config: Config, documents: Mapping[str, Document]) -> No
     data = config.data
     if data.record:
         raise ConfigError("generate.questions writes queries, not records; fix: leave data.record out")
-    if data.grade:
-        raise ConfigError(f"data.grade is {data.grade!r}, and generated queries have no grade; fix: leave it out")
+    for name in ("grade", "id", "part"):
+        if getattr(data, name):
+            raise ConfigError(f"data.{name} is {getattr(data, name)!r}, and generated queries have no {name}; fix: leave it out")
     split = next((id for id in documents if data.separator and data.separator in id), None)
     if split is not None:
         raise ConfigError(f"the document id {shown(split)} contains data.separator, {data.separator!r}; fix: another separator, or none")

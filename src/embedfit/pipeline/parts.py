@@ -18,6 +18,8 @@ from embedfit.errors import ConfigError, DataError
 
 _FOLDS, _FEW_QUERIES = 5, 1000
 """Default number of folds, and the number of judged queries below which folds are the default."""
+_COLUMNS = ("query", "label", "id", "grade", "part", "separator", "document_id", "document_title", "document_text", "delimiter", "sheet")
+"""Settings that say how the rows of a file are read."""
 LISTED = 20
 """Maximum number of leaks that an error or an alert lists."""
 
@@ -27,8 +29,8 @@ def read(config: DataConfig, problems: list[DataError] | None = None) -> Dataset
     if config.query_template and not config.record:
         raise ConfigError("data.query_template needs data.record: the fields of a record fill it")
     if Path(config.queries).is_dir():
-        unused = [f"data.{name}" for name in ("documents", "record", "label", "grade", "separator") if getattr(config, name) is not None]
-        unused += ["data.query"] if config.query != "query" else []
+        names = ("documents", "record", *_COLUMNS)
+        unused = [f"data.{name}" for name in names if getattr(config, name) is not None]
         if unused:
             raise ConfigError(
                 f"data.queries is the folder {config.queries}, which has its own documents, judgements and columns; "
@@ -42,6 +44,14 @@ def read(config: DataConfig, problems: list[DataError] | None = None) -> Dataset
         label=config.label,
         grade=config.grade,
         separator=config.separator,
+        id=config.id,
+        part=config.part,
+        document_id=config.document_id,
+        document_title=config.document_title,
+        document_text=config.document_text,
+        encoding=config.encoding,
+        delimiter=config.delimiter,
+        sheet=config.sheet,
         record=record,
         problems=problems,
     )

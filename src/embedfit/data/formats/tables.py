@@ -1,8 +1,10 @@
-"""Rows of CSV and TSV files, their headers, and quotes that are not closed."""
+"""Rows of CSV and TSV files: their delimiter, their headers, and quotes that are not closed."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,35 +12,83 @@ from pathlib import Path
 from typing import Any
 
 from embedfit import console
-from embedfit.data.encodings import carriage_return, read_lines
+from embedfit.data.cells import spelling
+from embedfit.data.columns import KNOWN
+from embedfit.data.formats.encodings import carriage_return, encoding_of, read_lines
+from embedfit.data.formats.source import Options, Rows
 from embedfit.data.texts import Row
 from embedfit.errors import DataError, shown
 
+DELIMITERS = (",", ";", "\t", "|")
+"""Delimiters that are looked for. A comma comes first."""
+_SHORT_ROWS = (("query", "docid", "rating"),)
+"""Headers of tools that leave out empty cells at the end of a row (Quepid: a query without ratings)."""
 
-def csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
-    """Yield (place, row or error) for each row of a CSV file."""
+
+def delimited_rows(path: Path, options: Options) -> Rows:
+    """Return the rows of a CSV file, with the delimiter that its beginning shows unless the options name one."""
+    first: list[str] = []
+    with contextlib.suppress(DataError):  # which reading the whole file raises too, with the rows before it
+        first.extend(line for _, line in itertools.islice(read_lines(path, options.encoding), 20))
+    excel = re.fullmatch(r'"?sep=(.)"?\s*', first[0]) if first else None  # a first line that Excel writes and reads
+    delimiter = options.delimiter or (excel[1] if excel else _delimiter(first))
+    return csv_rows(path, delimiter, options, skip=1 if excel else 0)
+
+
+def _delimiter(lines: Sequence[str]) -> str:
+    """Return the delimiter of the first lines of a file: one that the header has, and that gives the most rows as many cells."""
+    widths = {}
+    for delimiter in DELIMITERS:
+        try:
+            rows = [cells for cells in csv.reader(lines, delimiter=delimiter) if any(cells)]
+        except csv.Error:
+            continue
+        if rows and len(rows[0]) > 1:
+            widths[delimiter] = sum(len(cells) == len(rows[0]) for cells in rows) / len(rows)
+    return max(widths, key=lambda delimiter: widths[delimiter]) if widths else ","
+
+
+def csv_rows(path: Path, delimiter: str, options: Options, *, skip: int = 0) -> Rows:
+    """Return the rows of a CSV file.
+
+    Args:
+        path: CSV file.
+        delimiter: Sign between two cells.
+        options: Encoding, names of columns, and number of lines to read.
+        skip: Number of lines before the header.
+    """
+    table, problem = _parsed(path, delimiter, options, skip)
+    (start, names), *rows = table or [(1, [])]
+    if _is_header(table or [(1, [])], options):
+        header, short = _header(names, f"{path}:{start}"), tuple(map(spelling, names)) in _SHORT_ROWS
+    else:
+        header, short, rows = _numbered(names), False, table
+    details = {"encoding": encoding_of(path, options.encoding), "delimiter": delimiter}
+    return Rows(str(path), "CSV", _named_rows(path, header, rows, problem, delimiter, short), tuple(filter(None, header)), details)
+
+
+def _parsed(path: Path, delimiter: str, options: Options, skip: int) -> tuple[list[tuple[int, list[str]]], DataError | None]:
+    """Return (line, cells) for each row that is not empty, and the error that ends the file early."""
     csv.field_size_limit(2**31 - 1)
     lines: list[str] = []  # lines of the current row
 
     def each_line() -> Iterator[str]:
-        for _, line in read_lines(path):
+        for _, line in itertools.islice(read_lines(path, options.encoding), skip, options.lines):
             lines.append(line)
             yield line
 
     reader = csv.reader(each_line(), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
     rows: list[tuple[int, list[str]]] = []
-    problem = None
     try:
         for cells in reader:
-            number = reader.line_num - len(lines) + 1
+            number = reader.line_num - len(lines) + 1 + skip
             lines.clear()
-            if header is None:
-                header = _header(cells, f"{path}:{number}")
-            elif any(cells):
+            if any(cells):
                 rows.append((number, cells))
     except csv.Error as error:
-        number = reader.line_num - len(lines) + 1 + _open_quote("".join(lines), delimiter)
+        if options.lines is not None and rows:  # the last row may have been cut
+            return rows, None
+        number = reader.line_num - len(lines) + 1 + skip + _open_quote("".join(lines), delimiter)
         fix = "close the quote; a quote within a quoted cell is written twice"
         expected, seen = "quotes that close, in the cell that begins here", str(error)
         if seen.startswith("new-line character"):
@@ -47,12 +97,19 @@ def csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
                 "lines that end in a line feed",
                 "it has a carriage return alone",
             )
-        problem = DataError(f"{path}:{number}", f"is not CSV ({seen})", expected=expected, fix=fix)
+        return rows, DataError(f"{path}:{number}", f"is not CSV ({seen})", expected=expected, fix=fix)
     except DataError as error:  # such as text that is not UTF-8; rows before it may have problems too
-        if not rows:
+        if len(rows) < 2:
             raise
-        problem = error
-    swallowed = _swallowed([cells for _, cells in rows], len(header or ()), delimiter)
+        return rows, error
+    return rows, None
+
+
+def _named_rows(
+    path: Path, header: list[str], rows: list[tuple[int, list[str]]], problem: DataError | None, delimiter: str, short: bool
+) -> Iterator[tuple[str, Any]]:
+    """Yield (place, row or error) for each row, and the error that ends the file early."""
+    swallowed = _swallowed([cells for _, cells in rows], len(header), delimiter)
     for place, (number, cells) in enumerate(rows):
         if place in swallowed:
             before, cell = swallowed[place]
@@ -61,9 +118,32 @@ def csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
             number += before
             yield f"{path}:{number}", DataError(f"{path}:{number}", seen, expected="quotes that close", fix=fix)
         else:
-            yield f"{path}:{number}", _cells_by_name(header or [], cells, f"{path}:{number}")
+            cells = [*cells, *[""] * (len(header) - len(cells))] if short else cells
+            yield f"{path}:{number}", cells_by_name(header, cells, f"{path}:{number}")
     if problem is not None:
         yield problem.where, problem
+
+
+def _is_header(lines: Sequence[tuple[int, list[str]]], options: Options) -> bool:
+    """Return whether the first row has names of columns.
+
+    A known name is one. A row is values if a cell is a number, as is the one below it, or has the length of a paragraph.
+    """
+    names, below = lines[0][1], lines[1][1] if len(lines) > 1 else lines[0][1]
+    if {spelling(name) for name in names} & KNOWN or not {name.strip() for name in names}.isdisjoint(options.names):
+        return True
+    numbers = any(_NUMBER.fullmatch(name.strip()) and _NUMBER.fullmatch(cell.strip()) for name, cell in zip(names, below, strict=False))
+    return not numbers and all(len(name.split()) <= _LONG_NAME for name in names)
+
+
+_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
+_LONG_NAME = 25
+"""Maximum number of words of a column's name. Surveys have whole questions as names."""
+
+
+def _numbered(cells: Sequence[str]) -> list[str]:
+    """Return names for the columns of a file without a header: their numbers, from 1."""
+    return [str(number) for number in range(1, len(cells) + 1)]
 
 
 def _open_quote(text: str, delimiter: str) -> int:
@@ -146,7 +226,8 @@ def check_distinct(names: Iterable[str], where: str) -> None:
         first[key] = name
 
 
-def _cells_by_name(header: Sequence[str], cells: Sequence[str], where: str) -> Row | DataError:
+def cells_by_name(header: Sequence[str], cells: Sequence[str], where: str) -> Row | DataError:
+    """Return a row of named cells, without the empty ones, or the error of a row that has not as many cells as the header."""
     if len(cells) != len(header):
         return DataError(where, f"has {len(cells)} cells", expected=f"{len(header)}, as in the header")
     row = {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
@@ -159,30 +240,42 @@ _QUOTED = re.compile('"(?=[^"]*"")(?:[^"]|"")*"')
 """A quoted cell with a doubled quote inside, as CSV writers produce it."""
 
 
-def tsv_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (place, row or error) for each row of a TSV file, in which quotes are ordinary characters.
+def tsv_rows(path: Path, options: Options) -> Rows:
+    """Return the rows of a TSV file, in which quotes are ordinary characters.
 
     pandas and Excel quote cells of TSV files nevertheless. If the whole header is quoted, the file is read as CSV with tabs. If every
     cell with a quote is written in their way, the quotes are removed.
     """
-    lines = [(number, line.rstrip("\r\n").split("\t")) for number, line in read_lines(path)]
+    if options.delimiter and options.delimiter != "\t":
+        return csv_rows(path, options.delimiter, options)
+    lines = [
+        (number, line.rstrip("\r\n").split("\t")) for number, line in itertools.islice(read_lines(path, options.encoding), options.lines)
+    ]
     lines = [(number, cells) for number, cells in lines if any(cells)]
+    details = {"encoding": encoding_of(path, options.encoding), "delimiter": "\t"}
     if not lines:
-        return
+        return Rows(str(path), "TSV", iter(()), (), details)
     if len(lines) == 1 and any("\r" in cell for cell in lines[0][1]):
         raise carriage_return(f"{path}:{lines[0][0]}")
     (number, names), *rows = lines
     if all(re.fullmatch('"[^"]+"', name) for name in names):
-        yield from csv_rows(path, "\t")
-        return
-    header = _header(names, f"{path}:{number}")
+        return csv_rows(path, "\t", options)
+    if _is_header(lines, options):
+        header = _header(names, f"{path}:{number}")
+    else:
+        header, rows = _numbered(names), lines
+    return Rows(str(path), "TSV", _unquoted_rows(path, header, rows), tuple(filter(None, header)), details)
+
+
+def _unquoted_rows(path: Path, header: list[str], rows: list[tuple[int, list[str]]]) -> Iterator[tuple[str, Any]]:
+    """Yield (place, row or error) for each row of a TSV file."""
     with_quotes = [cell for _, cells in rows for cell in cells if '"' in cell]
     quoted = bool(with_quotes) and all(_QUOTED.fullmatch(cell) and re.search(r"\w", cell) for cell in with_quotes)
     if quoted:
         console.note(f"{path}: cells that were quoted as in CSV, and have lost these quotes: {len(with_quotes):,}")
     for number, cells in rows:
         where = f"{path}:{number}"
-        row = _cells_by_name(header, [cell[1:-1].replace('""', '"') if quoted and '"' in cell else cell for cell in cells], where)
+        row = cells_by_name(header, [cell[1:-1].replace('""', '"') if quoted and '"' in cell else cell for cell in cells], where)
         if isinstance(row, DataError) and any(cell.count('"') % 2 for cell in cells):
             fix = "a tab or the end of a line cannot stand within a cell of TSV, quoted or not; write CSV or JSONL"
             row = DataError(where, row.problem, expected=row.expected, fix=fix)

@@ -1,0 +1,117 @@
+import json
+
+import pytest
+
+from embedfit.data.dataset import Dataset, Document
+from embedfit.data.formats import sniff
+from embedfit.data.load import load
+from embedfit.errors import DataError
+
+# The header of a table, and what is taken for what: query, label, id, grade, part
+COMMON = {
+    "Subject,Category": ("Subject", "Category", "", "", ""),
+    "text,label": ("text", "label", "", "", ""),
+    "utterance,intent,split": ("utterance", "intent", "", "", "split"),
+    "id,question,answer": ("question", "answer", "id", "", ""),
+    "qid,query,doc_id,relevance": ("query", "doc_id", "qid", "relevance", ""),
+    "query,product_id,category": ("query", "product_id", "", "", ""),
+    "text,category,doc_id": ("text", "category", "", "", ""),
+    "Frage,Kategorie": ("", "", "", "", ""),
+    "title,body,queue": ("body", "queue", "", "", ""),
+    "query,passage,label": ("query", "passage", "", "label", ""),
+    "text,label,label_text": ("text", "label_text", "", "", ""),
+}
+
+
+def table(folder, header):
+    """Write three rows under a header. Judgements and numbers of classes are numbers, and parts are parts."""
+    special = {"label": ["1", "0", "1"], "relevance": ["2", "0", "1"], "split": ["train", "validation", "test"]}
+    names = header.split(",")
+    if header in ("text,label",):
+        special.pop("label")
+    rows = [[special.get(name, [f"{name} {place}"] * 3)[place] for name in names] for place in range(3)]
+    path = folder / "table.csv"
+    path.write_text("\n".join([header, *map(",".join, rows)]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(("header", "roles"), COMMON.items(), ids=COMMON)
+def test_columns_with_common_names_are_found(tmp_path, header, roles):
+    found = sniff(table(tmp_path, header))
+    assert (found.query, found.label, found.id, found.grade, found.part) == roles
+    assert found.columns == tuple(header.split(","))
+    assert found.usable == bool(roles[0])
+    if not found.usable:
+        with pytest.raises(DataError, match=r'fix: set query = "..." in \[data\], the name of its column'):
+            load(found.path)
+
+
+def test_what_was_taken_for_what_is_said_in_one_line_and_can_be_named(tmp_path, capsys):
+    path = table(tmp_path, "Ticket ID,Subject,Category,split,Queue")
+    data = load(path)
+    assert capsys.readouterr().err == (
+        f"{path}: query = column 'Subject', label = column 'Category', id = column 'Ticket ID', part = column 'split'\n"
+    )
+    assert data.parts == {"train": ("Ticket ID 0",), "dev": ("Ticket ID 1",), "test": ("Ticket ID 2",)}
+    assert load(path, label="Queue").qrels["Ticket ID 0"] == {"Queue 0": 1}
+    assert "label" not in capsys.readouterr().err
+    assert load(path, query="Category", label="Queue", id="Subject", part="split").queries["Subject 0"].text == "Category 0"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["id", "part", "document_id", "document_text", "document_title"])
+def test_a_named_column_that_is_missing_is_named(tmp_path, name):
+    path = table(tmp_path, "Subject,Category")
+    with pytest.raises(DataError, match=r"table\.csv:2: key 'Categry' is missing in all 3 rows .*did you mean 'Category'"):
+        load(path, **{name: "Categry"})
+
+
+def test_rows_may_bring_their_documents_along(tmp_path):
+    rows = ["query,doc_id,doc_title,passage,grade", "lunch,d1,Food,All about meals,2", "lunch,d2,Taxi,All about rides,0"]
+    path = tmp_path / "judged.csv"
+    path.write_text("\n".join([*rows, "cab,d2,Taxi,All about rides,1"]) + "\n")
+    data = load(path)
+    assert data.corpus == {"d1": Document("d1", "All about meals", "Food"), "d2": Document("d2", "All about rides", "Taxi")}
+    assert data.qrels == {"q1": {"d1": 2, "d2": 0}, "q3": {"d2": 1}}
+    path.write_text("\n".join([*rows, "cab,d2,Taxi,Something else,1"]) + "\n")
+    with pytest.raises(DataError, match=r"judged\.csv:4: document 'd2' says 'Something else' here and 'All about rides' elsewhere"):
+        load(path)
+
+
+def test_documents_have_columns_of_common_names_too(tmp_path, capsys):
+    (tmp_path / "docs.csv").write_text("doc_id,headline,content,owner\n1,Food,Meals,Ann\n2,Taxi,Rides,Bob\n")
+    (tmp_path / "pairs.csv").write_text("query,expected\nlunch,1\ncab,2\n")
+    data = load(tmp_path / "pairs.csv", tmp_path / "docs.csv")
+    assert data.corpus == {"1": Document("1", "Meals", "Food", {"owner": "Ann"}), "2": Document("2", "Rides", "Taxi", {"owner": "Bob"})}
+    assert "document_id = column 'doc_id', document_title = column 'headline', document_text = column 'content'" in capsys.readouterr().err
+    other = load(tmp_path / "pairs.csv", tmp_path / "docs.csv", document_text="owner")
+    assert other.corpus["1"].text == "Ann"
+
+
+def test_long_labels_become_documents_with_short_ids_and_match_given_ones(tmp_path):
+    texts = [f"To reset the password of account {number}, open the settings and choose Security. " * 30 for number in range(2)]
+    path = tmp_path / "faq.jsonl"
+    path.write_text("".join(json.dumps({"question": f"q {n}", "answer": text}) + "\n" for n, text in enumerate(texts)))
+    data = load(path)
+    assert [document.text for document in data.corpus.values()] == [text.strip() for text in texts]
+    assert all(len(id) < 60 and id.startswith("To reset the password of account") for id in data.corpus)
+    assert load(path).corpus == data.corpus
+    documents = tmp_path / "docs.jsonl"
+    documents.write_text("".join(json.dumps({"id": f"d{n}", "text": text.upper()}) + "\n" for n, text in enumerate(texts)))
+    assert load(path, documents).qrels == {"q1": {"d0": 1}, "q2": {"d1": 1}}
+
+
+def test_from_memory_columns_are_found_by_the_same_rule():
+    rows = [{"qid": 1, "question": "lunch", "doc_id": "d1", "passage": "Meals", "relevance": 2}]
+    rows += [{"qid": 1, "question": "lunch", "doc_id": "d2", "passage": "Rides", "relevance": 0}]
+    data = Dataset.from_records(rows)
+    assert data.qrels == {"1": {"d1": 2, "d2": 0}}
+    assert data.corpus["d2"].text == "Rides"
+    with pytest.raises(TypeError, match="documnet_id"):
+        Dataset.from_records(rows, documnet_id="doc_id")
+
+
+def test_one_row_for_each_judgement_is_one_query_whatever_else_differs(tmp_path):
+    path = tmp_path / "judged.csv"
+    path.write_text("query,doc_id,relevance,annotator,rank\nlunch,d1,1.0,Ann,1\nlunch,d2,-1,Bob,2\ncab,d2,1,Ann,1\ncab,d2,1,Bob,1\n")
+    assert load(path).qrels == {"q1": {"d1": 1, "d2": 0}, "q3": {"d2": 1}}
