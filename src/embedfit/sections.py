@@ -26,7 +26,19 @@ class DataConfig(Section):
     queries: str = Field(
         description="A file of labelled queries (JSONL, JSON, CSV, Excel, Parquet ...), a folder such as BEIR's, or hub:owner/name."
     )
-    documents: str | None = Field(None, description="A file of documents. By default each distinct label becomes a document.")
+    documents: str | None = Field(
+        None,
+        description="A file of documents, or a folder of Markdown, HTML, text and PDF files. By default each distinct label "
+        "becomes a document.",
+    )
+    passage_tokens: int | None = Field(
+        None,
+        ge=16,
+        description="Maximum tokens of a passage, for a folder of documents. By default 256, or fewer if the model reads fewer.",
+    )
+    passage_overlap: int | None = Field(
+        None, ge=0, description="Tokens that a passage repeats of the one before. By default an eighth of passage_tokens."
+    )
     query: str | None = Field(None, description="Column of the query text. By default 'query', 'question', 'text' or a similar name.")
     label: str | None = Field(
         None, description="Column of the relevant documents. By default 'expected', 'label', 'category', 'doc_id' or a similar name."

@@ -115,7 +115,7 @@ def relabel(
 
     check_folder("--output", output)
     settings = read_config(config)
-    corrected, counts = relabelled(parts.read(settings.data), suspects)
+    corrected, counts = relabelled(parts.read(settings.data, model=settings.model), suspects)
     sources = {Path(path).resolve() for path in (settings.data.queries, settings.data.documents) if path}
     if sources & {path.resolve() for path in (output, output / "queries.jsonl", output / "documents.jsonl")}:
         raise ConfigError(f"{output} holds the data set that is to be corrected, which would be lost; fix: give another --output")
@@ -180,7 +180,7 @@ def _measured(settings: Config, models: Sequence[str], templates: Sequence[str],
     for name in models:
         needs.check_installed(settings, stores=store, model=name)
     needs.note_unused(settings, "evaluate")
-    dataset = parts.read(settings.data)
+    dataset = parts.read(settings.data, model=settings.model)
     encoders = [job.encoder_of(settings.model, name) for name in models]
     dataset = dataset.select(_part(settings, dataset, part))
     warn_of_seen(encoders, dataset)
@@ -254,7 +254,7 @@ def compare(
     for model in (first, second):
         needs.check_installed(settings, model=model)
     using = job.engine_of(settings.engine)
-    dataset = parts.read(settings.data)
+    dataset = parts.read(settings.data, model=settings.model)
     dataset = dataset.select(_part(settings, dataset, part))
     ks, template = settings.evaluate.k, settings.data.document_template
     encoders = [job.encoder_of(settings.model, name) for name in (first, second)]

@@ -9,6 +9,7 @@ from typing import Any
 from embedfit import console
 from embedfit.data.cells import read_id, read_text, read_title, without_point
 from embedfit.data.columns import ANY_COLUMNS, Columns, document_columns
+from embedfit.data.folders import Cutting, read_folder
 from embedfit.data.formats.opening import open_rows, with_last_error, without_errors
 from embedfit.data.formats.source import NO_OPTIONS, Options, Rows
 from embedfit.data.records import RecordType
@@ -16,14 +17,25 @@ from embedfit.data.texts import Document, Row
 from embedfit.errors import DataError, did_you_mean, shown
 
 
-def read_documents(path: str | Path, columns: Columns = ANY_COLUMNS, options: Options = NO_OPTIONS) -> dict[str, Document]:
-    """Read a file of documents, in the formats that `load` takes.
+def read_documents(
+    path: str | Path, columns: Columns = ANY_COLUMNS, options: Options = NO_OPTIONS, cutting: Cutting | None = None
+) -> dict[str, Document]:
+    """Read a file of documents in the formats that `load` takes, or the passages of a folder.
+
+    Args:
+        path: Path of the file or folder.
+        columns: Names of the columns of a file.
+        options: Encoding, delimiter and sheet of a file.
+        cutting: How the files of a folder are cut into passages.
 
     Raises:
-        DataError: A row cannot be used.
+        DataError: A row or a file cannot be used.
     """
     errors: list[DataError] = []
-    corpus = documents_of(open_rows(path, options), errors, columns)
+    is_folder = Path(path).is_dir()
+    corpus = (
+        read_folder(path, cutting or Cutting(), errors).documents if is_folder else documents_of(open_rows(path, options), errors, columns)
+    )
     if errors:
         raise errors[0]
     return corpus

@@ -8,10 +8,12 @@ from embedfit.data.beir import read_beir
 from embedfit.data.columns import Columns
 from embedfit.data.dataset import Dataset, finished
 from embedfit.data.documents import documents_of
+from embedfit.data.folders import Cutting, read_folder
 from embedfit.data.formats.opening import open_rows, with_last_error
 from embedfit.data.formats.source import Options
 from embedfit.data.records import RecordType, record_type
 from embedfit.data.rows import contents_of
+from embedfit.data.texts import Document
 from embedfit.errors import ConfigError, DataError
 
 
@@ -32,6 +34,7 @@ def load(
     delimiter: str | None = None,
     sheet: str | None = None,
     record: RecordType | str | None = None,
+    cutting: Cutting | None = None,
     problems: list[DataError] | None = None,
 ) -> Dataset:
     """Read a data set.
@@ -43,9 +46,9 @@ def load(
         source: A BEIR folder; a file of labelled queries (JSONL, JSON, CSV, TSV, Excel, OpenDocument, Parquet, Arrow, also
             compressed); or ``hub:owner/name`` for a data set on the Hugging Face Hub. ``hub:owner/name:split`` selects another split
             than ``train``.
-        documents: A file of documents. Rows have an id, a text, an optional title and optional metadata, or the shape of
-            categories.json (category, sample_transactions, departments). By default each distinct label becomes a document
-            whose text is the label.
+        documents: A file of documents, or a folder of Markdown, HTML, text and PDF files. Rows have an id, a text, an optional
+            title and optional metadata, or the shape of categories.json (category, sample_transactions, departments). By default
+            each distinct label becomes a document whose text is the label.
         query: Column of the query text.
         label: Column of the relevant documents: one id or text, a list, or {id: grade}. ``[]`` says that no document is right; null,
             an empty cell and ``{}`` leave a query without judgements. By default the label of the record type, if there is one.
@@ -60,6 +63,7 @@ def load(
         delimiter: Sign between the cells of a CSV file. By default the one that its header shows.
         sheet: Sheet of a workbook. By default the first one with rows.
         record: Record type of the rows, or its name. Its template gives the query text.
+        cutting: How the files of a folder are cut into passages. A label may then name a passage, a section or a file.
         problems: List that receives the errors of all bad rows. By default the first error is raised.
 
     Raises:
@@ -91,8 +95,15 @@ def load(
             document_text=document_text or "",
         )
         options = Options(encoding or "", delimiter or "", sheet or "", columns.given)
-        corpus = documents_of(open_rows(documents, options), errors, columns) if documents else None
+        is_folder = bool(documents) and Path(str(documents)).is_dir()
+        folder = read_folder(str(documents), cutting or Cutting(encoding=encoding or ""), errors) if is_folder else None
+        if folder:
+            corpus: dict[str, Document] | None = folder.labels
+        else:
+            corpus = documents_of(open_rows(documents, options), errors, columns) if documents else None
         table = open_rows(source, options)
         table.rows = with_last_error(table.rows)
         contents = contents_of(table, corpus, columns, record, errors)
+        if folder:
+            contents = folder.resolved(contents, str(source))
     return finished(contents, str(source), errors, problems, hint="'embedfit check' lists them")

@@ -73,7 +73,7 @@ def check(source: Source, *, model: Model | None = None, **settings: Any) -> Che
     """
     inputs = Inputs.of(source, model, settings)
     config, bad_rows = inputs.config, list[DataError]()
-    dataset = read(config.data, bad_rows) if inputs.dataset is None else inputs.dataset
+    dataset = read(config.data, bad_rows, model=config.model) if inputs.dataset is None else inputs.dataset
     findings = check_dataset(dataset) if dataset.judged else []
     skipped = ""
     # From here on, an error becomes a finding, so that it does not hide the bad rows.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedfit.config import Config, DataConfig
+from embedfit.config import Config
 from embedfit.data.columns import Columns
 from embedfit.data.dataset import Document
 from embedfit.data.documents import read_documents
@@ -17,6 +17,7 @@ from embedfit.files import writing
 from embedfit.generate.outcome import Estimate, Generated
 from embedfit.generate.tasks import PERSONAS, STYLES, Questions, Records, Task, prompt_template, read_examples
 from embedfit.generate.writer import estimate, generate
+from embedfit.pipeline.passages import cutting_of
 from embedfit.report.pages import generated_html
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _task(config: Config) -> Task:
         raise ConfigError("[generate] writes either records or questions: set one of them above 0")
     if not config.data.documents:
         raise ConfigError("[generate] needs data.documents: the labels to write records for, or the passages to write questions for")
-    documents, examples = _documents(config.data, config.data.documents), read_examples(settings.examples)
+    documents, examples = _documents(config, config.data.documents), read_examples(settings.examples)
     if settings.questions:
         template = prompt_template(settings.prompt, "question")
         _check_reading_back(config, documents)
@@ -74,9 +75,11 @@ def _task(config: Config) -> Task:
     return Records(documents, settings.records, record, template, examples, settings.seed)
 
 
-def _documents(data: DataConfig, path: str) -> dict[str, Document]:
+def _documents(config: Config, path: str) -> dict[str, Document]:
+    data = config.data
     columns = Columns(document_id=data.document_id or "", document_title=data.document_title or "", document_text=data.document_text or "")
-    return read_documents(path, columns, Options(data.encoding or "", data.delimiter or "", data.sheet or "", columns.given))
+    options = Options(data.encoding or "", data.delimiter or "", data.sheet or "", columns.given)
+    return read_documents(path, columns, options, cutting_of(data, config.model))
 
 
 def _check_reading_back(config: Config, documents: Mapping[str, Document]) -> None:

@@ -104,7 +104,7 @@ class Job:
                 if processes.main():
                     write_queries(config)
                 processes.agreed(None)  # no process reads before everything is written
-            dataset = read(config.data)
+            dataset = read(config.data, model=config.model)
         dataset.document_texts(config.data.document_template)  # raises on a wrong template before anything is encoded
         return cls(config, dataset, base or encoder_of(config.model))
 
@@ -183,7 +183,7 @@ class Job:
 
     @cached_property
     def _further(self) -> list[tuple[Dataset, list[Finding]]]:
-        return [without_held_out(self.config, source, read(source), self.test) for source in self.config.mix.data]
+        return [without_held_out(self.config, source, read(source, model=self.config.model), self.test) for source in self.config.mix.data]
 
     @cached_property
     def test(self) -> Dataset:

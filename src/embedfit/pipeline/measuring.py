@@ -222,7 +222,7 @@ def index(config: Config, model: str | None = None) -> Indexed:
         EmbedfitError: Something is missing or wrong; the message is one line and names the fix. The live index is unchanged.
     """
     check_installed(config, stores=True, model=model)
-    dataset, engine = read(config.data), engine_of(config.engine)
+    dataset, engine = read(config.data, model=config.model), engine_of(config.engine)
     with open_store(config.store) as store:
         encoder = engine.encoder(encoder_of(config.model, model))
         return index_documents(store, dataset, encoder, config.data.document_template, min_recall=config.store.min_recall)

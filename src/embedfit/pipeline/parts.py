@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from embedfit import console
-from embedfit.config import Config, DataConfig
+from embedfit.config import Config, DataConfig, ModelConfig
 from embedfit.data.check import Finding, check_groups, check_leaks
 from embedfit.data.dataset import Dataset
 from embedfit.data.duplicates import copies_among
@@ -15,6 +15,7 @@ from embedfit.data.load import load
 from embedfit.data.records import record_type
 from embedfit.data.split import Split, split_dataset, split_folds, without_leaks
 from embedfit.errors import ConfigError, DataError
+from embedfit.pipeline.passages import cutting_of
 
 _FOLDS, _FEW_QUERIES = 5, 1000
 """Default number of folds, and the number of judged queries below which folds are the default."""
@@ -24,8 +25,8 @@ LISTED = 20
 """Maximum number of leaks that an error or an alert lists."""
 
 
-def read(config: DataConfig, problems: list[DataError] | None = None) -> Dataset:
-    """Read the data set that a configuration names; see `load`."""
+def read(config: DataConfig, problems: list[DataError] | None = None, *, model: ModelConfig | None = None) -> Dataset:
+    """Read the data set that a configuration names; see `load`. A folder of documents is cut into passages that the model can read."""
     if config.query_template and not config.record:
         raise ConfigError("data.query_template needs data.record: the fields of a record fill it")
     if Path(config.queries).is_dir():
@@ -53,6 +54,7 @@ def read(config: DataConfig, problems: list[DataError] | None = None) -> Dataset
         delimiter=config.delimiter,
         sheet=config.sheet,
         record=record,
+        cutting=cutting_of(config, model),
         problems=problems,
     )
 
