@@ -220,6 +220,11 @@ class GeneralConfig(Section):
 
     queries: str | None = Field(None, description="A data set unlike the task, in a format that [data] takes. By default the bundled one.")
     documents: str | None = Field(None, description="Its file of documents, if they are in a separate file.")
+    measure: Literal["ends", "sweep", "off"] = Field(
+        "ends",
+        description="What to measure: the base and the tuned model (ends), the merges of both too (sweep), or nothing (off). "
+        "keep always measures merges.",
+    )
     keep: float | None = Field(
         None,
         gt=0,
