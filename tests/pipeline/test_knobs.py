@@ -21,7 +21,7 @@ from embedfit.errors import ConfigError
 
 TEMPLATES = Path(configuration.__file__).parent / "generate" / "templates"
 DOCS = Path(__file__).parents[2] / "docs" / "config.md"
-NO_USE = {"make_config", "placed_in", "beside", "placed", "check_installed", "unused_settings", "check_method", "check_package"}
+NO_USE = {"make_config", "placed_in", "beside", "placed", "check_installed", "unused_settings", "check_method", "check_package", "identity"}
 """Functions whose reading of a key is no use of it."""
 SECTIONS = {field.annotation: f"{name}." for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")}
 EVERY = {f"{prefix}{key}" for section, prefix in SECTIONS.items() for key in section.model_fields} | {"name", "output", "engine"}
@@ -149,6 +149,7 @@ def project(tmp_path, small_model, cross_encoder, monkeypatch):
             "weight_decay": 0.02,
             "dropout": 0.1,
             "train_embeddings": True,
+            "freeze": 0,
             "scale": 10.0,
             "candidates": "mined",
             "negatives": 1,

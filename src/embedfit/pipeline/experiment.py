@@ -211,8 +211,7 @@ def _manifest(job: Job, folder: Path, measured: _Measured) -> dict[str, Any]:
             for split in job.splits
         ],
         "tuning": [
-            {"epoch": tuned.epoch, "tokens": tuned.tokens, "seconds": tuned.seconds, "candidates": tuned.candidates}
-            for tuned in measured.tuned
+            {name: getattr(tuned, name) for name in ("epoch", "tokens", "seconds", "candidates", "frozen")} for tuned in measured.tuned
         ],
         "seconds": round(measured.seconds, 3),
         "findings": [vars(finding) for finding in job.findings],

@@ -34,6 +34,7 @@ from embedfit.pipeline.source import IN_MEMORY
 from embedfit.retrieve.engine import Engine, LocalEngine, RayEngine
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import DEPTH, Run
+from embedfit.tune.candidates import has_judged_negatives
 
 
 def encoder_of(config: ModelConfig, name: str | None = None) -> Encoder:
@@ -236,9 +237,10 @@ class Job:
             self.dataset.digest(),
             self.template,
             self.base.fingerprint,
-            self.config.model_dump(include={"split", "tune", "evaluate", *sections}),
+            {**self.config.model_dump(include={"split", "evaluate", *sections}), "tune": self.config.tune.identity()},
             folds_of(self.config, self.dataset),
             [self.config.mix.model_dump(include={"temperature"}), [(dataset.digest(), template) for dataset, template in self.further]],
+            *(["judged negatives"] if has_judged_negatives(self.dataset) else []),  # they were not drawn once
             *more,
         ]
         identity = digest(described)
