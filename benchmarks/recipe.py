@@ -11,8 +11,9 @@ dev part and trains on train and dev; embedfit holds dev out. Training seconds l
 model; evaluation seconds are from texts to recall@1/3/5/10, documents included.
 
 The floor is what the arithmetic alone would take: 6 x non-embedding parameters x tokens trained on (padding not
-counted), over this machine's measured rate of matrix products in the dtype used; and for evaluation 2 x the same
-parameters x the tokens of test queries and documents, each encoded once.
+counted), over this machine's measured rate of matrix products in the dtype used; for parameters of frozen layers 2 x the
+tokens of the training texts, each encoded once; and for evaluation 2 x all these parameters x the tokens of test queries and
+documents, each encoded once.
 
     python benchmarks/recipe.py [--rounds 3]
 """
@@ -98,8 +99,12 @@ def embedfit(seed: int) -> dict[str, Any]:
         evaluate_seconds = time.perf_counter() - start
     dtype = torch.bfloat16 if base.loaded.bf16 else torch.float32
     rate = matmul_rate(dtype)
-    texts = [*test.query_texts(), *test.document_texts()]
-    evaluated = sum(len(ids) for ids in model.tokenizer(texts, truncation=True)["input_ids"])
+
+    def count(data: Any) -> int:
+        texts = [*data.query_texts(), *data.document_texts()]
+        return sum(len(ids) for ids in model.tokenizer(texts, truncation=True)["input_ids"])
+
+    evaluated, frozen = count(test), tuned.frozen / model.transformers_model.config.num_hidden_layers
     return {
         "tune_seconds": tuned.seconds,
         "evaluate_seconds": evaluate_seconds,
@@ -110,7 +115,8 @@ def embedfit(seed: int) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "matmul_gflops": rate / 1e9,
-        "floor_seconds": 6 * parameters(model) * tuned.tokens / rate,
+        "frozen": frozen,
+        "floor_seconds": parameters(model) * (6 * (1 - frozen) * tuned.tokens + 2 * frozen * count(train)) / rate,
         "evaluate_floor_seconds": 2 * parameters(model) * evaluated / rate,
     }
 

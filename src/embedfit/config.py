@@ -72,10 +72,11 @@ class Config(Section):
     generate: GenerateConfig = GenerateConfig()
 
 
+_GENERAL = ("general.queries", "general.documents", "general.measure", "general.keep")
 _UNUSED = {
-    "tune": ("split.folds", "evaluate.seeds", "general.queries", "general.documents", "general.keep"),
-    "ladder": ("evaluate.bm25", "evaluate.seeds", "general.queries", "general.documents", "general.keep"),
-    "curve": ("tune.patience", "evaluate.bm25", "evaluate.seeds", "general.queries", "general.documents", "general.keep"),
+    "tune": ("split.folds", "evaluate.seeds", *_GENERAL),
+    "ladder": ("evaluate.bm25", "evaluate.seeds", *_GENERAL),
+    "curve": ("tune.patience", "evaluate.bm25", "evaluate.seeds", *_GENERAL),
     "evaluate": ("split.folds", "split.leaks", "evaluate.bm25"),
     "compare": ("split.folds", "split.leaks"),
 }
@@ -170,6 +171,9 @@ def make_config(settings: dict[str, Any], *, where: str = "config", folder: Path
         )
     if config.general.documents and not config.general.queries:
         raise ConfigError(f"{where}: general.documents needs general.queries; fix: set both, or leave both out")
+    unused = [name for name in ("queries", "keep") if getattr(config.general, name) is not None]
+    if config.general.measure == "off" and unused:
+        raise ConfigError(f"{where}: general.measure is 'off', and general.{unused[0]} needs it; fix: leave one of them out")
     return placed_in(config, folder)
 
 

@@ -179,6 +179,11 @@ class TuneConfig(Section):
     weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in training.")
     train_embeddings: bool = Field(False, description="Train the token embeddings too, which are half of a small model's weights.")
+    freeze: int | Literal["auto"] = Field(
+        "auto",
+        description="Number of lower layers to freeze, with the embeddings. auto: half of them if all documents are candidates and "
+        "method = 'full', else none.",
+    )
     scale: float = Field(14.0, gt=0, description="Factor of the cosine similarities in the loss (1 / temperature).")
     candidates: Literal["auto", "all", "mined", "batch"] = Field(
         "auto",
@@ -188,7 +193,9 @@ class TuneConfig(Section):
     negatives: int | None = Field(
         None, ge=0, description="Random negatives in a step, unless candidates = 'all'. By default 32 for 'batch' and 0 for 'mined'."
     )
-    hard_negatives: int = Field(1, ge=0, description="Hard negatives for each query in a step, for candidates = 'mined'.")
+    hard_negatives: int = Field(
+        1, ge=0, description="Hard negatives for each query in a step: documents judged irrelevant first, then mined ones."
+    )
     mined_margin: float = Field(
         1.0,
         gt=0,
@@ -214,12 +221,25 @@ class TuneConfig(Section):
     patience: int = Field(2, ge=1, description="Epochs without a better dev score after which training stops.")
     seed: int = Field(0, ge=0, description="Seed of dropout, batch order, random negatives and LoRA's initial weights.")
 
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _layers_or_auto(cls, value: Any, info: ValidationInfo) -> Any:
+        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise PydanticCustomError("freeze", "expected 'auto' or a number of layers")
+        if value not in ("auto", 0) and info.data.get("train_embeddings"):
+            raise PydanticCustomError("freeze", "the embeddings below a frozen layer are frozen; needs train_embeddings = false")
+        return value
+
     @field_validator("train_embeddings")
     @classmethod
     def _only_with_full(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("method") == "lora":
             raise PydanticCustomError("method", "needs method = 'full'")
         return value
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that name a result. Without frozen layers it has the name from before they could be frozen."""
+        return self.model_dump(exclude={"freeze"} if self.freeze == 0 else None)
 
     def epochs_with(self, candidates: str) -> int:
         """Return the number of epochs: the setting, or the default for ``all``, ``mined`` or ``batch`` candidates.
@@ -250,6 +270,11 @@ class GeneralConfig(Section):
 
     queries: str | None = Field(None, description="A data set unlike the task, in a format that [data] takes. By default the bundled one.")
     documents: str | None = Field(None, description="Its file of documents, if they are in a separate file.")
+    measure: Literal["ends", "sweep", "off"] = Field(
+        "ends",
+        description="What to measure: the base and the tuned model (ends), the merges of both too (sweep), or nothing (off). "
+        "keep always measures merges.",
+    )
     keep: float | None = Field(
         None,
         gt=0,

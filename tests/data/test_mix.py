@@ -32,6 +32,13 @@ def test_every_query_comes_once_and_keeps_its_answer():
         assert grade == 1 + int(number) % 2
 
 
+def test_a_document_judged_irrelevant_stays_so_unless_a_copy_of_it_is_right():
+    one = of(1, "one")
+    judged = Dataset(one.queries, {**one.corpus, "c": Document("c", "one text a", title="title a")}, {"q0": {"a": 1, "b": 0, "c": 0}})
+    [grades] = mixed([(judged, "{title}: {text}")]).qrels.values()
+    assert grades == {"0/a": 1, "0/b": 0}
+
+
 def test_a_temperature_gives_small_sets_more():
     sets = [(of(100, "large"), "{text}"), (of(4, "small"), "{text}")]
     # 100 ** 0.5 to 4 ** 0.5 is 10 to 2: of 104 in all, 86.7 and 17.3.

@@ -21,7 +21,7 @@ from embedfit.errors import ConfigError
 
 TEMPLATES = Path(configuration.__file__).parent / "generate" / "templates"
 DOCS = Path(__file__).parents[2] / "docs" / "config.md"
-NO_USE = {"make_config", "placed_in", "beside", "placed", "check_installed", "unused_settings", "check_method", "check_package"}
+NO_USE = {"make_config", "placed_in", "beside", "placed", "check_installed", "unused_settings", "check_method", "check_package", "identity"}
 """Functions whose reading of a key is no use of it."""
 SECTIONS = {field.annotation: f"{name}." for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")}
 EVERY = {f"{prefix}{key}" for section, prefix in SECTIONS.items() for key in section.model_fields} | {"name", "output", "engine"}
@@ -149,6 +149,7 @@ def project(tmp_path, small_model, cross_encoder, monkeypatch):
             "weight_decay": 0.02,
             "dropout": 0.1,
             "train_embeddings": True,
+            "freeze": 0,
             "scale": 10.0,
             "candidates": "mined",
             "negatives": 1,
@@ -162,7 +163,7 @@ def project(tmp_path, small_model, cross_encoder, monkeypatch):
             "seed": 3,
         },
         "mix": {"data": [{**data, "queries": "more.jsonl", "documents": "others.jsonl", "query": "text"}], "temperature": 2.0},
-        "general": {"queries": "general.jsonl", "documents": "theirs.jsonl", "keep": 0.5},
+        "general": {"queries": "general.jsonl", "documents": "theirs.jsonl", "measure": "sweep", "keep": 0.5},
         "ladder": {"rungs": ["base", "richer", "adapter", "full"], "document_template": "{text} {kind}"},
         "store": {"location": "store", "index": "homes", "min_recall": 0.1},
         "track": {"report_to": ["tensorboard"]},
@@ -310,6 +311,16 @@ def test_what_trains_begins_with_writing_queries_where_they_are_asked_for(projec
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize(("section", "key"), [("model", "name"), ("tune", "judge"), ("general", "queries")])
+def test_a_missing_model_or_general_set_is_noticed_before_an_llm_is_paid(project, capsys, section, key):
+    generate = {"questions": 1, "model": "rote", "base_url": "http://llm.invalid/v1"}
+    project(data={"queries": "written.jsonl", "record": None, "query_template": None}, generate=generate, **{section: {key: "./nowhere"}})
+    with pytest.raises(SystemExit) as caught:
+        main(["run"])
+    assert caught.value.code == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
 def test_an_unused_key_is_said_only_where_it_is_set():
     assert unused_settings(make_config({"data": {"queries": "x"}}), "ladder") == []
     config = make_config({"data": {"queries": "x"}, "evaluate": {"seeds": 2}, "general": {"keep": 0.9}})
@@ -326,3 +337,6 @@ def test_settings_that_exclude_each_other_are_refused():
     assert make_config({"data": {"queries": "x"}, "split": {"test": 0.3, "folds": 0}}).split.test == 0.3
     with pytest.raises(ConfigError, match=r"general\.documents needs general\.queries"):
         make_config({"data": {"queries": "x"}, "general": {"documents": "y"}})
+    for key, value in {"queries": "y", "keep": 0.9}.items():
+        with pytest.raises(ConfigError, match=rf"general\.measure is 'off', and general\.{key} needs it; fix: leave one of them out"):
+            make_config({"data": {"queries": "x"}, "general": {"measure": "off", key: value}})

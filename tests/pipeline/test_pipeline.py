@@ -121,8 +121,10 @@ def test_another_setting_is_another_run_directory(result, settings, change):
 
 
 def test_another_seed_of_the_same_settings_is_measured_anew(result, settings):
-    again = experiment.run(make_config({**settings, "split": {"folds": 0, "seed": 3}}))
+    again = experiment.run(make_config({**settings, "split": {"folds": 0, "seed": 3}, "general": {"measure": "off"}}))
     assert again.folder != result.folder
+    assert (result.manifest["forgetting"]["points"][-1]["weight"], again.manifest["forgetting"]) == (1, None)
+    assert "Forgetting" not in again.report.read_text()
     assert set(again.comparison.base.query_ids) != set(result.comparison.base.query_ids)
 
 

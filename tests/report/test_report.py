@@ -259,6 +259,11 @@ def test_forgetting_is_drawn_on_two_axes_with_the_chosen_weight_marked(compariso
     assert "0.5 chosen" in Elements(page).text
     assert forgetting.sentence in Elements(page).text
     assert metric_label(HOSTILE) in forgetting.sentence
+    ends = Elements(
+        html(Report("a report", comparison, queries, {}, forgetting=replace(forgetting, points=forgetting.points[::2], weight=1.0)))
+    )
+    assert "1, chosen" in ends.text  # two points are a table, and no chart
+    assert not [tag for tag, _ in ends.tags if tag == "circle"]
 
 
 def rung(key, name, deploys, means, seconds, milliseconds, below=None):

@@ -6,13 +6,14 @@ import pytest
 from rapidfuzz import fuzz
 
 from embedfit.data.dataset import Dataset, normalised
-from embedfit.encode.local import LocalEncoder, load_model
+from embedfit.encode.local import LocalEncoder, ModelEncoder, load_model
 from embedfit.errors import ConfigError, ModelError
 from embedfit.evaluation.compare import compare_scores
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever
 from embedfit.samples import GENERAL
 from embedfit.studies.forgetting import Forgetting, Point, choose_weight, general_set, measure_forgetting, merged_runs
+from embedfit.tune.merge import Merges
 
 
 @pytest.fixture(scope="module")
@@ -224,12 +225,20 @@ def test_both_axes_are_those_of_the_models_by_themselves(base, moved, some):
     assert found.comparison.base.name == base.name
 
 
+def test_by_default_base_and_tuned_are_scored_alone_and_encode_the_general_set_once(base, moved, some, monkeypatch):
+    monkeypatch.setattr(Merges, "loaded", lambda *_: pytest.fail("merged"))
+    asked, task = some.select(list(some.queries)[:40]), some.select(list(some.queries)[40:])
+    first = measure_forgetting(base, moved[0], asked, held_out=[(moved[0], task)])
+    assert [point.weight for point in first.points] == [0, 1]
+    monkeypatch.setattr(ModelEncoder, "encode", lambda *_: pytest.fail("encoded"))
+    assert measure_forgetting(base, moved[0], asked, held_out=[(moved[0], task)]).to_dict() == first.to_dict()
+
+
 def test_the_task_has_no_say_in_the_choice(base, moved, some):
     ids = list(some.queries)
     asked = some.select(ids[:40])
     kept = [
-        measure_forgetting(base, moved[0], asked, held_out=held_out, keep=0.98, weights=(0.25, 0.5, 0.75))
-        for held_out in ([], [(moved[1], some.select(ids[50:]))])
+        measure_forgetting(base, moved[0], asked, held_out=held_out, keep=0.98) for held_out in ([], [(moved[1], some.select(ids[50:]))])
     ]
     assert len({one.weight for one in kept}) == 1
     assert 0 < kept[0].weight < 1

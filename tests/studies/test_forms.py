@@ -27,7 +27,12 @@ def some(transactions):
 @pytest.fixture(scope="module")
 def forms(tiny_model, some):
     found = check_forms(
-        LocalEncoder(tiny_model, precision="fp32"), some, "{category}: {sample_transactions}", ks=(1, 10), matryoshka=(128, 2)
+        LocalEncoder(tiny_model, precision="fp32"),
+        some,
+        "{category}: {sample_transactions}",
+        ks=(1, 10),
+        matryoshka=(128, 2),
+        fresh_process=True,
     )
     return {form.name: form for form in found}
 

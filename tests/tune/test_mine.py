@@ -5,7 +5,7 @@ from embedfit.config import TuneConfig
 from embedfit.data.dataset import Dataset, Document, Query
 from embedfit.retrieve.engine import LocalEngine
 from embedfit.tune import mine as module
-from embedfit.tune.candidates import BatchAndOthers
+from embedfit.tune.candidates import BatchAndOthers, has_judged_negatives
 from embedfit.tune.mine import Guards, MinedCandidates, mine, steps_between_minings
 
 
@@ -120,6 +120,31 @@ def test_a_restart_goes_on_with_what_was_mined(mined):
     assert again.candidates([0]).documents.tolist() == [0, 2]
     assert again.candidates([0]).documents.tolist() == [0, 3]
     assert searches == [0, 1, 2]
+
+
+def test_documents_judged_irrelevant_are_drawn_before_mined_ones():
+    train = circle([0, 10, 20, 30, 40, 50], {"d0": 1, "d4": 0, "d5": 0})
+    drawn = {}
+    for hard in (0, 1, 2, 3):
+        source = BatchAndOthers(train, random=0, hard=hard, seed=0)
+        source.mined = np.array([[1, 4, -1]])
+        candidates = source.candidates([0])
+        assert candidates.documents.tolist() == source.candidates([0]).documents.tolist()  # a resumed training draws the same
+        assert candidates.grades[0].tolist() == [1, *[0] * hard]
+        drawn[hard] = candidates.documents.tolist()
+    assert drawn[0] == [0]
+    assert drawn[1] in ([0, 4], [0, 5])
+    assert drawn[2] == [0, 4, 5]
+    assert drawn[3] == [0, 1, 4, 5]
+    assert [has_judged_negatives(data) for data in (train, circle([0, 10]))] == [True, False]
+
+
+def test_a_document_judged_irrelevant_for_one_query_may_be_right_for_another_in_the_batch():
+    corpus = {id: Document(id, id) for id in "abc"}
+    data = Dataset({"q": Query("q", "0"), "r": Query("r", "1")}, corpus, {"q": {"a": 1, "b": 0}, "r": {"b": 2}})
+    candidates = BatchAndOthers(data, random=0, hard=1, seed=0).candidates([0, 1])
+    assert candidates.documents.tolist() == [0, 1]
+    assert candidates.grades.tolist() == [[1, 0], [0, 2]]
 
 
 @pytest.mark.parametrize(

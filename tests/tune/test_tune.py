@@ -392,29 +392,6 @@ class Killed(BaseException):
     """No part of the program may catch it."""
 
 
-@pytest.fixture
-def killed(monkeypatch):
-    """Tune, with a checkpoint after every step, until some steps are done; returns what stands in the checkpoints then."""
-    monkeypatch.setattr(trainer, "_SAVE_SECONDS", 0)
-    monkeypatch.setattr(trainer, "_SAVE_SHARE", float("inf"))
-
-    def tune(steps, encoder, train, dev, folder, settings):
-        step = trainer.RecordingTrainer.training_step
-
-        def until(trainer, *inputs, **named):
-            if trainer.state.global_step == steps:
-                raise Killed
-            return step(trainer, *inputs, **named)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(trainer.RecordingTrainer, "training_step", until)
-            with pytest.raises(Killed):
-                tune_model(encoder, train, dev, folder, settings)
-        return sorted(int(path.name.removeprefix("checkpoint-")) for path in (folder / "checkpoints").glob("checkpoint-*"))
-
-    return tune
-
-
 @pytest.mark.parametrize(
     ("settings", "precision"),
     [
@@ -625,9 +602,10 @@ def test_checkpoints_hold_what_is_trained_alone(tiny_model, parts, tmp_path, kil
 def test_with_lora_nothing_else_is_trained_whatever_follows_the_transformer(tiny_model):
     from sentence_transformers.sentence_transformer.modules import Dense
 
-    model = LocalEncoder(tiny_model).loaded.model
+    encoder = LocalEncoder(tiny_model).loaded
+    model = encoder.model
     model.append(Dense(384, 32))
-    full._set_trainable(model, TuneConfig(method="lora"))
+    full._set_trainable(encoder, TuneConfig(method="lora"), "all")
     assert all("lora_" in name for name, value in model.named_parameters() if value.requires_grad)
 
 

@@ -68,7 +68,7 @@ def mixed(datasets: Sequence[tuple[Dataset, str]], *, temperature: float = 1.0, 
                     name = f"{number}/{id}/{turn}"
                     queries[name] = Query(name, dataset.queries[id].text)
                     grades: dict[str, int] = {}
-                    for document_id, grade in dataset.relevant(id).items():
-                        grades[names[document_id]] = max(grade, grades.get(names[document_id], 0))
+                    for document_id, grade in dataset.qrels[id].items():
+                        grades[names[document_id]] = max(grade, grades.get(names[document_id], grade))
                     qrels[name] = grades
     return Dataset(queries, corpus, qrels)

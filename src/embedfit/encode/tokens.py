@@ -63,12 +63,8 @@ class Tokens:
         """Return the features of the texts at some positions: one matrix (texts, longest length) for each input of the model."""
         import torch
 
-        tokenizer, lengths = self._model.tokenizer, self.lengths[positions]
-        columns = np.arange(lengths.max(initial=0))
-        left = tokenizer.padding_side == "left"
-        inside = columns >= len(columns) - lengths[:, None] if left else columns < lengths[:, None]
-        # Position of each token in the arrays: counted within the batch, and moved to where its text lies.
-        where = np.arange(lengths.sum()) + np.repeat(self._ends[positions] - np.cumsum(lengths), lengths)
+        tokenizer = self._model.tokenizer
+        inside, where = self.places(positions)
         pads = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
         features: dict[str, Any] = {"attention_mask": torch.from_numpy(inside.astype(np.int64))}
         for key, values in self._values.items():
@@ -76,6 +72,20 @@ class Tokens:
             matrix[inside] = values[where]
             features[key] = torch.from_numpy(matrix)
         return {**features, **self._same}
+
+    def places(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+        """Return where the tokens of the texts at some positions stand when padded, and when end to end.
+
+        Returns:
+            Whether each place of the padded matrix is a token, shape (texts, longest length); and the index of each token among
+            the tokens of all texts, in the order of these places, shape (tokens,).
+        """
+        lengths = self.lengths[positions]
+        columns = np.arange(lengths.max(initial=0))
+        left = self._model.tokenizer.padding_side == "left"
+        inside = columns >= len(columns) - lengths[:, None] if left else columns < lengths[:, None]
+        # Counted within the batch, and moved to where its text lies.
+        return inside, np.arange(lengths.sum()) + np.repeat(self._ends[positions] - np.cumsum(lengths), lengths)
 
     def _by_library(self, texts: Sequence[str]) -> _Read:
         read, self._same = _by_library(self._model, self._prompt, self._task, texts)

@@ -22,7 +22,7 @@ from embedfit.evaluation.comparison import Comparison
 from embedfit.evaluation.score import Scores
 from embedfit.hub import public_name
 from embedfit.pipeline.job import Job, locked
-from embedfit.pipeline.needs import check_installed, check_method, local, note_unused
+from embedfit.pipeline.needs import check_installed, local, note_unused
 from embedfit.pipeline.notes import MIXED, alerts, facts, notes_on, seeds
 from embedfit.pipeline.parts import read
 from embedfit.pipeline.result import Result, read_result
@@ -46,9 +46,6 @@ from embedfit.track.tracker import tracking
 if TYPE_CHECKING:
     from embedfit.tune.result import Tuned
 
-_CHEAP_CHARACTERS = 500_000
-"""Maximum total length of the document texts for which a run measures every merge weight, only to draw a line through them."""
-
 
 def run(source: Source, *, model: Model | None = None, **settings: Any) -> Result:
     """Measure a model, tune it, measure it again on the same held-out queries, and write down the verdict.
@@ -70,9 +67,9 @@ def run(source: Source, *, model: Model | None = None, **settings: Any) -> Resul
     check_installed(config, trains=True)
     if config.tune.method == "adapter" and config.general.keep is not None:
         raise ConfigError("general.keep merges weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'")
-    job, general = Job.of(config, inputs.dataset, inputs.base), read_general(config.general)
-    check_method(job.base, config.tune, config.track.report_to)
-    folder = job.folder("", "general", more=[general.digest()])
+    general = read_general(config.general)
+    job = Job.of(config, inputs.dataset, inputs.base, trains=True)
+    folder = job.folder("", "general", more=[general.digest() if general else ""])
     if not (folder / "manifest.json").exists():
         job.checked  # noqa: B018 (raises before the folder is made)
     with locked(folder):
@@ -117,7 +114,7 @@ class _Measured:
     seconds: float
 
 
-def _measure(job: Job, folder: Path, general: Dataset, plan: console.Plan) -> _Measured:
+def _measure(job: Job, folder: Path, general: Dataset | None, plan: console.Plan) -> _Measured:
     """Measure the base model, tune it, and measure the tuned model."""
     config, started = job.config, time.monotonic()
     with plan.step("base model"):
@@ -126,10 +123,15 @@ def _measure(job: Job, folder: Path, general: Dataset, plan: console.Plan) -> _M
         base_run = job.dense(job.base).search(job.test, job.depth)
     trainings, final = train_all(job, folder, plan)
     with plan.step("tuned model"):
-        forgetting = _forgetting(job, trainings[0], final, general)
+        model = final.encoder  # loaded once for everything below
+        runs = [_searched(job, trainings[0], final, model)]
+        forgetting = _forgetting(job, trainings[0], final, model, general) if general else None
         weight = forgetting.weight if forgetting and config.general.keep is not None else 1.0
-        model = _merged(local(job.base), local(final.encoder), weight, folder / "kept") if weight < 1 else final.encoder
-        runs = [_searched(job, training, weight) for training in trainings]
+        if weight < 1:
+            model = _merged(local(job.base), local(model), weight, folder / "kept")
+            runs = [_merged_run(job, training, weight) for training in trainings]
+        else:
+            runs += [_searched(job, training, final, model) for training in trainings[1:]]
         comparison = compare_scores(
             job.scored(base_run, job.base.name),
             [job.scored(run, f"{job.base.name}, tuned") for run in runs],
@@ -209,8 +211,7 @@ def _manifest(job: Job, folder: Path, measured: _Measured) -> dict[str, Any]:
             for split in job.splits
         ],
         "tuning": [
-            {"epoch": tuned.epoch, "tokens": tuned.tokens, "seconds": tuned.seconds, "candidates": tuned.candidates}
-            for tuned in measured.tuned
+            {name: getattr(tuned, name) for name in ("epoch", "tokens", "seconds", "candidates", "frozen")} for tuned in measured.tuned
         ],
         "seconds": round(measured.seconds, 3),
         "findings": [vars(finding) for finding in job.findings],
@@ -237,8 +238,7 @@ def curve(source: Source, points: int = 4, *, model: Model | None = None, **sett
     config = inputs.config
     check_installed(config, trains=True)
     note_unused(config, "curve")
-    job = Job.of(config, inputs.dataset, inputs.base)
-    check_method(job.base, config.tune, config.track.report_to)
+    job = Job.of(config, inputs.dataset, inputs.base, trains=True)
     findings = job.findings
     most = min(len(split.train) for split in job.splits)
     if not most >> (points - 1):
@@ -315,21 +315,18 @@ def ladder(source: Source, *, model: Model | None = None, **settings: Any) -> La
     return replace(study, folder=folder)
 
 
-def _forgetting(job: Job, training: Sequence[Tuned], final: Tuned, general: Dataset) -> Forgetting | None:
-    """Return the retrieval that merges of base and tuned model keep; None for an adapter, which cannot be merged."""
-    keep = job.config.general.keep
+def _forgetting(job: Job, training: Sequence[Tuned], final: Tuned, model: Encoder, general: Dataset) -> Forgetting | None:
+    """Return the general retrieval before and after tuning; None for an adapter, which cannot be merged."""
     if job.config.tune.method == "adapter":
         return None
-    # The sweep encodes the corpus once per weight, which takes too long for a large corpus.
-    cheap = sum(map(len, job.dataset.document_texts(job.template))) <= _CHEAP_CHARACTERS
     return measure_forgetting(
         local(job.base),
-        local(final.encoder),
+        local(model),
         general,
-        held_out=[(local(tuned.encoder), test) for tuned, (_, _, test) in zip(training, job.parts, strict=True)],
+        held_out=[(local(_encoder(tuned, final, model)), test) for tuned, (_, _, test) in zip(training, job.parts, strict=True)],
         template=job.template,
-        weights=WEIGHTS if cheap or keep is not None else (0.0, 1.0),
-        keep=keep,
+        weights=WEIGHTS if job.config.general.measure == "sweep" else (),
+        keep=job.config.general.keep,
         metric=job.metric,
         ks=job.config.evaluate.k,
     )
@@ -349,15 +346,25 @@ def _merged(base: LocalEncoder, tuned: LocalEncoder, weight: float, folder: Path
     return merge_models(base, tuned, weight, folder)
 
 
-def _searched(job: Job, training: Sequence[Tuned], weight: float) -> Run:
-    """Return the Run on all held-out queries: each part by the model trained without it, merged with the base if weight < 1."""
-    tests = [test for _, _, test in job.parts]
-    if weight < 1:
-        held_out = [(local(tuned.encoder), test) for tuned, test in zip(training, tests, strict=True)]
-        return merged_runs(local(job.base), held_out, [weight], job.template, job.depth)[weight]
-    return joined([job.dense(tuned.encoder).search(test, job.depth) for tuned, test in zip(training, tests, strict=True)])
+def _encoder(tuned: Tuned, final: Tuned, model: Encoder) -> Encoder:
+    """Return the encoder of a training: the one in memory if it is the final training, else loaded from its folder."""
+    return model if tuned is final else tuned.encoder
 
 
-def read_general(config: GeneralConfig) -> Dataset:
-    """Return the general set that a configuration names; by default the bundled set."""
+def _searched(job: Job, training: Sequence[Tuned], final: Tuned, model: Encoder) -> Run:
+    """Return the Run on all held-out queries: each part by the model trained without it."""
+    parts = zip(training, job.parts, strict=True)
+    return joined([job.dense(_encoder(tuned, final, model)).search(test, job.depth) for tuned, (_, _, test) in parts])
+
+
+def _merged_run(job: Job, training: Sequence[Tuned], weight: float) -> Run:
+    """Return the Run on all held-out queries: each part by the model trained without it, merged with the base."""
+    held_out = [(local(tuned.encoder), test) for tuned, (_, _, test) in zip(training, job.parts, strict=True)]
+    return merged_runs(local(job.base), held_out, [weight], job.template, job.depth)[weight]
+
+
+def read_general(config: GeneralConfig) -> Dataset | None:
+    """Return the general set that a configuration names, by default the bundled set; None if nothing is to be measured on it."""
+    if config.measure == "off":
+        return None
     return load(config.queries, config.documents) if config.queries else general_set()

@@ -28,11 +28,13 @@ from embedfit.evaluation.score import Scores, score_run
 from embedfit.files import clear_leftovers, digest
 from embedfit.hub import model_folder
 from embedfit.pipeline.generating import write_queries
+from embedfit.pipeline.needs import check_method
 from embedfit.pipeline.parts import answer_texts, folds_of, gated, read, splits_of, without_held_out
 from embedfit.pipeline.source import IN_MEMORY
 from embedfit.retrieve.engine import Engine, LocalEngine, RayEngine
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import DEPTH, Run
+from embedfit.tune.candidates import has_judged_negatives
 
 
 def encoder_of(config: ModelConfig, name: str | None = None) -> Encoder:
@@ -88,17 +90,21 @@ class Job:
     base: Encoder
 
     @classmethod
-    def of(cls, config: Config, dataset: Dataset | None = None, base: Encoder | None = None) -> Job:
-        """Read the data and find the model. An LLM writes the queries first, if the settings ask for it.
+    def of(cls, config: Config, dataset: Dataset | None = None, base: Encoder | None = None, *, trains: bool = False) -> Job:
+        """Find the model and read the data. An LLM writes the queries before that, if the settings ask for it.
 
         Args:
             config: All settings.
             dataset: Data set in memory, in place of the files that the settings name.
             base: Encoder to start from, in place of the model that the settings name.
+            trains: Whether the model is going to be trained by the method of the settings, which is checked before an LLM is paid.
 
         Raises:
             EmbedfitError: The data or the model is missing or unusable.
         """
+        base = base or encoder_of(config.model)
+        if trains:
+            check_method(base, config.tune, config.track.report_to)
         if dataset is None:
             if config.generate.records or config.generate.questions:
                 if processes.main():
@@ -106,7 +112,7 @@ class Job:
                 processes.agreed(None)  # no process reads before everything is written
             dataset = read(config.data, model=config.model)
         dataset.document_texts(config.data.document_template)  # raises on a wrong template before anything is encoded
-        return cls(config, dataset, base or encoder_of(config.model))
+        return cls(config, dataset, base)
 
     def kept_data(self, folder: Path) -> DataConfig:
         """Return the settings that read a run's data again. Data in memory is written into the run directory first.
@@ -231,9 +237,10 @@ class Job:
             self.dataset.digest(),
             self.template,
             self.base.fingerprint,
-            self.config.model_dump(include={"split", "tune", "evaluate", *sections}),
+            {**self.config.model_dump(include={"split", "evaluate", *sections}), "tune": self.config.tune.identity()},
             folds_of(self.config, self.dataset),
             [self.config.mix.model_dump(include={"temperature"}), [(dataset.digest(), template) for dataset, template in self.further]],
+            *(["judged negatives"] if has_judged_negatives(self.dataset) else []),  # they were not drawn once
             *more,
         ]
         identity = digest(described)

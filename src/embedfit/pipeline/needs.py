@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from embedfit import console
 from embedfit.config import Config, TuneConfig, unused_settings
@@ -71,15 +73,16 @@ def check_method(base: Encoder, config: TuneConfig, report_to: Sequence[str] = (
     """Check, before anything is paid for, that the method can train this model, and note the settings that it does not use.
 
     Raises:
-        ConfigError: The method trains weights, and the model is not local; or the method is an adapter, and ``track.report_to``
-            needs a training of weights.
+        ConfigError: The method trains weights, and the model is not local; the method is an adapter, and ``track.report_to``
+            needs a training of weights; or the model has fewer layers than are to be frozen.
         ModelError: The judge of mined documents is not a local cross-encoder.
     """
+    model = local_of(base)
     if config.method == "adapter" and report_to:
         raise ConfigError(
             "track.report_to follows the training of weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'"
         )
-    if config.method != "adapter" and not local_of(base):
+    if config.method != "adapter" and not model:
         raise ConfigError(f'{base.name} has no weights here to train; fix: method = "adapter" in [tune] fits a map of its query vectors')
     unused = sorted(config.model_fields_set - _ADAPTERS_SETTINGS) if config.method == "adapter" else []
     if unused:
@@ -88,3 +91,15 @@ def check_method(base: Encoder, config: TuneConfig, report_to: Sequence[str] = (
         console.note("tune.lora_rank is not used: tune.method is 'full'")
     if config.judge and config.method != "adapter":
         LocalReranker(config.judge)
+    if model and config.freeze != "auto" and config.method != "adapter":
+        layers = _number_of_layers(model.folder)
+        if layers is not None and config.freeze >= layers:
+            raise ConfigError(f"tune.freeze is {config.freeze}, and {model.name} has {layers} layers; fix: a smaller number")
+
+
+def _number_of_layers(folder: Path) -> int | None:
+    """Return the number of layers that a model's folder names; None if it names none."""
+    path = folder / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    layers = settings.get("num_hidden_layers")
+    return layers if isinstance(layers, int) else None

@@ -106,7 +106,10 @@ def facts(job: Job, tuned: Sequence[Tuned]) -> dict[str, str]:
     config, settings, first = job.config, job.config.tune, job.splits[0]
     parts = f"{len(first.train):,} train / {len(first.dev):,} dev / {len(first.test):,} test queries"
     weights = "all weights" if settings.train_embeddings else "all weights but the token embeddings"
-    trained = f"LoRA of rank {settings.lora_rank} on all linear layers" if settings.method == "lora" else weights
+    if tuned[0].frozen:
+        weights = f"the layers above the lowest {tuned[0].frozen}"
+    where = f" above the lowest {tuned[0].frozen} layers" if tuned[0].frozen else ""
+    trained = f"LoRA of rank {settings.lora_rank} on all linear layers{where}" if settings.method == "lora" else weights
     kind = tuned[0].candidates
     spent = f"{sum(training.seconds for training in tuned):.0f} s"
     if kind is None:

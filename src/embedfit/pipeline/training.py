@@ -18,7 +18,7 @@ from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder
 from embedfit.errors import ConfigError
 from embedfit.pipeline.job import Job, locked
-from embedfit.pipeline.needs import check_installed, check_method, local, note_unused
+from embedfit.pipeline.needs import check_installed, local, note_unused
 from embedfit.retrieve.engine import LocalEngine
 from embedfit.tune.training import Training
 
@@ -37,8 +37,7 @@ def run_tune(config: Config, folder: Path) -> tuple[Tuned, tuple[Finding, ...]]:
     """
     check_installed(config, trains=True)
     note_unused(config, "tune")
-    job = Job.of(config.model_copy(update={"split": config.split.model_copy(update={"folds": 0})}))
-    check_method(job.base, config.tune, config.track.report_to)
+    job = Job.of(config.model_copy(update={"split": config.split.model_copy(update={"folds": 0})}), trains=True)
     findings = job.findings
     [(train, dev, _)] = job.parts
     with locked(folder):
@@ -133,7 +132,7 @@ def tune_part(job: Job, train: Dataset, dev: Dataset | None, folder: Path, chang
 
 
 def tune(base: Encoder, training: Training) -> Tuned:
-    """Tune a model by the method that the settings name (see `check_method`)."""
+    """Tune a model by the method that the settings name (see `embedfit.pipeline.needs.check_method`)."""
     config = training.config
     if config.method == "adapter":
         if processes.count() > 1:

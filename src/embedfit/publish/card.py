@@ -85,7 +85,9 @@ def _training_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the rows of the card's Training table: setting -> value."""
     tuned, base = manifest["tuning"], manifest["base"]
     settings, kind = TuneConfig.model_validate(manifest["config"]["tune"]), tuned[0]["candidates"]
-    method = {"full": "all weights", "lora": f"LoRA of rank {settings.lora_rank}", "adapter": "linear map of query vectors"}
+    frozen = tuned[0].get("frozen")
+    weights = f"weights above the lowest {frozen} layers" if frozen else "all weights"
+    method = {"full": weights, "lora": f"LoRA of rank {settings.lora_rank}", "adapter": "linear map of query vectors"}
     rows = {
         "method": method[settings.method],
         "loss": f"softmax over candidate documents; all known relevant documents are positives; scale {settings.scale:g}",

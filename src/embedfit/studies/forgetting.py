@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from embedfit.tune.merge import MergedEncoder
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Weights of the tuned model in a sweep."""
 _STEP = 0.05
 """Step of the search for a weight between two of the given ones."""
 
@@ -184,17 +185,17 @@ def measure_forgetting(
     *,
     held_out: Sequence[tuple[LocalEncoder, Dataset]] = (),
     template: str = DOCUMENT_TEMPLATE,
-    weights: Sequence[float] = WEIGHTS,
+    weights: Sequence[float] = (),
     keep: float | None = None,
     metric: str = "mrr@10",
     ks: Sequence[int] = KS,
     seed: int = 0,
 ) -> Forgetting:
-    """Score the merges of two models on a general set, choose one that keeps enough, and score them all on the task.
+    """Score base and tuned model on a general set and on the task, and with ``keep`` choose a merge that keeps enough.
 
     The choice uses the general set alone, before any query of the task is scored. Each weight costs one encoding of the
-    general set, and of the task's corpus and held-out queries. With ``keep``, at most four further weights are tried on the
-    general set. Vectors are cached on disk.
+    general set, and of the task's corpus and held-out queries. With ``keep``, at most four weights are tried beside those
+    given. Vectors are cached on disk, so the base model encodes the general set once for all runs.
 
     Args:
         base: Model before tuning.
@@ -203,7 +204,7 @@ def measure_forgetting(
         held_out: Pairs of a tuned model and held-out queries of the task that it has not seen: ``[(tuned, test)]``, or one
             pair per fold, all on the same corpus. Their rankings are joined and scored together.
         template: Document template of the task. A document of the general set is its title and text.
-        weights: Weights of the tuned model; 0 and 1 are always added.
+        weights: Weights of merges to score, such as `WEIGHTS`; 0 and 1 are always added, and `WEIGHTS` with ``keep``.
         keep: Share of the base model's general score to keep, over 0 and at most 1; None to choose the tuned model.
         metric: Metric of both axes and of ``keep``.
         ks: Ranks at which the metrics are cut.
@@ -229,7 +230,7 @@ def measure_forgetting(
             scores[weight] = score_run(run, judged.qrels, ks=ks, name=names.get(weight, f"weight {weight:g}"), groups=groups)
         return scores[weight].mean(metric)
 
-    for weight in {0.0, 1.0, *weights}:
+    for weight in sorted({0.0, 1.0, *weights, *(() if keep is None else WEIGHTS)}):
         score(weight)
     chosen = 1.0 if keep is None else choose_weight(score, list(scores), keep)
     measured = sorted(scores)

@@ -104,6 +104,7 @@ def check_forms(
     ks: Sequence[int] = KS,
     matryoshka: Sequence[int] = (),
     lora: Path | None = None,
+    fresh_process: bool = False,
 ) -> tuple[Form, ...]:
     """Measure every form of a model.
 
@@ -119,10 +120,11 @@ def check_forms(
         ks: Ranks at which the metrics are cut.
         matryoshka: Numbers of dimensions that the model was trained to be truncated to.
         lora: Folder, in peft's format, of a LoRA that was merged into the model; it names its base model.
+        fresh_process: Whether a new Python process loads the model too, which costs it the imports.
 
     Returns:
         The forms: as measured, loaded by sentence-transformers alone, base model and LoRA if there is one, in a fresh
-        process, each number of dimensions, int8, binary, and binary rescored.
+        process if requested, each number of dimensions, int8, binary, and binary rescored.
 
     Raises:
         ModelError: A lossless form gives other vectors than were measured. A lossy form that fails has `Form.passed` False.
@@ -137,12 +139,13 @@ def check_forms(
     # This search is timed, so it runs before the fresh process starts.
     forms = [measured.searched("as measured", measured.search, 4 * dimensions, tolerance=0.0, cosine=1.0)]
     speed, sample = forms[0].queries_per_second, measured.sample()
-    with _fresh_process(encoder.folder, sample) as collect:
+    with _fresh_process(encoder.folder, sample) if fresh_process else contextlib.nullcontext() as collect:
         alone = _encoded(_loaded_alone(encoder.folder), sample)
         forms.append(measured.encoded_again("loaded by sentence-transformers alone", sample, alone, speed))
         if lora:
             forms.append(measured.encoded_again("base model and LoRA", sample, _encoded(_with_lora(lora, encoder), sample), speed))
-        forms.append(measured.encoded_again("in a fresh process", sample, collect(), speed))
+        if collect:
+            forms.append(measured.encoded_again("in a fresh process", sample, collect(), speed))
     for size in matryoshka:
         forms.append(
             measured.searched(f"first {size} dimensions", first_dimensions(measured.documents, size), 4 * size, TRUNCATED_TOLERANCE)

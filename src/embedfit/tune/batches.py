@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 
 from embedfit.encode.tokens import Tokens, length_batches
 from embedfit.tune.candidates import CandidateSource
+from embedfit.tune.lower import KEPT, KeptStates
 
 
 class Collator:
@@ -21,6 +22,7 @@ class Collator:
         documents: Tokens of each document.
         source: Source of each batch's candidate documents.
         chunk_tokens: Most tokens, padding included, in one chunk of texts of similar length.
+        kept: Kept states of the texts after the frozen layers, by kind (``query``, ``document``).
 
     Attributes:
         tokens: Number of tokens, without padding, of each batch that is made but not yet trained on; the trainer fetches one
@@ -29,8 +31,16 @@ class Collator:
 
     valid_label_columns: tuple[str, ...] = ()  # the trainer's batch sampler reads it
 
-    def __init__(self, queries: Tokens, documents: Tokens, source: CandidateSource, *, chunk_tokens: int) -> None:
-        self._queries, self._documents, self._source = queries, documents, source
+    def __init__(
+        self,
+        queries: Tokens,
+        documents: Tokens,
+        source: CandidateSource,
+        *,
+        chunk_tokens: int,
+        kept: Mapping[str, KeptStates] | None = None,
+    ) -> None:
+        self._queries, self._documents, self._source, self._kept = queries, documents, source, kept or {}
         self._chunk_tokens = chunk_tokens
         self.tokens: deque[int] = deque()
 
@@ -49,6 +59,8 @@ class Collator:
             count += int(tokens.lengths[chosen].sum())
             for number, chunk in enumerate(length_batches(tokens.lengths[chosen], self._chunk_tokens)):
                 inputs |= {f"{kind}{number}_{key}": value for key, value in tokens.padded(chosen[chunk]).items()}
+                if kind in self._kept:
+                    inputs[f"{kind}{number}_{KEPT}"] = self._kept[kind].padded(chosen[chunk])
         self.tokens.append(count)
         inputs["label"] = torch.from_numpy(candidates.grades[:, order])
         return inputs

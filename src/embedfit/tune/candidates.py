@@ -1,8 +1,8 @@
 """Candidates: the documents that each training query is scored against.
 
 In a small corpus every document is a candidate in every step, so every wrong document is a negative and nothing is sampled.
-In a large corpus the candidates are the batch's positives, hard negatives mined for its queries, and random documents; the
-whole batch shares them. A known positive of a query is never its negative, whichever query it was drawn for.
+In a large corpus the candidates are the batch's positives, hard negatives of its queries (judged ones first, then mined ones), and
+random documents; the whole batch shares them. A known positive of a query is never its negative, whichever query it was drawn for.
 """
 
 from __future__ import annotations
@@ -53,12 +53,14 @@ class AllDocuments:
 
 
 class BatchAndOthers:
-    """One positive of each query in the batch, mined hard negatives if there are any, and random documents.
+    """One positive of each query in the batch, hard negatives if there are any, and random documents.
+
+    Documents judged irrelevant for a query (grade 0 or below) are its first hard negatives. Mined ones follow.
 
     Args:
         train: Training queries, corpus and judgements.
         random: Random documents per batch.
-        hard: Mined negatives per query, drawn again for each batch.
+        hard: Hard negatives per query, drawn again for each batch.
         seed: Seed of the draws.
 
     Attributes:
@@ -67,6 +69,7 @@ class BatchAndOthers:
 
     def __init__(self, train: Dataset, *, random: int, hard: int = 0, seed: int) -> None:
         self._relevant, self._own = relevant_positions(train), own_positions(train, list(train.corpus))
+        self._judged = _judged_negatives(train)
         self._size, self._random, self._hard, self._seed = len(train.corpus), random, hard, seed
         self.mined = np.empty((len(self._relevant), 0), np.int64)
 
@@ -77,9 +80,28 @@ class BatchAndOthers:
         relevant = [self._relevant[row] for row in batch]
         chosen = [rng.choice(list(grades)) for grades in relevant]
         random = rng.choice(self._size, size=min(self._random, self._size), replace=False)
-        hard = [rng.permutation(mined[mined >= 0])[: self._hard] for mined in self.mined[list(batch)]]
+        hard = [self._negatives(row, rng) for row in batch]
         documents = np.unique(np.concatenate([chosen, random, *hard]).astype(np.int64))
         return Candidates(documents, _grades(relevant, self._own[list(batch)], documents))
+
+    def _negatives(self, row: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        mined, judged = self.mined[row], self._judged[row]
+        drawn = rng.permutation(mined[mined >= 0])
+        if len(judged):
+            drawn = np.concatenate([rng.permutation(judged), drawn[~np.isin(drawn, judged)]])
+        return drawn[: self._hard]
+
+
+def has_judged_negatives(dataset: Dataset) -> bool:
+    """Return whether a document is judged irrelevant for a query that has a relevant one."""
+    return any(grade <= 0 for id in dataset.judged for grade in dataset.qrels[id].values())
+
+
+def _judged_negatives(train: Dataset) -> list[npt.NDArray[np.int64]]:
+    """Return the positions of the documents judged irrelevant for each query, in order."""
+    position = {id: index for index, id in enumerate(train.corpus)}
+    grades = [train.qrels.get(query, {}).items() for query in train.queries]
+    return [np.array([position[id] for id, grade in each if grade <= 0], np.int64) for each in grades]
 
 
 def relevant_positions(train: Dataset) -> list[dict[int, int]]:

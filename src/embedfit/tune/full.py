@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,11 +34,12 @@ from embedfit.retrieve.engine import Engine, LocalEngine
 from embedfit.retrieve.rerank import LocalReranker
 from embedfit.template import DOCUMENT_TEMPLATE
 from embedfit.tune.batches import Collator
-from embedfit.tune.candidates import AllDocuments, BatchAndOthers, CandidateSource
+from embedfit.tune.candidates import AllDocuments, BatchAndOthers, CandidateSource, has_judged_negatives
 from embedfit.tune.dev import DevScores, InTraining
 from embedfit.tune.logged import logged, run_name
 from embedfit.tune.lora import add_lora, save_lora
 from embedfit.tune.loss import CandidateLoss
+from embedfit.tune.lower import KeptStates, LowerLayers, layers_of
 from embedfit.tune.mine import Guards, MinedCandidates, mine, steps_between_minings
 from embedfit.tune.result import DONE, MODEL, Tuned, answer_keys, claim, keys_of, read_tuned, write_tuned
 from embedfit.tune.trainer import RecordingTrainer, TrainingRecord, diverged, last_checkpoint, stopped_early
@@ -53,6 +55,10 @@ _CHUNK_TOKENS_ON_DEVICE = 65_536
 _ACTIVATION_BYTES = 68
 """Bytes kept for the gradients per token, layer and hidden dimension, in fp32 and without attention's square matrices
 (Korthikanti et al. 2022, section 4.1, has 34 in 16 bits)."""
+_FROZEN_SHARE = 1 / 2
+"""Share of the layers that are frozen for a list of labels (docs/decisions.md)."""
+_KEPT_SHARE = 1 / 8
+"""Largest share of the machine's memory for kept states of frozen layers."""
 _RANDOM = 32
 """Random documents per step if none are mined."""
 _MINING = {"hard_negatives", "mined_margin", "mine_every", "judge"}
@@ -109,7 +115,8 @@ def tune_weights(encoder: LocalEncoder, training: Training) -> Tuned:
         require(name, extra=name)
     training = training.judged()
     train, dev, folder, template = training.train, training.dev, training.folder, training.template
-    described = [encoder.fingerprint, train.digest(), dev.digest() if dev else None, template, training.config.model_dump()]
+    described = [encoder.fingerprint, train.digest(), dev.digest() if dev else None, template, training.config.identity()]
+    described += ["judged negatives"] if has_judged_negatives(train) else []  # they were not drawn once
     claim(folder, described, keys_of(train, dev), answer_keys(train, dev, template))
     if processes.agreed((folder / DONE).exists()):
         return read_tuned(folder, template=template)
@@ -151,6 +158,7 @@ class _Prepared:
         candidates: ``all``, ``mined`` or ``batch``.
         epochs: Most epochs to train for.
         steps: Steps per epoch.
+        lower: Frozen layers; None if none are frozen.
     """
 
     encoder: ModelEncoder
@@ -160,6 +168,7 @@ class _Prepared:
     candidates: str
     epochs: int
     steps: int
+    lower: LowerLayers | None
 
     @property
     def model(self) -> SentenceTransformer:
@@ -171,10 +180,13 @@ def _train(encoder: LocalEncoder, training: Training) -> Tuned:
     """Train a model from its start or its last checkpoint, and save it."""
     prepared, config, checkpoints = _prepared(encoder, training), training.config, training.folder / "checkpoints"
     source = _candidate_source(encoder, training, prepared)
-    _note_unused(config, prepared.candidates)
+    _note_unused(config, prepared.candidates, training.train)
     on_cpu = prepared.model.device.type == "cpu"
     chunk_tokens = _CHUNK_TOKENS if on_cpu else _CHUNK_TOKENS_ON_DEVICE // processes.count()
-    collator = Collator(prepared.queries, prepared.documents, source, chunk_tokens=chunk_tokens)
+    started = time.monotonic()
+    kept = _kept_states(prepared, config, chunk_tokens)
+    spent = time.monotonic() - started
+    collator = Collator(prepared.queries, prepared.documents, source, chunk_tokens=chunk_tokens, kept=kept)
     checkpoint = processes.agreed(last_checkpoint(checkpoints) if processes.main() else None)
     if checkpoint:
         console.note(f"resuming from {checkpoint.name}")
@@ -182,7 +194,7 @@ def _train(encoder: LocalEncoder, training: Training) -> Tuned:
     with console.progress("tuning", prepared.steps * prepared.epochs, done) as advance:
         judge = DevScores(prepared.encoder, training.dev, training.template, config.seed) if training.dev else None
         miner = source if isinstance(source, MinedCandidates) else None
-        record = TrainingRecord(collator, miner, judge, advance, prepared.steps)
+        record = TrainingRecord(collator, miner, judge, advance, prepared.steps, spent)
         trainer = _trainer(training, prepared, collator, record, judge)
         if checkpoint and training.dev and stopped_early(checkpoint, config.patience):
             trainer.load_finished(checkpoint)
@@ -204,6 +216,7 @@ def _train(encoder: LocalEncoder, training: Training) -> Tuned:
         tokens=record.tokens,
         candidates=prepared.candidates,
         matryoshka=config.matryoshka,
+        frozen=prepared.lower.count if prepared.lower else 0,
     )
 
 
@@ -211,17 +224,41 @@ def _prepared(encoder: LocalEncoder, training: Training) -> _Prepared:
     """Load the model, set its trainable weights, and tokenise the data."""
     config, prompts = training.config, encoder.prompts
     model = load_model(encoder.folder, prompts, encoder.pooling)
+    if model.transformers_model is None:
+        raise ModelError(f"a {type(model[0]).__name__} cannot be tuned; expected a model whose first module is a transformer")
     dimension = model.get_embedding_dimension()
     for size in config.matryoshka:
         if dimension and size >= dimension:
             raise ConfigError(f"tune.matryoshka: {size} is not below the {dimension} dimensions of {encoder.name}")
-    lora = _set_trainable(model, config)
     documents = Tokens(model, training.train.document_texts(training.template), prompts["document"], "document")
     queries = Tokens(model, training.train.query_texts(), prompts["query"], "query")
     candidates = choose_candidates(config, int(documents.lengths.sum()))
     in_training = ModelEncoder(model, prompts, bf16=use_bf16(encoder.precision, model.device.type), warns=False)
+    lora, lower = _set_trainable(in_training, config, candidates)
     steps = -(-len(queries) // config.batch_size)
-    return _Prepared(in_training, lora, queries, documents, candidates, config.epochs_with(candidates), steps)
+    return _Prepared(in_training, lora, queries, documents, candidates, config.epochs_with(candidates), steps, lower)
+
+
+def _kept_states(prepared: _Prepared, config: TuneConfig, batch_tokens: int) -> dict[str, KeptStates]:
+    """Return the kept states of the texts after the frozen layers, by kind, where that saves work and memory allows it.
+
+    The frozen layers run again in every step for the other texts, without gradients.
+    """
+    if not prepared.lower:
+        return {}
+    all_steps, count = prepared.steps * prepared.epochs, len(prepared.documents)
+    drawn = config.batch_size * (1 + config.hard_negatives) + _random(config, prepared.candidates)
+    # How often a text is encoded in the training.
+    uses = {"query": prepared.epochs, "document": all_steps * (1 if prepared.candidates == "all" else drawn / count)}
+    room = config.memory_gb * 2**30 if config.memory_gb is not None else _machine_memory() * _KEPT_SHARE
+    kept: dict[str, KeptStates] = {}
+    for kind in sorted(uses, key=lambda kind: -uses[kind]):
+        tokens = prepared.queries if kind == "query" else prepared.documents
+        size = prepared.lower.bytes_of(tokens)
+        if uses[kind] >= 2 and size <= room and prepared.lower.can_be_left_out(tokens):
+            kept[kind] = prepared.lower.keep(tokens, batch_tokens=batch_tokens)
+            room -= size
+    return kept
 
 
 def _candidate_source(encoder: LocalEncoder, training: Training, prepared: _Prepared) -> CandidateSource:
@@ -245,8 +282,10 @@ def _candidate_source(encoder: LocalEncoder, training: Training, prepared: _Prep
     return MinedCandidates(drawn, find, folder, every)
 
 
-def _note_unused(config: TuneConfig, candidates: str) -> None:
+def _note_unused(config: TuneConfig, candidates: str, train: Dataset) -> None:
     unused = sorted(_UNUSED[candidates] & config.model_fields_set)
+    if candidates == "batch" and "hard_negatives" in unused and has_judged_negatives(train):
+        unused.remove("hard_negatives")
     if unused:
         console.note(f"not used where candidates are {candidates!r}: {', '.join(f'tune.{name}' for name in unused)}")
 
@@ -262,7 +301,7 @@ def _trainer(
         args=_arguments(training, prepared),
         train_dataset=Rows.from_dict({"row": range(len(prepared.queries))}),
         data_collator=collator,  # type: ignore[arg-type]
-        loss=CandidateLoss(model, config.scale, config.matryoshka, memory_tokens=_memory_tokens(model, config)),
+        loss=CandidateLoss(model, config.scale, config.matryoshka, memory_tokens=_memory_tokens(prepared, config), lower=prepared.lower),
         evaluator=judge,
         callbacks=[record, *([EarlyStoppingCallback(config.patience)] if judge else [])],
     )
@@ -318,23 +357,36 @@ def _save(prepared: _Prepared, base: str, folder: Path) -> None:
         save_in_place(partial(prepared.model.save_pretrained, create_model_card=False), folder / MODEL)
 
 
-def _set_trainable(model: SentenceTransformer, config: TuneConfig) -> Any:
-    """Set the trainable weights and the dropout. Returns peft's model around the transformer for LoRA, else None.
+def _set_trainable(encoder: ModelEncoder, config: TuneConfig, candidates: str) -> tuple[Any, LowerLayers | None]:
+    """Set the trainable weights and the dropout. Returns peft's model around the transformer for LoRA, else None; and the frozen layers.
 
     Token embeddings are frozen by default: a few hundred pairs touch few of them, and they make gradients and checkpoints
     large. Dropout is off by default: in so few steps it costs time and gains nothing (docs/decisions.md has both figures).
     """
-    transformer = model.transformers_model
-    if transformer is None:
-        raise ModelError(f"a {type(model[0]).__name__} cannot be tuned; expected a model whose first module is a transformer")
+    model = encoder.model
+    transformer: Any = model.transformers_model
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = config.dropout
+    count = _layers_to_freeze(transformer, config, candidates)
+    lower = LowerLayers(encoder, count) if count else None
     if config.method == "lora":
-        return add_lora(model, transformer, config)
+        return add_lora(model, transformer, config, lower.layers if lower else ()), lower
     if not config.train_embeddings:
         transformer.get_input_embeddings().weight.requires_grad_(False)
-    return None
+    return None, lower
+
+
+def _layers_to_freeze(transformer: torch.nn.Module, config: TuneConfig, candidates: str) -> int:
+    """Return the number of lower layers to freeze: the setting, or by default half of them for a list of labels."""
+    if config.freeze != "auto":
+        return config.freeze
+    if candidates != "all" or config.method != "full" or config.train_embeddings:
+        return 0
+    layers = layers_of(transformer)
+    if not layers:
+        console.note(f"all layers are trained: those of a {type(transformer).__name__} are not known, so the lower half is not frozen")
+    return int(len(layers) * _FROZEN_SHARE)
 
 
 def _random(config: TuneConfig, kind: str) -> int:
@@ -368,16 +420,18 @@ def choose_candidates(config: TuneConfig, document_tokens: int) -> str:
     return "all" if document_tokens <= _ALL_DOCUMENTS_TOKENS else "mined"
 
 
-def _memory_tokens(model: SentenceTransformer, config: TuneConfig) -> float:
+def _memory_tokens(prepared: _Prepared, config: TuneConfig) -> float:
     """Return the number of tokens whose activations fit in memory; infinite if the model does not say its layers and width."""
+    model = prepared.model
     settings = model.transformers_model.config if model.transformers_model is not None else None
     layers, width = getattr(settings, "num_hidden_layers", 0), getattr(settings, "hidden_size", 0)
     if not layers or not width:
         return math.inf
-    if config.memory_gb is not None:
-        memory = config.memory_gb * 2**30
-    elif model.device.type == "cuda":
-        memory = torch.cuda.get_device_properties(model.device).total_memory / 2
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 3
-    return memory / (_ACTIVATION_BYTES * layers * width)
+    trained = layers - (prepared.lower.count if prepared.lower else 0)
+    share = 1 / 2 if model.device.type == "cuda" else 1 / 3
+    memory = torch.cuda.get_device_properties(model.device).total_memory if model.device.type == "cuda" else _machine_memory()
+    return (config.memory_gb * 2**30 if config.memory_gb is not None else memory * share) / (_ACTIVATION_BYTES * trained * width)
+
+
+def _machine_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from embedfit.config import TuneConfig
 from embedfit.errors import ModelError, require
 
 
-def add_lora(model: SentenceTransformer, transformer: torch.nn.Module, config: TuneConfig) -> Any:
+def add_lora(model: SentenceTransformer, transformer: torch.nn.Module, config: TuneConfig, frozen: Sequence[torch.nn.Module] = ()) -> Any:
     """Freeze a model, and add a product of two narrow trainable matrices to every linear layer of its transformer.
 
     LoRA: Hu et al. 2021. The product is scaled by alpha / rank = 2, as is usual, so that a change of rank needs no other
@@ -23,6 +24,7 @@ def add_lora(model: SentenceTransformer, transformer: torch.nn.Module, config: T
         model: Model to freeze.
         transformer: Transformer of the model.
         config: Rank and seed.
+        frozen: Layers of the transformer that get no matrices.
 
     Returns:
         peft's model around the transformer.
@@ -34,7 +36,12 @@ def add_lora(model: SentenceTransformer, transformer: torch.nn.Module, config: T
     peft = require("peft", extra="lora")
     model.requires_grad_(False)
     # No embedding model uses the output of a pooler.
-    layers = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear) and "pooler" not in name]
+    below = {id(module) for layer in frozen for module in layer.modules()}
+    layers = [
+        name
+        for name, module in transformer.named_modules()
+        if isinstance(module, torch.nn.Linear) and "pooler" not in name and id(module) not in below
+    ]
     if not layers:
         raise ModelError(f'LoRA needs linear layers, and a {type(transformer).__name__} has none; fix: method = "full" in [tune]')
     settings = peft.LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from embedfit import processes
 from embedfit.encode.precision import without_cudnn_attention
+from embedfit.tune.lower import KEPT, LowerLayers
 
 _BACKWARD = 0.5
 """Weight of the direction from documents to queries (docs/decisions.md)."""
@@ -66,12 +68,20 @@ class CandidateLoss(nn.Module):
         memory_tokens: Most padded tokens whose activations are kept for the gradients. In a larger batch the activations of
             each chunk are computed again in the backward pass: the same gradients with the memory of one chunk and a third
             more work (GradCache: Gao et al. 2021; here with torch's checkpoints).
+        lower: Frozen layers, whose kept states a chunk may have among its features; None if none are frozen.
     """
 
     def __init__(
-        self, encoder: SentenceTransformer, scale: float, dimensions: Sequence[int] = (), *, memory_tokens: float = math.inf
+        self,
+        encoder: SentenceTransformer,
+        scale: float,
+        dimensions: Sequence[int] = (),
+        *,
+        memory_tokens: float = math.inf,
+        lower: LowerLayers | None = None,
     ) -> None:
         super().__init__()
+        self._lower = lower
         self.encoder, self.scale, self.dimensions, self.memory_tokens = encoder, scale, tuple(dimensions), memory_tokens
 
     def forward(self, features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
@@ -109,8 +119,10 @@ class CandidateLoss(nn.Module):
         return whole + (gathered - whole.detach())
 
     def _encoded(self, chunk: dict[str, Tensor]) -> Tensor:
-        with without_cudnn_attention(_texts(chunk).device.type):
-            vectors: Tensor = self.encoder(dict(chunk))["sentence_embedding"].float()
+        states = chunk.get(KEPT)
+        lower = self._lower.replaced_by(states) if self._lower and states is not None else nullcontext()
+        with without_cudnn_attention(_texts(chunk).device.type), lower:
+            vectors: Tensor = self.encoder({key: value for key, value in chunk.items() if key != KEPT})["sentence_embedding"].float()
         return vectors[:, : getattr(self.encoder, "truncate_dim", None)]  # as the model's own encode truncates them
 
 

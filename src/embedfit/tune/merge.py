@@ -141,6 +141,8 @@ class MergedEncoder(BaseEncoder):
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions)."""
+        if self.weight in (0, 1):  # no merge: the model itself, which may be in memory already
+            return (self._merges.tuned if self.weight else self._merges.base).encode(texts, kind)
         return self._merges.loaded(self.weight).encode(texts, kind)
 
 

@@ -45,6 +45,7 @@ class Tuned:
         tokens: Tokens trained on, without padding; None if the method trains on vectors.
         candidates: ``all``, ``mined`` or ``batch``; None if the method trains on vectors.
         matryoshka: Dimensions that the vectors may be truncated to, because the model was trained for it.
+        frozen: Number of lower layers that were frozen.
         strength: Strength of a query adapter's pull towards the identity; None if it is the identity, or for another method.
     """
 
@@ -58,6 +59,7 @@ class Tuned:
     tokens: int | None = None
     candidates: str | None = None
     matryoshka: tuple[int, ...] = ()
+    frozen: int = 0
     strength: float | None = None
 
     @property
@@ -149,7 +151,8 @@ def claim(folder: Path, described: list[Any], seen: list[str], answers: list[str
 def write_tuned(tuned: Tuned, folder: Path) -> None:
     """Write tuned.json, which marks the tuning of a model's weights as complete."""
     names = ("history", "epoch", "tokens", "seconds", "candidates", "precision", "matryoshka")
-    _write(folder, {"folder": MODEL, **{name: getattr(tuned, name) for name in names}, "over": None})
+    frozen = {"frozen": tuned.frozen} if tuned.frozen else {}
+    _write(folder, {"folder": MODEL, **{name: getattr(tuned, name) for name in names}, **frozen, "over": None})
 
 
 def write_fitted(tuned: Tuned, folder: Path) -> None:
@@ -178,7 +181,8 @@ def read_tuned(folder: Path, base: Encoder | None = None, template: str = DOCUME
     if "epoch" in record:
         matryoshka = tuple(record["matryoshka"])
         fields = {name: record[name] for name in ("seconds", "precision", "epoch", "tokens", "candidates")}
-        return Tuned(None, folder=folder, template=template, history=history, matryoshka=matryoshka, **fields)
+        frozen = record.get("frozen", 0)
+        return Tuned(None, folder=folder, template=template, history=history, matryoshka=matryoshka, frozen=frozen, **fields)
     held: Retriever | None = None
     local = local_of(base) if base else None
     precision: Precision = local.precision if local else "auto"

@@ -157,6 +157,7 @@ class TrainingRecord(TrainerCallback):  # type: ignore[misc]
         judge: Scores of the dev part; None without a dev part.
         advance: Function that moves the progress bar by a number of steps.
         steps: Steps per epoch.
+        spent: Seconds spent before the first step, which count as training.
 
     Attributes:
         history: One row per epoch: its number, mean loss and dev scores.
@@ -165,13 +166,20 @@ class TrainingRecord(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, collator: Collator, miner: MinedCandidates | None, judge: DevScores | None, advance: Callable[[int], None], steps: int
+        self,
+        collator: Collator,
+        miner: MinedCandidates | None,
+        judge: DevScores | None,
+        advance: Callable[[int], None],
+        steps: int,
+        spent: float = 0.0,
     ) -> None:
         self._collator, self._miner, self._judge, self._advance, self._steps = collator, miner, judge, advance, steps
         self.history: list[dict[str, float]] = []
         self.losses: list[float] = []
         self.tokens = 0
-        self._before = self._started = self._saving = self._saved = self._cost = 0.0
+        self._before = spent
+        self._started = self._saving = self._saved = self._cost = 0.0
 
     @property
     def seconds(self) -> float:
@@ -191,7 +199,8 @@ class TrainingRecord(TrainerCallback):  # type: ignore[misc]
         self._started = self._saved = time.monotonic()
         if state.global_step:
             payload = json.loads((Path(args.output_dir) / f"checkpoint-{state.global_step}" / _RECORD).read_text(encoding="utf-8"))
-            self._before, self.tokens, self.history, self.losses = (payload[key] for key in ("seconds", "tokens", "history", "losses"))
+            self._before += payload["seconds"]
+            self.tokens, self.history, self.losses = (payload[key] for key in ("tokens", "history", "losses"))
             if self._judge:
                 self._judge.kept, self._judge.choice = payload["judge"]["kept"], payload["judge"]["choice"]
             if self._miner:
