@@ -88,6 +88,7 @@ class RemoteEncoder(BaseEncoder):
         document_prompt: Text put before each document.
         price: US dollars for a million tokens; by default from `PRICES`, for api.openai.com alone.
         concurrent: Number of requests under way at a time.
+        unit: Whether vectors are scaled to unit length; False to return them as the host sends them.
 
     Raises:
         ConfigError: The name is not that of a remote encoder, or the price is negative or not finite.
@@ -104,8 +105,9 @@ class RemoteEncoder(BaseEncoder):
         document_prompt: str | None = None,
         price: float | None = None,
         concurrent: int = _CONCURRENT,
+        unit: bool = True,
     ) -> None:
-        self.name, self.address, self.concurrent = name, Address.of(name), concurrent
+        self.name, self.address, self.concurrent, self.unit = name, Address.of(name), concurrent, unit
         self.prompts: dict[Kind, str] = {"query": query_prompt or "", "document": document_prompt or ""}
         self.price = PRICES.get(self.address.model) if price is None and self.address.metered else price
         if self.price is not None and not (math.isfinite(self.price) and self.price >= 0):
@@ -118,7 +120,8 @@ class RemoteEncoder(BaseEncoder):
     def fingerprint(self) -> str:
         """A hash of host, model, dimensions and prompts, as the weights are not known."""
         address = self.address
-        identity = ["remote", address.provider, address.model, address.url, address.dimensions, self.prompts]
+        length = [] if self.unit else ["as sent"]
+        identity = ["remote", address.provider, address.model, address.url, address.dimensions, self.prompts, *length]
         return digest(identity, sort_keys=False)
 
     @property
@@ -127,7 +130,7 @@ class RemoteEncoder(BaseEncoder):
         return self.address.dimensions
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
-        """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions).
+        """Return one vector per text, in order, as a float32 matrix (texts, dimensions).
 
         Raises:
             ModelError: The host refuses the request, or does not return a vector for each text.
@@ -261,7 +264,7 @@ class RemoteEncoder(BaseEncoder):
         return Spent(self.spent.texts + texts, self.spent.requests + 1, total, dollars)
 
     def _checked(self, vectors: Vectors, count: int) -> Vectors:
-        """Return the vectors, scaled to unit length.
+        """Return the vectors, scaled to unit length if that is asked for.
 
         Raises:
             ModelError: The shape is wrong, or a vector is zero or not finite.
@@ -278,8 +281,8 @@ class RemoteEncoder(BaseEncoder):
             raise ModelError(
                 f"{self.name} returned {vectors.shape[1]} dimensions, not the {dimensions} asked for; fix: leave dimensions out"
             )
-        unit: Vectors = (vectors / lengths).astype(np.float32)
-        return unit
+        checked: Vectors = (vectors / lengths if self.unit else vectors).astype(np.float32)
+        return checked
 
     def _refusal(self, failure: Failure, tries: int, positions: list[int], texts: Sequence[str]) -> ModelError:
         """Return the error for the user. It never holds a key; it names a single text by its position and its first words."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from embedfit.config import Config
 from embedfit.data.dataset import Dataset, Query
 from embedfit.encode.local import LocalEncoder
-from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError
-from embedfit.pipeline.parts import read
-from embedfit.pipeline.result import Result, read_result
+from embedfit.errors import ConfigError, EmbedfitError
+from embedfit.pipeline.result import check_unchanged, config_of, data_of, held_out_of, read_result
 from embedfit.publish.parity import Parity, check_dataset_parity, check_parity
 from embedfit.publish.publication import Publication, dataset_publication, model_publication
 from embedfit.publish.target import EXAMPLES, Target
@@ -36,9 +34,7 @@ def prepare_publications(
         raise ConfigError(
             f"{folder}: {result.model.name} is a map over {result.manifest['base']['name']}, not a model that can be published"
         )
-    identity = result.manifest.get("identity")
-    if identity and LocalEncoder(result.model).identity != identity:
-        raise ModelError(f"{result.model}: is not the model that was measured: a file in it has changed; fix: restore it, or run again")
+    check_unchanged(result)
     places = [Target.of(place) for place in (target, dataset) if place]
     if len(places) > 1:
         _check_apart(*places)
@@ -46,7 +42,7 @@ def prepare_publications(
         if place.kind != "hub" and place.path.is_relative_to(result.folder.resolve()):
             raise ConfigError(f"{place.where} is inside the run directory, which embedfit manages; fix: give a place outside {folder}")
         place.check_free()
-    data = _data_of(result) if dataset or examples else None
+    data = data_of(result) if dataset or examples else None
     shown: list[tuple[str, list[str]]] = []
     if examples and data:
         held_out = set(result.comparison.base.query_ids)  # with folds, every query: the model to use was trained on all
@@ -82,54 +78,16 @@ def publish_run(folder: str | Path, publication: Publication) -> Parity | None:
         EmbedfitError: The upload failed, or the fetched copy differs.
     """
     result = read_result(folder)
-    config = _config_of(result)
+    config = config_of(result)
     with publication.fetched(publication.send()) as fetched:
         if publication.kind == "dataset":
             check_dataset_parity(fetched, result.manifest["data"]["digest"])
             return None
-        queries, scores = _measured(result, config.evaluate.metric)
+        queries, scores = held_out_of(result, config.evaluate.metric)
         try:
-            data = _data_of(result).select(queries)
+            data = data_of(result).select(queries)
         except EmbedfitError:  # the data is gone or has changed
             data, scores = Dataset({id: Query(id, text) for id, text in queries.items()}, {}, {}), {}
         precision = config.model.precision
         measured, published = LocalEncoder(result.model, precision=precision), LocalEncoder(fetched, precision=precision)
         return check_parity(measured, published, data, config.data.document_template, config.evaluate.metric, scores)
-
-
-def _config_of(result: Result) -> Config:
-    return Config.model_validate(result.manifest["config"])
-
-
-def _data_of(result: Result) -> Dataset:
-    """Return the data of a run, if it has not changed.
-
-    Raises:
-        DataError: The data is gone or has changed, or the run is too old to have recorded its digest.
-    """
-    settings = _config_of(result)
-    config = settings.data
-    recorded = result.manifest.get("data")
-    if not recorded:
-        raise DataError(str(result.folder), "was made before runs kept a digest of their data", fix="run again to publish any of it")
-    data = read(config, model=settings.model)
-    if data.digest() != recorded["digest"]:
-        raise DataError(
-            config.queries,
-            "has changed since the run (or its documents have)",
-            expected=f"{recorded['queries']:,} labelled queries and {recorded['documents']:,} documents as they were",
-            fix="restore it, run again, or publish the model alone",
-        )
-    return data
-
-
-def _measured(result: Result, metric: str) -> tuple[dict[str, str], dict[str, float]]:
-    """Return (held-out query id -> text, query id -> score of the run's model); the scores are empty if the run did not keep them."""
-    import pandas as pd
-
-    frame = pd.read_parquet(result.folder / "queries.parquet")
-    texts = dict(zip(frame.query_id, frame["query"], strict=True))
-    column = next((name for name in (f"published_{metric}", f"tuned_{metric}") if name in frame), None)
-    if column is None or (column.startswith("tuned_") and len(result.manifest["split"]) > 1):
-        return texts, {}
-    return texts, dict(zip(frame.query_id, map(float, frame[column]), strict=True))

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from embedfit.config import Config
 from embedfit.data.check import Finding
+from embedfit.data.dataset import Dataset
 from embedfit.encode.encoder import Encoder
-from embedfit.errors import DataError, did_you_mean
+from embedfit.encode.local import LocalEncoder
+from embedfit.errors import DataError, ModelError, did_you_mean
 from embedfit.evaluation.comparison import Comparison, Verdict
 from embedfit.evaluation.score import Scores
 from embedfit.pipeline.job import encoder_of
+from embedfit.pipeline.parts import read
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +56,7 @@ class Result:
     @property
     def encoder(self) -> Encoder:
         """The tuned model, at the precision of its measurement. Each access returns a new encoder."""
-        return encoder_of(Config.model_validate(self.manifest["config"]).model, str(self.model))
+        return encoder_of(config_of(self).model, str(self.model))
 
     @property
     def report(self) -> Path:
@@ -109,3 +112,52 @@ def read_result(folder: str | Path, *, reused: bool = True) -> Result:
     baselines = tuple(scores(f"{name.lower()}_", name) for name in manifest["others"])
     findings = tuple(Finding(**{**row, "ids": tuple(row["ids"])}) for row in manifest["findings"])
     return Result(folder, comparison, baselines, findings, manifest, reused)
+
+
+def check_unchanged(result: Result) -> None:
+    """Check that the model of a run is the one that was measured.
+
+    Raises:
+        ModelError: A file of the model has changed.
+    """
+    identity = result.manifest.get("identity")
+    if identity and LocalEncoder(result.model).identity != identity:
+        raise ModelError(f"{result.model}: is not the model that was measured: a file in it has changed; fix: restore it, or run again")
+
+
+def config_of(result: Result) -> Config:
+    """Return the settings of a run."""
+    return Config.model_validate(result.manifest["config"])
+
+
+def data_of(result: Result) -> Dataset:
+    """Return the data of a run, if it has not changed.
+
+    Raises:
+        DataError: The data is gone or has changed, or the run is too old to have recorded its digest.
+    """
+    config = config_of(result).data
+    recorded = result.manifest.get("data")
+    if not recorded:
+        raise DataError(str(result.folder), "was made before runs kept a digest of their data", fix="run again to publish any of it")
+    data = read(config, model=settings.model)
+    if data.digest() != recorded["digest"]:
+        raise DataError(
+            config.queries,
+            "has changed since the run (or its documents have)",
+            expected=f"{recorded['queries']:,} labelled queries and {recorded['documents']:,} documents as they were",
+            fix="restore it, run again, or publish the model alone",
+        )
+    return data
+
+
+def held_out_of(result: Result, metric: str) -> tuple[dict[str, str], dict[str, float]]:
+    """Return (held-out query id -> text, query id -> score of the run's model); the scores are empty if the run did not keep them."""
+    import pandas as pd
+
+    frame = pd.read_parquet(result.folder / "queries.parquet")
+    texts = dict(zip(frame.query_id, frame["query"], strict=True))
+    column = next((name for name in (f"published_{metric}", f"tuned_{metric}") if name in frame), None)
+    if column is None or (column.startswith("tuned_") and len(result.manifest["split"]) > 1):
+        return texts, {}
+    return texts, dict(zip(frame.query_id, map(float, frame[column]), strict=True))

@@ -190,13 +190,13 @@ class _Measured:
         cached = CachedEncoder(encoder)
         self.documents = cached.encode(self._document_texts, "document")
         self._queries = cached.encode(self._query_texts, "query")
-        self._searched = _spread(len(self._queries), max(_TEXTS, _PAIRS // len(self.documents)))
+        self._searched = spread(len(self._queries), max(_TEXTS, _PAIRS // len(self.documents)))
 
     def sample(self) -> Texts:
         """Return the texts that lossless forms encode again, without repeats."""
         return {
-            "query": list(dict.fromkeys(self._query_texts[row] for row in _spread(len(self._query_texts), _TEXTS))),
-            "document": list(dict.fromkeys(self._document_texts[row] for row in _spread(len(self._document_texts), _TEXTS))),
+            "query": list(dict.fromkeys(self._query_texts[row] for row in spread(len(self._query_texts), _TEXTS))),
+            "document": list(dict.fromkeys(self._document_texts[row] for row in spread(len(self._document_texts), _TEXTS))),
         }
 
     def search(self, queries: Vectors, k: int) -> Ranked:
@@ -360,7 +360,7 @@ def first_dimensions(documents: Vectors, size: int) -> Search:
     return lambda queries, k: top_k(_unit(queries[:, :size]), cut, k)
 
 
-def _spread(total: int, most: int) -> npt.NDArray[np.int64]:
+def spread(total: int, most: int) -> npt.NDArray[np.int64]:
     """Return at most `most` of the numbers below a total, evenly spread."""
     return np.arange(total) if total <= most else np.linspace(0, total - 1, most).astype(np.int64)
 

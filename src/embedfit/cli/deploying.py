@@ -1,0 +1,43 @@
+"""Deployment: check what an endpoint serves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from embedfit import console
+from embedfit.cli.app import app
+from embedfit.cli.options import AsJson
+from embedfit.cli.printing import print_conclusion
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Finished run directory.")]
+
+
+@app.command()
+def parity(
+    run: RunFolder,
+    endpoint: Annotated[str, typer.Option(help="Endpoint to check: openai:MODEL@URL, or hf-inference:URL.")],
+    prompts: Annotated[
+        Literal["client", "endpoint"],
+        typer.Option(
+            help="Who puts the model's prompts before texts. The default sends texts with prompts; 'endpoint' sends them without."
+        ),
+    ] = "client",
+    queries: Annotated[int, typer.Option(min=1, help="Largest number of held-out queries to send.")] = 200,
+    documents: Annotated[int, typer.Option(min=1, help="Largest number of documents to send.")] = 2000,
+    tolerance: Annotated[float, typer.Option(min=0, max=1, help="Largest loss of the metric that passes.")] = 0.01,
+    as_json: AsJson = False,
+) -> None:
+    """Check whether an endpoint serves what a run measured, and name the cause where it does not. Exit code 1 if quality is lost."""
+    from embedfit.pipeline import deploying
+
+    served = deploying.check_endpoint(run, endpoint, prompts=prompts, queries=queries, documents=documents, tolerance=tolerance)
+    if as_json:
+        console.echo(json.dumps(served.to_dict()))
+    else:
+        print_conclusion(*served.lines, served.sentence)
+    if served.lost:
+        raise typer.Exit(1)
