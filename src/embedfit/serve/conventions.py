@@ -140,6 +140,7 @@ def _add_rerank(app: FastAPI) -> None:
 
 
 def _add_tei(app: FastAPI) -> None:
+    @app.post("/", include_in_schema=False)  # where Hugging Face's clients send the same
     @app.post("/embed", tags=["text-embeddings-inference"], summary="Embeddings")
     async def embed(body: EmbedBody, request: Request) -> Response:
         """Return an embedding of each text. All are of unit length, also without `normalize`."""

@@ -15,7 +15,7 @@ from embedfit.serve.settings import Settings
 
 _BACKLOG = 2048
 _GRACE_SECONDS = 30
-_START_SECONDS = 120
+_ALIVE_SECONDS = 20
 
 
 def serve(settings: Settings, workers: int = 1) -> None:
@@ -63,7 +63,7 @@ def serve(settings: Settings, workers: int = 1) -> None:
             factory=True,
             fd=listener.fileno(),
             workers=workers,
-            timeout_worker_healthcheck=_START_SECONDS,
+            timeout_worker_healthcheck=_ALIVE_SECONDS,
             **shared,  # type: ignore[arg-type]
         )
 
