@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from embedfit import console
 from embedfit.cli.app import app
+from embedfit.cli.options import AsJson
+from embedfit.cli.printing import print_rows
+
+if TYPE_CHECKING:
+    from embedfit.serve.summary import Summary
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Finished run directory.")]
 
@@ -47,3 +53,65 @@ def serve(
         log=log,
     )
     start(settings, workers)
+
+
+@app.command()
+def feedback(
+    run: RunPath,
+    file: Annotated[Path | None, typer.Option(help="File of the feedback. Default: feedback.db in the run directory.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the labels as JSONL that 'embedfit run' reads.")] = None,
+    delete: Annotated[str | None, typer.Option(metavar="SEARCH_ID", help="Delete a search with its picks.")] = None,
+    forget: Annotated[str | None, typer.Option(metavar="PERSON", help="Delete the searches and picks of a person.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what people picked: counts, conflicts, agreement, and how use changes from week to week."""
+    import json
+
+    from embedfit.errors import ConfigError, DataError
+    from embedfit.serve.feedback import NAME, Feedback
+    from embedfit.serve.summary import summarise, write_labels
+
+    path = file or run / NAME
+    if not path.is_file():
+        raise DataError(str(path), "does not exist", expected="the feedback that 'embedfit serve' keeps")
+    if sum(option is not None for option in (output, delete, forget)) > 1:
+        raise ConfigError("--output, --delete and --forget are three things to do; fix: give one of them")
+    store = Feedback(path)
+    try:
+        if delete is not None or forget is not None:
+            count = store.delete(search=delete, person=forget)
+            console.echo(json.dumps({"deleted": count}) if as_json else f"Searches and picks deleted: {count:,}")
+        elif output is not None:
+            count = write_labels(store, output)
+            console.echo(json.dumps({"labels": count}) if as_json else f"Labels written to {output}: {count:,}")
+        elif as_json:
+            console.echo(json.dumps(summarise(store).to_dict(), ensure_ascii=False))
+        else:
+            _print(summarise(store))
+    finally:
+        store.close()
+
+
+def _print(summary: Summary) -> None:
+    from textwrap import shorten
+
+    for sentence in summary.sentences:
+        console.echo(sentence)
+    if summary.conflicts:
+        rows = [
+            [shorten(conflict.query, 80), ", ".join(f"{choice or 'none of these'} ({count})" for choice, count in conflict.choices.items())]
+            for conflict in summary.conflicts
+        ]
+        print_rows(["conflict", "picks"], rows)
+    names = ["week of", "searches", "no answer", "probability", "picks", "first", "none", "1 / place"]
+    shares = [
+        [week.start, f"{week.searches:,}", f"{week.abstained:.0%}", _shown(week.probability), f"{week.picks:,}"]
+        + [_shown(value) for value in (week.first, week.none, week.rank)]
+        for week in summary.weeks
+    ]
+    if shares:
+        print_rows(names, shares)
+
+
+def _shown(value: float | None) -> str:
+    return "\u2013" if value is None else f"{value:.2f}"

@@ -178,27 +178,29 @@ class Feedback:
             StorageError: The file cannot be written.
         """
         with self._writing(durable=True) as database:
-            row = database.execute("SELECT key, query, shown FROM searches WHERE id = ?", (search,)).fetchone()
+            row = database.execute("SELECT key, shown FROM searches WHERE id = ?", (search,)).fetchone()
             if row is None:
                 raise DataError("search_id", "is unknown", expected="the search_id of an answer, not deleted since")
-            key, query, shown = row
+            key, shown = row
             before = database.execute("SELECT choice, kind FROM picks WHERE search = ? AND person = ?", (search, person)).fetchone()
             if before != (choice, kind):
                 place = next((place for place, hit in enumerate(json.loads(shown), 1) if hit["id"] == choice), None)
                 database.execute(
                     "INSERT OR REPLACE INTO picks VALUES (?, ?, ?, ?, ?, ?, ?)", (search, person, choice, place, kind, time.time(), model)
                 )
-            learned, conflict = self._learn(database, key, query)
+            learned, conflict = self._learn(database, key)
         return Stored(before == (choice, kind), before is not None and before != (choice, kind), learned, conflict)
 
     def undo(self, search: str, person: str | None = None) -> bool:
         """Remove the pick of a search, of one person or of all; return whether there was one."""
         with self._writing(durable=True) as database:
             condition, values = ("search = ?", (search,)) if person is None else ("search = ? AND person = ?", (search, person))
-            keys = database.execute(f"SELECT key, query FROM searches JOIN picks ON search = id WHERE {condition}", values).fetchall()
+            keys = database.execute(
+                f"SELECT DISTINCT key FROM searches WHERE id IN (SELECT search FROM picks WHERE {condition})", values
+            ).fetchall()
             database.execute(f"DELETE FROM picks WHERE {condition}", values)
-            for key, query in keys:
-                self._learn(database, key, query)
+            for (key,) in keys:
+                self._learn(database, key)
         return bool(keys)
 
     def delete(self, *, search: str | None = None, person: str | None = None) -> int:
@@ -214,11 +216,11 @@ class Feedback:
         values = {"search": search, "person": person}
         with self._writing(durable=True) as database:
             picked = f"id IN (SELECT search FROM picks WHERE {picks})"
-            keys = database.execute(f"SELECT DISTINCT key, query FROM searches WHERE {condition} OR {picked}", values).fetchall()
+            keys = database.execute(f"SELECT DISTINCT key FROM searches WHERE {condition} OR {picked}", values).fetchall()
             count = database.execute(f"DELETE FROM picks WHERE {picks}", values).rowcount
             count += database.execute(f"DELETE FROM searches WHERE {condition}", values).rowcount
-            for key, query in keys:
-                self._learn(database, key, query)
+            for (key,) in keys:
+                self._learn(database, key)
         with self._connected() as database:  # the text must not linger in the journal
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return count
@@ -265,17 +267,19 @@ class Feedback:
             ).fetchall()
         return [(when, bool(abstained), probability) for when, abstained, probability in rows]
 
-    def _learn(self, database: sqlite3.Connection, key: str, query: str) -> tuple[bool, bool]:
+    def _learn(self, database: sqlite3.Connection, key: str) -> tuple[bool, bool]:
         """Bring the example of a text in line with its picks; return whether there is one, and whether picks conflict."""
         picks = database.execute(
-            "SELECT choice, picks.person, search FROM picks JOIN searches ON id = search WHERE key = ? AND kind = 'pick'", (key,)
+            "SELECT choice, picks.person, search, query FROM picks JOIN searches ON id = search WHERE key = ? AND kind = 'pick' "
+            "ORDER BY picks.time",
+            (key,),
         ).fetchall()
-        choices = {choice for choice, _, _ in picks}
+        choices = {choice for choice, *_ in picks}
         conflict = len(choices) > 1
         seen = {
             "once": len(picks),
-            "twice": len({search for *_, search in picks}),
-            "second-person": len({person for _, person, _ in picks}),
+            "twice": len({search for _, _, search, _ in picks}),
+            "second-person": len({person for _, person, *_ in picks}),
         }
         enough = seen[self.agreement] >= (1 if self.agreement == "once" else 2)
         document = picks[0][0] if len(choices) == 1 and enough else None
@@ -283,7 +287,7 @@ class Feedback:
         if (before[0] if before else None) != document:
             # A deleted text must not be kept here.
             database.execute(
-                "INSERT OR REPLACE INTO examples (key, text, document) VALUES (?, ?, ?)", (key, query if document else "", document)
+                "INSERT OR REPLACE INTO examples (key, text, document) VALUES (?, ?, ?)", (key, picks[0][3] if document else "", document)
             )
         return document is not None, conflict
 
