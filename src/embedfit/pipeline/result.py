@@ -136,7 +136,8 @@ def data_of(result: Result) -> Dataset:
     Raises:
         DataError: The data is gone or has changed, or the run is too old to have recorded its digest.
     """
-    config = config_of(result).data
+    settings = config_of(result)
+    config = settings.data
     recorded = result.manifest.get("data")
     if not recorded:
         raise DataError(str(result.folder), "was made before runs kept a digest of their data", fix="run again to publish any of it")

@@ -1,0 +1,117 @@
+"""The searcher in use: serve it, and read what people picked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from embedfit import console
+from embedfit.cli.app import app
+from embedfit.cli.options import AsJson
+from embedfit.cli.printing import print_rows
+
+if TYPE_CHECKING:
+    from embedfit.serve.summary import Summary
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Finished run directory.")]
+
+
+@app.command()
+def serve(
+    run: RunPath,
+    host: Annotated[str, typer.Option(help="Address to listen at. Beyond this machine, a token is needed.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for a free one.")] = 8000,
+    token_env: Annotated[str, typer.Option(help="Environment variable with the token that every request must show.")] = "EMBEDFIT_TOKEN",  # noqa: S107
+    feedback: Annotated[Path | None, typer.Option(help="File of the feedback. Default: feedback.db in the run directory.")] = None,
+    no_feedback: Annotated[bool, typer.Option("--no-feedback", help="Store no searches and no picks.")] = False,
+    learn: Annotated[
+        Literal["once", "twice", "second-person"],
+        typer.Option(help="When a pick becomes an example: at once, when seen twice, or when a second person agrees."),
+    ] = "once",
+    explore: Annotated[float, typer.Option(min=0, max=1, help="Share of the searches whose hits are shown in random order.")] = 0.0,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes. Each holds the model.")] = 1,
+    log: Annotated[bool, typer.Option("--log", help="Log method, route, status and time of each request; no texts.")] = False,
+) -> None:
+    """Serve a run over HTTP: search, feedback, embeddings, and a page on which people pick."""
+    from embedfit.errors import ConfigError
+    from embedfit.serve.feedback import NAME
+    from embedfit.serve.running import serve as start
+    from embedfit.serve.settings import Settings, token_from
+
+    if no_feedback and feedback:
+        raise ConfigError("--no-feedback has no use for --feedback; fix: give one of them")
+    settings = Settings(
+        folder=str(run),
+        host=host,
+        port=port,
+        token=token_from(token_env, host),
+        feedback="" if no_feedback else str(feedback or run / NAME),
+        agreement=learn,
+        explore=explore,
+        log=log,
+    )
+    start(settings, workers)
+
+
+@app.command()
+def feedback(
+    run: RunPath,
+    file: Annotated[Path | None, typer.Option(help="File of the feedback. Default: feedback.db in the run directory.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the labels as JSONL that 'embedfit run' reads.")] = None,
+    delete: Annotated[str | None, typer.Option(metavar="SEARCH_ID", help="Delete a search with its picks.")] = None,
+    forget: Annotated[str | None, typer.Option(metavar="PERSON", help="Delete the searches and picks of a person.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what people picked: counts, conflicts, agreement, and how use changes from week to week."""
+    import json
+
+    from embedfit.errors import ConfigError, DataError
+    from embedfit.serve.feedback import NAME, Feedback
+    from embedfit.serve.summary import summarise, write_labels
+
+    path = file or run / NAME
+    if not path.is_file():
+        raise DataError(str(path), "does not exist", expected="the feedback that 'embedfit serve' keeps")
+    if sum(option is not None for option in (output, delete, forget)) > 1:
+        raise ConfigError("--output, --delete and --forget are three things to do; fix: give one of them")
+    store = Feedback(path)
+    try:
+        if delete is not None or forget is not None:
+            count = store.delete(search=delete, person=forget)
+            console.echo(json.dumps({"deleted": count}) if as_json else f"Searches and picks deleted: {count:,}")
+        elif output is not None:
+            count = write_labels(store, output)
+            console.echo(json.dumps({"labels": count}) if as_json else f"Labels written to {output}: {count:,}")
+        elif as_json:
+            console.echo(json.dumps(summarise(store).to_dict(), ensure_ascii=False))
+        else:
+            _print(summarise(store))
+    finally:
+        store.close()
+
+
+def _print(summary: Summary) -> None:
+    from textwrap import shorten
+
+    for sentence in summary.sentences:
+        console.echo(sentence)
+    if summary.conflicts:
+        rows = [
+            [shorten(conflict.query, 80), ", ".join(f"{choice or 'none of these'} ({count})" for choice, count in conflict.choices.items())]
+            for conflict in summary.conflicts
+        ]
+        print_rows(["conflict", "picks"], rows)
+    names = ["week of", "searches", "no answer", "probability", "picks", "first", "none", "1 / place"]
+    shares = [
+        [week.start, f"{week.searches:,}", f"{week.abstained:.0%}", _shown(week.probability), f"{week.picks:,}"]
+        + [_shown(value) for value in (week.first, week.none, week.rank)]
+        for week in summary.weeks
+    ]
+    if shares:
+        print_rows(names, shares)
+
+
+def _shown(value: float | None) -> str:
+    return "\u2013" if value is None else f"{value:.2f}"

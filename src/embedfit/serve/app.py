@@ -1,0 +1,176 @@
+"""The application: search, feedback, health and figures over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from embedfit import console
+from embedfit.serve.conventions import add_conventions
+from embedfit.serve.feedback import Feedback
+from embedfit.serve.guard import Guard
+from embedfit.serve.metering import Meters
+from embedfit.serve.problems import Refused, problem
+from embedfit.serve.searching import RunSearcher, Searcher
+from embedfit.serve.service import MOST_HITS, Answer, Service
+from embedfit.serve.settings import Settings
+
+log = logging.getLogger("embedfit.serve")
+
+
+class Body(BaseModel):
+    """The body of a request. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
+
+
+class SearchBody(Body):
+    """A search: one query, or several."""
+
+    query: str | dict[str, Any] | None = Field(None, description="A text, or the fields of a record.")
+    queries: list[str | dict[str, Any]] | None = Field(None, description="Several queries at once, in place of `query`.")
+    k: int = Field(5, ge=1, le=MOST_HITS, description="Number of hits.")
+    filter: dict[str, str | int | float | bool] | None = Field(None, description="Metadata that a document must have.")
+    person: str = Field("", max_length=100, description="Who searches.")
+
+
+class FeedbackBody(Body):
+    """What a person picked."""
+
+    search_id: str = Field(max_length=100, description="The `search_id` of an answer.")
+    choice: str | None = Field(description="Id of the right document; null for none of these.")
+    person: str = Field("", max_length=100, description="Who picked.")
+    kind: Literal["pick", "click"] = Field("pick", description="`click`: the document was opened, which is no label.")
+
+
+def make_app(searcher: Searcher, settings: Settings) -> ASGIApp:
+    """Return the application that serves a searcher.
+
+    Args:
+        searcher: Searcher to serve.
+        settings: Settings of the server.
+
+    Raises:
+        StorageError: The feedback cannot be opened.
+    """
+    meters = Meters()
+    feedback = Feedback(settings.feedback, settings.agreement) if settings.feedback else None
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.service = service = Service(searcher, settings, meters, feedback)
+        if feedback is not None:
+            feedback.forget_unpicked(settings.keep_days)
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title="embedfit", version=version("embedfit"), lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
+    )
+    _add_errors(app)
+    _add_routes(app, meters)
+    add_conventions(app)
+    return Guard(app, settings, meters.request)
+
+
+def from_environment() -> ASGIApp:
+    """Return the application of the settings that the parent process passed on. Each worker calls it."""
+    settings = Settings.passed_on()
+    return make_app(load(settings.folder), settings)
+
+
+def load(folder: str | Path) -> Searcher:
+    """Return the searcher of a folder.
+
+    Raises:
+        EmbedfitError: The folder holds no searcher.
+    """
+    searcher = RunSearcher.load(folder)
+    console.quiet = True  # progress bars and notes are for people at a terminal
+    return searcher
+
+
+def service_of(request: Request) -> Service:
+    """Return the service behind a request."""
+    service: Service = request.app.state.service
+    return service
+
+
+def _add_routes(app: FastAPI, meters: Meters) -> None:
+    @app.post("/search", summary="Search", tags=["embedfit"])
+    async def search(body: SearchBody, request: Request) -> Response:
+        """Return the best documents for a query, or for each of several."""
+        service = service_of(request)
+        if (body.query is None) == (body.queries is None):
+            raise Refused(422, "expected either 'query' or 'queries'", code="invalid_body")
+        queries = [body.query] if body.query is not None else body.queries or []
+        answers = await service.search(queries, body.k, body.filter, person=body.person)
+        contents = [_content(answer, service.searcher) for answer in answers]
+        return JSONResponse(contents[0] if body.query is not None else {"answers": contents})
+
+    @app.post("/feedback", summary="Say what was right", tags=["embedfit"])
+    async def give_feedback(body: FeedbackBody, request: Request) -> Response:
+        """Store a pick. The same pick twice is stored once; another one by the same person replaces it."""
+        stored = await service_of(request).pick(body.search_id, body.choice, person=body.person, kind=body.kind)
+        return JSONResponse(vars(stored))
+
+    @app.delete("/feedback", summary="Delete feedback", tags=["embedfit"])
+    async def delete_feedback(request: Request, search_id: str | None = None, person: str | None = None) -> Response:
+        """Delete a search with its picks, or everything of a person."""
+        if (not search_id and not person) or (search_id and person):
+            raise Refused(422, "expected either 'search_id' or 'person'", code="invalid_query")
+        return JSONResponse({"deleted": await service_of(request).delete(search_id or None, person or None)})
+
+    @app.get("/metrics", summary="Figures for Prometheus", tags=["embedfit"])
+    async def metrics() -> Response:
+        """Return the figures in Prometheus' text format."""
+        return Response(meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _content(answer: Answer, searcher: Searcher) -> dict[str, Any]:
+    hits = [
+        {"id": hit.id, "text": hit.text, "score": hit.score, "probability": hit.probability, "because": hit.because} for hit in answer.hits
+    ]
+    return {
+        "hits": hits,
+        "abstained": answer.abstained,
+        "needs_person": answer.needs_person,
+        "model": searcher.fingerprint,
+        "search_id": answer.search_id,
+    }
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        return problem(request.url.path, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part != "body")
+        message = f"{place}: {first['msg']}" if place else str(first["msg"])
+        return problem(request.url.path, Refused(422, message, code="invalid_body"))
+
+    @app.exception_handler(RecursionError)
+    async def too_deep(request: Request, error: RecursionError) -> Response:
+        return problem(request.url.path, Refused(422, "the body is nested too deeply", code="invalid_body"))
+
+    @app.exception_handler(HTTPException)
+    async def plain(request: Request, error: HTTPException) -> Response:
+        return problem(request.url.path, Refused(error.status_code, str(error.detail), headers=dict(error.headers or {})))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return problem(request.url.path, Refused(500, "an error of the server; its log names the place"))

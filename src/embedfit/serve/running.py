@@ -1,0 +1,93 @@
+"""Starts the server: checks what can be checked, then hands over to uvicorn."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import tempfile
+from contextlib import ExitStack, suppress
+
+from embedfit import console
+from embedfit.errors import ConfigError, check_package
+from embedfit.serve.settings import Settings
+
+_BACKLOG = 2048
+_GRACE_SECONDS = 30
+_ALIVE_SECONDS = 20
+
+
+def serve(settings: Settings, workers: int = 1) -> None:
+    """Serve until a signal ends it. What was accepted is finished first.
+
+    Args:
+        settings: Settings of the server.
+        workers: Number of processes; each holds the model.
+
+    Raises:
+        EmbedfitError: A package is missing, the address is taken, or the folder holds no searcher.
+    """
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        check_package(package, extra="serve")
+    import uvicorn
+
+    logging.basicConfig(stream=sys.stderr, format="embedfit: %(message)s")
+    logging.getLogger("embedfit.serve").setLevel(logging.INFO)
+    _raise_file_limit()
+    with ExitStack() as stack:
+        listener = stack.enter_context(_listening(settings.host, settings.port))
+        port = listener.getsockname()[1]
+        shared = {
+            "log_level": "warning",
+            "access_log": False,
+            "server_header": False,
+            "timeout_keep_alive": 30,
+            "timeout_graceful_shutdown": _GRACE_SECONDS,
+            "backlog": _BACKLOG,
+        }
+        address = f"http://{'[' + settings.host + ']' if ':' in settings.host else settings.host}:{port}"
+        if workers == 1:
+            from embedfit.serve.app import load, make_app
+
+            config = uvicorn.Config(make_app(load(settings.folder), settings), **shared)  # type: ignore[arg-type]
+            server = uvicorn.Server(config)
+            console.echo(f"Serving {settings.folder} at {address}", err=True)
+            server.run([listener])
+            return
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="embedfit-"))
+        settings.pass_on()
+        console.echo(f"Serving {settings.folder} at {address} with {workers} workers", err=True)
+        uvicorn.run(
+            "embedfit.serve.app:from_environment",
+            factory=True,
+            fd=listener.fileno(),
+            workers=workers,
+            timeout_worker_healthcheck=_ALIVE_SECONDS,
+            **shared,  # type: ignore[arg-type]
+        )
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ConfigError(
+            f"--host {host} --port {port}: {getattr(error, 'strerror', None) or error}; fix: another --port, or 0 for a free one"
+        ) from None
+    listener.listen(_BACKLOG)  # clients that come before a worker is ready wait
+    listener.set_inheritable(True)
+    return listener
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open connections as the system does."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

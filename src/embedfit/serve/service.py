@@ -1,0 +1,307 @@
+"""What a server does: searches and encodes in batches, stores feedback, and learns from it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from embedfit.data.texts import Document
+from embedfit.encode.encoder import Kind, Vectors, complete
+from embedfit.encode.local import local_of
+from embedfit.errors import DataError, EmbedfitError, StorageError, did_you_mean
+from embedfit.serve.batching import Batcher, Busy, Closed
+from embedfit.serve.feedback import Feedback, Search, Stored, new_id, one_line
+from embedfit.serve.feedback import Kind as PickKind
+from embedfit.serve.metering import Meters
+from embedfit.serve.problems import Refused
+from embedfit.serve.searching import Hit, Query, Searcher
+from embedfit.serve.settings import Settings
+from embedfit.store.base import is_encodable
+
+log = logging.getLogger("embedfit.serve")
+
+MOST_HITS = 1000
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a search.
+
+    Attributes:
+        search_id: Id for the feedback; None if none is kept.
+        text: Text of the query.
+        hits: Hits in the order to show them.
+        abstained: Whether the searcher has no answer; the hits are then its guesses.
+        needs_person: Whether the best answer's probability is under the threshold; None without one.
+    """
+
+    search_id: str | None
+    text: str
+    hits: Sequence[Hit]
+    abstained: bool
+    needs_person: bool | None
+
+
+class _Asked(NamedTuple):
+    """A search in the batcher's queue."""
+
+    text: str
+    k: int
+    allowed: Collection[str] | None
+
+
+class Service:
+    """A searcher behind a queue, with its feedback.
+
+    Args:
+        searcher: Searcher to serve.
+        settings: Settings of the server.
+        meters: Figures to count in.
+        feedback: Feedback to keep; None to keep none.
+    """
+
+    def __init__(self, searcher: Searcher, settings: Settings, meters: Meters, feedback: Feedback | None) -> None:
+        self.searcher, self.settings, self.meters, self.feedback = searcher, settings, meters, feedback
+        self.encoder = complete(searcher.encoder)
+        self._files = ThreadPoolExecutor(1, thread_name_prefix="embedfit-feedback")
+        self._random = random.Random()
+        self._learned = 0
+        self._titles: list[tuple[str, str, Document]] | None = None
+        self.batcher = Batcher(
+            {
+                "query": lambda texts: list(self.searcher.encoder.encode(texts, "query")),
+                "document": lambda texts: list(self.searcher.encoder.encode(texts, "document")),
+                "search": self._search,
+            },
+            largest=settings.largest,
+            wait=settings.wait,
+            queue=settings.queue,
+            observe=meters.batch,
+        )
+        meters.waiting.set_function(lambda: self.batcher.waiting) if not meters.together else None
+        self.learn()
+        self.encoder.encode(["ready"], "query")  # the first text takes longest
+
+    async def close(self) -> None:
+        """Finish what was accepted."""
+        await self.batcher.close()
+        self._files.shutdown()
+        if self.feedback is not None:
+            self.feedback.close()
+
+    def learn(self) -> None:
+        """Bring the searcher's examples in line with the picks, also those that other processes stored."""
+        if self.feedback is None:
+            return
+        self._learned, changes = self.feedback.examples(self._learned)
+        for key, text, document in changes:
+            if document is not None and document in self.searcher.documents:
+                self.searcher.add(text, document, key)
+            else:
+                self.searcher.remove(key)
+
+    async def search(
+        self,
+        queries: Sequence[Query],
+        k: int,
+        filters: Mapping[str, str | int | float | bool] | None = None,
+        *,
+        person: str = "",
+        source: str = "api",
+    ) -> list[Answer]:
+        """Return the answer to each query.
+
+        Raises:
+            Refused: A query cannot be used, or the server is busy.
+        """
+        texts = [self.query_text(query, f"query {number}") for number, query in enumerate(queries, 1)]
+        allowed = self._allowed(filters) if filters else None
+        k = min(k, MOST_HITS)
+        ranked = await self._submit("search", [_Asked(text, k, allowed) for text in texts], texts)
+        answers, searches = [], []
+        for query, text, hits in zip(queries, texts, ranked, strict=True):
+            answer, probability = self._answer(text, list(hits[:k]))
+            answers.append(answer)
+            self.meters.searches.labels("yes" if answer.abstained else "no").inc()
+            if answer.search_id:
+                record = None if isinstance(query, str) else query
+                evidence = [_as_shown(hit) for hit in answer.hits]
+                model = self.searcher.fingerprint
+                searches.append(Search(answer.search_id, text, record, person, source, model, evidence, probability, answer.abstained))
+        if searches:
+            try:
+                await self._in_file(self._feedback.record, searches)
+            except StorageError as error:
+                # A search is worth answering even if nobody can give feedback on it.
+                log.error("%s", error)
+                self.meters.unrecorded.inc(len(searches))
+        return answers
+
+    async def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        """Return one unit vector per text.
+
+        Raises:
+            Refused: A text cannot be used, or the server is busy.
+        """
+        for number, text in enumerate(texts, 1):
+            self._check_text(text, f"text {number}")
+        vectors = await self._submit(kind, texts, texts)
+        return np.stack(vectors) if vectors else np.zeros((0, self.encoder.dimension or 0), np.float32)
+
+    async def pick(self, search: str, choice: str | None, *, person: str = "", kind: PickKind = "pick") -> Stored:
+        """Store a pick, and learn from it at once.
+
+        Raises:
+            Refused: The search or the document is unknown, or no feedback is kept.
+        """
+        if choice is not None and choice not in self.searcher.documents:
+            near = did_you_mean(choice, self.searcher.documents) if len(self.searcher.documents) <= MOST_HITS else ""
+            raise Refused(422, f"choice: no document has this id{near}", code="unknown_document")
+        try:
+            stored: Stored = await self._in_file(
+                lambda: self._feedback.pick(search, choice, person=one_line(person), kind=kind, model=self.searcher.fingerprint)
+            )
+        except DataError as error:
+            raise Refused(404, str(error), code="unknown_search") from None
+        except StorageError as error:
+            log.error("%s", error)
+            raise Refused(503, "the pick could not be stored", headers={"Retry-After": "5"}) from None
+        self.meters.picks.labels("none" if choice is None else kind).inc()
+        await self.batcher.call(self.learn)
+        return stored
+
+    async def undo(self, search: str, person: str | None = None) -> bool:
+        """Take a pick back; return whether there was one."""
+        undone: bool = await self._in_file(self._feedback.undo, search, person)
+        await self.batcher.call(self.learn)
+        return undone
+
+    async def delete(self, search: str | None = None, person: str | None = None) -> int:
+        """Delete a search with its picks, or everything of a person; return the number of rows deleted."""
+        count: int = await self._in_file(lambda: self._feedback.delete(search=search, person=person))
+        await self.batcher.call(self.learn)
+        return count
+
+    def query_text(self, query: Query, where: str) -> str:
+        """Return the text of a query, checked.
+
+        Raises:
+            Refused: The query cannot be used.
+        """
+        try:
+            text = self.searcher.text_of(query)
+        except EmbedfitError as error:
+            raise Refused(422, f"{where}: {error}", code="invalid_query") from None
+        self._check_text(text, where)
+        return text
+
+    def find_titles(self, words: str, most: int = 50) -> list[tuple[str, str]]:
+        """Return (id, text) of the documents whose id or text has all words, those that begin with them first."""
+        if self._titles is None:
+            pairs = ((id, self.searcher.document_text(document), document) for id, document in self.searcher.documents.items())
+            self._titles = [(f"{id} {text}".casefold(), text, document) for id, text, document in pairs]
+        parts = words.casefold().split()
+        hits = [
+            (not folded.startswith(tuple(parts[:1])), document.id, text)
+            for folded, text, document in self._titles
+            if all(part in folded for part in parts)
+        ]
+        return [(id, text) for _, id, text in sorted(hits)[:most]] if parts else []
+
+    def tokens(self, texts: Sequence[str], kind: Kind) -> int:
+        """Return the number of tokens of texts; of words, if the model is not on this machine."""
+        model = local_of(self.searcher.encoder)
+        if model is None:
+            return sum(len(text.split()) for text in texts)
+        return int(model.loaded.truncation(texts, kind).counts.sum())
+
+    @property
+    def _feedback(self) -> Feedback:
+        if self.feedback is None:
+            raise Refused(409, "this server keeps no feedback", code="no_feedback")
+        return self.feedback
+
+    def _check_text(self, text: str, where: str) -> None:
+        if not text.strip():
+            raise Refused(422, f"{where}: is empty; expected a text", code="empty_text")
+        if len(text) > self.settings.characters:
+            raise Refused(
+                422, f"{where}: has {len(text):,} characters; expected at most {self.settings.characters:,}", code="text_too_long"
+            )
+        if not is_encodable(text):
+            raise Refused(422, f"{where}: contains half of a character (a lone surrogate)", code="invalid_text")
+
+    def _allowed(self, filters: Mapping[str, str | int | float | bool]) -> set[str]:
+        wanted = {key: _plain(value) for key, value in filters.items()}
+        return {
+            id for id, document in self.searcher.documents.items() if all(_matches(document, key, value) for key, value in wanted.items())
+        }
+
+    def _search(self, asked: list[_Asked]) -> list[Sequence[Hit]]:
+        self.learn()
+        results: list[Sequence[Hit]] = [()] * len(asked)
+        free = [place for place, one in enumerate(asked) if one.allowed is None]
+        if free:
+            texts = [asked[place].text for place in free]
+            vectors = self.searcher.encoder.encode(texts, "query")
+            hits = self.searcher.rank(vectors, texts, max(asked[place].k for place in free))
+            for place, found in zip(free, hits, strict=True):
+                results[place] = found
+        for place, one in enumerate(asked):
+            if one.allowed is not None:
+                [results[place]] = self.searcher.search([one.text], one.k, one.allowed)
+        return results
+
+    def _answer(self, text: str, hits: list[Hit]) -> tuple[Answer, float]:
+        """Return the answer, and the probability of the order that it shows."""
+        best = hits[0].probability if hits else None
+        abstention, threshold = self.searcher.abstention, self.searcher.threshold
+        abstained = not hits or (abstention is not None and best is not None and best < abstention)
+        needs_person = None if threshold is None or best is None else best < threshold
+        probability, share = 1.0, self.settings.explore
+        if share and len(hits) > 1:
+            ranked = list(hits)
+            if self._random.random() < share:
+                self._random.shuffle(hits)
+            same = all(hit is other for hit, other in zip(hits, ranked, strict=True))
+            probability = share / math.factorial(min(len(hits), 170)) + (1 - share) * same
+        return Answer(new_id() if self.feedback else None, text, hits, abstained, needs_person), probability
+
+    async def _submit(self, lane: str, items: Sequence[Any], texts: Sequence[str]) -> list[Any]:
+        if len(items) > self.settings.texts:
+            raise Refused(422, f"{len(items):,} texts; expected at most {self.settings.texts:,} in a request", code="too_many_texts")
+        try:
+            return await self.batcher.submit(lane, items, [len(text) for text in texts])
+        except Busy as busy:
+            raise Refused(429, str(busy), code="overloaded", headers={"Retry-After": str(busy.seconds)}) from None
+        except Closed:
+            raise Refused(503, "the server is shutting down", code="closed", headers={"Retry-After": "1"}) from None
+        except EmbedfitError as error:
+            log.error("%s", error)
+            raise Refused(500, "the model cannot encode this", code="model") from None
+
+    async def _in_file(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._files, function, *arguments)
+
+
+def _as_shown(hit: Hit) -> dict[str, Any]:
+    # Without the texts of examples: who deletes theirs must find them nowhere else.
+    because = [{"kind": reason["kind"], "score": reason["score"]} for reason in hit.because]
+    return {"id": hit.id, "score": hit.score, "probability": hit.probability, "because": because}
+
+
+def _plain(value: Any) -> str:
+    return str(value).casefold() if isinstance(value, bool) else str(value)
+
+
+def _matches(document: Document, key: str, value: str) -> bool:
+    field = document.fields.get(key)
+    return any(_plain(item) == value for item in (field if isinstance(field, (list, tuple)) else [field]) if item is not None)
