@@ -243,13 +243,13 @@ def check_scores(scores: Sequence[Scores], metric: str) -> Groups | None:
         for name, values in model.values.items():
             if not np.all((values >= -ROUNDING) & (values <= 1 + ROUNDING)):  # the interval relies on this
                 raise EmbedfitError(f"{name} of {model.name or 'a model'} has a value that is not between 0 and 1")
-    known = [_renumbered(model.groups) for model in scores if model.groups is not None]
+    known = [renumbered(model.groups) for model in scores if model.groups is not None]
     if any(not np.array_equal(groups, known[0]) for groups in known) or (known and len(known[0]) != len(first.query_ids)):
         raise EmbedfitError("the scores put the same queries into different groups; fix: score both with the same groups")
     return known[0] if known else None
 
 
-def _renumbered(groups: Groups) -> Groups:
+def renumbered(groups: Groups) -> Groups:
     """Return the groups numbered in order of first appearance."""
     _, first, number = np.unique(groups, return_index=True, return_inverse=True)
     renumbered: Groups = np.argsort(np.argsort(first))[number]
