@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 from embedfit.config import Config
 from embedfit.data.check import Finding
 from embedfit.encode.encoder import Encoder
+from embedfit.encode.named import encoder_of
 from embedfit.errors import DataError, did_you_mean
 from embedfit.evaluation.comparison import Comparison, Verdict
 from embedfit.evaluation.score import Scores
-from embedfit.pipeline.job import encoder_of
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+    from embedfit.searcher.searcher import Searcher
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Result:
 
     Attributes:
         folder: Run directory.
-        comparison: Base and tuned on the held-out queries, paired by query.
+        comparison: Base model and searcher on the held-out queries, paired by query.
+        alone: Base and tuned model on the same queries, each by its documents' vectors alone.
         others: Scores of further baselines on the same queries.
         findings: Problems, warnings and notes about the data.
         manifest: Contents of manifest.json: configuration, identities, sizes and times.
@@ -35,6 +38,7 @@ class Result:
 
     folder: Path
     comparison: Comparison
+    alone: Comparison
     others: tuple[Scores, ...]
     findings: tuple[Finding, ...]
     manifest: dict[str, Any]
@@ -44,6 +48,13 @@ class Result:
     def model(self) -> Path:
         """The model to use: an ordinary sentence-transformers folder."""
         return self.folder / str(self.manifest["model"])
+
+    @property
+    def searcher(self) -> Searcher:
+        """What is to be deployed: the tuned model, the documents, the labelled queries, and probabilities. Loaded at each access."""
+        from embedfit.searcher.searcher import Searcher
+
+        return Searcher.load(self.folder / "searcher")
 
     @property
     def verdict(self) -> Verdict:
@@ -106,6 +117,10 @@ def read_result(folder: str | Path, *, reused: bool = True) -> Result:
 
     seen = queries.seen.tolist() if "seen" in queries else None
     comparison = Comparison.from_dict(payload, scores("base_", payload["base"]), scores("tuned_", payload["tuned"]), seen)
+    alone = comparison
+    if (folder / "alone.json").exists():  # not in a run of an earlier version
+        payload = json.loads((folder / "alone.json").read_text(encoding="utf-8"))
+        alone = Comparison.from_dict(payload, scores("base_", payload["base"]), scores("alone_", payload["tuned"]), seen)
     baselines = tuple(scores(f"{name.lower()}_", name) for name in manifest["others"])
     findings = tuple(Finding(**{**row, "ids": tuple(row["ids"])}) for row in manifest["findings"])
-    return Result(folder, comparison, baselines, findings, manifest, reused)
+    return Result(folder, comparison, alone, baselines, findings, manifest, reused)

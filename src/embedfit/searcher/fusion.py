@@ -138,7 +138,7 @@ class Fusion:
         fused = np.zeros(state.shape, np.float32)
         for number, name in enumerate(STATES):
             if name in self.weights:
-                sums = np.float32(self.constants.get(name, 0.0))
+                sums: Any = np.float32(self.constants.get(name, 0.0))
                 for view, weight in self.weights[name].items():
                     sums = sums + np.float32(weight) * np.nan_to_num(filled[view])
                 fused = np.where(state == number, sums, fused)

@@ -94,9 +94,12 @@ class Examples:
         position = {id: place for place, id in enumerate(document_ids)}
         answered = [id for id in dataset.judged if any(document in position for document in dataset.relevant(id))]
         texts = tuple(dataset.queries[id].text for id in answered)
-        pairs = [(place, position[document]) for place, id in enumerate(answered) for document in dataset.relevant(id) if document in position]
-        members, owners = (np.array(column, np.int64) for column in zip(*pairs, strict=True)) if pairs else (np.empty(0, np.int64),) * 2
-        return cls(tuple(answered), texts, encoder.encode(texts, "query"), owners, members, base.encode(texts, "query") if base else None)
+        pairs = [
+            (member, position[document]) for member, id in enumerate(answered) for document in dataset.relevant(id) if document in position
+        ]
+        members, owners = np.array(pairs, np.int64).reshape(-1, 2).T
+        by_base = base.encode(texts, "query") if base else None
+        return cls(tuple(answered), texts, encoder.encode(texts, "query"), owners, members, by_base)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,15 @@ class Views:
     scale: float = SCALE
 
     @classmethod
-    def fit(cls, corpus: Corpus, examples: Examples, names: Iterable[str] = VIEWS, *, scale: float = SCALE) -> Views:
+    def fit(
+        cls,
+        corpus: Corpus,
+        examples: Examples,
+        names: Iterable[str] = VIEWS,
+        *,
+        scale: float = SCALE,
+        given: Mapping[str, View] | None = None,
+    ) -> Views:
         """Build the views, and fit the linear models if labels repeat.
 
         Args:
@@ -122,9 +133,10 @@ class Views:
             examples: Labelled queries.
             names: Views to build.
             scale: Scale of the soft maximum over a document's examples.
+            given: Views that exist already.
         """
-        names, count = set(names), len(corpus.ids)
-        views: dict[str, View] = {DOCUMENTS: DocumentsView(corpus.vectors)}
+        views: dict[str, View] = {DOCUMENTS: DocumentsView(corpus.vectors), **(given or {})}
+        names, count = set(names) - set(views), len(corpus.ids)
         if EXAMPLES in names and len(examples.owners):
             views[EXAMPLES] = ExamplesView(examples.vectors, examples.owners, examples.members, count, scale)
         if WORDS in names:
@@ -139,6 +151,13 @@ class Views:
             if BASE in names and examples.base is not None:
                 views[BASE] = ClassesView.fit(examples.base[examples.members], examples.owners, count, base=True)
         return cls(views, count, scale)
+
+    @property
+    def height(self) -> int:
+        """The number of queries that are scored at a time, for bounded memory."""
+        examples = self.views.get(EXAMPLES)
+        pairs = len(examples.members) if isinstance(examples, ExamplesView) else 0
+        return max(1, _BLOCK // max(1, self.count, pairs))
 
     def scores(self, asked: Asked, names: Iterable[str] | None = None) -> dict[str, Array]:
         """Return each view's scores of all documents; shape (n, documents)."""
@@ -184,11 +203,9 @@ class Views:
         if isinstance(examples, ExamplesView):
             few = examples.few(np.random.default_rng(seed))
             pairs = {scale: (examples.at(scale), few.at(scale)) for scale in SCALES}
-        height = max(1, _BLOCK // max(1, self.count))
-        blocks = [
-            self._block(asked, tuple(dataset.queries), own, relevant, pairs, slice(top, top + height)) for top in range(0, len(texts), height)
-        ]
-        return Evidence.joined(blocks)
+        height = self.height
+        query_ids, tops = tuple(dataset.queries), range(0, max(1, len(texts)), height)
+        return Evidence.joined([self._block(asked, query_ids, own, relevant, pairs, slice(top, top + height)) for top in tops])
 
     def _block(
         self,

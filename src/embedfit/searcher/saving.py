@@ -27,10 +27,12 @@ from embedfit.encode.local import LocalEncoder, local_of
 from embedfit.encode.named import encoder_of
 from embedfit.errors import DataError, ModelError, StorageError
 from embedfit.evaluation.calibration import Calibrator
+from embedfit.evaluation.conformal import ConformalSets
+from embedfit.evaluation.threshold import Threshold
 from embedfit.files import digest, file_sha256, json_bytes, replace_folder, temporary_path, writing
 from embedfit.searcher.fusion import Fusion
 from embedfit.searcher.gather import Corpus, Examples, Views
-from embedfit.searcher.searcher import Searcher
+from embedfit.searcher.parts import Parts
 from embedfit.searcher.views import (
     BASE,
     CLASSES,
@@ -52,40 +54,38 @@ _VERSION = 1
 _SETTINGS = "searcher.json"
 
 
-def save_searcher(searcher: Searcher, folder: str | Path) -> Path:
-    """Write a searcher into a folder, which is replaced as a whole.
+def write_parts(parts: Parts, target: Path) -> Path:
+    """Write the parts of a searcher into a folder, which is replaced as a whole.
 
     Args:
-        searcher: Searcher to write.
-        folder: Target folder.
+        parts: Parts to write.
+        target: Folder to write.
 
     Raises:
         StorageError: The folder cannot be written, or holds something else than a searcher.
         ModelError: The encoder is neither a folder, nor an adapter's file, nor behind an API.
     """
-    target = Path(folder)
     if target.exists() and not (target / _SETTINGS).exists() and any(target.iterdir()):
         raise StorageError(f"{target}: holds something else than a searcher; fix: give another folder, or remove it")
     target.parent.mkdir(parents=True, exist_ok=True)
     with temporary_path(target) as made:
         made.mkdir()
-        models = {"model": _keep_model(searcher.encoder, made / "model")}
-        if searcher.base and BASE in searcher.views.views:
-            models["base"] = _keep_model(searcher.base, made / "base")
-        _write_tables(searcher, made)
-        _write_arrays(searcher, made)
+        models = {"model": _keep_model(parts.encoder, made / "model")}
+        if parts.base and BASE in parts.views.views:
+            models["base"] = _keep_model(parts.base, made / "base")
+        _write_tables(parts, made)
+        _write_arrays(parts, made)
         settings = {
             "version": _VERSION,
             "models": models,
-            "template": searcher.template,
-            "query_template": searcher.query_template and [searcher.query_template.text, searcher.query_template.missing],
-            "views": list(searcher.views.views),
-            "scale": searcher.views.scale,
-            "fusion": searcher.fusion.to_dict(),
-            "calibration": searcher.calibrator.to_dict() if searcher.calibrator else None,
-            "threshold": searcher.threshold,
-            "promise": searcher.promise,
-            "abstain": searcher.abstain,
+            "template": parts.template,
+            "query_template": parts.query_template and [parts.query_template.text, parts.query_template.missing],
+            "views": list(parts.views.views),
+            "scale": parts.views.scale,
+            "fusion": parts.fusion.to_dict(),
+            "calibration": parts.calibrator.to_dict() if parts.calibrator else None,
+            "threshold": parts.threshold.to_dict() if parts.threshold else None,
+            "sets": parts.sets.to_dict() if parts.sets else None,
             "files": {path.name: file_sha256(path) for path in sorted(made.iterdir()) if path.is_file()},
         }
         with writing(made / _SETTINGS) as file:
@@ -94,14 +94,13 @@ def save_searcher(searcher: Searcher, folder: str | Path) -> Path:
     return target
 
 
-def load_searcher(folder: str | Path) -> Searcher:
-    """Read a searcher from its folder.
+def read_parts(folder: Path) -> Parts:
+    """Read the parts of a searcher from its folder.
 
     Raises:
         DataError: The folder is no searcher, or a file in it is missing or damaged.
         ModelError: The model is missing, or is another one than the searcher was made with.
     """
-    folder = Path(folder)
     settings = _settings(folder)
     models = settings["models"]
     encoder = _model(folder, "model", models["model"])
@@ -112,7 +111,7 @@ def load_searcher(folder: str | Path) -> Searcher:
     examples = _read_examples(folder, vectors["examples"])
     views = _read_views(folder, settings, corpus, examples)
     query_template = settings["query_template"]
-    return Searcher(
+    return Parts(
         encoder,
         documents,
         corpus,
@@ -123,9 +122,8 @@ def load_searcher(folder: str | Path) -> Searcher:
         base=base,
         query_template=Template(query_template[0], missing=query_template[1]) if query_template else None,
         calibrator=Calibrator.from_dict(settings["calibration"]) if settings["calibration"] else None,
-        threshold=settings["threshold"],
-        promise=settings["promise"],
-        abstain=settings["abstain"],
+        threshold=Threshold.from_dict(settings["threshold"]) if settings["threshold"] else None,
+        sets=ConformalSets.from_dict(settings["sets"]) if settings["sets"] else None,
     )
 
 
@@ -188,26 +186,26 @@ def _link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def _write_tables(searcher: Searcher, folder: Path) -> None:
+def _write_tables(parts: Parts, folder: Path) -> None:
     import pandas as pd
 
-    documents = [searcher.documents[id] for id in searcher.corpus.ids]
+    documents = [parts.documents[id] for id in parts.corpus.ids]
     _table(
         folder / "documents.parquet",
         pd.DataFrame(
             {
-                "id": searcher.corpus.ids,
+                "id": parts.corpus.ids,
                 "text": [document.text for document in documents],
                 "title": [document.title for document in documents],
                 "metadata": [json_bytes(dict(document.metadata)).decode() for document in documents],
-                "searched": searcher.corpus.texts,
+                "searched": parts.corpus.texts,
             }
         ),
     )
-    examples = searcher.examples
+    examples = parts.examples
     _table(folder / "examples.parquet", pd.DataFrame({"key": examples.query_ids, "text": examples.texts}))
     _table(folder / "pairs.parquet", pd.DataFrame({"example": examples.members, "document": examples.owners}))
-    terms = searcher.views.views.get(TERMS)
+    terms = parts.views.views.get(TERMS)
     if isinstance(terms, TermsView):
         rows = [
             (kind, term, column, float(rarities[column]))
@@ -222,12 +220,12 @@ def _table(path: Path, frame: Any) -> None:
         frame.to_parquet(file, index=False)
 
 
-def _write_arrays(searcher: Searcher, folder: Path) -> None:
+def _write_arrays(parts: Parts, folder: Path) -> None:
     with writing(folder / "vectors.npz") as file:
-        np.savez(file, documents=searcher.corpus.vectors, examples=searcher.examples.vectors)
-    linear = {}
+        np.savez(file, documents=parts.corpus.vectors, examples=parts.examples.vectors)
+    linear: dict[str, Any] = {}
     for name in (CLASSES, TERMS, BASE):
-        view = searcher.views.views.get(name)
+        view = parts.views.views.get(name)
         if isinstance(view, ClassesView | TermsView):
             linear |= {f"{name}_weights": view.weights, f"{name}_biases": view.biases, f"{name}_classes": view.classes}
     with writing(folder / "linear.npz") as file:

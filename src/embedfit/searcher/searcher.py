@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from embedfit.data.dataset import Dataset, Document
-from embedfit.encode.encoder import Encoder
 from embedfit.errors import ConfigError, DataError, did_you_mean, shown
 from embedfit.retrieve.exact import best_of
 from embedfit.retrieve.run import NOTHING, Run, named, own_positions
-from embedfit.searcher.fusion import Fusion
-from embedfit.searcher.gather import Corpus, Examples, Views, taken_at
-from embedfit.searcher.views import DOCUMENTS, EXAMPLES, Array, Asked, ClassesView, DocumentsView, ExamplesView, TermsView, WordsView
+from embedfit.searcher.gather import taken_at
+from embedfit.searcher.parts import Parts, with_example, without_example
+from embedfit.searcher.saving import read_parts, write_parts
+from embedfit.searcher.views import EXAMPLES, TERMS, Array, Asked, ExamplesView, TermsView
 from embedfit.template import Template
-
-if TYPE_CHECKING:
-    from embedfit.evaluation.calibration import Calibrator
 
 Query: TypeAlias = str | Mapping[str, Any]
 """A text, or the fields of a record that the query template renders."""
-_BLOCK = 32 * 2**20
-"""Scores of one view held at a time."""
 
 
 @dataclass(frozen=True)
@@ -68,48 +65,36 @@ class Searcher:
     """Searches documents by all views at once.
 
     Args:
-        encoder: Encoder of queries and documents.
-        documents: Documents by id.
-        corpus: Ids, texts and vectors of the same documents.
-        examples: Labelled queries.
-        views: Views of these documents and examples.
-        fusion: Weights of the views.
-        template: Document template.
-        base: Model before it was tuned, if a view reads its vectors.
-        query_template: Template that renders a record as a query; None if queries are texts.
-        calibrator: Turns fused scores into probabilities; None for none.
-        threshold: Probability from which an answer needs no person; None if none was chosen.
-        promise: The threshold in words.
-        abstain: Probability of the best hit under which no answer is right more often than not; None for none.
+        parts: Everything that it is made of.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        documents: Mapping[str, Document],
-        corpus: Corpus,
-        examples: Examples,
-        views: Views,
-        fusion: Fusion,
-        *,
-        template: str,
-        base: Encoder | None = None,
-        query_template: Template | None = None,
-        calibrator: Calibrator | None = None,
-        threshold: float | None = None,
-        promise: str = "",
-        abstain: float | None = None,
-    ) -> None:
-        self.encoder, self.base, self.documents = encoder, base, dict(documents)
-        self.template, self.query_template = template, query_template
-        self.corpus, self.examples, self.views, self.fusion = corpus, examples, views, fusion
-        self.calibrator, self.threshold, self.promise, self.abstain = calibrator, threshold, promise, abstain
-        self.name = f"{encoder.name}, searcher"
-        self._position = {id: place for place, id in enumerate(corpus.ids)}
-        self._metadata = [{**({"title": document.title} if document.title else {}), **document.metadata} for document in self._in_order()]
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.name = f"{parts.encoder.name}, searcher"
+        self._position = {id: place for place, id in enumerate(parts.corpus.ids)}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Searcher:
+        """Read a searcher from its folder, such as ``runs/<run>/searcher``.
+
+        Raises:
+            DataError: The folder is no searcher, or a file in it is missing or damaged.
+            ModelError: The model is missing, or is another one than the searcher was made with.
+        """
+        return cls(read_parts(Path(folder)))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the searcher into a folder, which is replaced as a whole.
+
+        Raises:
+            StorageError: The folder cannot be written, or holds something else than a searcher.
+            ModelError: The encoder is neither a folder, nor an adapter's file, nor behind an API.
+        """
+        return write_parts(self.parts, Path(folder))
 
     def __repr__(self) -> str:
-        return f"Searcher({self.encoder.name!r}, {len(self.corpus.ids):,} documents, {len(self.examples.query_ids):,} examples)"
+        documents, examples = len(self.parts.corpus.ids), len(self.parts.examples.query_ids)
+        return f"Searcher({self.parts.encoder.name!r}, {documents:,} documents, {examples:,} examples)"
 
     def search(self, query: Query, k: int = 5, *, allowed: Collection[str] | None = None) -> list[SearchHit]:
         """Return up to k documents for a query, best first.
@@ -132,7 +117,7 @@ class Searcher:
 
     def encode(self, texts: Sequence[str]) -> Asked:
         """Return query texts with the vectors that `search_encoded` needs."""
-        return Asked(texts, self.encoder.encode(texts, "query"), self.base.encode(texts, "query") if self.base else None)
+        return Asked(texts, self.parts.encoder.encode(texts, "query"), self.parts.base.encode(texts, "query") if self.parts.base else None)
 
     def search_encoded(self, asked: Asked, k: int = 5, *, allowed: Collection[str] | None = None) -> list[list[SearchHit]]:
         """Return up to k documents for each query that `encode` has read.
@@ -144,20 +129,21 @@ class Searcher:
         """
         if k < 1:
             raise ConfigError(f"k is {k}; expected the number of documents to find, at least 1")
-        mask = None if allowed is None else self._mask(allowed)
-        candidates, fused = self._fused(asked, np.full(len(asked.texts), -1, np.int64))
-        chances = self.calibrator.probabilities(fused) if self.calibrator else None
+        parts = self.parts
+        mask = np.ones(len(parts.corpus.ids) + 1, bool)
+        if allowed is not None:
+            mask[:] = False
+            mask[[self._place_of(id, "filter") for id in allowed]] = True
+        mask[-1] = False  # an empty place
+        candidates, fused = self._fused(parts, asked, np.full(len(asked.texts), -1, np.int64))
+        chances = parts.calibrator.probabilities(fused) if parts.calibrator else None
         hits = []
-        for row in range(len(asked.texts)):
-            places = candidates[row]
-            usable = (places >= 0) & (True if mask is None else mask[np.maximum(places, 0)])
-            order = np.lexsort((places, -fused[row], ~usable))[: min(k, int(usable.sum()))]
-            hits.append(
-                [
-                    self._hit(asked, row, int(places[column]), float(fused[row, column]), None if chances is None else float(chances[row, column]))
-                    for column in order
-                ]
-            )
+        for row, places in enumerate(candidates):
+            usable = mask[places]
+            best = np.lexsort((places, -fused[row], ~usable))[: min(k, int(usable.sum()))].tolist()
+            probabilities = [None if chances is None else float(chances[row, column]) for column in best]
+            scored = zip(best, probabilities, strict=True)
+            hits.append([_hit(parts, asked, row, int(places[column]), float(fused[row, column]), chance) for column, chance in scored])
         return hits
 
     def rank(self, dataset: Dataset, k: int) -> Run:
@@ -166,15 +152,26 @@ class Searcher:
         Raises:
             DataError: The data set has a document that the searcher lacks, or lacks one that it has.
         """
-        if set(dataset.corpus) != set(self.corpus.ids):
+        return self.rank_with_chances(dataset, k)[0]
+
+    def rank_with_chances(self, dataset: Dataset, k: int) -> tuple[Run, npt.NDArray[np.float64] | None]:
+        """Return the Run of `rank`, and the probability that each query's best document is right.
+
+        Returns:
+            The Run; and the probabilities, of shape (queries,), or None without a calibration.
+        """
+        calibrator = self.parts.calibrator
+        if set(dataset.corpus) != set(self.parts.corpus.ids):
             raise DataError("data", "has other documents than the searcher", fix="search the same documents, or build the searcher again")
-        asked, own = self.encode(dataset.query_texts()), own_positions(dataset, self.corpus.ids)
-        height = max(1, _BLOCK // max(1, self.views.count))
-        blocks = []
+        asked, own = self.encode(dataset.query_texts()), own_positions(dataset, self.parts.corpus.ids)
+        height = self.parts.views.height
+        blocks, chances = [], [np.empty(0)]
         for top in range(0, len(asked.texts), height):
             rows = slice(top, top + height)
-            blocks.append(self._fused(asked[rows], own[rows]))
-        return ranked(tuple(dataset.queries), self.corpus.ids, blocks, k)
+            blocks.append(self._fused(self.parts, asked[rows], own[rows]))
+            if calibrator:
+                chances.append(calibrator.probabilities(blocks[-1][1]).max(axis=1))
+        return ranked(tuple(dataset.queries), self.parts.corpus.ids, blocks, k), np.concatenate(chances) if calibrator else None
 
     def text_of(self, query: Query, where: str = "query") -> str:
         """Return the text that a query is searched as.
@@ -183,13 +180,13 @@ class Searcher:
             DataError: It is neither a text nor a record, is empty, or lacks a field.
         """
         if isinstance(query, Mapping):
-            if self.query_template is None:
+            if self.parts.query_template is None:
                 raise DataError(where, "is a record", expected="a text", fix="this searcher was made of texts")
-            missing = [name for name in self.query_template.fields if name not in query]
-            if len(missing) == len(self.query_template.fields):
-                known = ", ".join(self.query_template.fields)
+            missing = [name for name in self.parts.query_template.fields if name not in query]
+            if len(missing) == len(self.parts.query_template.fields):
+                known = ", ".join(self.parts.query_template.fields)
                 raise DataError(where, f"has none of the fields {known}", expected="a record of these fields")
-            query = self.query_template.render(query)
+            query = self.parts.query_template.render(query)
         if not isinstance(query, str) or not query.strip():
             raise DataError(where, f"is {shown(query)}", expected="a text that is not empty")
         return query
@@ -209,24 +206,16 @@ class Searcher:
             DataError: The query or the document is unknown or wrong.
         """
         text = self.text_of(query)
-        return self.add_vector(text, self.encoder.encode([text], "query")[0], document_id, key=key)
+        return self.add_vector(text, self.parts.encoder.encode([text], "query")[0], document_id, key=key)
 
     def add_vector(self, text: str, vector: npt.NDArray[np.float32], document_id: str, *, key: str = "") -> str:
         """Add a labelled example whose vector is known, as `add` does."""
-        if document_id not in self._position:
-            raise DataError("example", f"names the document {shown(document_id)}", expected=f"a known id{did_you_mean(document_id, self._position)}")
-        if key in self.examples.query_ids:
-            self.remove(key)
-        held = self.examples
-        key = key or _new_key(held.query_ids)
-        self.examples = Examples(
-            (*held.query_ids, key),
-            (*held.texts, text),
-            np.concatenate([held.vectors.reshape(-1, len(vector)), vector[None]]).astype(np.float32),
-            np.append(held.owners, self._position[document_id]),
-            np.append(held.members, len(held.query_ids)),
-        )
-        self._renew_examples()
+        place = self._place_of(document_id, "example")
+        examples = self.parts.examples
+        if key in examples.query_ids:
+            examples = without_example(examples, key)
+        key = key or f"added-{secrets.token_hex(8)}"
+        self.parts = self.parts.with_examples(with_example(examples, key, text, vector, place))
         return key
 
     def remove(self, key: str) -> None:
@@ -235,101 +224,57 @@ class Searcher:
         Raises:
             DataError: There is no such example.
         """
-        if key not in self.examples.query_ids:
+        if key not in self.parts.examples.query_ids:
             raise DataError("example", f"{shown(key)} is unknown", expected="the key of an example")
-        place, held = self.examples.query_ids.index(key), self.examples
-        kept = held.members != place
-        self.examples = Examples(
-            (*held.query_ids[:place], *held.query_ids[place + 1 :]),
-            (*held.texts[:place], *held.texts[place + 1 :]),
-            np.delete(held.vectors, place, axis=0),
-            held.owners[kept],
-            held.members[kept] - (held.members[kept] > place),
-        )
-        self._renew_examples()
+        self.parts = self.parts.with_examples(without_example(self.parts.examples, key))
 
     def add_document(self, document: Document) -> None:
-        """Add a document, or replace one with the same id. It can be found from the next search on.
+        """Add a document, or replace the one with the same id. It can be found from the next search on.
 
         Raises:
-            DataError: The document's text is empty under the template.
+            DataError: The document has no text under the template.
         """
-        text = Template(self.template).render(document.fields)
+        text = Template(self.parts.template).render(document.fields)
         if not text:
             raise DataError(f"document {shown(document.id)}", "has no text under the template", expected="a text that is not empty")
-        vector = self.encoder.encode([text], "document")
-        self.documents[document.id] = document
-        held, place = self.corpus, self._position.get(document.id, len(self.corpus.ids))
-        vectors = np.concatenate([held.vectors[:place], vector, held.vectors[place + 1 :]])
-        self.corpus = Corpus(
-            (*held.ids[:place], document.id, *held.ids[place + 1 :]), (*held.texts[:place], text, *held.texts[place + 1 :]), vectors
-        )
-        metadata = {**({"title": document.title} if document.title else {}), **document.metadata}
-        self._metadata[place : place + 1] = [metadata]
-        self._position[document.id] = place
-        views = {**self.views.views, DOCUMENTS: DocumentsView(vectors)}
-        for name, view in self.views.views.items():
-            if isinstance(view, WordsView):
-                views[name] = WordsView(self.corpus.texts)
-            elif isinstance(view, ClassesView | TermsView):
-                view.count = len(self.corpus.ids)
-        self.views = Views(views, len(self.corpus.ids), self.views.scale)
-        self._renew_examples()
+        self.parts = self.parts.with_document(document, self.parts.encoder.encode([text], "document"))
+        self._position = {id: place for place, id in enumerate(self.parts.corpus.ids)}
 
     def without_texts(self) -> Searcher:
         """Return the searcher without the examples' texts: their vectors alone are kept."""
-        examples = replace(self.examples, texts=("",) * len(self.examples.texts))
-        return Searcher(
-            self.encoder,
-            self.documents,
-            self.corpus,
-            examples,
-            self.views,
-            self.fusion,
-            template=self.template,
-            base=self.base,
-            query_template=self.query_template,
-            calibrator=self.calibrator,
-            threshold=self.threshold,
-            promise=self.promise,
-            abstain=self.abstain,
-        )
+        examples = self.parts.examples
+        return Searcher(replace(self.parts, examples=replace(examples, texts=("",) * len(examples.texts))))
 
-    def _renew_examples(self) -> None:
-        view = ExamplesView(self.examples.vectors, self.examples.owners, self.examples.members, len(self.corpus.ids), self.views.scale)
-        self.views = Views({**self.views.views, EXAMPLES: view}, len(self.corpus.ids), self.views.scale)
-
-    def _fused(self, asked: Asked, own: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Array]:
+    def _fused(self, parts: Parts, asked: Asked, own: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Array]:
         """Return candidates and fused scores, -inf at empty places; each of shape (n, m)."""
-        scores = self.views.scores(asked, self.fusion.views)
-        candidates = self.views.candidates(scores, own)
-        if candidates.shape[1] != self.views.count:
+        scores = parts.views.scores(asked, parts.fusion.views)
+        candidates = parts.views.candidates(scores, own)
+        if candidates.shape[1] != parts.views.count:
             scores = {name: taken_at(values, candidates) for name, values in scores.items()}
-        return candidates, self.fusion.scores(scores, candidates < 0)
+        return candidates, parts.fusion.scores(scores, candidates < 0)
 
-    def _mask(self, allowed: Collection[str]) -> npt.NDArray[np.bool_]:
-        mask = np.zeros(len(self.corpus.ids), bool)
-        for id in allowed:
-            if id not in self._position:
-                raise DataError("filter", f"names the document {shown(id)}", expected=f"a known id{did_you_mean(id, self._position)}")
-            mask[self._position[id]] = True
-        return mask
+    def _place_of(self, document_id: str, where: str) -> int:
+        if document_id not in self._position:
+            hint = did_you_mean(document_id, self._position)
+            raise DataError(where, f"names the document {shown(document_id)}", expected=f"a known id{hint}")
+        return self._position[document_id]
 
-    def _hit(self, asked: Asked, row: int, place: int, score: float, probability: float | None) -> SearchHit:
-        reasons = self._reasons(asked, row, place)
-        return SearchHit(self.corpus.ids[place], self.corpus.texts[place], score, probability, reasons, self._metadata[place])
 
-    def _reasons(self, asked: Asked, row: int, place: int) -> tuple[Reason, ...]:
-        reasons = [Reason("document", self.corpus.texts[place], float(self.corpus.vectors[place] @ asked.vectors[row]))]
-        examples, terms = self.views.views.get(EXAMPLES), next((view for view in self.views.views.values() if isinstance(view, TermsView)), None)
-        if isinstance(examples, ExamplesView) and (nearest := examples.nearest(asked.vectors[row], place)):
-            reasons.insert(0, Reason("example", self.examples.texts[nearest[0]], nearest[1]))
-        if terms and (words := terms.strongest(asked.texts[row], place)):
-            reasons.append(Reason("words", ", ".join(words), None))
-        return tuple(reasons)
+def _hit(parts: Parts, asked: Asked, row: int, place: int, score: float, probability: float | None) -> SearchHit:
+    document = parts.documents[parts.corpus.ids[place]]
+    metadata = {**({"title": document.title} if document.title else {}), **document.metadata}
+    return SearchHit(document.id, parts.corpus.texts[place], score, probability, _reasons(parts, asked, row, place), metadata)
 
-    def _in_order(self) -> list[Document]:
-        return [self.documents[id] for id in self.corpus.ids]
+
+def _reasons(parts: Parts, asked: Asked, row: int, place: int) -> tuple[Reason, ...]:
+    vector, views = asked.vectors[row], parts.views.views
+    reasons = [Reason("document", parts.corpus.texts[place], float(parts.corpus.vectors[place] @ vector))]
+    examples, terms = views.get(EXAMPLES), views.get(TERMS)
+    if isinstance(examples, ExamplesView) and (nearest := examples.nearest(vector, place)):
+        reasons.insert(0, Reason("example", parts.examples.texts[nearest[0]], nearest[1]))
+    if isinstance(terms, TermsView) and (words := terms.strongest(asked.texts[row], place)):
+        reasons.append(Reason("words", ", ".join(words), None))
+    return tuple(reasons)
 
 
 def ranked(query_ids: tuple[str, ...], document_ids: tuple[str, ...], blocks: Sequence[tuple[npt.NDArray[np.int64], Array]], k: int) -> Run:
@@ -357,11 +302,3 @@ def ranked(query_ids: tuple[str, ...], document_ids: tuple[str, ...], blocks: Se
         moved = np.append(np.argsort(np.argsort(np.array(document_ids, dtype=object))), len(document_ids))
         positions = moved[positions]
     return Run(query_ids, named(order, positions), positions, scores)
-
-
-def _new_key(known: Collection[str]) -> str:
-    import secrets
-
-    while (key := f"added-{secrets.token_hex(8)}") in known:
-        pass
-    return key

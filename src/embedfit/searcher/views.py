@@ -113,6 +113,12 @@ class ExamplesView:
             scores[:, self.known] = np.log(np.maximum(sums / self._sizes, np.finfo(np.float32).tiny)) / self.scale + 1
         return scores
 
+    def over(self, count: int) -> ExamplesView:
+        """Return the view over more documents, of which it knows nothing."""
+        view = copy.copy(self)
+        view.count = count
+        return view
+
     def at(self, scale: float) -> ExamplesView:
         """Return the view at another scale."""
         view = copy.copy(self)
@@ -204,6 +210,12 @@ class ClassesView:
         assert vectors is not None
         return spread(_log_shares(vectors @ self.weights.T + self.biases), self.classes, self.count)
 
+    def over(self, count: int) -> ClassesView:
+        """Return the view over more documents, of which it knows nothing."""
+        view = copy.copy(self)
+        view.count = count
+        return view
+
 
 class TermsView:
     """Logistic regression on TF-IDF of words, word pairs, and pieces of words of 2 to 5 characters: log-probabilities of the classes.
@@ -270,6 +282,12 @@ class TermsView:
             first += counts.shape[1]
         return spread(_log_shares(logits), self.classes, self.count)
 
+    def over(self, count: int) -> TermsView:
+        """Return the view over more documents, of which it knows nothing."""
+        view = copy.copy(self)
+        view.count = count
+        return view
+
     def strongest(self, text: str, document: int, count: int = 3) -> list[str]:
         """Return the words of a text that speak most for a document; none if it is no class."""
         places = np.flatnonzero(self.classes == document)
@@ -302,9 +320,11 @@ def _log_shares(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _two_rows(model: Any) -> tuple[Array, Array]:
     """Return weights and biases of a scikit-learn model with a row for each class, also if there are only two."""
-    weights, biases = np.asarray(model.coef_, np.float32), np.asarray(model.intercept_, np.float32)
+    weights: Array = np.asarray(model.coef_, np.float32)
+    biases: Array = np.asarray(model.intercept_, np.float32)
     if len(weights) == 1:
-        return np.concatenate([-weights, weights]) / 2, np.concatenate([-biases, biases]) / 2
+        weights, biases = np.concatenate([-weights, weights]), np.concatenate([-biases, biases])
+        return weights * np.float32(0.5), biases * np.float32(0.5)
     return weights, biases
 
 
