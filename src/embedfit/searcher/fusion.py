@@ -7,8 +7,10 @@ cold  no example: its text alone counts
 new   examples, but no class in the linear models: it was labelled after they were fitted
 warm  all views
 
-A new or cold document has a constant beside its weights, so that it competes fairly with documents of which more is known. To learn
-both, some documents are made new or cold while the weights are fitted.
+A new or cold document has a constant beside its weights, so that it competes fairly with documents of which more is known. For a cold
+one, two more weights tell whether a query is like the labelled ones: its similarity to the nearest example of any document, and the
+log-probability of the likeliest class. To learn all this, some documents are made new or cold while the weights are fitted. Last,
+the constants are raised until such documents are found as often as by their own vectors alone.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ State: TypeAlias = Literal["warm", "new", "cold"]
 STATES: tuple[State, ...] = get_args(State)
 _READ: dict[State, tuple[str, ...]] = {"warm": VIEWS, "new": (DOCUMENTS, WORDS, EXAMPLES), "cold": (DOCUMENTS, WORDS)}
 """Views that count in each state."""
+NEAREST, LIKELIEST = "nearest", "likeliest"
+"""What is asked of a query itself before a cold document is its answer: the score of its nearest example, and of its likeliest class."""
 _USUAL = {DOCUMENTS: 8.0, EXAMPLES: 8.0, WORDS: 0.1, CLASSES: 0.4, TERMS: 0.4, BASE: 0.4}
 """Weights that the fit starts from and is drawn to: between those of several label sets."""
 _USUAL_COLD = 20.0
@@ -134,13 +138,13 @@ class Fusion:
             empty: Mask of empty places, whose score is -inf.
         """
         state = states(views, self.views)
-        filled = {view: renormalised(view, values) for view, values in views.items() if view in self.views}
+        filled = _filled(views, self.views)
         fused = np.zeros(state.shape, np.float32)
         for number, name in enumerate(STATES):
             if name in self.weights:
                 sums: Any = np.float32(self.constants.get(name, 0.0))
                 for view, weight in self.weights[name].items():
-                    sums = sums + np.float32(weight) * np.nan_to_num(filled[view])
+                    sums = sums + np.float32(weight) * filled[view]
                 fused = np.where(state == number, sums, fused)
         return fused if empty is None else np.where(empty, np.float32(-np.inf), fused)
 
@@ -213,7 +217,35 @@ def _best_fusion(evidence: Evidence, views: Sequence[str], seed: int) -> tuple[F
             without, without_loss = _fitted(evidence, poorer, others)
             if (without_loss - loss) * len(evidence) <= len(_columns(chosen)) - len(_columns(others)):
                 chosen, fusion, loss = others, without, without_loss
-    return fusion, loss
+    return _lifted(fusion, evidence, poorer), loss
+
+
+def _lifted(fusion: Fusion, evidence: Evidence, poorer: Mapping[str, Array]) -> Fusion:
+    """Return the fusion with constants so high that cold and new documents come first as often as by their own vectors alone.
+
+    Both are counted among the queries whose right answer was made cold or new.
+
+    Args:
+        fusion: Weights.
+        evidence: Queries, each with a right answer.
+        poorer: The views' scores with these documents made cold or new.
+    """
+    views, empty = [view for view in VIEWS if view in poorer], evidence.candidates < 0
+    state = states(poorer, views)
+    for number, name in enumerate(STATES[1:], start=1):
+        fused = fusion.scores(poorer, empty)
+        mine = (state == number) & ~empty
+        right = np.where(evidence.relevant & mine, fused, -np.inf).max(axis=1)
+        documents = np.where(empty, -np.inf, poorer[DOCUMENTS])
+        first = evidence.relevant & mine & (documents == documents.max(axis=1, keepdims=True))
+        others = np.where(mine, -np.inf, fused).max(axis=1)
+        best = np.isfinite(right) & (right >= np.where(mine, fused, -np.inf).max(axis=1))  # as high as any that is lifted with it
+        lifts = np.sort((others - right)[best])
+        wanted = min(int(first.any(axis=1).sum()), len(lifts))
+        lift = float(lifts[wanted - 1]) if wanted else 0.0
+        if 0 < lift < np.inf:
+            fusion = replace(fusion, constants={**fusion.constants, name: fusion.constants.get(name, 0.0) + lift + 1e-3})
+    return fusion
 
 
 def folds_of(groups: npt.NDArray[np.int64], seed: int, count: int = _FOLDS) -> npt.NDArray[np.int64]:
@@ -222,6 +254,22 @@ def folds_of(groups: npt.NDArray[np.int64], seed: int, count: int = _FOLDS) -> n
     order = np.random.default_rng(seed).permutation(len(unique))
     folds: npt.NDArray[np.int64] = (order % min(count, max(1, len(unique))))[number]
     return folds
+
+
+def _filled(scores: Mapping[str, Array], views: Sequence[str]) -> dict[str, Array]:
+    """Return what the weights are multiplied with: the views' scores, 0 where nothing is known, and `NEAREST` and `LIKELIEST`."""
+    scores = {view: renormalised(view, scores[view]) for view in views}
+    filled = {view: np.nan_to_num(values) for view, values in scores.items()}
+    linear = [view for view in LINEAR if view in scores]
+    likeliest = np.mean([_best(scores[view]) for view in linear], axis=0) if linear else np.zeros((len(scores[DOCUMENTS]), 1))
+    nearest = _best(scores[EXAMPLES]) if EXAMPLES in scores else np.zeros_like(likeliest)
+    return {**filled, NEAREST: nearest.astype(np.float32), LIKELIEST: likeliest.astype(np.float32)}
+
+
+def _best(scores: Array) -> Array:
+    """Return the largest known score of each row, 0 for none; shape (n, 1)."""
+    best = np.where(np.isnan(scores), -np.inf, scores).max(axis=1, keepdims=True, initial=-np.inf)
+    return np.where(np.isfinite(best), best, 0)
 
 
 def _usable(evidence: Evidence, seed: int) -> Evidence:
@@ -251,6 +299,7 @@ def _columns(views: Sequence[str]) -> list[tuple[State, str]]:
     columns: list[tuple[State, str]] = []
     for state in STATES:
         columns += [(state, view) for view in views if view in _READ[state]]
+        columns += [(state, name) for name in (NEAREST, LIKELIEST)] if state == "cold" else []
         columns += [(state, "")] * (state != "warm")
     return columns
 
@@ -260,7 +309,7 @@ def _design(scores: Mapping[str, Array], views: Sequence[str], evidence: Evidenc
     state = states(scores, views)
     columns = _columns(views)
     design = np.zeros((*evidence.candidates.shape, len(columns)), np.float32)
-    filled = {view: np.nan_to_num(renormalised(view, scores[view])) for view in views}
+    filled = _filled(scores, views)
     for place, (name, view) in enumerate(columns):
         design[..., place] = np.where(state == STATES.index(name), filled[view] if view else 1, 0)
     return design
@@ -279,7 +328,7 @@ def _fitted(evidence: Evidence, poorer: Mapping[str, Array], views: Sequence[str
     design = np.concatenate([_design(evidence.scores, views, evidence), _design(poorer, views, evidence)])
     relevant, empty = np.tile(evidence.relevant, (2, 1)), np.tile(evidence.candidates < 0, (2, 1))
     spreads = {view: _spread(renormalised(view, evidence.scores[view])) for view in views}
-    pulls = np.array([spreads[view] ** 2 if view else _CONSTANTS_SPREAD for _, view in columns]) * _PULL / len(evidence)
+    pulls = np.array([spreads[view] ** 2 if view in spreads else _CONSTANTS_SPREAD for _, view in columns]) * _PULL / len(evidence)
 
     def loss(parameters: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         logits = np.where(empty, -np.inf, design @ parameters.astype(np.float32)).astype(np.float64)
@@ -290,7 +339,7 @@ def _fitted(evidence: Evidence, poorer: Mapping[str, Array], views: Sequence[str
         gradient = np.tensordot(slope, design, axes=([0, 1], [0, 1])) / len(design) + 2 * pulls * moved
         return float(-likelihood.mean() + (pulls * moved**2).sum()), gradient.astype(np.float64)
 
-    bounds = [(0, None) if view else (None, None) for _, view in columns]
+    bounds = [(0, None) if view in views else (None, None) for _, view in columns]
     best = minimize(loss, usual, jac=True, method="L-BFGS-B", bounds=bounds)
     return _fusion_of(columns, best.x), float(best.fun)
 
@@ -307,7 +356,7 @@ def _fusion_of(columns: Sequence[tuple[State, str]], parameters: npt.NDArray[np.
 
 
 def _usual(state: State, view: str) -> float:
-    if not view:
+    if view not in _USUAL:
         return 0.0
     return _USUAL_COLD if state == "cold" and view == DOCUMENTS else _USUAL[view]
 

@@ -267,7 +267,7 @@ class TermsView:
             return None
         if counts.shape[1] * len(np.unique(labels)) > _MOST_WEIGHTS:
             return None
-        model = LogisticRegression(C=_TERMS_PENALTY, max_iter=200).fit(counts, labels)
+        model = LogisticRegression(C=_TERMS_PENALTY, max_iter=200, tol=1e-3).fit(counts, labels)
         weights, biases = _two_rows(model)
         vocabularies = [{term: int(column) for term, column in counter.vocabulary_.items()} for counter in counters]
         return cls(vocabularies, [counter.idf_ for counter in counters], weights, biases, model.classes_, count)
@@ -293,11 +293,13 @@ class TermsView:
         places = np.flatnonzero(self.classes == document)
         if not len(places):
             return []
+        from bm25s.stopwords import STOPWORDS_EN
+
         counts = self._counters[0].transform([text])
         columns = self._columns[counts.indices]
         parts = counts.data * (columns[:, places[0]] - columns.mean(axis=1))
-        best = [column for column in np.argsort(-parts)[:count] if parts[column] > 0]
-        return [self._words[counts.indices[column]] for column in best]
+        words = [self._words[counts.indices[column]] for column in np.argsort(-parts) if parts[column] > 0]
+        return [word for word in words if not set(word.split()) <= set(STOPWORDS_EN)][:count]
 
 
 _MOST_WEIGHTS = 100_000_000
