@@ -17,6 +17,7 @@ STAGES = (
     "retrieve",
     "evaluation",
     "tune",
+    "searcher",
     "studies",
     "store",
     "track",

@@ -23,6 +23,7 @@ from embedfit.sections import (
     LadderConfig,
     MixConfig,
     ModelConfig,
+    SearcherConfig,
     Section,
     SplitConfig,
     StoreConfig,
@@ -39,6 +40,7 @@ __all__ = [
     "LadderConfig",
     "MixConfig",
     "ModelConfig",
+    "SearcherConfig",
     "Section",
     "SplitConfig",
     "StoreConfig",
@@ -65,6 +67,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     tune: TuneConfig = TuneConfig()
     mix: MixConfig = MixConfig()
+    searcher: SearcherConfig = SearcherConfig()
     general: GeneralConfig = GeneralConfig()
     ladder: LadderConfig = LadderConfig()
     store: StoreConfig = StoreConfig()

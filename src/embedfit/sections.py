@@ -150,6 +150,23 @@ class EvaluateConfig(Section):
     )
 
 
+class SearcherConfig(Section):
+    """What is deployed, and how far its answers are trusted."""
+
+    views: tuple[Literal["documents", "examples", "words", "classes", "terms", "base"], ...] = Field(
+        ("documents", "examples", "words", "classes", "terms", "base"),
+        min_length=1,
+        description="Kinds of evidence to search with: the documents' vectors; labelled queries; the documents' words (BM25); linear "
+        "models on the query's vector (classes), its words (terms), and its vector before tuning (base). "
+        "Those that do not help are dropped.",
+    )
+    precision: float = Field(
+        0.95, gt=0, lt=1, description="Share of right answers that is promised for those over the threshold, which need no person."
+    )
+    coverage: float = Field(0.95, gt=0, lt=1, description="Probability that the shown candidates hold a right answer.")
+    keep_texts: bool = Field(True, description="Keep the labelled queries' texts in the searcher; without them, their vectors alone.")
+
+
 _LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "adapter": 2e-4}
 """Default learning rates, if every document is a candidate in every step."""
 _EPOCHS = 4

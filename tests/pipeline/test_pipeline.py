@@ -15,6 +15,7 @@ from embedfit.config import Config, make_config
 from embedfit.data.dataset import Dataset, Document, Query
 from embedfit.data.write import write_beir
 from embedfit.encode.local import LocalEncoder
+from embedfit.encode.named import encoder_of
 from embedfit.errors import ConfigError, DataError, StorageError
 from embedfit.pipeline import experiment, job, measuring, needs, parts, publishing, training
 from embedfit.pipeline.job import Job
@@ -629,7 +630,7 @@ def test_every_command_that_encodes_does_it_on_the_engine(settings, tmp_path, mo
     config = make_config({**said, "ladder": {"rungs": ["base", "adapter"]}})
     if command == "compare":
         data = parts.read(config.data)
-        measuring.measure(job.encoder_of(config.model), data, engine=job.engine_of(config.engine))
+        measuring.measure(encoder_of(config.model), data, engine=job.engine_of(config.engine))
     else:
         work = {"index": measuring.index, "curve": lambda it: experiment.curve(it, 2), "ladder": experiment.ladder}
         work.get(command, lambda it: training.run_tune(it, tmp_path / "tuned"))(config)
@@ -637,7 +638,7 @@ def test_every_command_that_encodes_does_it_on_the_engine(settings, tmp_path, mo
 
 
 def test_what_a_method_has_no_use_for_is_said_or_refused(settings, capsys):
-    base = job.encoder_of(make_config(settings).model)
+    base = encoder_of(make_config(settings).model)
     for tune, line in (
         ({"method": "adapter", "epochs": 3}, "an adapter is fitted without tune.epochs"),
         ({"method": "full", "lora_rank": 3}, "tune.lora_rank is not used: tune.method is 'full'"),
@@ -656,9 +657,9 @@ def test_another_model_keeps_the_pooling_that_its_folder_says(settings, tiny_mod
     (plain / "modules.json").unlink()
     shutil.rmtree(plain / "1_Pooling")
     config = make_config({**settings, "model": {"name": str(plain), "pooling": "cls", "price": 1.0}}).model
-    assert job.encoder_of(config).pooling == "cls"
-    assert job.encoder_of(config, str(tiny_model)).pooling is None
+    assert encoder_of(config).pooling == "cls"
+    assert encoder_of(config, str(tiny_model)).pooling is None
     shutil.copytree(plain, tmp_path / "other")
-    assert job.encoder_of(config, str(tmp_path / "other")).pooling == "cls"
+    assert encoder_of(config, str(tmp_path / "other")).pooling == "cls"
     with pytest.raises(ConfigError, match=r"model\.pooling is for models that run here"):
-        job.encoder_of(config, "openai:text-embedding-3-small")
+        encoder_of(config, "openai:text-embedding-3-small")

@@ -14,8 +14,9 @@ from servers import Embeddings, LangWatch, running
 
 from embedfit.config import make_config
 from embedfit.data.load import load
+from embedfit.encode.named import encoder_of
 from embedfit.errors import ConfigError, EmbedfitError
-from embedfit.pipeline import experiment, job, measuring, parts, training
+from embedfit.pipeline import experiment, measuring, parts, training
 from embedfit.samples import write_start
 from embedfit.track import sender
 from embedfit.track.langwatch import headers
@@ -552,7 +553,7 @@ def test_training_is_logged_to_mlflow(project, tiny_model, tmp_path, monkeypatch
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
     config = make_config(settings(project, tiny_model, tune={"epochs": 2}, track={"report_to": ["mlflow"]}))
     data = parts.read(config.data)
-    base = job.encoder_of(config.model)
+    base = encoder_of(config.model)
     with pytest.raises(EmbedfitError, match="training cannot be logged to mlflow: The filesystem tracking backend"):
         training.tune(base, Training(data, None, tmp_path / "refused", config.tune, "{text}", config.track.report_to))
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -600,7 +601,7 @@ def test_training_is_logged_to_wandb_each_as_a_run_of_its_own(project, tiny_mode
     for name, value in {"MODE": "offline", "DIR": str(tmp_path), "PROJECT": "support", "SILENT": "true"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     config = make_config(settings(project, tiny_model, tune={"epochs": 2}, track={"report_to": ["wandb"]}))
-    data, base = parts.read(config.data), job.encoder_of(config.model)
+    data, base = parts.read(config.data), encoder_of(config.model)
     for fold in "01":
         folder = tmp_path / "support" / "folds" / fold
         training.tune(base, Training(data, None, folder, config.tune, "{text}", config.track.report_to))
@@ -628,7 +629,7 @@ def test_a_run_of_wandb_that_the_caller_began_is_left_open(project, tiny_model, 
     monkeypatch.setenv("WANDB_MODE", "disabled")
     config = make_config(settings(project, tiny_model, tune={"epochs": 1}, track={"report_to": ["wandb"]}))
     with wandb.init(dir=tmp_path) as run:
-        base = job.encoder_of(config.model)
+        base = encoder_of(config.model)
         training.tune(base, Training(parts.read(config.data), None, tmp_path / "a", config.tune, "{text}", ("wandb",)))
         assert wandb.run is run
 
@@ -641,7 +642,7 @@ def test_training_is_logged_to_tensorboard_and_what_was_logged_is_kept(project, 
         monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
     config = make_config(settings(project, tiny_model, tune={"epochs": 2}, track={"report_to": ["tensorboard"]}))
     folder = tmp_path / "support" / "folds" / "0"
-    training.tune(job.encoder_of(config.model), Training(parts.read(config.data), None, folder, config.tune, "{text}", ("tensorboard",)))
+    training.tune(encoder_of(config.model), Training(parts.read(config.data), None, folder, config.tune, "{text}", ("tensorboard",)))
     events = EventAccumulator(str(tmp_path / "logs" / "support" / "folds" / "0" if given else folder / "tensorboard"))
     events.Reload()
     history = json.loads((folder / "tuned.json").read_text())["history"]

@@ -172,6 +172,7 @@ def _measured(settings: Config, models: Sequence[str], templates: Sequence[str],
     """Measure every combination of the grid on one part of the data."""
     from contextlib import nullcontext
 
+    from embedfit.encode.named import encoder_of
     from embedfit.pipeline import job, measuring, needs, parts
     from embedfit.retrieve.rerank import LocalReranker
     from embedfit.store.open import open_store
@@ -181,7 +182,7 @@ def _measured(settings: Config, models: Sequence[str], templates: Sequence[str],
         needs.check_installed(settings, stores=store, model=name)
     needs.note_unused(settings, "evaluate")
     dataset = parts.read(settings.data, model=settings.model)
-    encoders = [job.encoder_of(settings.model, name) for name in models]
+    encoders = [encoder_of(settings.model, name) for name in models]
     dataset = dataset.select(_part(settings, dataset, part))
     warn_of_seen(encoders, dataset)
     with (
@@ -245,6 +246,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two models on the same queries."""
+    from embedfit.encode.named import encoder_of
     from embedfit.evaluation.compare import compare_scores
     from embedfit.pipeline import job, measuring, needs, parts
     from embedfit.track.tracker import tracking
@@ -257,7 +259,7 @@ def compare(
     dataset = parts.read(settings.data, model=settings.model)
     dataset = dataset.select(_part(settings, dataset, part))
     ks, template = settings.evaluate.k, settings.data.document_template
-    encoders = [job.encoder_of(settings.model, name) for name in (first, second)]
+    encoders = [encoder_of(settings.model, name) for name in (first, second)]
     warn_of_seen(encoders, dataset)
     with tracking(f"{settings.name}-compare", wanted=settings.track.langwatch) as tracker:
         base, tuned = [

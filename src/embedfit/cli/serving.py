@@ -61,8 +61,9 @@ def search(
     from time import monotonic
 
     from embedfit.config import read_config
+    from embedfit.encode.named import encoder_of
     from embedfit.hub import public_name
-    from embedfit.pipeline import job, needs
+    from embedfit.pipeline import needs
     from embedfit.store.open import open_store
     from embedfit.store.versions import LiveIndex
     from embedfit.track.tracker import trace_search
@@ -70,7 +71,7 @@ def search(
     settings = read_config(config)
     filters = _filters(where or [])
     needs.check_installed(settings.model_copy(update={"engine": "local"}), stores=True, model=model)
-    encoder = job.encoder_of(settings.model, model)
+    encoder = encoder_of(settings.model, model)
     with open_store(settings.store) as store:
         started = monotonic()
         hits = LiveIndex(store, encoder).find(text, k, filters)

@@ -8,8 +8,9 @@ from typing import Any
 
 from embedfit.data.check import Finding, check_dataset
 from embedfit.data.dataset import Dataset
+from embedfit.encode.named import encoder_of
 from embedfit.errors import ConfigError, DataError, ModelError
-from embedfit.pipeline.job import check_truncation, encoder_of
+from embedfit.pipeline.job import check_truncation
 from embedfit.pipeline.needs import local
 from embedfit.pipeline.parts import leaks, read
 from embedfit.pipeline.source import Inputs, Model, Source

@@ -8,9 +8,9 @@ from typing import Literal
 from embedfit.data.dataset import Dataset, Query
 from embedfit.encode.encoder import Kind, complete
 from embedfit.encode.local import LocalEncoder, local_of
+from embedfit.encode.named import encoder_of
 from embedfit.encode.remote import RemoteEncoder, is_remote
 from embedfit.errors import ConfigError, EmbedfitError
-from embedfit.pipeline.job import encoder_of
 from embedfit.pipeline.result import Result, check_unchanged, config_of, data_of, held_out_of, read_result
 from embedfit.studies.serving import TOLERANCE, Served, compare_served
 

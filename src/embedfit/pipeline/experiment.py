@@ -14,7 +14,7 @@ from embedfit.config import placed_in
 from embedfit.data.dataset import Dataset
 from embedfit.data.load import load
 from embedfit.encode.encoder import Encoder
-from embedfit.encode.local import LocalEncoder, local_of
+from embedfit.encode.local import local_of
 from embedfit.encode.remote import RemoteEncoder
 from embedfit.errors import ConfigError, check_package
 from embedfit.evaluation.compare import compare_scores
@@ -26,6 +26,7 @@ from embedfit.pipeline.needs import check_installed, local, note_unused
 from embedfit.pipeline.notes import MIXED, alerts, facts, notes_on, seeds
 from embedfit.pipeline.parts import read
 from embedfit.pipeline.result import Result, read_result
+from embedfit.pipeline.searching import ALONE, SEARCHER, UNTUNED, Bench, Searched, described, measure_searchers, merged_with_base
 from embedfit.pipeline.source import Inputs, Model, Source
 from embedfit.pipeline.training import help_training, train_all, training_steps, tune_part
 from embedfit.pipeline.written import write_run, write_study
@@ -44,6 +45,7 @@ from embedfit.studies.suspects import find_suspects
 from embedfit.track.tracker import tracking
 
 if TYPE_CHECKING:
+    from embedfit.searcher.searcher import Searcher
     from embedfit.tune.result import Tuned
 
 
@@ -69,7 +71,7 @@ def run(source: Source, *, model: Model | None = None, **settings: Any) -> Resul
         raise ConfigError("general.keep merges weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'")
     general = read_general(config.general)
     job = Job.of(config, inputs.dataset, inputs.base, trains=True)
-    folder = job.folder("", "general", more=[general.digest() if general else ""])
+    folder = job.folder("", "general", "searcher", more=[general.digest() if general else ""])
     if not (folder / "manifest.json").exists():
         job.checked  # noqa: B018 (raises before the folder is made)
     with locked(folder):
@@ -77,7 +79,7 @@ def run(source: Source, *, model: Model | None = None, **settings: Any) -> Resul
             return read_result(folder)
         if not processes.main():
             help_training(job, folder)
-        steps = ["base model", *training_steps(job), "tuned model", "other forms of the model", "report"]
+        steps = ["base model", *training_steps(job), "tuned model", SEARCHER, "other forms of the model", "report"]
         with console.plan("run", steps) as plan:
             measured = _measure(job, folder, general, plan)
             with plan.step("report"):
@@ -92,8 +94,11 @@ class _Measured:
     Attributes:
         base_run: Rankings of the base model on the held-out queries.
         tuned_run: Rankings of the tuned model on the same queries, with the first seed.
-        baselines: Scores of further baselines.
-        comparison: Base and tuned, paired by query.
+        deployed: Rankings of the searcher on the same queries, with the first seed.
+        others: Scores of further methods: BM25, the searcher over the base model, the tuned model alone.
+        comparison: Base model and searcher, paired by query.
+        alone: Base and tuned model, each by its documents' vectors alone.
+        searcher: Searcher to deploy.
         tuned: Trainings behind the figures; the last produced the model to use.
         model: Encoder to use.
         forgetting: Retrieval that merges of base and tuned keep on the general set; None for an adapter.
@@ -104,8 +109,11 @@ class _Measured:
 
     base_run: Run
     tuned_run: Run
-    baselines: tuple[Scores, ...]
+    deployed: Searched
+    others: tuple[Scores, ...]
     comparison: Comparison
+    alone: Comparison
+    searcher: Searcher
     tuned: list[Tuned]
     model: Encoder
     forgetting: Forgetting | None
@@ -115,37 +123,58 @@ class _Measured:
 
 
 def _measure(job: Job, folder: Path, general: Dataset | None, plan: console.Plan) -> _Measured:
-    """Measure the base model, tune it, and measure the tuned model."""
-    config, started = job.config, time.monotonic()
+    """Measure the base model, tune it, and measure the tuned model and the searcher."""
+    config, started, bench = job.config, time.monotonic(), Bench(job)
     with plan.step("base model"):
         job.findings  # noqa: B018 (raises before anything is trained)
-        baselines = (job.scored(BM25Retriever(job.template).search(job.test, job.depth), "BM25"),) if config.evaluate.bm25 else ()
+        others: tuple[Scores, ...] = ()
+        if config.evaluate.bm25:
+            others = (job.scored(BM25Retriever(job.template).search(job.test, job.depth), "BM25"),)
         base_run = job.dense(job.base).search(job.test, job.depth)
-    trainings, final = train_all(job, folder, plan)
+    trained = train_all(job, folder, plan)
+    trainings, final = trained.parts, trained.final
     with plan.step("tuned model"):
         model = final.encoder  # loaded once for everything below
         runs = [_searched(job, trainings[0], final, model)]
         forgetting = _forgetting(job, trainings[0], final, model, general) if general else None
         weight = forgetting.weight if forgetting and config.general.keep is not None else 1.0
         if weight < 1:
-            model = _merged(local(job.base), local(model), weight, folder / "kept")
+            model = merged_with_base(job, model, weight, folder / "kept")
             runs = [_merged_run(job, training, weight) for training in trainings]
         else:
             runs += [_searched(job, training, final, model) for training in trainings[1:]]
-        comparison = compare_scores(
-            job.scored(base_run, job.base.name),
-            [job.scored(run, f"{job.base.name}, tuned") for run in runs],
-            metric=job.metric,
-            seed=config.split.seed,
-            held_out=True,
-            seen=[job.seen[id] for id in base_run.query_ids],
-        )
+        base = job.scored(base_run, job.base.name)
+        alone = _compared(job, base, [job.scored(run, f"{job.base.name}, tuned") for run in runs])
         tuned = [*trainings[0], final] if len(trainings[0]) > 1 else [final]
         published = _own_scores(job, model) if len(tuned) > 1 or len(runs) > 1 else None
+    with plan.step(SEARCHER):
+        deployed = measure_searchers(bench, trained, model, weight, folder)
+        comparison = _compared(job, base, [job.scored(searched.run, f"{job.base.name}, searcher") for searched in deployed.searched])
+        if deployed.untuned is not None:
+            others += (job.scored(deployed.untuned, UNTUNED), replace(alone.tuned, name=ALONE))
     with plan.step("other forms of the model"):
         forms = _forms(job, model, final, whole=weight == 1)
     seconds = time.monotonic() - started
-    return _Measured(base_run, runs[0], baselines, comparison, tuned, model, forgetting, forms, published, seconds)
+    return _Measured(
+        base_run,
+        runs[0],
+        deployed.searched[0],
+        others,
+        comparison,
+        alone,
+        deployed.searcher,
+        tuned,
+        model,
+        forgetting,
+        forms,
+        published,
+        seconds,
+    )
+
+
+def _compared(job: Job, base: Scores, tuned: Sequence[Scores]) -> Comparison:
+    seen = [job.seen[id] for id in base.query_ids]
+    return compare_scores(base, tuned, metric=job.metric, seed=job.config.split.seed, held_out=True, seen=seen)
 
 
 def _forms(job: Job, model: Encoder, final: Tuned, *, whole: bool) -> tuple[Form, ...]:
@@ -167,14 +196,14 @@ def _forms(job: Job, model: Encoder, final: Tuned, *, whole: bool) -> tuple[Form
 def _write(job: Job, folder: Path, measured: _Measured) -> None:
     """Write the run directory and send the results to the trackers."""
     config, comparison, tuned = job.config, measured.comparison, measured.tuned
-    queries = per_query(job.dataset, comparison, measured.base_run, measured.tuned_run)
+    queries = per_query(job.dataset, comparison, measured.base_run, measured.deployed.run, measured.deployed.chances)
     suspects = find_suspects(job.test, measured.base_run, measured.tuned_run, scale=config.tune.scale)
     report = Report(
         config.name,
         comparison,
         queries,
         facts(job, tuned),
-        measured.baselines,
+        measured.others,
         notes_on(job, measured.forgetting, final=True),
         tuned[0].history if len(tuned) == 1 and tuned[0].epoch else (),
         alerts=alerts(job.findings),
@@ -185,10 +214,11 @@ def _write(job: Job, folder: Path, measured: _Measured) -> None:
         forgetting=measured.forgetting,
     )
     manifest = _manifest(job, folder, measured)
-    write_run(folder, comparison, measured.baselines, queries, suspects, manifest, report, measured.published)
+    measured.searcher.save(folder / "searcher")
+    write_run(folder, comparison, measured.alone, measured.others, queries, suspects, manifest, report, measured.published)
     with tracking(config.name, folder, wanted=config.track.langwatch) as tracker:
         if tracker:
-            for scores, run in ((comparison.base, measured.base_run), (comparison.tuned, measured.tuned_run)):
+            for scores, run in ((comparison.base, measured.base_run), (comparison.tuned, measured.deployed.run)):
                 tracker.add(public_name(scores.name), job.test, run, scores, template=job.template)
 
 
@@ -215,7 +245,8 @@ def _manifest(job: Job, folder: Path, measured: _Measured) -> dict[str, Any]:
         ],
         "seconds": round(measured.seconds, 3),
         "findings": [vars(finding) for finding in job.findings],
-        "others": [scores.name for scores in measured.baselines],
+        "others": [scores.name for scores in measured.others],
+        "searcher": described(measured.searcher),
         "forms": [{**vars(form), "passed": form.passed} for form in measured.forms],
         "forgetting": measured.forgetting.to_dict() if measured.forgetting else None,
         "bought": vars(job.base.spent) if isinstance(job.base, RemoteEncoder) else None,
@@ -338,12 +369,6 @@ def _own_scores(job: Job, model: Encoder) -> Scores | None:
     They are no evidence of quality: with folds, the model was trained on these queries; with several seeds, it is one of several.
     """
     return job.scored(job.dense(model).search(job.test, job.depth), "published") if local_of(model) else None
-
-
-def _merged(base: LocalEncoder, tuned: LocalEncoder, weight: float, folder: Path) -> LocalEncoder:
-    from embedfit.tune.merge import merge_models
-
-    return merge_models(base, tuned, weight, folder)
 
 
 def _encoder(tuned: Tuned, final: Tuned, model: Encoder) -> Encoder:

@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from embedfit import console, files, processes
-from embedfit.config import Config, DataConfig, ModelConfig
+from embedfit import files, processes
+from embedfit.config import Config, DataConfig
 from embedfit.data.check import Finding, check_dataset
 from embedfit.data.dataset import Dataset
 from embedfit.data.duplicates import copies_among
@@ -20,13 +20,11 @@ from embedfit.data.split import Split, answers_seen, group_numbers
 from embedfit.data.write import write_jsonl
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, Kind
-from embedfit.encode.local import LocalEncoder, ModelEncoder, local_of
-from embedfit.encode.pooling import pooling_of, pools_itself
-from embedfit.encode.remote import RemoteEncoder, is_remote
-from embedfit.errors import ConfigError, DataError
+from embedfit.encode.local import ModelEncoder, local_of
+from embedfit.encode.named import encoder_of
+from embedfit.errors import DataError
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.files import clear_leftovers, digest
-from embedfit.hub import model_folder
 from embedfit.pipeline.generating import write_queries
 from embedfit.pipeline.needs import check_method
 from embedfit.pipeline.parts import answer_texts, folds_of, gated, read, splits_of, without_held_out
@@ -35,39 +33,6 @@ from embedfit.retrieve.engine import Engine, LocalEngine, RayEngine
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import DEPTH, Run
 from embedfit.tune.candidates import has_judged_negatives
-
-
-def encoder_of(config: ModelConfig, name: str | None = None) -> Encoder:
-    """Return the encoder that a configuration names, or another model with the configured prompts and precision.
-
-    Args:
-        config: Settings of the model.
-        name: Folder, Hub name, remote encoder (`embedfit.encode.remote`) or path of an ``adapter.safetensors``.
-
-    Raises:
-        EmbedfitError: The model does not exist, or its API key is missing.
-    """
-    name = name or config.name
-    if is_remote(name):
-        if config.pooling != "auto":
-            raise ConfigError(f"model.pooling is for models that run here, and {name} does its own pooling; fix: leave it out")
-        if config.precision != "auto":
-            console.note(f"model.precision is not used: {name} runs behind an API")
-        return RemoteEncoder(name, query_prompt=config.query_prompt, document_prompt=config.document_prompt, price=config.price)
-    if name.endswith(".safetensors") and Path(name).is_file():
-        from embedfit.encode.adapted import AdaptedEncoder, load_adapter
-
-        adapter = load_adapter(name)
-        return AdaptedEncoder(CachedEncoder(encoder_of(config, adapter.base_name)), adapter)
-    if config.price is not None and name == config.name:
-        console.note(f"model.price is not used: {name} is not a remote encoder")
-    query, document = config.query_prompt, config.document_prompt
-    pooling = config.pooling
-    if pooling != "auto" and name != config.name:
-        folder = model_folder(name, proof="config.json")
-        if pools_itself(folder) or pooling_of(folder):
-            pooling = "auto"  # another model may define its own
-    return LocalEncoder(name, query_prompt=query, document_prompt=document, precision=config.precision, pooling=pooling)
 
 
 def engine_of(name: Literal["local", "ray"]) -> Engine:

@@ -15,11 +15,12 @@ from embedfit.data.split import group_numbers
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, complete
 from embedfit.encode.local import seconds_alone
+from embedfit.encode.named import encoder_of
 from embedfit.evaluation.compare import compare_scores
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.hub import public_name
 from embedfit.metrics import KS
-from embedfit.pipeline.job import encoder_of, engine_of
+from embedfit.pipeline.job import engine_of
 from embedfit.pipeline.needs import check_installed
 from embedfit.pipeline.parts import read
 from embedfit.retrieve.engine import Engine, LocalEngine

@@ -12,15 +12,17 @@ from embedfit.data.check import Finding
 from embedfit.data.dataset import Dataset
 from embedfit.encode.encoder import Encoder
 from embedfit.encode.local import LocalEncoder
+from embedfit.encode.named import encoder_of
 from embedfit.errors import DataError, ModelError, did_you_mean
 from embedfit.evaluation.comparison import Comparison, Verdict
 from embedfit.evaluation.score import Scores
-from embedfit.pipeline.job import encoder_of
 from embedfit.pipeline.parts import read
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+    from embedfit.searcher.searcher import Searcher
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Result:
 
     Attributes:
         folder: Run directory.
-        comparison: Base and tuned on the held-out queries, paired by query.
+        comparison: Base model and searcher on the held-out queries, paired by query.
+        alone: Base and tuned model on the same queries, each by its documents' vectors alone.
         others: Scores of further baselines on the same queries.
         findings: Problems, warnings and notes about the data.
         manifest: Contents of manifest.json: configuration, identities, sizes and times.
@@ -38,6 +41,7 @@ class Result:
 
     folder: Path
     comparison: Comparison
+    alone: Comparison
     others: tuple[Scores, ...]
     findings: tuple[Finding, ...]
     manifest: dict[str, Any]
@@ -47,6 +51,13 @@ class Result:
     def model(self) -> Path:
         """The model to use: an ordinary sentence-transformers folder."""
         return self.folder / str(self.manifest["model"])
+
+    @property
+    def searcher(self) -> Searcher:
+        """What is to be deployed: the tuned model, the documents, the labelled queries, and probabilities. Loaded at each access."""
+        from embedfit.searcher.searcher import Searcher
+
+        return Searcher.load(self.folder / "searcher")
 
     @property
     def verdict(self) -> Verdict:
@@ -109,9 +120,13 @@ def read_result(folder: str | Path, *, reused: bool = True) -> Result:
 
     seen = queries.seen.tolist() if "seen" in queries else None
     comparison = Comparison.from_dict(payload, scores("base_", payload["base"]), scores("tuned_", payload["tuned"]), seen)
+    alone = comparison
+    if (folder / "alone.json").exists():  # not in a run of an earlier version
+        payload = json.loads((folder / "alone.json").read_text(encoding="utf-8"))
+        alone = Comparison.from_dict(payload, scores("base_", payload["base"]), scores("alone_", payload["tuned"]), seen)
     baselines = tuple(scores(f"{name.lower()}_", name) for name in manifest["others"])
     findings = tuple(Finding(**{**row, "ids": tuple(row["ids"])}) for row in manifest["findings"])
-    return Result(folder, comparison, baselines, findings, manifest, reused)
+    return Result(folder, comparison, alone, baselines, findings, manifest, reused)
 
 
 def check_unchanged(result: Result) -> None:
@@ -158,7 +173,7 @@ def held_out_of(result: Result, metric: str) -> tuple[dict[str, str], dict[str, 
 
     frame = pd.read_parquet(result.folder / "queries.parquet")
     texts = dict(zip(frame.query_id, frame["query"], strict=True))
-    column = next((name for name in (f"published_{metric}", f"tuned_{metric}") if name in frame), None)
-    if column is None or (column.startswith("tuned_") and len(result.manifest["split"]) > 1):
+    column = next((name for name in (f"published_{metric}", f"alone_{metric}", f"tuned_{metric}") if name in frame), None)
+    if column is None or (not column.startswith("published_") and len(result.manifest["split"]) > 1):
         return texts, {}
     return texts, dict(zip(frame.query_id, map(float, frame[column]), strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,6 +19,7 @@ from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder
 from embedfit.errors import ConfigError
 from embedfit.pipeline.job import Job, locked
+from embedfit.pipeline.kept_out import parts_for_weights
 from embedfit.pipeline.needs import check_installed, local, note_unused
 from embedfit.retrieve.engine import LocalEngine
 from embedfit.tune.training import Training
@@ -51,22 +53,36 @@ ON_ALL = "tuning on all queries"
 def training_steps(job: Job) -> list[str]:
     """Return the names of the trainings of a run, in order."""
     names = [step for seed in range(job.config.evaluate.seeds) for step in _steps_of(job, seed)]
-    return [*names, *([ON_ALL] if len(job.splits) > 1 else [])]
+    more = [_weights_step(job, seed) for seed in range(job.config.evaluate.seeds)] if parts_for_weights(job)[0].model else []
+    return [*names, *([ON_ALL] if len(job.splits) > 1 else []), *more]
 
 
-def train_all(job: Job, folder: Path, plan: Plan) -> tuple[list[list[Tuned]], Tuned]:
-    """Tune once per split and seed, and once more for the model to use.
+@dataclass(frozen=True)
+class Trained:
+    """The trainings of a run.
+
+    Attributes:
+        parts: Trainings of each seed, one per split.
+        for_weights: Trainings of each seed whose unseen queries the searcher's weights are learnt on.
+        final: Training of the model to use.
+    """
+
+    parts: list[list[Tuned]]
+    for_weights: list[list[Tuned]]
+    final: Tuned
+
+
+def train_all(job: Job, folder: Path, plan: Plan) -> Trained:
+    """Tune once per split and seed, once more for the model to use, and once more for the searcher's weights where that is needed.
 
     Args:
         job: Data, parts and settings.
         folder: Run directory.
         plan: Plan with the steps of `training_steps`.
-
-    Returns:
-        The trainings of each seed, one per split; and the training of the model to use.
     """
     trainings = [_train(job, _seed_folder(folder, seed), seed, plan) for seed in range(job.config.evaluate.seeds)]
-    return trainings, _final(job, trainings[0], folder, plan)
+    final = _final(job, trainings[0], folder, plan)
+    return Trained(trainings, [_for_weights(job, training, folder, seed, plan) for seed, training in enumerate(trainings)], final)
 
 
 def help_training(job: Job, folder: Path) -> NoReturn:
@@ -104,6 +120,21 @@ def _final(job: Job, training: Sequence[Tuned], folder: Path, plan: Plan) -> Tun
     changes = {"epochs": round(statistics.median(epochs))} if epochs else {}
     with _working(plan, ON_ALL, folder):
         return tune_part(job, job.dataset.select(job.dataset.judged), None, folder, changes)
+
+
+def _for_weights(job: Job, training: list[Tuned], folder: Path, seed: int, plan: Plan) -> list[Tuned]:
+    """Return the trainings whose unseen queries the searcher's weights are learnt on: the folds', or one more."""
+    part, tuned = parts_for_weights(job)[0], training[0]
+    if not part.model:
+        return training
+    changes = {"seed": job.config.tune.seed + seed, **({"epochs": tuned.epoch} if tuned.epoch else {})}
+    where = _seed_folder(folder, seed) / "weights"
+    with _working(plan, _weights_step(job, seed), where):
+        return [tune_part(job, part.known, None, where, changes)]
+
+
+def _weights_step(job: Job, seed: int) -> str:
+    return "tuning for the searcher's weights" + (f", seed {seed + 1}" if job.config.evaluate.seeds > 1 else "")
 
 
 def _working(plan: Plan, step: str, folder: Path) -> AbstractContextManager[None]:

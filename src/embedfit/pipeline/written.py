@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 def write_run(
     folder: Path,
     comparison: Comparison,
+    alone: Comparison,
     baselines: tuple[Scores, ...],
     queries: pd.DataFrame,
     suspects: pd.DataFrame,
@@ -35,6 +36,8 @@ def write_run(
     frame = queries.assign(
         **{f"{scores.name.lower()}_{name}": values for scores in baselines for name, values in scores.values.items()},
         **{f"{scores.name.lower()}_rank": scores.ranks for scores in baselines},
+        **{f"alone_{name}": values for name, values in alone.tuned.values.items()},
+        alone_rank=alone.tuned.ranks,
         **({f"published_{comparison.metric}": published.values[comparison.metric]} if published else {}),
     )
     with writing(folder / "queries.parquet") as file:
@@ -42,6 +45,8 @@ def write_run(
     write_suspects(suspects, folder / "suspects.csv")
     with writing(folder / "comparison.json") as file:
         file.write(json.dumps(comparison.to_dict(), indent=1).encode())
+    with writing(folder / "alone.json") as file:
+        file.write(json.dumps(alone.to_dict(), indent=1).encode())
     with writing(folder / "recall.png") as file:
         comparison.plot().savefig(file, dpi=150, format="png")
     with writing(folder / "report.html") as file:

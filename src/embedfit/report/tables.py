@@ -60,7 +60,7 @@ class Report:
     forgetting: Forgetting | None = None
 
 
-def per_query(dataset: Dataset, comparison: Comparison, base: Run, tuned: Run) -> pd.DataFrame:
+def per_query(dataset: Dataset, comparison: Comparison, base: Run, tuned: Run, chances: Mapping[str, float] | None = None) -> pd.DataFrame:
     """Return a frame with one row per held-out query: its text, right answers, ranks under both models, and their top documents.
 
     Args:
@@ -68,6 +68,7 @@ def per_query(dataset: Dataset, comparison: Comparison, base: Run, tuned: Run) -
         comparison: Comparison of the two models on the held-out queries.
         base: Run of the base model.
         tuned: Run of the tuned model.
+        chances: Query id -> probability that the tuned model's best answer is right; None if there are no probabilities.
     """
     frame = comparison.per_query()
     frame.insert(1, "query", [dataset.queries[id].text for id in frame.query_id])
@@ -75,6 +76,8 @@ def per_query(dataset: Dataset, comparison: Comparison, base: Run, tuned: Run) -
     for name, run in (("base", base), ("tuned", tuned)):
         row = {id: index for index, id in enumerate(run.query_ids)}
         frame.insert(5, f"{name}_found", [run.documents_at(row[id], 3) for id in frame.query_id])
+    if chances:
+        frame["probability"] = [chances[id] for id in frame.query_id]
     return frame
 
 

@@ -1,0 +1,48 @@
+"""From the name of a model to its encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from embedfit import console
+from embedfit.encode.cache import CachedEncoder
+from embedfit.encode.encoder import Encoder
+from embedfit.encode.local import LocalEncoder
+from embedfit.encode.pooling import pooling_of, pools_itself
+from embedfit.encode.remote import RemoteEncoder, is_remote
+from embedfit.errors import ConfigError
+from embedfit.hub import model_folder
+from embedfit.sections import ModelConfig
+
+
+def encoder_of(config: ModelConfig, name: str | None = None) -> Encoder:
+    """Return the encoder that a configuration names, or another model with the configured prompts and precision.
+
+    Args:
+        config: Settings of the model.
+        name: Folder, Hub name, remote encoder (`embedfit.encode.remote`) or path of an ``adapter.safetensors``.
+
+    Raises:
+        EmbedfitError: The model does not exist, or its API key is missing.
+    """
+    name = name or config.name
+    if is_remote(name):
+        if config.pooling != "auto":
+            raise ConfigError(f"model.pooling is for models that run here, and {name} does its own pooling; fix: leave it out")
+        if config.precision != "auto":
+            console.note(f"model.precision is not used: {name} runs behind an API")
+        return RemoteEncoder(name, query_prompt=config.query_prompt, document_prompt=config.document_prompt, price=config.price)
+    if name.endswith(".safetensors") and Path(name).is_file():
+        from embedfit.encode.adapted import AdaptedEncoder, load_adapter
+
+        adapter = load_adapter(name)
+        return AdaptedEncoder(CachedEncoder(encoder_of(config, adapter.base_name)), adapter)
+    if config.price is not None and name == config.name:
+        console.note(f"model.price is not used: {name} is not a remote encoder")
+    query, document = config.query_prompt, config.document_prompt
+    pooling = config.pooling
+    if pooling != "auto" and name != config.name:
+        folder = model_folder(name, proof="config.json")
+        if pools_itself(folder) or pooling_of(folder):
+            pooling = "auto"  # another model may define its own
+    return LocalEncoder(name, query_prompt=query, document_prompt=document, precision=config.precision, pooling=pooling)

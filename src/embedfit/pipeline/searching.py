@@ -1,0 +1,274 @@
+"""The searcher of a run: what is learnt on queries that no model was trained on, and what is deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedfit.data.dataset import Dataset
+from embedfit.data.records import record_type
+from embedfit.encode.cache import CachedEncoder
+from embedfit.encode.encoder import Encoder, complete
+from embedfit.evaluation.calibration import Calibrator, best_answers, out_of_fold
+from embedfit.evaluation.conformal import ConformalSets
+from embedfit.evaluation.threshold import Threshold, choose_threshold
+from embedfit.pipeline.job import Job
+from embedfit.pipeline.kept_out import Part, parts_for_weights, with_dev
+from embedfit.pipeline.needs import local
+from embedfit.retrieve.run import Run
+from embedfit.searcher.fusion import Evidence
+from embedfit.searcher.gather import SCALE, Corpus, Examples, Views
+from embedfit.searcher.learn import Learnt, cross_fitted, run_of_evidence
+from embedfit.searcher.parts import Parts
+from embedfit.searcher.searcher import Searcher
+from embedfit.searcher.views import BASE, DOCUMENTS, TERMS, WORDS, Array, View
+
+if TYPE_CHECKING:
+    from embedfit.pipeline.training import Trained
+
+SEARCHER = "searcher"
+"""Name of the step that measures and builds it."""
+UNTUNED, ALONE = "searcher over the base model", "tuned model alone"
+"""Names of the other methods in tables."""
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How far answers can be trusted, learnt on queries that no model was trained on.
+
+    Attributes:
+        probability: Probability of each query's best answer, by a calibrator that was fitted without it; shape (queries,).
+        calibrator: Calibrator fitted on all of these queries.
+        threshold: Probability from which an answer needs no person.
+        sets: Number of candidates that hold a right one.
+    """
+
+    probability: npt.NDArray[np.float64]
+    calibrator: Calibrator
+    threshold: Threshold
+    sets: ConformalSets
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A searcher's rankings, and what it learnt.
+
+    Attributes:
+        run: Rankings of the held-out queries, by weights that were learnt without them.
+        chances: Query id -> probability that its best answer is right; empty for too few queries.
+        learnt: Weights.
+        trust: How far answers can be trusted; None for too few queries.
+    """
+
+    run: Run
+    chances: dict[str, float]
+    learnt: Learnt
+    trust: Trust | None
+
+
+@dataclass
+class Bench:
+    """The views of one job, shared between encoders where they do not depend on one.
+
+    Attributes:
+        job: Data, parts and settings.
+    """
+
+    job: Job
+    _words: dict[str, View] = field(default_factory=dict)
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The queries to learn the weights on."""
+        return parts_for_weights(self.job)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views that the settings ask for; documents are always among them."""
+        return tuple(dict.fromkeys((DOCUMENTS, *self.job.config.searcher.views)))
+
+    @property
+    def base(self) -> Encoder | None:
+        """The model before it was tuned, if a view may read its vectors: not if each query has a price, or if an adapter maps them."""
+        asks = BASE in self.views and self.job.config.tune.method != "adapter"
+        return self.encoder(self.job.base) if asks and not complete(self.job.base).remote else None
+
+    @cached_property
+    def groups(self) -> dict[str, int]:
+        """Query id -> number of its group."""
+        return self.job.groups
+
+    def encoder(self, model: Encoder) -> Encoder:
+        """Return a model on the job's engine, with a cache."""
+        return CachedEncoder(self.job.engine.encoder(model))
+
+    def built(self, encoder: Encoder, known: Dataset, *, tuned: bool, scale: float | None = None) -> tuple[Corpus, Examples, Views]:
+        """Return the documents, the examples, and the views on them.
+
+        Args:
+            encoder: Encoder of queries and documents.
+            known: Labelled queries.
+            tuned: Whether the encoder is another model than the base.
+            scale: Scale of the soft maximum over a document's examples; by default the usual one.
+        """
+        base = self.base if tuned else None
+        corpus = Corpus.of(self.job.dataset, encoder, self.job.template)
+        examples = Examples.of(known, encoder, corpus.ids, base)
+        names = [view for view in self.views if view != BASE or base]
+        keys = {WORDS: WORDS, TERMS: "\n".join(known.queries)}  # neither depends on an encoder
+        given = {name: self._words[key] for name, key in keys.items() if name in names and key in self._words}
+        views = Views.fit(corpus, examples, names, given=given, scale=scale or SCALE)
+        self._words |= {key: views.views[name] for name, key in keys.items() if name in views.views}
+        return corpus, examples, views
+
+    def evidence(self, encoders: Sequence[Encoder], *, tuned: bool) -> tuple[Evidence, tuple[str, ...]]:
+        """Return what the views say about the asked queries of each part, and the document ids.
+
+        Args:
+            encoders: Encoder of each part.
+            tuned: Whether they are other models than the base.
+        """
+        gathered: list[Evidence] = []
+        ids: tuple[str, ...] = ()
+        for model, part in zip(encoders, self.parts, strict=True):
+            encoder = self.encoder(model)
+            corpus, _, views = self.built(encoder, part.known, tuned=tuned)
+            gathered.append(views.gather(part.asked, encoder, corpus.ids, self.base if tuned else None))
+            ids = corpus.ids
+        return Evidence.joined(gathered), ids
+
+    def run(self, encoders: Sequence[Encoder], final: Encoder, *, tuned: bool) -> Searched:
+        """Learn the weights, and search the held-out queries.
+
+        Args:
+            encoders: Encoder of each part that the weights are learnt on.
+            final: Encoder of the only split's model; ignored with folds.
+            tuned: Whether they are other models than the base.
+        """
+        job, seed = self.job, self.job.config.split.seed
+        evidence, ids = self.evidence(encoders, tuned=tuned)
+        learnt = Learnt.of(evidence, self.views, seed=seed)
+        groups = np.array([self.groups[id] for id in evidence.query_ids])
+        scores = cross_fitted(evidence, groups, self.views, seed=seed)
+        trust = self.trust(evidence, scores, groups)
+        if len(job.splits) > 1:
+            run, chances = run_of_evidence(evidence, scores, ids, job.depth), trust.probability if trust else None
+        else:
+            [(train, dev, test)] = job.parts
+            searcher = self.searcher(final, with_dev(job.dataset, train, dev), learnt, trust, tuned=tuned)
+            run, chances = searcher.rank_with_chances(test, job.depth)
+        return Searched(run, {} if chances is None else dict(zip(run.query_ids, chances.tolist(), strict=True)), learnt, trust)
+
+    def trust(self, evidence: Evidence, scores: Array, groups: npt.NDArray[np.int64]) -> Trust | None:
+        """Return how far answers can be trusted; None for too few queries.
+
+        Args:
+            evidence: Queries with their right answers.
+            scores: Fused scores by weights that were fitted without each query; shape (n, m).
+            groups: Number of each query's group.
+        """
+        if len(np.unique(groups)) < 2:
+            return None
+        settings, seed = self.job.config.searcher, self.job.config.split.seed
+        chances = out_of_fold(scores, evidence.relevant, groups, seed=seed)
+        probability, correct = best_answers(chances, evidence.relevant)
+        return Trust(
+            probability,
+            Calibrator.fit(scores, evidence.relevant, groups),
+            choose_threshold(probability, correct, groups, precision=settings.precision, seed=seed),
+            ConformalSets.fit(chances, evidence.relevant, groups, coverage=settings.coverage),
+        )
+
+    def searcher(self, model: Encoder, known: Dataset, learnt: Learnt, trust: Trust | None, *, tuned: bool) -> Searcher:
+        """Return the searcher over an encoder, with labelled queries as its examples."""
+        encoder = self.encoder(model)
+        corpus, examples, views = self.built(encoder, known, tuned=tuned, scale=learnt.scale)
+        used = {name: view for name, view in views.views.items() if name in (*learnt.fusion.views, DOCUMENTS)}
+        data = self.job.config.data
+        query_template = record_type(data.record, template=data.query_template).template if data.record else None
+        parts = Parts(
+            encoder,
+            self.job.dataset.corpus,
+            corpus,
+            examples,
+            Views(used, views.count, views.scale),
+            learnt.fusion,
+            self.job.template,
+            base=self.base if BASE in used else None,
+            query_template=query_template,
+            calibrator=trust.calibrator if trust else None,
+            threshold=trust.threshold if trust else None,
+            sets=trust.sets if trust else None,
+        )
+        searcher = Searcher(parts)
+        return searcher if self.job.config.searcher.keep_texts else searcher.without_texts()
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """The searcher, and its rankings of the held-out queries.
+
+    Attributes:
+        searched: Rankings, one for each seed.
+        untuned: Rankings of the searcher over the base model; None if the searcher has the documents alone.
+        searcher: Searcher to deploy.
+    """
+
+    searched: list[Searched]
+    untuned: Run | None
+    searcher: Searcher
+
+
+def measure_searchers(bench: Bench, trained: Trained, model: Encoder, weight: float, folder: Path) -> Deployed:
+    """Measure the searcher over the tuned models and over the base model.
+
+    Args:
+        bench: Parts of the job.
+        trained: Trainings.
+        model: Model to deploy.
+        weight: Weight of the tuned model where it is merged with the base.
+        folder: Run directory.
+    """
+    job = bench.job
+    untuned = None
+    if bench.views != (DOCUMENTS,):
+        untuned = bench.run([job.base] * len(bench.parts), job.base, tuned=False).run
+    measured = []
+    for seed, (training, for_weights) in enumerate(zip(trained.parts, trained.for_weights, strict=True)):
+        where = folder / "seeds" / str(seed) if seed else folder
+        encoders = [
+            merged_with_base(job, tuned.encoder, weight, where / "folds" / str(fold) / "kept") for fold, tuned in enumerate(for_weights)
+        ]
+        final = model if seed == 0 or len(training) > 1 else merged_with_base(job, training[0].encoder, weight, where / "kept")
+        measured.append(bench.run(encoders, final, tuned=True))
+    [*_, (train, dev, _)] = job.parts
+    known = job.dataset.select(job.dataset.judged) if len(job.splits) > 1 else with_dev(job.dataset, train, dev)
+    searcher = bench.searcher(model, known, measured[0].learnt, measured[0].trust, tuned=True)
+    return Deployed(measured, untuned, searcher)
+
+
+def merged_with_base(job: Job, model: Encoder, weight: float, folder: Path) -> Encoder:
+    """Return a tuned model, merged with the base if its weight is under 1."""
+    if weight == 1:
+        return model
+    from embedfit.tune.merge import merge_models
+
+    return merge_models(local(job.base), local(model), weight, folder)
+
+
+def described(searcher: Searcher) -> dict[str, Any]:
+    """Return what a manifest says about a searcher."""
+    parts = searcher.parts
+    return {
+        "views": list(parts.fusion.views),
+        "documents": len(parts.corpus.ids),
+        "examples": len(parts.examples.query_ids),
+        "threshold": parts.threshold.to_dict() if parts.threshold else None,
+        "sets": parts.sets.to_dict() if parts.sets else None,
+    }

@@ -1,0 +1,1 @@
+"""What is deployed: an encoder, documents, labelled examples, and a calibration."""
