@@ -17,6 +17,7 @@ from embedfit.data.write import write_beir
 from embedfit.encode.local import LocalEncoder
 from embedfit.encode.named import encoder_of
 from embedfit.errors import ConfigError, DataError, StorageError
+from embedfit.evaluation.score import score_run
 from embedfit.pipeline import experiment, job, measuring, needs, parts, publishing, training
 from embedfit.pipeline.job import Job
 from embedfit.pipeline.notes import notes_on
@@ -65,7 +66,7 @@ def test_base_and_tuned_are_compared_on_the_same_test_queries(result):
         hits = [expected[0] == found[0] for expected, found in zip(frame.expected, frame[f"{side}_found"], strict=True)]
         assert scores.mean("recall@1") == pytest.approx(np.mean(hits))
         assert (frame[f"{side}_rank"] == 1).tolist() == hits
-    assert [other.name for other in result.others] == ["BM25"]
+    assert [other.name for other in result.others] == ["BM25", "searcher over the base model", "tuned model alone"]
 
 
 def test_what_is_measured_is_what_the_saved_model_gives(result, settings):
@@ -74,7 +75,31 @@ def test_what_is_measured_is_what_the_saved_model_gives(result, settings):
     test = dataset.select(result.comparison.tuned.query_ids)
     again = measuring.measure(LocalEncoder(result.model), test, ks=config.evaluate.k)
     for name, values in again.values.items():
+        np.testing.assert_array_equal(values, result.alone.tuned.values[name])
+
+
+def test_what_is_measured_is_what_the_saved_searcher_gives(result, settings):
+    config = make_config(settings)
+    dataset = parts.read(config.data)
+    test = dataset.select(result.comparison.tuned.query_ids)
+    run, chances = result.searcher.rank_with_chances(test, 100)
+    again = score_run(run, test.qrels, ks=config.evaluate.k)
+    for name, values in again.values.items():
         np.testing.assert_array_equal(values, result.comparison.tuned.values[name])
+    frame = pd.read_parquet(result.folder / "queries.parquet").set_index("query_id")
+    np.testing.assert_allclose(chances, frame.loc[list(run.query_ids), "probability"], atol=1e-3)
+    hits = result.searcher.search(test.query_texts()[0], k=3)
+    assert [hit.id for hit in hits] == run.documents_at(0, 3)
+    known = {reason.text for hit in hits for reason in hit.because if reason.kind == "example"}
+    assert known.isdisjoint(test.query_texts())  # no held-out query is an example
+
+
+def test_with_documents_alone_the_searcher_is_the_tuned_model(settings, result, tmp_path):
+    alone = experiment.run(make_config({**settings, "output": str(tmp_path), "searcher": {"views": ["documents"]}}))
+    assert [other.name for other in alone.others] == ["BM25"]
+    np.testing.assert_array_equal(alone.comparison.tuned.values["mrr@10"], alone.alone.tuned.values["mrr@10"])
+    np.testing.assert_array_equal(alone.comparison.tuned.values["mrr@10"], result.alone.tuned.values["mrr@10"])
+    assert set(alone.searcher.parts.views.views) == {"documents"}
 
 
 def test_near_duplicates_are_counted_as_one_group(word_encoder):
@@ -283,7 +308,7 @@ def test_keeping_all_of_the_general_score_merges_with_the_base(settings, tmp_pat
     assert result.model == result.folder / "kept" / "model"
     dataset = parts.read(make_config(settings).data)
     measured = measuring.measure(LocalEncoder(result.model), dataset.select(result.comparison.tuned.query_ids))
-    assert measured.mean("mrr@10") == pytest.approx(result.comparison.tuned.mean("mrr@10"), abs=0.02)
+    assert measured.mean("mrr@10") == pytest.approx(result.alone.tuned.mean("mrr@10"), abs=0.02)
     general = general_set()
     kept, base = (measuring.measure(LocalEncoder(one), general).mean("mrr@10") for one in (result.model, settings["model"]["name"]))
     assert kept >= 0.98 * base - 0.005
@@ -454,12 +479,12 @@ def test_labels_have_no_new_answers_so_nothing_is_added(result):
 def test_the_card_of_a_run_has_both_strata(passages_run, tmp_path):
     [publication] = publishing.prepare_publications(passages_run.folder, str(tmp_path / "card"))
     text = publication.files["README.md"].decode()
-    assert passages_run.comparison.sentence in text
-    for stratum in passages_run.comparison.strata:
+    assert passages_run.alone.sentence in text
+    for stratum in passages_run.alone.strata:
         row = stratum["ndcg@10"]
         assert f"| ndcg@10, {stratum.label} | {row.base:.3f} | {row.tuned:.3f} | {row.difference:+.3f} |" in text
     said = json.loads(publication.files["embedfit.json"])["comparison"]["strata"]
-    assert [row["queries"] for row in said] == [stratum.queries for stratum in passages_run.comparison.strata]
+    assert [row["queries"] for row in said] == [stratum.queries for stratum in passages_run.alone.strata]
 
 
 def test_answers_of_a_further_data_set_count_as_seen(passages, tiny_model, tmp_path):
