@@ -282,21 +282,21 @@ def _temperature(scores: Floats, relevant: npt.NDArray[np.bool_], weight: float)
     """
     answered = relevant.any(axis=1)
     scores, relevant = scores[answered], relevant[answered]
+    below_top = scores - scores.max(axis=1, initial=-np.inf, keepdims=True)
+    best = np.where(relevant, below_top, -np.inf).max(axis=1, initial=-np.inf, keepdims=True)
+    below_best = np.where(relevant, below_top - best, -np.inf)
 
-    def loss(logs: Floats) -> Floats:
-        losses = (logs / _TEMPERATURE_SPREAD) ** 2 / 2
-        for place, log in enumerate(logs):
-            scaled = scores * np.exp(-log)
-            losses[place] -= weight * (logsumexp(np.where(relevant, scaled, -np.inf), axis=1) - logsumexp(scaled, axis=1)).sum()
-        return losses
+    def loss(log: float) -> float:
+        inverse = np.exp(-log)
+        right, every = np.exp(below_best * inverse).sum(axis=1), np.exp(below_top * inverse).sum(axis=1)
+        likelihood = (np.log(right) - np.log(every)).sum() + best.sum() * inverse
+        return float((log / _TEMPERATURE_SPREAD) ** 2 / 2 - weight * likelihood)
 
-    low, high = -3.0, 3.0
-    for _ in range(5):  # the loss has one minimum in 1 / T, so a finer grid around the best place finds it
-        grid = np.linspace(low, high, 13)
-        best = grid[int(loss(grid).argmin())]
-        step = grid[1] - grid[0]
-        low, high = best - step, best + step
-    return float(np.exp(best))
+    middle, reach = 0.0, 3.0
+    for _ in range(6):  # a finer and finer grid around the best place: from steps of 0.75 to steps of 0.0007
+        grid = np.linspace(middle - reach, middle + reach, 9)
+        middle, reach = float(grid[int(np.argmin([loss(log) for log in grid]))]), reach / 4
+    return float(np.exp(middle))
 
 
 def _correction(design: Floats, odds: Floats, right: npt.NDArray[np.bool_], weight: float) -> Floats:

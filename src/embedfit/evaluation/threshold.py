@@ -12,6 +12,7 @@ from scipy.special import bdtr, bdtrik, betaincinv
 
 from embedfit.errors import DataError
 from embedfit.evaluation.calibration import VERSION, Bools, effective_size, numbered, saved
+from embedfit.evaluation.reliability import checked_answers
 from embedfit.evaluation.score import Groups
 from embedfit.evaluation.statistics import DRAWS, Floats, extended_means, half_means, unequal
 
@@ -111,7 +112,7 @@ def choose_threshold(
     Raises:
         DataError: The arrays do not fit together, there is no query, or a share is not between 0 and 1.
     """
-    values, right = _checked(probability, correct)
+    values, right = checked_answers(probability, correct)
     for name, share in (("precision", precision), ("confidence", confidence)):
         if not 0 < share < 1:
             raise DataError(name, f"{share}", expected="a number between 0 and 1, both excluded, such as 0.95")
@@ -236,12 +237,3 @@ def _reason(precision: float, confidence: float, answers: int, errors: int, grou
         return start + f"of the {answers} most probable answers, {errors} {'is' if errors == 1 else 'are'} wrong"
     of_groups, queries = ("", "queries") if single else (" of separate groups", "groups of queries")
     return start + f"at least {needed} answers{of_groups} are needed, all of them right, and there are {groups} {queries}"
-
-
-def _checked(probability: npt.ArrayLike, correct: npt.ArrayLike) -> tuple[Floats, Bools]:
-    values, right = np.asarray(probability, np.float64), np.asarray(correct, bool)
-    if values.ndim != 1 or values.shape != right.shape or not len(values):
-        raise DataError("probabilities", f"shapes {values.shape} and {right.shape}", expected="one for each query, at least one")
-    if not ((values >= 0) & (values <= 1)).all():
-        raise DataError("probabilities", "a value is not between 0 and 1", expected="the probability of each query's best answer")
-    return values, right

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from embedfit.metrics import metric_label
 from embedfit.report.tables import Report, confusions, shown_differences
 
 if TYPE_CHECKING:
+    from embedfit.evaluation.calibrate import TrustEvidence
+    from embedfit.evaluation.threshold import Threshold
     from embedfit.generate.outcome import Generated
     from embedfit.studies.forecast import Point
     from embedfit.studies.forgetting import Point as Merge
@@ -133,6 +135,33 @@ def curve_html(
         x=_axis([point.pairs for point in every] + [pairs for pairs, _ in fitted], 66, 596, logarithmic=True),
         y=_axis(levels + ([] if untuned is None else [untuned]), 336, 40),
     )
+
+
+def trust_html(title: str, threshold: Threshold, evidence: TrustEvidence, *, alerts: Sequence[str] = ()) -> str:
+    """Return the promise of precision, the risk-coverage curve and the reliability diagram as an HTML page.
+
+    Args:
+        title: Title of the page.
+        threshold: Threshold of trusted answers.
+        evidence: Measurements of the probabilities.
+        alerts: Sentences in red above everything else.
+    """
+    return _page("trust.html", title, alerts, threshold=threshold, evidence=evidence, charts=trust_axes(threshold, evidence))
+
+
+def trust_axes(threshold: Threshold, evidence: TrustEvidence) -> dict[str, Any]:
+    """Return the axes of the charts of the macro ``trust`` in parts.html."""
+    lowest = min([point.precision for point in evidence.curve] + [threshold.precision])
+    least = max(0.0, math.floor(10 * lowest - 1) / 10)
+    curve = [replace(point, low=max(point.low, least)) for point in evidence.curve]
+    quarters = tuple((place / 4, f"{25 * place}%") for place in range(5))
+    tenths = tuple((place / 10, f"{10 * place}%") for place in range(round(10 * least), 11, 1 if least >= 0.5 else 2))
+    return {
+        "curve": curve,
+        "x": _Axis(0.0, 1.0, 66, 596, quarters),
+        "y": _Axis(least, 1.0, 336, 40, tenths),
+        "square": {"x": _Axis(0.0, 1.0, 66, 596, quarters), "y": _Axis(0.0, 1.0, 336, 40, quarters)},
+    }
 
 
 def generated_html(title: str, generated: Generated) -> str:
