@@ -230,7 +230,8 @@ class TuneConfig(Section):
     memory_gb: float | None = Field(
         None,
         gt=0,
-        description="Memory for the activations of a step, in GiB; larger steps are computed in parts. By default a third of all memory.",
+        description="Memory for the activations of a step, and as much for the states above frozen layers, in GiB. What exceeds it is "
+        "computed again. By default a third and an eighth of all memory.",
     )
     matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (), description="Smaller dimensions to train for, so that vectors can be truncated to them."

@@ -1,5 +1,7 @@
 import pytest
 
+from embedfit.encode.local import load_model
+from embedfit.hub import model_folder
 from embedfit.tune import trainer
 from embedfit.tune.full import tune_model
 
@@ -29,3 +31,15 @@ def killed(monkeypatch):
         return sorted(int(path.name.removeprefix("checkpoint-")) for path in (folder / "checkpoints").glob("checkpoint-*"))
 
     return tune
+
+
+@pytest.fixture(scope="session")
+def two_layers(tmp_path_factory):
+    """The folder of all-MiniLM-L6-v2 cut down to its first two layers."""
+    model = load_model(model_folder("all-MiniLM-L6-v2"))
+    transformer = model.transformers_model
+    transformer.encoder.layer = transformer.encoder.layer[:2]
+    transformer.config.num_hidden_layers = 2
+    folder = tmp_path_factory.mktemp("two") / "layers"
+    model.save_pretrained(str(folder), create_model_card=False)
+    return folder

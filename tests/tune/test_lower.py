@@ -16,18 +16,6 @@ TEXTS = ["a text", "a longer text about the price of cheese in Paris and elsewhe
 
 
 @pytest.fixture(scope="module")
-def two_layers(tmp_path_factory):
-    """The folder of all-MiniLM-L6-v2 cut down to its first two layers."""
-    model = load_model(model_folder("all-MiniLM-L6-v2"))
-    transformer = model.transformers_model
-    transformer.encoder.layer = transformer.encoder.layer[:2]
-    transformer.config.num_hidden_layers = 2
-    folder = tmp_path_factory.mktemp("two") / "layers"
-    model.save_pretrained(str(folder), create_model_card=False)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def few(transactions):
     """24 training queries over 27 labels."""
     return transactions.select(transactions.judged[::12][:24])

@@ -272,14 +272,15 @@ def until(trainer, *inputs, **named):
     return step(trainer, *inputs, **named)
 trainer.RecordingTrainer.training_step = until
 tune_model(LocalEncoder(sys.argv[1], precision="fp32"), data.select(split.train[::5]), data.select(split.dev[:10]), sys.argv[2],
-           TuneConfig(epochs=2, batch_size=16, candidates="mined", negatives=4, memory_gb=0.001))
+           TuneConfig(epochs=2, batch_size=16, candidates="mined", negatives=4, freeze=1, memory_gb=0.001))
 """
+"""The documents' hidden states after the frozen layer fit in memory, and the queries' do not."""
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does_and_go_on_when_one_of_them_was_killed(tiny_model, tmp_path):
+def test_two_processes_train_as_one_does_and_go_on_when_one_of_them_was_killed(two_layers, tmp_path):
     def train(folder, *launcher, kill=""):
-        command = [sys.executable, *launcher, str(tmp_path / "script.py"), str(tiny_model), str(tmp_path / folder), kill]
+        command = [sys.executable, *launcher, str(tmp_path / "script.py"), str(two_layers), str(tmp_path / folder), kill]
         return subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
 
     (tmp_path / "script.py").write_text(TOGETHER)
@@ -295,6 +296,7 @@ def test_two_processes_train_as_one_does_and_go_on_when_one_of_them_was_killed(t
     assert killed["epoch"] == two["epoch"] == one["epoch"]
     for ours, theirs in zip(two["history"], one["history"], strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
+    assert one["frozen"] == two["frozen"] == killed["frozen"] == 1
     assert killed["history"] == two["history"]
     # Sums over processes are not the same to the last bit.
     ours, theirs = (safetensors.torch.load_file(weights_of(tmp_path / folder / "model")[0]) for folder in ("killed", "two"))
