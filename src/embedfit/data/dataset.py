@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 
 from embedfit.data.columns import Columns, FurtherColumns
-from embedfit.data.documents import check_known
+from embedfit.data.library import check_known
 from embedfit.data.problems import report
 from embedfit.data.texts import PARTS, Contents, Document, Qrels, Query, Row, normalised
 from embedfit.errors import DataError, shown

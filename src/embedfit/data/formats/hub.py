@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from embedfit import console
 from embedfit.data.formats.features import hf_rows
@@ -38,3 +39,18 @@ def hub_rows(source: str) -> Rows:
         raise DataError(source, f"cannot be loaded from the Hub: {reason_of(error)}") from None
     columns = tuple(rows.column_names or ())
     return Rows(source, "Hub data set", hf_rows(rows, source, lambda index: f"{source}[{index}]"), columns)
+
+
+def saved_rows(folder: Path) -> Rows:
+    """Return the rows of a data set that `save_to_disk` wrote.
+
+    Raises:
+        DataError: The folder is not such a data set, or is damaged.
+    """
+    import datasets
+
+    try:
+        rows = datasets.load_from_disk(str(folder))
+    except Exception as error:  # the library raises whatever its parts do
+        raise DataError(str(folder), f"cannot be loaded ({error})", expected="a data set that save_to_disk wrote") from None
+    return Rows(str(folder), "saved data set", hf_rows(rows, str(folder), lambda index: f"{folder}[{index}]"), tuple(rows.column_names))
