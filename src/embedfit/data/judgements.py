@@ -48,7 +48,7 @@ def judgements_of(path: Path, queries: Container[str], options: Options = NO_OPT
     if suffix_of(path) in (".tsv", ".txt", ".qrels", ".qrel", ".trec", ""):
         yield from _lines(path, queries, options)
     else:
-        yield from _rows(open_rows(path, options))
+        yield from judgements_in(open_rows(path, options))
 
 
 def has_judgement_columns(names: Sequence[str]) -> bool:
@@ -73,7 +73,7 @@ def _wrong_header(where: str, seen: str, places: Mapping[str, Sequence[int]]) ->
     return DataError(where, f"is a header with {wrong}: {seen}", expected=expected, fix="name the columns query-id, corpus-id and score")
 
 
-def _rows(table: Rows) -> Iterator[tuple[str, Any]]:
+def judgements_in(table: Rows) -> Iterator[tuple[str, Any]]:
     """Yield the judgements of a table with named columns. Without a column of grades, each document is right."""
     header: list[str] = []
     for where, row in table.rows:

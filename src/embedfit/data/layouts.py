@@ -74,7 +74,13 @@ def _section(folder: Path, section: str, configurations: Mapping[str, list[tuple
         if files:
             return [(stem_of(path).partition(".")[2] or stem_of(path), path) for path in files]
     others = _tables(folder) if section == "qrels" else []
-    return [(path.stem, path) for path in others if part_name(path.stem) and has_judgement_columns(open_rows(path).columns)]
+    return [(path.stem, path) for path in others if part_name(path.stem) and has_judgement_columns(_columns(path))]
+
+
+def _columns(path: Path) -> tuple[str, ...]:
+    """Return the columns of a table, or the keys of its first row."""
+    table = open_rows(path, Options(lines=20))
+    return table.columns or tuple(next((row for _, row in table.rows if not isinstance(row, DataError)), {}))
 
 
 def _tables(folder: Path, *, qrels: bool = False) -> list[Path]:

@@ -7,14 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from embedfit.data.apart import queries_of
+from embedfit.data.apart import contents_apart, queries_of
 from embedfit.data.cells import id_of, plain
 from embedfit.data.columns import Columns
 from embedfit.data.documents import documents_of
-from embedfit.data.formats.features import hf_rows
+from embedfit.data.formats.features import hf_rows, hf_sections
 from embedfit.data.formats.opening import not_named, open_rows
 from embedfit.data.formats.source import Rows
 from embedfit.data.formats.tables import check_distinct
+from embedfit.data.judgements import judgements_in
 from embedfit.data.labels import read_grades, read_labels
 from embedfit.data.library import HINTS, Library, check_known
 from embedfit.data.records import RecordType, record_type
@@ -55,6 +56,9 @@ def table_contents(
     elif template is not None:
         raise ConfigError("template needs record, a record type by its name or class; fix: pass both, or leave both out")
     columns = dataclasses.replace(columns, in_memory=True)
+    sections = hf_sections(source, name) if isinstance(source, Mapping) else {}
+    if sections and documents is None:
+        return contents_of_sections(Rows(name, "data set", iter(()), sections=sections), errors)
     corpus = None if documents is None else documents_of(rows_of(documents, "documents", "documents row"), errors, columns)
     return contents_of(rows_of(source, name), corpus, columns, record, errors)
 
@@ -95,8 +99,16 @@ def beir_contents(queries: Mapping[Any, Any], corpus: Mapping[Any, Any], qrels: 
 
 
 def contents_of_sections(table: Rows, errors: list[DataError]) -> Contents:
-    """Return the contents of a file that holds queries, documents and judgements apart, such as LlamaIndex' JSON."""
-    sections, found = table.sections, list[DataError]()
+    """Return the contents of a source that holds queries, documents and judgements apart.
+
+    They are dicts by id, as in LlamaIndex' JSON, or tables, as in the data sets of MTEB.
+    """
+    sections = table.sections
+    if isinstance(sections["queries"], Rows):
+        corpus, queries = documents_of(sections["documents"], errors), queries_of(sections["queries"], errors)
+        judgements = ((split, judgements_in(rows)) for split, rows in sections["judgements"])
+        return contents_apart(queries, corpus, judgements, table.source, errors, queries_in="the queries")
+    found: list[DataError] = []
     contents = beir_contents(sections["queries"], sections["documents"], sections["judgements"], found)
     errors += [DataError(f"{table.source}: {error.where}", error.problem, expected=error.expected, fix=error.fix) for error in found]
     return contents

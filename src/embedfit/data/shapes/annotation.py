@@ -87,14 +87,14 @@ def _prodigy(where: str, number: int, row: Row, library: Library) -> Iterator[Pa
         document = library.add(read_text(fields, passage, where), id=document_id or id_in(meta, "doc_id", "document_id"), where=where)
         yield Pair(where, number, text, {document: right})
     elif isinstance(row.get("options"), list):
-        options = {id_of(option.get("id")): option.get("text") for option in row["options"] if isinstance(option, Mapping)}
+        options = {id: option.get("text") for option in row["options"] if isinstance(option, Mapping) and (id := id_of(option.get("id")))}
         accepted = row.get("accept") or []
-        ids = [id_of(own) for own in (accepted if isinstance(accepted, list) else [accepted])]
-        unknown = next((own for own in ids if own not in options), None)
-        if unknown is not None:
-            raise DataError(where, f"accepts {shown(unknown)}, which is no option", expected=f"one of {', '.join(map(str, options))}")
+        ids = [id_of(own) or "" for own in (accepted if isinstance(accepted, list) else [accepted])]
+        unknown = [own for own in ids if own not in options]
+        if unknown:
+            raise DataError(where, f"accepts {shown(unknown[0])}, which is no option", expected=f"one of {', '.join(map(str, options))}")
         # Rejecting a task with options rejects what was chosen; a task that is accepted without a choice has no answer.
-        yield Pair(where, number, text, {_label(own or "", options[own], library, where, number): right for own in ids})
+        yield Pair(where, number, text, {_label(own, options[own], library, where, number): right for own in ids})
     else:
         label = row.get("label")
         if not isinstance(label, str) or not label.strip():
@@ -115,7 +115,7 @@ def _fits_flat(keys: frozenset[str], rows: Sequence[Row]) -> bool:
 
 
 SHAPES = (
-    Shape("Argilla", lambda keys, rows: {"fields", "responses"} <= keys, each_row(_record)),
+    Shape("Argilla", lambda keys, rows: {"fields", "responses"} <= keys, each_row(_record, "fields")),
     Shape("Argilla, flat", _fits_flat, each_row(_flat_record)),
     Shape("Prodigy", _fits_prodigy, each_row(_prodigy), mined=True),
 )

@@ -138,6 +138,6 @@ def _ranking(where: str, number: int, data: Row, ranked: Sequence[Any], library:
 
 
 SHAPES = (
-    Shape("Label Studio", lambda keys, rows: "data" in keys and bool(keys & {"annotations", "completions"}), each_row(_task)),
+    Shape("Label Studio", lambda keys, rows: "data" in keys and bool(keys & {"annotations", "completions"}), each_row(_task, "data")),
     Shape("Label Studio, JSON-MIN", lambda keys, rows: {"annotation_id", "lead_time"} <= keys, each_row(_flat)),
 )

@@ -99,8 +99,8 @@ def _ragas_passages(row: Row) -> list[str]:
 
 
 SHAPES = (
-    Shape("SQuAD, articles", lambda keys, rows: "paragraphs" in keys, each_row(_articles)),
+    Shape("SQuAD, articles", lambda keys, rows: "paragraphs" in keys, each_row(_articles, "paragraphs")),
     Shape("SQuAD", _fits_squad, each_row(_squad)),
-    Shape("MS MARCO, questions", _fits_marco, each_row(_marco)),
+    Shape("MS MARCO, questions", _fits_marco, each_row(_marco, "passages")),
     Shape("Ragas", _fits_ragas, each_row(_ragas), passages=_ragas_passages),
 )

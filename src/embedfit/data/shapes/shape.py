@@ -12,7 +12,7 @@ from embedfit.data.columns import GRADE_OF_WORD
 from embedfit.data.labels import says_no_answer
 from embedfit.data.library import HINTS, Library, check_known
 from embedfit.data.texts import Pair, Row
-from embedfit.errors import DataError, shown
+from embedfit.errors import DataError, did_you_mean, shown
 
 Lines: TypeAlias = Iterable[tuple[str, Any]]
 
@@ -36,12 +36,17 @@ class Shape:
     passages: Callable[[Row], list[str]] | None = None
 
 
-def each_row(read: Callable[[str, int, Row, Library], Iterable[Pair]]) -> Callable[[Lines, Library], Iterator[Pair | DataError]]:
-    """Return a function that reads rows one by one. A row that cannot be used becomes an error."""
+def each_row(
+    read: Callable[[str, int, Row, Library], Iterable[Pair]], *needed: str
+) -> Callable[[Lines, Library], Iterator[Pair | DataError]]:
+    """Return a function that reads rows one by one. A row that cannot be used, or lacks a needed key, becomes an error."""
 
     def pairs(lines: Lines, library: Library) -> Iterator[Pair | DataError]:
         for number, (where, row) in enumerate(lines, 1):
             try:
+                for key in needed:
+                    if key not in row:
+                        raise DataError(where, f"key {key!r} is missing (keys: {', '.join(map(str, row))}){did_you_mean(key, row)}")
                 yield from list(read(where, number, row, library))
             except DataError as error:
                 yield error

@@ -108,12 +108,14 @@ def _examples(lines: Lines, library: Library) -> Iterator[Pair | DataError]:
     """Read examples of the older sentence-transformers: ``{"texts": [...], "label": 1.0}``."""
     pairs: list[tuple[str, Row]] = []
     for where, row in lines:
-        texts = row["texts"]
-        if len(texts) == 2 and "label" in row:
+        texts = row.get("texts")
+        if not isinstance(texts, list) or len(texts) < 2:
+            yield DataError(where, f"key 'texts' is {shown(texts)}", expected="a list of two texts or more")
+        elif len(texts) == 2 and "label" in row:
             pairs.append((where, {"sentence1": texts[0], "sentence2": texts[1], "score": row["label"]}))
         else:
             names = ["anchor", "positive", *(f"negative_{place}" for place in range(1, len(texts) - 1))]
-            pairs.append((where, dict(zip(names, texts, strict=False))))
+            pairs.append((where, dict(zip(names, texts, strict=True))))
     yield from (_scores if pairs and "score" in pairs[0][1] else each_row(_tuples))(pairs, library)
 
 
