@@ -303,7 +303,7 @@ def test_judgements_apart_need_documents_and_are_no_run(tmp_path):
     run.write_text("a Q0 d1 1 12.5 bm25\n")
     with pytest.raises(ConfigError, match="qrels needs documents"):
         load(queries, qrels=run)
-    with pytest.raises(ConfigError, match="queries.jsonl has its labels in qrels; fix: leave 'label' out"):
+    with pytest.raises(ConfigError, match=r"queries\.jsonl has its labels in qrels; fix: leave 'label' out"):
         load(queries, documents, run, label="x")
     run.rename(tmp_path / "run.txt")
     line = refusal(queries, documents, tmp_path / "run.txt")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
@@ -115,6 +115,11 @@ class Columns:
         """Return the advice to give an option a value: as an argument, or in embedfit.toml."""
         text = json.dumps(value, ensure_ascii=False)
         return f"pass {name}={text}" if self.in_memory else f"set {name} = {text} in [data]"
+
+    def named(self, names: Mapping[str, str | None]) -> Columns:
+        """Return the columns with names in place of those that are looked for. None leaves a column to be looked for."""
+        changes: dict[str, Any] = {role: name for role, name in names.items() if name}
+        return replace(self, **changes)
 
     @property
     def given(self) -> tuple[str, ...]:

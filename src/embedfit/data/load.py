@@ -86,17 +86,9 @@ def load(
         raise ConfigError("the separator is empty; expected what stands between two labels, such as ';'")
     if isinstance(record, str):
         record = record_type(record, label=label)
-    columns = Columns(
-        query or "",
-        label or "",
-        grade,
-        separator,
-        id=id or "",
-        part=part or "",
-        document_id=document_id or "",
-        document_title=document_title or "",
-        document_text=document_text or "",
-    )
+    names = {"query": query, "label": label, "id": id, "part": part}
+    names |= {"document_id": document_id, "document_title": document_title, "document_text": document_text}
+    columns = Columns(grade=grade, separator=separator).named(names)
     options = Options(encoding or "", delimiter or "", sheet or "", columns.given)
     given = {"label": label, "grade": grade, "separator": separator, "record": record, "part": part}
     folder = not str(source).startswith("hub:") and Path(source).is_dir()
