@@ -22,10 +22,13 @@ from written import (
     xlsx,
 )
 
+import embedfit
 from embedfit.data.check import check_dataset
 from embedfit.data.dataset import Dataset
 from embedfit.data.formats import sniff
 from embedfit.data.load import load
+from embedfit.data.split import split_folds
+from embedfit.data.write import write_jsonl
 from embedfit.errors import ConfigError, DataError
 
 
@@ -136,7 +139,8 @@ def test_annotators_of_label_studio_are_kept_and_cancelled_tasks_say_nothing(tmp
     assert data.queries["1"].metadata == {"annotators": {"1": ["cards"], "b@x.example": ["lost", "cards"]}}
     tasks[0]["annotations"][1]["ground_truth"] = True
     assert load(whole(tmp_path / "p.json", tasks)).qrels["1"] == {"lost": 1, "cards": 1}
-    assert [finding.kind for finding in check_dataset(data) if finding.kind == "unjudged"] == ["unjudged"]
+    [unjudged] = [finding for finding in check_dataset(data) if finding.kind == "unjudged"]
+    assert unjudged.message == "2 queries have no relevant document and are left out; 1 of them are judged to have none"
 
 
 def test_choices_about_a_passage_are_judgements(tmp_path):
@@ -340,3 +344,19 @@ def test_a_file_without_a_header_has_numbers_for_names(tmp_path):
     (tmp_path / "t.tsv").write_text(f"17\t{CARD}\tcards\n18\t{PIN}\tpins\n")
     assert load(tmp_path / "t.tsv", query="2", label="3", id="1").qrels == {"17": {"cards": 1}, "18": {"pins": 1}}
     assert sniff(tmp_path / "t.tsv").columns == ("1", "2", "3")
+
+
+def test_queries_without_an_answer_go_through_checks_splits_scores_and_files(tmp_path, word_encoder):
+    rows = [{"query": f"where is the {word} number {n}", "expected": word} for n in range(8) for word in ("card", "pin", "bank")]
+    rows += [{"query": "what is the weather", "expected": []}, {"query": "who sings this", "expected": None}]
+    rows += [{"query": "tell me a joke", "expected": "None of these"}, {"query": "play chess", "expected": {"bank": 0}}]
+    data = load(lines(tmp_path / "q.jsonl", rows))
+    nothing = {"q25": {}, "q27": {}, "q28": {"bank": 0}}
+    assert len(data.queries) == 28
+    assert {id: grades for id, grades in data.qrels.items() if id not in data.judged} == nothing
+    assert check_dataset(data)
+    for split in split_folds(data, 3):
+        train, _, test = split.datasets(data)
+        assert nothing.keys().isdisjoint([*train.queries, *test.queries])
+    assert embedfit.evaluate(data, [word_encoder]).value.notna().all()
+    assert load(write_jsonl(data, tmp_path / "again") / "queries.jsonl", tmp_path / "again" / "documents.jsonl") == data

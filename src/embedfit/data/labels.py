@@ -22,13 +22,15 @@ _ANY_SEPARATOR = re.compile("|".join(map(re.escape, (*SEPARATORS, *_SIGNS))))
 
 _NO_ANSWER = ("noneofthese", "noneoftheabove", "noanswer", "norelevantdocument", "norelevantdocuments", "nomatch", "unanswerable")
 """Labels that say that no document is right, as `spelling` spells them."""
+_LONGEST = 40
+"""Number of characters from which a label is a name or a text."""
 _PERHAPS_NO_ANSWER = ("none", "null", "nan", "n/a", "na")
 """Labels that say so where the documents are given and none has this id."""
 
 
 def says_no_answer(label: str) -> bool:
     """Return whether a label says that no document is right."""
-    return spelling(label) in _NO_ANSWER
+    return len(label) < _LONGEST and spelling(label) in _NO_ANSWER
 
 
 def read_labels(row: Row, columns: Columns, library: Library, where: str) -> tuple[list[Any] | dict[Any, Any] | None, str]:
