@@ -94,6 +94,22 @@ def test_a_setting_for_a_column_makes_any_file_a_plain_table(tmp_path):
     assert (sniff(path).shape, sniff(path, label="topic").shape) == ("FlagEmbedding", "")
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "walk", "pos": "NOUN", "label": "b"},
+        {"text": "Great", "positive": "0.93", "negative": "0.07", "label": "b"},
+        {"query": "Great", "doc_id": "b", "positive": True},
+        {"question": "Great", "answer": "accept", "label": "b"},
+        {"text": "Great", "data": "x", "label": "b"},
+    ],
+)
+def test_columns_that_only_sound_like_a_tools_are_no_shape(tmp_path, row):
+    path = lines(tmp_path / "t.jsonl", [row])
+    assert sniff(path).shape == ""
+    assert load(path, label="answer" if "answer" in row else None, grade="").judged == ("q1",)
+
+
 # Questions about texts
 
 

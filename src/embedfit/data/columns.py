@@ -250,6 +250,16 @@ def _part_of(rows: Sequence[Row], column: str) -> str:
     return column if values and values <= PART_OF_WORD.keys() else ""
 
 
+def other_parts(rows: Sequence[Row]) -> str:
+    """Return the note on a column that names parts in some rows and something else in others, so that it was not read as the part."""
+    for column in dict.fromkeys(str(name) for row in rows[:1] for name in row if spelling(name) in PART_COLUMNS):
+        values = dict.fromkeys(str(row[column]) for row in rows if row.get(column) is not None)
+        others = [value for value in values if value.strip().casefold() not in PART_OF_WORD]
+        if others and len(others) < len(values) <= len(PART_OF_WORD):
+            return f"column {column!r} is not read as the part, as {shown(others[0])} is none; expected train, dev or test"
+    return ""
+
+
 def grade_column(rows: Sequence[Row], taken: Sequence[str]) -> str:
     """Return the name of the column of grades, or an empty text if there is none."""
     names = dict.fromkeys(name for row in rows for name in row if name not in taken)

@@ -8,10 +8,11 @@ from typing import Any
 
 from embedfit import console
 from embedfit.data.cells import read_id, read_text, without_point
-from embedfit.data.columns import Columns, grade_column, labelled_columns, part_of
+from embedfit.data.columns import Columns, grade_column, labelled_columns, other_parts, part_of
 from embedfit.data.documents import fields, metadata_of
 from embedfit.data.formats.opening import without_errors
 from embedfit.data.formats.source import Rows
+from embedfit.data.judgements import has_judgement_columns
 from embedfit.data.labels import joined_by, read_grades, read_labels
 from embedfit.data.library import HINTS, Library, check_known
 from embedfit.data.merging import merged
@@ -20,9 +21,6 @@ from embedfit.data.shapes.known import shape_of
 from embedfit.data.shapes.shape import Shape
 from embedfit.data.texts import Contents, Document, Pair, Row
 from embedfit.errors import DataError, did_you_mean, shown
-
-SAMPLE = 1_000
-"""Number of rows by which columns and shapes are recognised."""
 
 
 def contents_of(
@@ -85,6 +83,8 @@ def _by_columns(
         return Contents({}, {}, {})
     if note := columns.read_as(before):
         console.note(f"{table.source}: {note}")
+    if not record and not columns.part and (note := other_parts(rows)):
+        console.note(f"{table.source}: {note}")
     if columns.by_name and columns.grade:
         console.note(f"{table.source}: column {columns.grade!r} is read as the grade of the label; 0 is not relevant")
     pairs = table_pairs(lines, table, library, columns, record, errors)
@@ -102,13 +102,12 @@ def corpus_of(library: Library, contents: Contents) -> dict[str, Document]:
 
 def columns_of(rows: Sequence[Row], columns: Columns, record: RecordType | None, *, with_documents: bool) -> Columns:
     """Return the columns of rows, with those that are looked for by their names."""
-    sample = rows[:SAMPLE]
     if record:
-        names = dict.fromkeys(name for row in sample for name in row if name not in record.fields)
+        names = dict.fromkeys(name for row in rows for name in row if name not in record.fields)
         id = columns.id or next((name for name in ("id", "_id") if name in names), "")
         columns = replace(columns, label=columns.label or record.label, id=id, part=columns.part or "part")
     else:
-        columns = labelled_columns(sample, columns, with_documents=with_documents)
+        columns = labelled_columns(rows, columns, with_documents=with_documents)
     if columns.grade is not None:
         return columns
     taken = (columns.query, columns.label, columns.document_text, *(record.fields if record else ()))
@@ -202,6 +201,8 @@ def missing_columns(
             problem = f"key {name!r} is missing{every} (keys: {', '.join(names)}){did_you_mean(name, names)}"
             role = "query" if name == columns.query and not record else "label" if name == columns.label else ""
             fix = columns.setting(role, "...") + ", the name of its column" if role and not getattr(before, role) and not record else ""
+            if role and not before.given and has_judgement_columns(list(names)):
+                fix = "name it as qrels in [data], beside the files of queries and of documents"
             errors.append(DataError(places[0], problem, fix=fix))
     return errors
 

@@ -23,15 +23,18 @@ def _anchor(keys: frozenset[str]) -> str:
 
 
 def _fits_tuples(keys: frozenset[str], rows: Sequence[Row]) -> bool:
-    right = [key for key in keys if _RIGHT.fullmatch(key)]
+    right = [key for key in keys if _RIGHT.fullmatch(key) and key.startswith("positive")]  # "pos" may be a part of speech
     texts = all(_texts_only(row[key]) for row in rows for key in right if key in row)
     return bool(_anchor(keys)) and bool(right) and texts
 
 
 def _texts_only(value: Any) -> bool:
     values = value if isinstance(value, list) else [value]
-    # A column "positive" may also hold judgements.
-    return all(item is None or (isinstance(item, str) and not re.fullmatch(r"[01](\.0)?|true|false", item.casefold())) for item in values)
+    # A column "positive" may also hold judgements or probabilities.
+    return all(item is None or (isinstance(item, str) and not _JUDGEMENT.fullmatch(item.casefold())) for item in values)
+
+
+_JUDGEMENT = re.compile(r"[-+]?[\d.]+|true|false|yes|no")
 
 
 def _tuples(where: str, number: int, row: Row, library: Library) -> Iterator[Pair]:
