@@ -188,7 +188,8 @@ def placed_in(config: Config, folder: Path) -> Config:
 
     def placed(data: DataConfig) -> DataConfig:
         record = data.record if data.record in (None, "transaction") or ":" in str(data.record) else str(folder / str(data.record))
-        return data.model_copy(update={"queries": beside(data.queries), "documents": beside(data.documents), "record": record})
+        paths = {name: beside(getattr(data, name)) for name in ("queries", "documents", "qrels")}
+        return data.model_copy(update={**paths, "record": record})
 
     data = placed(config.data)
     mix = config.mix.model_copy(update={"data": tuple(map(placed, config.mix.data))})

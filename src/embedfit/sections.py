@@ -39,6 +39,9 @@ class DataConfig(Section):
     passage_overlap: int | None = Field(
         None, ge=0, description="Tokens that a passage repeats of the one before. By default an eighth of passage_tokens."
     )
+    qrels: str | None = Field(
+        None, description="A file of judgements, where they stand apart from queries and documents: TREC's or BEIR's qrels, or a table."
+    )
     query: str | None = Field(None, description="Column of the query text. By default 'query', 'question', 'text' or a similar name.")
     label: str | None = Field(
         None, description="Column of the relevant documents. By default 'expected', 'label', 'category', 'doc_id' or a similar name."

@@ -115,3 +115,27 @@ def test_one_row_for_each_judgement_is_one_query_whatever_else_differs(tmp_path)
     path = tmp_path / "judged.csv"
     path.write_text("query,doc_id,relevance,annotator,rank\nlunch,d1,1.0,Ann,1\nlunch,d2,-1,Bob,2\ncab,d2,1,Ann,1\ncab,d2,1,Bob,1\n")
     assert load(path).qrels == {"q1": {"d1": 1, "d2": 0}, "q3": {"d2": 1}}
+
+
+def test_a_column_of_parts_with_another_value_is_said_not_to_be_one(tmp_path, capsys):
+    path = tmp_path / "parts.csv"
+    path.write_text("query,expected,split\na,x,train\nb,y,holdout\n")
+    assert load(path).parts == {}
+    said = "column 'split' is not read as the part, as 'holdout' is none; expected train, dev or test"
+    assert said in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"parts\.csv:3: split is 'holdout'; expected train, dev or test"):
+        load(path, part="split")
+
+
+def test_judgements_in_place_of_queries_are_told_where_they_belong(tmp_path):
+    path = tmp_path / "qrels.csv"
+    path.write_text("query_id,doc_id,relevance\n1,d1,1\n")
+    with pytest.raises(DataError, match=r"key 'query' is missing .*fix: name it as qrels in \[data\], beside the files of queries"):
+        load(path)
+
+
+def test_an_id_that_belongs_to_several_texts_further_down_is_metadata(tmp_path):
+    path = tmp_path / "late.csv"
+    rows = [f"t{number},text {number},x" for number in range(1_200)]
+    path.write_text("\n".join(["ticket_id,query,expected", *rows, "t0,another text,x"]) + "\n")
+    assert load(path).queries["q1"].metadata == {"ticket_id": "t0"}

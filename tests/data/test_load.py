@@ -1247,7 +1247,7 @@ def test_a_missing_file_gets_the_nearest_name(tmp_path):
 
 def test_a_folder_of_documents_is_not_said_to_be_missing(tmp_path):
     line = refusal(put(tmp_path, "pairs.jsonl", {"query": "cab", "expected": "taxi"}), tmp_path)
-    assert f"{tmp_path}: is a folder; expected a file" in line
+    assert f"{tmp_path}: has no documents; expected files that end in .md" in line
 
 
 def test_a_ragged_csv_row_is_counted_against_the_header(tmp_path):
@@ -1396,6 +1396,13 @@ HUB_FILES = {
     "  - {name: expected, dtype: {class_label: {names: {'0': food, '1': taxi}}}}\n---\n",
     "me/classes/train.jsonl": '{"query": "lunch", "expected": 0}\n{"query": "cab", "expected": 1}\n',
     "me/broken/train.jsonl": '{"query": "lunch", "expected": "food"}\n{"query": 5',
+    "me/mteb/README.md": "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: test, path: qrels/test.jsonl}\n"
+    "- config_name: corpus\n  data_files:\n  - {split: corpus, path: corpus.jsonl}\n"
+    "- config_name: queries\n  data_files:\n  - {split: queries, path: queries.jsonl}\n---\n",
+    "me/mteb/corpus.jsonl": '{"_id": "food", "title": "", "text": "Meals"}\n{"_id": "taxi", "title": "", "text": "Rides"}\n',
+    "me/mteb/queries.jsonl": '{"_id": "a", "text": "lunch"}\n',
+    "me/mteb/qrels/test.jsonl": '{"query-id": "a", "corpus-id": "food", "score": 1.0}\n'
+    '{"query-id": "a", "corpus-id": "taxi", "score": 0.0}\n',
     "me/ragged/train_1.jsonl": '{"query": "lunch", "expected": "food"}\n',
     "me/ragged/train_2.jsonl": '{"question": "lunch", "answer": 5}\n',
 }
@@ -1406,9 +1413,9 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = self.path.partition("?")[0]
-        name = next((name for name in ("me/pairs", "me/classes", "me/broken", "me/ragged") if name in path), "")
+        name = next((name for name in ("me/pairs", "me/classes", "me/broken", "me/ragged", "me/mteb") if name in path), "")
         files = {key.removeprefix(f"{name}/"): text.encode() for key, text in HUB_FILES.items() if key.startswith(f"{name}/")}
-        wanted = path.rpartition("/")[2]
+        wanted = path.partition(f"/resolve/{'a' * 40}/")[2] or path.rpartition("/")[2]
         if path == "/":
             return self.send(b"")
         if not name:
@@ -1442,7 +1449,7 @@ class Hub(BaseHTTPRequestHandler):
 FROM_HUB = """
 from embedfit.data.load import load
 from embedfit.errors import EmbedfitError
-names = "pairs classes pairs:extra pairs:none broken ragged"
+names = "pairs classes pairs:extra mteb pairs:none broken ragged"
 for source in (*(f"hub:me/{name}" for name in names.split()), "hub:me2/gone"):
     try:
         print(load(source).to_frame().values.tolist())
@@ -1460,9 +1467,10 @@ def test_data_sets_of_the_hub_are_read_by_the_datasets_library(tmp_path):
     done = subprocess.run([sys.executable, "-c", FROM_HUB], env=environment, capture_output=True, text=True, timeout=120)
     server.shutdown()
     assert done.returncode == 0, done.stderr
-    train, classes, extra, none, *unusable = done.stdout.splitlines()
+    train, classes, extra, mteb, none, *unusable = done.stdout.splitlines()
     assert train == classes == "[['q1', 'lunch', 'food', 1], ['q2', 'cab', 'taxi', 1]]"
     assert extra == "[['q1', 'tea', 'food', 1]]"
+    assert mteb == "[['a', 'lunch', 'food', 1], ['a', 'lunch', 'taxi', 0]]"
     assert none.startswith('hub:me/pairs:none: cannot be loaded from the Hub: Unknown split "none"')
     for name, line in zip(("me/broken", "me/ragged", "me2/gone"), unusable, strict=True):
         assert line.startswith(f"hub:{name}: cannot be loaded from the Hub: ")

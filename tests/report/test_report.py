@@ -23,6 +23,7 @@ from embedfit.studies.forecast import Point
 from embedfit.studies.forgetting import Forgetting
 from embedfit.studies.forgetting import Point as Merge
 from embedfit.studies.ladder import Ladder, Rung
+from embedfit.studies.suspects import COLUMNS
 
 HOSTILE = """<script>alert(1)</script> "double" 'single' & {{ 7 * 7 }} <img src=x onerror=alert(2)>"""
 DASH = "\u2013"
@@ -88,6 +89,14 @@ def test_per_query_says_what_was_expected_and_found(queries):
     assert row.base_found == ["hotel", "<b>food</b>", "taxi"]
     assert row.tuned_found[0] == "<b>food</b>"
     assert row["base_mrr@3"] == 0.5
+
+
+def test_ids_that_people_gave_are_shown_and_numbers_of_rows_are_not(comparison, queries, page):
+    known = queries.assign(query_id=[f"TICKET-{number}" for number in range(len(queries))])
+    suspects = pd.DataFrame([("TICKET-7", "text", ["taxi"], "hotel", "mislabel", 0.9)], columns=list(COLUMNS))
+    shown = Elements(html(Report("x", comparison, known, {}, suspects=suspects))).text
+    assert [f"TICKET-{number} " in shown for number in (0, 1, 2, 3, 7)] == [True] * 5
+    assert "q1 <script>" not in Elements(page).text
 
 
 def test_confusions_count_what_was_found_first_instead(queries):

@@ -340,4 +340,7 @@ def _unasked(dataset: Dataset) -> list[Finding]:
 def _unjudged(dataset: Dataset) -> list[Finding]:
     judged = set(dataset.judged)
     rest = tuple(id for id in dataset.queries if id not in judged)
-    return [Finding("note", "unjudged", f"{len(rest):,} queries have no relevant document and are left out", rest)] if rest else []
+    without = sum(id in dataset.qrels for id in rest)
+    answered = f"; {without:,} of them are judged to have none" if without else ""
+    message = f"{len(rest):,} queries have no relevant document and are left out{answered}"
+    return [Finding("note", "unjudged", message, rest)] if rest else []

@@ -116,6 +116,11 @@ class Columns:
         text = json.dumps(value, ensure_ascii=False)
         return f"pass {name}={text}" if self.in_memory else f"set {name} = {text} in [data]"
 
+    def named(self, names: Mapping[str, str | None]) -> Columns:
+        """Return the columns with names in place of those that are looked for. None leaves a column to be looked for."""
+        changes: dict[str, Any] = {role: name for role, name in names.items() if name}
+        return replace(self, **changes)
+
     @property
     def given(self) -> tuple[str, ...]:
         """The names that are not looked for."""
@@ -182,12 +187,29 @@ def labelled_columns(rows: Sequence[Row], columns: Columns, *, with_documents: b
 def document_columns(rows: Sequence[Row], columns: Columns) -> Columns:
     """Return the columns of rows of documents, with those that are to be looked for."""
     names = dict.fromkeys(str(name) for row in rows for name in row)
+    if tuple(names) in _NAMELESS and not columns.given:
+        id, title, text = _NAMELESS[tuple(names)]
+        return replace(columns, document_id=id, document_title=title, document_text=text)
     taken = {columns.document_id, columns.document_text, columns.document_title} - {""}
     id = columns.document_id or _first(names, DOCUMENT_ID_COLUMNS, taken) or "id"
     title = columns.document_title or _first(names, DOCUMENT_TITLE_COLUMNS[:1], {*taken, id})
     text = columns.document_text or _first(names, DOCUMENT_TEXT_COLUMNS, {*taken, id, title}) or "text"
     title = title or _first(names, DOCUMENT_TITLE_COLUMNS, {*taken, id, text})
     return replace(columns, document_id=id, document_text=text, document_title=title)
+
+
+def names_passages(name: str) -> bool:
+    """Return whether a name is common for a field with the text of a document that is judged."""
+    return spelling(name) in {spelling(known) for known in (*_PASSAGES, "content", "contents", "page_content", "candidate")}
+
+
+def names_document_ids(name: str) -> bool:
+    """Return whether a name is common for a field with the id of a document."""
+    return spelling(name) in {spelling(known) for known in (*_DOCUMENT_IDS, "docid")}
+
+
+_NAMELESS = {("1", "2"): ("1", "", "2"), ("1", "2", "3"): ("1", "2", "3"), ("1", "2", "3", "4"): ("1", "3", "4")}
+"""Columns of documents without a header -> those of id, title and text. MS MARCO has id and text, or id, URL, title and text."""
 
 
 def _first(names: Iterable[str], wanted: Sequence[str], taken: Iterable[str]) -> str:
@@ -228,6 +250,16 @@ def _part_of(rows: Sequence[Row], column: str) -> str:
     return column if values and values <= PART_OF_WORD.keys() else ""
 
 
+def other_parts(rows: Sequence[Row]) -> str:
+    """Return the note on a column that names parts in some rows and something else in others, so that it was not read as the part."""
+    for column in dict.fromkeys(str(name) for row in rows[:1] for name in row if spelling(name) in PART_COLUMNS):
+        values = dict.fromkeys(str(row[column]) for row in rows if row.get(column) is not None)
+        others = [value for value in values if value.strip().casefold() not in PART_OF_WORD]
+        if others and len(others) < len(values) <= len(PART_OF_WORD):
+            return f"column {column!r} is not read as the part, as {shown(others[0])} is none; expected train, dev or test"
+    return ""
+
+
 def grade_column(rows: Sequence[Row], taken: Sequence[str]) -> str:
     """Return the name of the column of grades, or an empty text if there is none."""
     names = dict.fromkeys(name for row in rows for name in row if name not in taken)
@@ -257,15 +289,19 @@ def _judgement(value: Any) -> str:
     return re.sub(r"(?<=\d)\.0*$", "", word) if re.match(r"[-+]?\d", word) else spelling(word)
 
 
-def part_of(value: Any, where_part: Mapping[str, str] = PART_OF_WORD) -> str:
+def part_of(value: Any) -> str:
     """Return the part that a cell names; empty for an empty cell.
 
     Raises:
         ValueError: The cell names no part.
     """
     word = str(value).strip().casefold() if value is not None else ""
-    if not word:
-        return ""
-    if word not in where_part:
+    if word and word not in PART_OF_WORD:
         raise ValueError(shown(value))
-    return where_part[word]
+    return PART_OF_WORD.get(word, "")
+
+
+def part_name(name: str) -> str:
+    """Return the part that a file or a split is named after, such as ``dev`` for ``validation-00000-of-00002``; empty for none."""
+    word = re.match(r"[a-z]*", name.casefold())
+    return PART_OF_WORD.get(word[0], "") if word and re.fullmatch(r"[a-z]+([-_.\d].*)?", name.casefold()) else ""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 
 from embedfit.data.columns import Columns, FurtherColumns
-from embedfit.data.documents import check_known
+from embedfit.data.library import check_known
 from embedfit.data.problems import report
 from embedfit.data.texts import PARTS, Contents, Document, Qrels, Query, Row, normalised
 from embedfit.errors import DataError, shown
@@ -173,7 +173,7 @@ class Dataset:
     @classmethod
     def from_hf(
         cls,
-        dataset: datasets.Dataset,
+        dataset: datasets.Dataset | Mapping[str, Any],
         documents: Source | None = None,
         *,
         query: str | None = None,
@@ -188,7 +188,7 @@ class Dataset:
         """Make a data set from one split of a Hugging Face data set. Class numbers become class names.
 
         Args:
-            dataset: Rows of labelled queries.
+            dataset: Rows of labelled queries; or {"corpus", "queries", "qrels" (or "default"): rows or splits}, as MTEB's sets have them.
             documents: Rows of documents with the columns id, text and optionally title; other columns are metadata. Also a
                 DataFrame, records, or the path of a file. By default each distinct label becomes a document.
             query: Column of the query text. By default one with a common name, as in `load`.

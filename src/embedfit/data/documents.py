@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from embedfit import console
-from embedfit.data.cells import read_id, read_text, read_title, without_point
+from embedfit.data.cells import read_id, read_text, read_title
 from embedfit.data.columns import ANY_COLUMNS, Columns, document_columns
 from embedfit.data.folders import Cutting, read_folder
 from embedfit.data.formats.opening import open_rows, with_last_error, without_errors
 from embedfit.data.formats.source import NO_OPTIONS, Options, Rows
 from embedfit.data.records import RecordType
 from embedfit.data.texts import Document, Row
-from embedfit.errors import DataError, did_you_mean, shown
+from embedfit.errors import DataError, shown
 
 
 def read_documents(
@@ -92,22 +92,6 @@ def _document(row: Row, columns: Columns, where: str) -> Document:
         raise DataError(where, f"key {columns.document_id!r} is missing", expected="an id for each document")
     taken = ("id", "_id", columns.document_id, columns.document_text, columns.document_title)
     return Document(id, text, title, metadata_of(row, taken, where))
-
-
-HINTS = 20
-"""Number of unknown documents for which the nearest known id is looked up, which is slow."""
-
-
-def check_known(id: str, corpus: Mapping[str, Document], where: str, kind: str, *, hint: bool = True) -> None:
-    """Raise a DataError if there is no document with this id."""
-    if id not in corpus:
-        whole = without_point(id)
-        near = (f"; did you mean {whole!r}?" if whole in corpus else did_you_mean(id, corpus)) if hint else ""
-        raise DataError(
-            where,
-            f"{kind} {shown(id)} is not among the {len(corpus):,} documents{near}",
-            fix="correct it, or add the document",
-        )
 
 
 def fields(row: Row, record: RecordType, grade: str) -> Row:

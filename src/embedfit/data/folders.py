@@ -104,11 +104,13 @@ class Folder:
             named = {id: grade for id, grade in grades.items() if id not in self.documents}
             judged += len(named)
             # The grade of a section goes before that of its file.
-            spread = {id: named[name] for name in sorted(named, key=len) for id in self.names[name]}
+            spread = {id: named[name] for name in sorted(named, key=len) for id in self.names.get(name, (name,))}
             qrels[query] = {**spread, **{id: grade for id, grade in grades.items() if id in self.documents}}
         if judged:
             console.note(f"{source}: labels that name a file or a section, and stand for all of its passages: {judged:,}")
-        return contents._replace(corpus=self.documents, qrels=qrels)
+        # Rows of some tools bring passages along that are in none of the files.
+        added = {id: document for id, document in contents.corpus.items() if id not in self.documents and id not in self.names}
+        return contents._replace(corpus={**self.documents, **added}, qrels=qrels)
 
 
 def read_folder(folder: str | Path, cutting: Cutting, errors: list[DataError]) -> Folder:

@@ -22,8 +22,15 @@ _ANY_SEPARATOR = re.compile("|".join(map(re.escape, (*SEPARATORS, *_SIGNS))))
 
 _NO_ANSWER = ("noneofthese", "noneoftheabove", "noanswer", "norelevantdocument", "norelevantdocuments", "nomatch", "unanswerable")
 """Labels that say that no document is right, as `spelling` spells them."""
+_LONGEST = 40
+"""Number of characters from which a label is a name or a text."""
 _PERHAPS_NO_ANSWER = ("none", "null", "nan", "n/a", "na")
 """Labels that say so where the documents are given and none has this id."""
+
+
+def says_no_answer(label: str) -> bool:
+    """Return whether a label says that no document is right."""
+    return len(label) < _LONGEST and spelling(label) in _NO_ANSWER
 
 
 def read_labels(row: Row, columns: Columns, library: Library, where: str) -> tuple[list[Any] | dict[Any, Any] | None, str]:
@@ -39,7 +46,7 @@ def read_labels(row: Row, columns: Columns, library: Library, where: str) -> tup
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None, ""
     if isinstance(value, str) and value not in corpus:
-        if spelling(value) in _NO_ANSWER or (library.given and spelling(value) in _PERHAPS_NO_ANSWER):
+        if says_no_answer(value) or (library.given and spelling(value) in _PERHAPS_NO_ANSWER):
             return [], ""
         try:
             value = listed(value)

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from embedfit.data.cells import without_point
 from embedfit.data.texts import Document, normalised
-from embedfit.errors import DataError, shown
+from embedfit.errors import DataError, did_you_mean, shown
 
 LONG_NAME = 80
 """Maximum length of a label that is its own id, in characters. A longer one is a passage."""
@@ -18,6 +19,22 @@ _WINDOW = 8
 """Words by which a passage is found within a longer document."""
 
 
+HINTS = 20
+"""Number of unknown documents for which the nearest known id is looked up, which is slow."""
+
+
+def check_known(id: str, corpus: Mapping[str, Document], where: str, kind: str, *, hint: bool = True) -> None:
+    """Raise a DataError if there is no document with this id."""
+    if id not in corpus:
+        whole = without_point(id)
+        near = (f"; did you mean {whole!r}?" if whole in corpus else did_you_mean(id, corpus)) if hint else ""
+        raise DataError(
+            where,
+            f"{kind} {shown(id)} is not among the {len(corpus):,} documents{near}",
+            fix="correct it, or add the document",
+        )
+
+
 class Library:
     """Documents that labels name.
 
@@ -25,12 +42,15 @@ class Library:
         documents: Documents by id: those given apart, and those that rows brought along.
         given: Whether documents were given apart.
         matched: Number of labels that were found by their text.
+        added: Number of passages that were none of the given documents, and became documents.
     """
 
     def __init__(self, corpus: Mapping[str, Document] | None) -> None:
         self.documents: dict[str, Document] = {} if corpus is None else dict(corpus)
         self.given = corpus is not None
         self.matched = 0
+        self.added = 0
+        self._held: dict[str, str] = {}
         self._by_text: dict[str, str] | None = None
 
     def id_of(self, text: str) -> str:
@@ -61,11 +81,12 @@ class Library:
             DataError: The id belongs to a document with another text.
         """
         if not id:
-            known = self._ids_by_text().get(self._key(text), "")
+            known = self._held.get(text) or self._ids_by_text().get(self._key(text), "")
             if known:
                 self.matched += self.given
                 return known
             id = text if is_name(text) else passage_id(text)
+        self.added += self.given and id not in self.documents
         document = Document(id, text, title, metadata or {})
         before = self.documents.setdefault(id, document)
         if normalised(before.text) != normalised(text) and text:
@@ -88,26 +109,26 @@ class Library:
                         self._by_text.setdefault(self._key(text), id)
         return self._by_text
 
-    def holding(self, passages: Iterable[str]) -> dict[str, str]:
-        """Return passage -> id of the one document that holds it, for the passages that are no document themselves.
+    def look_for(self, passages: Iterable[str]) -> None:
+        """Find the given documents that hold passages, for the passages that are no document themselves and lie in one document alone.
 
         A passage is looked up by its first words, so the search takes one pass over the documents.
         """
-        known = self._ids_by_text() if self.given else {}
+        known = self._ids_by_text()
         wanted: dict[str, list[str]] = {}
         for passage in passages:
             words = normalised(passage).split()
             if len(words) >= _WINDOW and normalised(passage) not in known:
                 wanted.setdefault(" ".join(words[:_WINDOW]), []).append(passage)
-        found: dict[str, set[str]] = {}
+        holders: dict[str, set[str]] = {}
         for id, document in self.documents.items() if wanted else ():
             text = normalised(f"{document.title} {document.text}")
             words = text.split()
             for place in range(len(words) - _WINDOW + 1):
                 for passage in wanted.get(" ".join(words[place : place + _WINDOW]), ()):
                     if normalised(passage) in text:
-                        found.setdefault(passage, set()).add(id)
-        return {passage: next(iter(ids)) for passage, ids in found.items() if len(ids) == 1}
+                        holders.setdefault(passage, set()).add(id)
+        self._held = {passage: next(iter(ids)) for passage, ids in holders.items() if len(ids) == 1}
 
 
 def is_name(label: str) -> bool:

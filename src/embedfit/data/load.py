@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from embedfit.data.beir import read_beir
+from embedfit.data.apart import contents_apart, queries_of
 from embedfit.data.columns import Columns
 from embedfit.data.dataset import Dataset, finished
 from embedfit.data.documents import documents_of
-from embedfit.data.folders import Cutting, read_folder
+from embedfit.data.folders import Cutting, Folder, read_folder
 from embedfit.data.formats.opening import open_rows, with_last_error
 from embedfit.data.formats.source import Options
+from embedfit.data.judgements import judgements_of, stem_of
+from embedfit.data.layouts import contents_of_folder, rows_of_folder, stands_apart
+from embedfit.data.memory import contents_of_sections
 from embedfit.data.records import RecordType, record_type
 from embedfit.data.rows import contents_of
 from embedfit.data.texts import Document
 from embedfit.errors import ConfigError, DataError
 
+_HINT = "'embedfit check' lists them"
+
 
 def load(
     source: str | Path,
     documents: str | Path | None = None,
+    qrels: str | Path | None = None,
     *,
     query: str | None = None,
     label: str | None = None,
@@ -43,12 +51,14 @@ def load(
     Columns that are not named are looked for by common names, and a note says which were taken.
 
     Args:
-        source: A BEIR folder; a file of labelled queries (JSONL, JSON, CSV, TSV, Excel, OpenDocument, Parquet, Arrow, also
-            compressed); or ``hub:owner/name`` for a data set on the Hugging Face Hub. ``hub:owner/name:split`` selects another split
-            than ``train``.
+        source: A file of labelled queries (JSONL, JSON, CSV, TSV, Excel, OpenDocument, Parquet, Arrow, also compressed); a folder such
+            as BEIR's, or of tables such as train.jsonl and test.jsonl; or ``hub:owner/name`` for a data set on the Hugging Face Hub.
+            ``hub:owner/name:split`` selects another split than ``train``.
         documents: A file of documents, or a folder of Markdown, HTML, text and PDF files. Rows have an id, a text, an optional
             title and optional metadata, or the shape of categories.json (category, sample_transactions, departments). By default
             each distinct label becomes a document whose text is the label.
+        qrels: A file of judgements, where they stand apart: TREC's or BEIR's qrels, or a table of query ids, document ids and grades.
+            Then the queries have ids and no labels, and the documents must be given.
         query: Column of the query text.
         label: Column of the relevant documents: one id or text, a list, or {id: grade}. ``[]`` says that no document is right; null,
             an empty cell and ``{}`` leave a query without judgements. By default the label of the record type, if there is one.
@@ -76,34 +86,48 @@ def load(
         raise ConfigError("the separator is empty; expected what stands between two labels, such as ';'")
     if isinstance(record, str):
         record = record_type(record, label=label)
-    if not str(source).startswith("hub:") and Path(source).is_dir():
-        given = {"documents": documents, "label": label, "grade": grade, "separator": separator, "record": record}
-        for name, value in given.items():
-            if value is not None:
-                raise ConfigError(f"{source} is a folder, which has documents and judgements of its own; fix: leave {name!r} out")
-        contents = read_beir(Path(source), errors)
+    names = {"query": query, "label": label, "id": id, "part": part}
+    names |= {"document_id": document_id, "document_title": document_title, "document_text": document_text}
+    columns = Columns(grade=grade, separator=separator).named(names)
+    options = Options(encoding or "", delimiter or "", sheet or "", columns.given)
+    given = {"label": label, "grade": grade, "separator": separator, "record": record, "part": part}
+    folder = not str(source).startswith("hub:") and Path(source).is_dir()
+    if folder and stands_apart(Path(source)):
+        _refuse(source, "is a folder, which has documents and judgements of its own", {"documents": documents, "qrels": qrels, **given})
+        contents = contents_of_folder(Path(source), options, columns, errors)
+        return finished(contents, str(source), errors, problems, hint=_HINT)
+    table = rows_of_folder(Path(source), options) if folder else open_rows(source, options)
+    if table.sections:
+        _refuse(source, "has documents and judgements of its own", {"documents": documents, "qrels": qrels, **given})
+        return finished(contents_of_sections(table, errors), str(source), errors, problems, hint=_HINT)
+    handbook, corpus = _documents(documents, columns, options, cutting, errors)
+    if qrels is not None:
+        _refuse(source, "has its labels in qrels", given)
+        if corpus is None:
+            raise ConfigError("qrels needs documents; fix: give both")
+        queries = queries_of(table, errors, columns)
+        judgements = [(stem_of(Path(qrels)), judgements_of(Path(qrels), queries, options))]
+        contents = contents_apart(queries, corpus, judgements, str(qrels), errors, queries_in=Path(source).name)
     else:
-        columns = Columns(
-            query or "",
-            label or "",
-            grade,
-            separator,
-            id=id or "",
-            part=part or "",
-            document_id=document_id or "",
-            document_title=document_title or "",
-            document_text=document_text or "",
-        )
-        options = Options(encoding or "", delimiter or "", sheet or "", columns.given)
-        is_folder = bool(documents) and Path(str(documents)).is_dir()
-        folder = read_folder(str(documents), cutting or Cutting(encoding=encoding or ""), errors) if is_folder else None
-        if folder:
-            corpus: dict[str, Document] | None = folder.labels
-        else:
-            corpus = documents_of(open_rows(documents, options), errors, columns) if documents else None
-        table = open_rows(source, options)
         table.rows = with_last_error(table.rows)
         contents = contents_of(table, corpus, columns, record, errors)
-        if folder:
-            contents = folder.resolved(contents, str(source))
-    return finished(contents, str(source), errors, problems, hint="'embedfit check' lists them")
+    if handbook:
+        contents = handbook.resolved(contents, str(source))
+    return finished(contents, str(source), errors, problems, hint=_HINT)
+
+
+def _refuse(source: str | Path, reason: str, given: Mapping[str, Any]) -> None:
+    """Raise a ConfigError for the first argument that is given and does not apply."""
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{source} {reason}; fix: leave {name!r} out")
+
+
+def _documents(
+    documents: str | Path | None, columns: Columns, options: Options, cutting: Cutting | None, errors: list[DataError]
+) -> tuple[Folder | None, dict[str, Document] | None]:
+    """Return the folder of documents, if they are in one, and the documents that labels may name, if they are given."""
+    if documents and Path(str(documents)).is_dir():
+        folder = read_folder(str(documents), cutting or Cutting(encoding=options.encoding), errors)
+        return folder, folder.labels
+    return None, documents_of(open_rows(documents, options), errors, columns) if documents else None

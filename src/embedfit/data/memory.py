@@ -7,16 +7,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from embedfit.data.beir import queries_of
+from embedfit.data.apart import contents_apart, queries_of
 from embedfit.data.cells import id_of, plain
 from embedfit.data.columns import Columns
-from embedfit.data.documents import HINTS, check_known, documents_of
-from embedfit.data.formats.features import hf_rows
+from embedfit.data.documents import documents_of
+from embedfit.data.formats.features import hf_rows, hf_sections
 from embedfit.data.formats.opening import not_named, open_rows
 from embedfit.data.formats.source import Rows
 from embedfit.data.formats.tables import check_distinct
+from embedfit.data.judgements import judgements_in
 from embedfit.data.labels import read_grades, read_labels
-from embedfit.data.library import Library
+from embedfit.data.library import HINTS, Library, check_known
 from embedfit.data.records import RecordType, record_type
 from embedfit.data.rows import contents_of
 from embedfit.data.texts import Contents, Qrels, Row
@@ -55,6 +56,9 @@ def table_contents(
     elif template is not None:
         raise ConfigError("template needs record, a record type by its name or class; fix: pass both, or leave both out")
     columns = dataclasses.replace(columns, in_memory=True)
+    sections = hf_sections(source, name) if isinstance(source, Mapping) else {}
+    if sections and documents is None:
+        return contents_of_sections(Rows(name, "data set", iter(()), sections=sections), errors)
     corpus = None if documents is None else documents_of(rows_of(documents, "documents", "documents row"), errors, columns)
     return contents_of(rows_of(source, name), corpus, columns, record, errors)
 
@@ -70,7 +74,7 @@ def beir_contents(queries: Mapping[Any, Any], corpus: Mapping[Any, Any], qrels: 
     """
     documents = documents_of(Rows("corpus", "dict", _entries(corpus, "document")), errors)
     library = Library(documents)
-    known = queries_of(_entries(queries, "query"), errors)
+    known = queries_of(Rows("queries", "dict", _entries(queries, "query")), errors)
     columns = Columns("text", "qrels", grade="", in_memory=True)
     if not isinstance(qrels, Mapping):
         raise DataError("qrels", f"is {shown(qrels)}", expected="a dict by query id")
@@ -92,6 +96,22 @@ def beir_contents(queries: Mapping[Any, Any], corpus: Mapping[Any, Any], qrels: 
         except DataError as error:
             errors.append(error)
     return Contents(known, documents, judged)
+
+
+def contents_of_sections(table: Rows, errors: list[DataError]) -> Contents:
+    """Return the contents of a source that holds queries, documents and judgements apart.
+
+    They are dicts by id, as in LlamaIndex' JSON, or tables, as in the data sets of MTEB.
+    """
+    sections = table.sections
+    if isinstance(sections["queries"], Rows):
+        corpus, queries = documents_of(sections["documents"], errors), queries_of(sections["queries"], errors)
+        judgements = ((split, judgements_in(rows)) for split, rows in sections["judgements"])
+        return contents_apart(queries, corpus, judgements, table.source, errors, queries_in="the queries")
+    found: list[DataError] = []
+    contents = beir_contents(sections["queries"], sections["documents"], sections["judgements"], found)
+    errors += [DataError(f"{table.source}: {error.where}", error.problem, expected=error.expected, fix=error.fix) for error in found]
+    return contents
 
 
 def pair_rows(texts: Iterable[Any], labels: Iterable[Any]) -> list[Row]:

@@ -23,7 +23,7 @@ def merged(pairs: Sequence[Pair], source: str, errors: list[DataError], *, by_ju
     """
     groups: dict[tuple[str, ...], list[Pair]] = {}
     for pair in pairs:
-        occasion = "" if by_judgement else json_bytes(sorted(pair.metadata.items())).decode()
+        occasion = "" if by_judgement or not pair.metadata or pair.id else json_bytes(sorted(pair.metadata.items())).decode()
         key = ("id", pair.id) if pair.id else ("text", pair.text, pair.part, occasion)
         groups.setdefault(key, []).append(pair)
     queries: dict[str, Query] = {}

@@ -8,18 +8,19 @@ from typing import Any
 
 from embedfit import console
 from embedfit.data.cells import read_id, read_text, without_point
-from embedfit.data.columns import Columns, grade_column, labelled_columns, part_of
-from embedfit.data.documents import HINTS, check_known, fields, metadata_of
+from embedfit.data.columns import Columns, grade_column, labelled_columns, other_parts, part_of
+from embedfit.data.documents import fields, metadata_of
+from embedfit.data.formats.opening import without_errors
 from embedfit.data.formats.source import Rows
+from embedfit.data.judgements import has_judgement_columns
 from embedfit.data.labels import joined_by, read_grades, read_labels
-from embedfit.data.library import Library
+from embedfit.data.library import HINTS, Library, check_known
 from embedfit.data.merging import merged
 from embedfit.data.records import RecordType
+from embedfit.data.shapes.known import shape_of
+from embedfit.data.shapes.shape import Shape
 from embedfit.data.texts import Contents, Document, Pair, Row
 from embedfit.errors import DataError, did_you_mean, shown
-
-SAMPLE = 1_000
-"""Number of rows by which columns and shapes are recognised."""
 
 
 def contents_of(
@@ -37,25 +38,58 @@ def contents_of(
     library = Library(corpus)
     lines = list(table.rows)
     rows = [row for _, row in lines if not isinstance(row, DataError)]
-    places = [where for where, row in lines if not isinstance(row, DataError)]
+    named = columns.query or columns.label or columns.id or columns.part or columns.grade is not None or columns.separator or record
+    shape = None if named else shape_of(rows)
+    contents = _shaped(shape, lines, table, library, errors) if shape else _by_columns(lines, rows, table, library, columns, record, errors)
+    if library.matched:
+        console.note(f"{table.source}: labels that are the text of a document, and were matched to it: {library.matched:,}")
+    if library.added:
+        console.note(f"{table.source}: passages that are none of the documents, and were added to them: {library.added:,}")
+    return contents._replace(corpus=corpus_of(library, contents))
+
+
+def _shaped(shape: Shape, lines: Sequence[tuple[str, Any]], table: Rows, library: Library, errors: list[DataError]) -> Contents:
+    """Return the queries and judgements of rows that have the shape of a tool."""
+    console.note(f"{table.source}: read as {shape.name}")
+    good = list(without_errors(iter(lines), errors))
+    if library.given and shape.passages:
+        library.look_for(text for _, row in good for text in shape.passages(row))
+    pairs = []
+    for pair in shape.pairs(good, library):
+        if isinstance(pair, DataError):
+            errors.append(pair)
+        else:
+            pairs.append(pair)
+    return merged(pairs, table.source, errors, by_judgement=True, mined=shape.mined)
+
+
+def _by_columns(
+    lines: Sequence[tuple[str, Any]],
+    rows: Sequence[Row],
+    table: Rows,
+    library: Library,
+    columns: Columns,
+    record: RecordType | None,
+    errors: list[DataError],
+) -> Contents:
+    """Return the queries and judgements of rows with a column for each part of a pair."""
     if library.given:  # the names are those of the documents' own columns
         columns = replace(columns, document_id="", document_title="", document_text="")
     before, columns = columns, columns_of(rows, columns, record, with_documents=library.given)
+    places = [where for where, row in lines if not isinstance(row, DataError)]
     missing = missing_columns(places, rows, table, before, columns, record, with_documents=library.given)
     errors += missing
     if missing:
-        return Contents({}, library.documents, {})
+        return Contents({}, {}, {})
     if note := columns.read_as(before):
+        console.note(f"{table.source}: {note}")
+    if not record and not columns.part and (note := other_parts(rows)):
         console.note(f"{table.source}: {note}")
     if columns.by_name and columns.grade:
         console.note(f"{table.source}: column {columns.grade!r} is read as the grade of the label; 0 is not relevant")
     pairs = table_pairs(lines, table, library, columns, record, errors)
     pairs = _one_label_a_cell(pairs, library, columns, errors)
-    by_judgement = bool(columns.grade) and not record
-    contents = merged(pairs, table.source, errors, by_judgement=by_judgement)
-    if library.matched:
-        console.note(f"{table.source}: labels that are the text of a document, and were matched to it: {library.matched:,}")
-    return contents._replace(corpus=corpus_of(library, contents))
+    return merged(pairs, table.source, errors, by_judgement=bool(columns.grade) and not record)
 
 
 def corpus_of(library: Library, contents: Contents) -> dict[str, Document]:
@@ -68,13 +102,12 @@ def corpus_of(library: Library, contents: Contents) -> dict[str, Document]:
 
 def columns_of(rows: Sequence[Row], columns: Columns, record: RecordType | None, *, with_documents: bool) -> Columns:
     """Return the columns of rows, with those that are looked for by their names."""
-    sample = rows[:SAMPLE]
     if record:
-        names = dict.fromkeys(name for row in sample for name in row if name not in record.fields)
+        names = dict.fromkeys(name for row in rows for name in row if name not in record.fields)
         id = columns.id or next((name for name in ("id", "_id") if name in names), "")
         columns = replace(columns, label=columns.label or record.label, id=id, part=columns.part or "part")
     else:
-        columns = labelled_columns(sample, columns, with_documents=with_documents)
+        columns = labelled_columns(rows, columns, with_documents=with_documents)
     if columns.grade is not None:
         return columns
     taken = (columns.query, columns.label, columns.document_text, *(record.fields if record else ()))
@@ -168,6 +201,8 @@ def missing_columns(
             problem = f"key {name!r} is missing{every} (keys: {', '.join(names)}){did_you_mean(name, names)}"
             role = "query" if name == columns.query and not record else "label" if name == columns.label else ""
             fix = columns.setting(role, "...") + ", the name of its column" if role and not getattr(before, role) and not record else ""
+            if role and not before.given and has_judgement_columns(list(names)):
+                fix = "name it as qrels in [data], beside the files of queries and of documents"
             errors.append(DataError(places[0], problem, fix=fix))
     return errors
 

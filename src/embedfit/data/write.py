@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embedfit.data.beir import qrels_files
 from embedfit.data.dataset import Dataset
 from embedfit.data.texts import Row
 from embedfit.errors import DataError, StorageError, shown
@@ -28,7 +27,7 @@ def write_beir(dataset: Dataset, folder: str | Path) -> Path:
     in_parts = {id for ids in dataset.parts.values() for id in ids}
     rest = tuple(id for id in dataset.qrels if id not in in_parts)
     parts = {**dataset.parts, **({"rest" if dataset.parts else "all": rest} if rest else {})}
-    for path in qrels_files(folder):
+    for path in sorted((folder / "qrels").glob("*.[tT][sS][vV]")):
         if path.stem not in parts:
             raise StorageError(f"{path}: would be read as a part of this data set; fix: give another folder, or move it away")
     with writing(folder / "corpus.jsonl") as file:
@@ -63,7 +62,10 @@ def write_jsonl(dataset: Dataset, folder: str | Path) -> Path:
             file.write(json_bytes({**row, "metadata": dict(document.metadata)}) + b"\n")
     with writing(folder / "queries.jsonl") as file:
         for query in dataset.queries.values():
-            row = {"id": query.id, "query": query.text, "expected": dataset.qrels.get(query.id, {})}
+            # An empty list says that no document is right, an empty object that nobody judged.
+            row = {"id": query.id, "query": query.text, "expected": dataset.qrels.get(query.id, {}) or []}
+            if query.id not in dataset.qrels:
+                row["expected"] = {}
             if query.id in part_of:
                 row["part"] = part_of[query.id]
             file.write(json_bytes({**row, "metadata": dict(query.metadata)}) + b"\n")

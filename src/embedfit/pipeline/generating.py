@@ -91,7 +91,7 @@ def _check_reading_back(config: Config, documents: Mapping[str, Document]) -> No
     data = config.data
     if data.record:
         raise ConfigError("generate.questions writes queries, not records; fix: leave data.record out")
-    for name in ("grade", "id", "part"):
+    for name in ("grade", "id", "part", "qrels"):
         if getattr(data, name):
             raise ConfigError(f"data.{name} is {getattr(data, name)!r}, and generated queries have no {name}; fix: leave it out")
     split = next((id for id in documents if data.separator and data.separator in id), None)

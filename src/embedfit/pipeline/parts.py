@@ -11,6 +11,7 @@ from embedfit.config import Config, DataConfig, ModelConfig
 from embedfit.data.check import Finding, check_groups, check_leaks
 from embedfit.data.dataset import Dataset
 from embedfit.data.duplicates import copies_among
+from embedfit.data.layouts import stands_apart
 from embedfit.data.load import load
 from embedfit.data.records import record_type
 from embedfit.data.split import Split, split_dataset, split_folds, without_leaks
@@ -29,8 +30,8 @@ def read(config: DataConfig, problems: list[DataError] | None = None, *, model: 
     """Read the data set that a configuration names; see `load`. A folder of documents is cut into passages that the model can read."""
     if config.query_template and not config.record:
         raise ConfigError("data.query_template needs data.record: the fields of a record fill it")
-    if Path(config.queries).is_dir():
-        names = ("documents", "record", *_COLUMNS)
+    if Path(config.queries).is_dir() and stands_apart(Path(config.queries)):
+        names = ("documents", "qrels", "record", *_COLUMNS)
         unused = [f"data.{name}" for name in names if getattr(config, name) is not None]
         if unused:
             raise ConfigError(
@@ -41,6 +42,7 @@ def read(config: DataConfig, problems: list[DataError] | None = None, *, model: 
     return load(
         config.queries,
         config.documents,
+        config.qrels,
         query=config.query,
         label=config.label,
         grade=config.grade,

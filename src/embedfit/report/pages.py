@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -77,6 +78,7 @@ def html(report: Report) -> str:
         labels=labels if 1 < len(labels) <= _MOST_LABELS else [],
         confusions={name: confusions(report.queries, name)[:12] for name in ("base", "tuned")},
         suspects=None if report.suspects is None else _records(report.suspects.head(_MOST_SUSPECTS)),
+        known_id=known_id,
         **chart,
     )
 
@@ -220,6 +222,7 @@ def _rows(queries: pd.DataFrame, doubted: Collection[str]) -> list[dict[str, Any
         kinds |= {"seen": bool(query.get("seen")), "new": not query.get("seen", True)}
         rows.append(
             {
+                "id": known_id(query["query_id"]),
                 "query": query["query"],
                 "expected": list(query["expected"]),
                 "base_rank": before,
@@ -232,6 +235,11 @@ def _rows(queries: pd.DataFrame, doubted: Collection[str]) -> list[dict[str, Any
             }
         )
     return rows
+
+
+def known_id(id: str) -> str:
+    """Return a query's id if it was given with the data; empty if it is the number of a row, which says nothing to anybody."""
+    return "" if re.fullmatch(r"q\d+", id) else id
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from embedfit.data.cells import plain
+from embedfit.data.formats.source import Rows
 from embedfit.data.formats.tables import check_distinct
 from embedfit.data.texts import Row
 from embedfit.errors import DataError
@@ -63,3 +65,31 @@ def hf_rows(rows: Any, source: str, place: Callable[[int], str]) -> Iterator[tup
             yield where, with_names(plain(row), names_of, where)
         except DataError as error:
             yield where, error
+
+
+def hf_sections(parts: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return queries, documents and judgements of a data set with configurations, or nothing if it has no such ones.
+
+    Args:
+        parts: Configuration -> its rows, or its splits. The judgements are called ``qrels`` or ``default``, as MTEB calls them.
+        source: Name of the data set, for messages.
+    """
+    qrels = next((name for name in ("qrels", "default") if name in parts), "")
+    if not {"corpus", "queries"} <= set(parts) or not qrels:
+        return {}
+
+    def tables(name: str) -> list[tuple[str, Rows]]:
+        splits = parts[name] if isinstance(parts[name], Mapping) else {"": parts[name]}
+        return [(str(split), _rows_of_split(rows, f"{source} {name}" + (f":{split}" if split else ""))) for split, rows in splits.items()]
+
+    corpus, queries = (_chained([table for _, table in tables(name)]) for name in ("corpus", "queries"))
+    return {"documents": corpus, "queries": queries, "judgements": tables(qrels)}
+
+
+def _rows_of_split(rows: Any, source: str) -> Rows:
+    return Rows(source, "data set", hf_rows(rows, source, lambda index: f"{source}[{index}]"), tuple(rows.column_names or ()))
+
+
+def _chained(tables: Sequence[Rows]) -> Rows:
+    first = tables[0]
+    return Rows(first.source, first.format, itertools.chain.from_iterable(table.rows for table in tables), first.columns)

@@ -22,7 +22,8 @@ _ROW_KEYS = ("data", "rows", "records", "examples", "items", "results", "queries
 def jsonl_rows(path: Path, options: Options) -> Rows:
     """Return the rows of a JSON Lines file. A file whose first line opens a list or an object over several lines is read as JSON."""
     first = next((line for _, line in _lines(path, options) if line.strip()), "").strip()
-    if first in ("[", "{", "[{") or (first.startswith("[") and (first.endswith(",") or isinstance(_value(first), list))):
+    listed = first.startswith("[") and (first.endswith(",") or _is_rows(_value(first)))
+    if first in ("[", "{", "[{") or listed:
         return json_rows(path, options)
     return Rows(str(path), "JSON Lines", _each_line(path, options), details={"encoding": encoding_of(path, options.encoding)})
 
@@ -36,6 +37,10 @@ def _value(text: str) -> Any:
         return parse_json(text)
     except (ValueError, RecursionError):
         return None
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
 
 
 def _each_line(path: Path, options: Options) -> Iterator[tuple[str, Any]]:

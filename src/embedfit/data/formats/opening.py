@@ -84,11 +84,18 @@ def _checked(rows: Iterator[tuple[str, Any]], source: str) -> Iterator[tuple[str
     try:
         for where, row in rows:
             empty = False
+            if isinstance(row, list) and len(row) > 1 and all(isinstance(text, str) for text in row):
+                row = {**dict(zip(("anchor", "positive"), row, strict=False)), **_negatives(row[2:])}
             yield where, row if isinstance(row, (dict, DataError)) else not_named(row, where)
     except OSError as error:
         raise DataError(source, f"cannot be read: {error.strerror or error}") from None
     if empty:
         raise DataError(source, "is empty", expected="at least one row")
+
+
+def _negatives(texts: list[str]) -> dict[str, str]:
+    """Return the further texts of a line that is a list, as sentence-transformers' training sets have them: all are negatives."""
+    return {f"negative_{number}": text for number, text in enumerate(texts, 1)}
 
 
 def not_named(row: Any, where: str) -> DataError:

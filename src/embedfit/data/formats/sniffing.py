@@ -11,6 +11,7 @@ from typing import Any, Unpack
 from embedfit.data.columns import Columns, FurtherColumns, grade_column, labelled_columns
 from embedfit.data.formats.opening import open_rows, without_errors
 from embedfit.data.formats.source import Options
+from embedfit.data.shapes.known import shape_of
 from embedfit.data.texts import Row
 
 _LINES = 1_000
@@ -29,6 +30,7 @@ class Sniffed:
         sheet: Sheet of a workbook; empty for others.
         columns: Names of the columns, or of the keys in the first rows.
         rows: The first rows.
+        shape: Name of the tool whose shape the rows have; empty for a table with a column for each part of a pair.
         query: Column of the query text; empty if none has a common name.
         label: Column of the labels; empty if none has a common name.
         id: Column of the query's id; empty if there is none.
@@ -47,6 +49,7 @@ class Sniffed:
     sheet: str = ""
     columns: tuple[str, ...] = ()
     rows: tuple[Row, ...] = ()
+    shape: str = ""
     query: str = ""
     label: str = ""
     id: str = ""
@@ -59,10 +62,12 @@ class Sniffed:
 
     @property
     def usable(self) -> bool:
-        """Whether the file has a column for the query and one for the label."""
-        return bool(self.query and self.label)
+        """Whether the file can be read: it has a column for the query and one for the label, or the shape of a known tool."""
+        return bool(self.shape or (self.query and self.label))
 
     def __str__(self) -> str:
+        if self.shape:
+            return f"the shape of {self.shape}"
         roles = ("query", "label", "id", "grade", "part", "document_id", "document_title", "document_text")
         return ", ".join(f"{role} = column {name!r}" for role in roles if (name := getattr(self, role)))
 
@@ -105,6 +110,7 @@ def sniff(
     found = labelled_columns(sample, before, with_documents=False)
     if grade is None:
         found = replace(found, grade=grade_column(sample, (found.query, found.label, found.document_text)))
+    shape = None if query or label else shape_of(sample)
     given = {"encoding": encoding, "delimiter": delimiter, "sheet": sheet}
     taken: dict[str, Any] = {name: getattr(found, name) if getattr(found, name) in names else "" for name in _ROLES}
     return Sniffed(
@@ -113,7 +119,8 @@ def sniff(
         **{name: table.details.get(name, "") for name in given},
         columns=names,
         rows=tuple(sample[:rows]),
-        **taken,
+        shape="sections apart" if table.sections else shape.name if shape else "",
+        **({} if shape else taken),
         options={name: value for name, value in given.items() if value},
     )
 

@@ -59,7 +59,7 @@ def csv_rows(path: Path, delimiter: str, options: Options, *, skip: int = 0) -> 
     """
     table, problem = _parsed(path, delimiter, options, skip)
     (start, names), *rows = table or [(1, [])]
-    if _is_header(table or [(1, [])], options):
+    if _is_header(table or [(1, [])], options, _WORDS_OF_NAME):
         header, short = _header(names, f"{path}:{start}"), tuple(map(spelling, names)) in _SHORT_ROWS
     else:
         header, short, rows = _numbered(names), False, table
@@ -124,21 +124,21 @@ def _named_rows(
         yield problem.where, problem
 
 
-def _is_header(lines: Sequence[tuple[int, list[str]]], options: Options) -> bool:
+def _is_header(lines: Sequence[tuple[int, list[str]]], options: Options, longest: int) -> bool:
     """Return whether the first row has names of columns.
 
-    A known name is one. A row is values if a cell is a number, as is the one below it, or has the length of a paragraph.
+    A known name is one. A row is values if a cell is a number, as is the one below it, or has more words than a name.
     """
     names, below = lines[0][1], lines[1][1] if len(lines) > 1 else lines[0][1]
     if {spelling(name) for name in names} & KNOWN or not {name.strip() for name in names}.isdisjoint(options.names):
         return True
     numbers = any(_NUMBER.fullmatch(name.strip()) and _NUMBER.fullmatch(cell.strip()) for name, cell in zip(names, below, strict=False))
-    return not numbers and all(len(name.split()) <= _LONG_NAME for name in names)
+    return not numbers and all(len(name.split()) <= longest for name in names)
 
 
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
-_LONG_NAME = 25
-"""Maximum number of words of a column's name. Surveys have whole questions as names."""
+_WORDS_OF_NAME, _WORDS_OF_NAME_TSV = 25, 3
+"""Maximum number of words of a column's name. Surveys have whole questions as names; TSV files of benchmarks often have no header."""
 
 
 def _numbered(cells: Sequence[str]) -> list[str]:
@@ -260,7 +260,7 @@ def tsv_rows(path: Path, options: Options) -> Rows:
     (number, names), *rows = lines
     if all(re.fullmatch('"[^"]+"', name) for name in names):
         return csv_rows(path, "\t", options)
-    if _is_header(lines, options):
+    if _is_header(lines, options, _WORDS_OF_NAME_TSV):
         header = _header(names, f"{path}:{number}")
     else:
         header, rows = _numbered(names), lines

@@ -1,0 +1,1 @@
+"""Shapes of labelled rows that other tools write."""

@@ -1,0 +1,159 @@
+"""Rows for training: sentence-transformers, FlagEmbedding, Tevatron, DPR, and MS MARCO's triples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from embedfit import console
+from embedfit.data.cells import id_of, read_grade, read_text
+from embedfit.data.library import Library
+from embedfit.data.shapes.shape import Lines, Shape, each_row, graded, id_in, passages_in, rest_of, texts_of
+from embedfit.data.texts import Pair, Row
+from embedfit.errors import DataError, shown
+
+_ANCHORS = ("anchor", "query", "question", "sentence", "text", "input")
+_WRONG = re.compile(r"(hard_)?neg(ative)?s?([_-]?\d+)?")
+_RIGHT = re.compile(r"pos(itive)?s?([_-]?\d+)?")
+
+
+def _anchor(keys: frozenset[str]) -> str:
+    return next((key for key in _ANCHORS if key in keys), "")
+
+
+def _fits_tuples(keys: frozenset[str], rows: Sequence[Row]) -> bool:
+    right = [key for key in keys if _RIGHT.fullmatch(key) and key.startswith("positive")]  # "pos" may be a part of speech
+    texts = all(_texts_only(row[key]) for row in rows for key in right if key in row)
+    return bool(_anchor(keys)) and bool(right) and texts
+
+
+def _texts_only(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    # A column "positive" may also hold judgements or probabilities.
+    return all(item is None or (isinstance(item, str) and not _JUDGEMENT.fullmatch(item.casefold())) for item in values)
+
+
+_JUDGEMENT = re.compile(r"[-+]?[\d.]+|true|false|yes|no")
+
+
+def _tuples(where: str, number: int, row: Row, library: Library) -> Iterator[Pair]:
+    """Read (anchor, positive, negative ...) with any number of each, which may be lists; with ids beside FlagEmbedding's lists."""
+    anchor = _anchor(frozenset(row)) or "query"
+    grades: list[list[str]] = [[], []]
+    taken = {"id", "_id", anchor}
+    for key in row:
+        wrong = bool(_WRONG.fullmatch(key))
+        if not wrong and not _RIGHT.fullmatch(key):
+            continue
+        texts = texts_of(row, key, where)
+        ids = row.get(f"{key}_id") or row.get(f"{key}_ids")
+        if ids is not None and (not isinstance(ids, list) or len(ids) != len(texts)):
+            raise DataError(where, f"has {len(texts)} texts under {key!r} and the ids {shown(ids)}", expected="an id for each text")
+        taken |= {key, f"{key}_id", f"{key}_ids", f"{key}_scores"}
+        known = [id_of(id) or "" for id in ids or [None] * len(texts)]
+        grades[wrong] += [library.add(text, id=id, where=where) for text, id in zip(texts, known, strict=True)]
+    id = id_in(row, "id", "_id", "query_id")
+    metadata = rest_of(row, *taken, "query_id", "pos_scores", "neg_scores", "prompt", "type")
+    yield Pair(where, number, read_text(row, anchor, where), graded(*grades) or None, id, "", metadata)
+
+
+_SCORES = ("score", "label", "similarity_score", "similarity", "labels")
+_SENTENCES = (
+    ("sentence1", "sentence2"),
+    ("sentence_1", "sentence_2"),
+    ("sentence_A", "sentence_B"),
+    ("text1", "text2"),
+    ("question1", "question2"),
+)
+
+
+def _fits_scores(keys: frozenset[str], rows: Sequence[Row]) -> bool:
+    return any(set(names) <= keys for names in _SENTENCES) and any(key in keys for key in _SCORES)
+
+
+def _scores(lines: Lines, library: Library) -> Iterator[Pair | DataError]:
+    """Read pairs of sentences with a score from 0 to 1, or a label of 0 and 1."""
+    lines = list(lines)
+    keys = {key for _, row in lines for key in row}
+    key = next(name for name in _SCORES if name in keys)
+    first, second = next(names for names in _SENTENCES if set(names) <= keys)
+    scores = [_number(row.get(key)) for _, row in lines]
+    known = [score for score in scores if score is not None]
+    shares = bool(known) and all(0 <= score <= 1 for score in known) and any(0 < score < 1 for score in known)
+    if shares:
+        console.note(f"{lines[0][0].rpartition(':')[0]}: {key!r} is a similarity: from 0.5 the second sentence is right, below it is not")
+    for number, ((where, row), score) in enumerate(zip(lines, scores, strict=True), 1):
+        try:
+            texts = [read_text(row, name, where) for name in (first, second)]
+            grade = None if row.get(key) is None else int((score or 0) >= 0.5) if shares and score is not None else read_grade(row[key])
+            document = library.add(texts[1], where=where)
+            yield Pair(where, number, texts[0], None if grade is None else {document: grade})
+        except ValueError:
+            fix = "divide the scores by the highest one, or round them to whole grades"
+            yield DataError(where, f"key {key!r} is {shown(row[key])}", expected="a whole grade, or a similarity from 0 to 1", fix=fix)
+        except DataError as error:
+            yield error
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _fits_examples(keys: frozenset[str], rows: Sequence[Row]) -> bool:
+    return "texts" in keys and all(isinstance(row.get("texts"), list) for row in rows)
+
+
+def _examples(lines: Lines, library: Library) -> Iterator[Pair | DataError]:
+    """Read examples of the older sentence-transformers: ``{"texts": [...], "label": 1.0}``."""
+    pairs: list[tuple[str, Row]] = []
+    for where, row in lines:
+        texts = row.get("texts")
+        if not isinstance(texts, list) or len(texts) < 2:
+            yield DataError(where, f"key 'texts' is {shown(texts)}", expected="a list of two texts or more")
+        elif len(texts) == 2 and "label" in row:
+            pairs.append((where, {"sentence1": texts[0], "sentence2": texts[1], "score": row["label"]}))
+        else:
+            names = ["anchor", "positive", *(f"negative_{place}" for place in range(1, len(texts) - 1))]
+            pairs.append((where, dict(zip(names, texts, strict=True))))
+    yield from (_scores if pairs and "score" in pairs[0][1] else each_row(_tuples))(pairs, library)
+
+
+def _tevatron(where: str, number: int, row: Row, library: Library) -> Iterator[Pair]:
+    right = passages_in(row, "positive_passages", where, library)
+    wrong = passages_in(row, "negative_passages", where, library)
+    key = "query" if "query" in row else "query_text"
+    metadata = rest_of(row, "query_id", key, "positive_passages", "negative_passages")
+    yield Pair(where, number, read_text(row, key, where), graded(right, wrong) or None, id_in(row, "query_id"), "", metadata)
+
+
+def _dpr(where: str, number: int, row: Row, library: Library) -> Iterator[Pair]:
+    right = passages_in(row, "positive_ctxs", where, library)
+    wrong = [id for key in ("hard_negative_ctxs", "negative_ctxs") for id in passages_in(row, key, where, library)]
+    metadata = rest_of(row, "question", "positive_ctxs", "negative_ctxs", "hard_negative_ctxs", "id", "qid", "question_id")
+    id = id_in(row, "id", "qid", "question_id")
+    yield Pair(where, number, read_text(row, "question", where), graded(right, wrong) or None, id, "", metadata)
+
+
+def _fits_triples(keys: frozenset[str], rows: Sequence[Row]) -> bool:
+    numbers = any(re.fullmatch(r"\d+", str(value).strip()) for row in rows[:20] for value in row.values())
+    return keys == {"1", "2", "3"} and not numbers
+
+
+def _triple(where: str, number: int, row: Row, library: Library) -> Iterator[Pair]:
+    named = {"anchor": row.get("1"), "positive": row.get("2"), "negative": row.get("3")}
+    yield from _tuples(where, number, {key: value for key, value in named.items() if value is not None}, library)
+
+
+SHAPES = (
+    Shape("Tevatron", lambda keys, rows: "positive_passages" in keys, each_row(_tevatron), mined=True),
+    Shape("DPR", lambda keys, rows: {"question", "positive_ctxs"} <= keys, each_row(_dpr), mined=True),
+    Shape("FlagEmbedding", lambda keys, rows: {"query", "pos"} <= keys, each_row(_tuples), mined=True),
+    Shape("sentence-transformers, tuples", _fits_tuples, each_row(_tuples), mined=True),
+    Shape("sentence-transformers, pairs with a score", _fits_scores, _scores),
+    Shape("sentence-transformers, examples", _fits_examples, _examples, mined=True),
+    Shape("MS MARCO, triples", _fits_triples, each_row(_triple), mined=True),
+)
