@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from openai_server import Server
@@ -116,3 +118,52 @@ def test_a_folder_of_documents_becomes_queries_and_then_a_run(tmp_path, monkeypa
     assert "handbook: 8 .md" in out
     settings = read_config("project/embedfit.toml")
     assert (settings.generate.questions, settings.data.documents) == (3, "project/../handbook")
+
+
+def test_check_says_what_was_read_in_five_lines_and_shows_two_examples(tmp_path, said):
+    rows = [{"query": f"{word} {number}", "expected": {word: 1, "other": 0}} for word in ("one", "two") for number in range(6)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"query": "none", "expected": []}])))
+    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"id": id, "text": f"the {id}"}) for id in ("one", "two", "other")))
+    (tmp_path / "embedfit.toml").write_text(
+        '[data]\nqueries = "q.jsonl"\ndocuments = "d.jsonl"\ndocument_template = "About {text}"\n'
+        '[model]\nname = "all-MiniLM-L6-v2"\nquery_prompt = "ask: "\n'
+    )
+    code, out, _ = said("check", tmp_path)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == "12 labelled queries, 3 documents, 12 relevant pairs"
+    assert lines[1] == "2 documents are asked for: from 6 times (two) to 6 (one)"
+    assert lines[2] == f"Read from {tmp_path / 'q.jsonl'}, documents from {tmp_path / 'd.jsonl'}"
+    assert lines[3].startswith("12 pairs judged not relevant")
+    assert lines[4] == "5 to 6 tokens a query (median 6); 5 to 5 tokens a document (median 5); all-MiniLM-L6-v2 reads 256"
+    assert lines[5] == "Example 1: 'ask: one 0' finds 'About the one'"
+    assert lines[6] == "Example 2: 'ask: two 0' finds 'About the two'"
+
+
+def test_check_counts_findings_of_a_kind_and_shows_three_of_them_or_all(tmp_path, said):
+    documents = [{"id": f"{number}{copy}", "text": f"text number {word}"} for number, word in enumerate("abcdefg") for copy in "xy"]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    rows = [{"query": f"where is {word * 4} today", "expected": f"{number % 7}x"} for number, word in enumerate("abcdefghijklmn")]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ("check", tmp_path / "q.jsonl", "--documents", tmp_path / "d.jsonl")
+    _, out, _ = said(*options)
+    assert out.count("say the same: ") == 3
+    assert "... and 4 more of the kind 'copy'; --all shows them" in out
+    assert said(*options, "--all")[1].count("say the same: ") == 7
+    assert sum(finding["kind"] == "copy" for finding in json.loads(said(*options, "--json")[1])["findings"]) == 7
+
+
+def test_check_and_a_folder_of_documents_import_no_model_library(tmp_path):
+    (tmp_path / "handbook").mkdir()
+    (tmp_path / "handbook" / "a.md").write_text("# A\n\nOne.\n\n# B\n\nTwo.\n")
+    (tmp_path / "q.jsonl").write_text('{"query": "first", "expected": "a.md"}\n{"query": "second", "expected": "a.md#b"}\n')
+    program = (
+        "import sys; from embedfit.pipeline.checking import check\n"
+        "data = {'queries': 'q.jsonl', 'documents': 'handbook'}\n"
+        "from embedfit.config import make_config\n"
+        "checked = check(make_config({'data': data, 'model': {'name': 'all-MiniLM-L6-v2'}}))\n"
+        "assert not checked.skipped and len(checked.summary) == 4, checked\n"
+        "print([name for name in ('torch', 'transformers', 'sentence_transformers', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr

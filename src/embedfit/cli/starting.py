@@ -52,7 +52,8 @@ def init(
 ) -> None:
     """Write a starter configuration for your data, or for a small sample. The embedfit.toml has comments and a JSON Schema."""
     from embedfit.errors import ConfigError
-    from embedfit.samples.starting import start_for, write_start
+    from embedfit.pipeline.starting import start_for
+    from embedfit.samples.starting import write_start
 
     check_folder("FOLDER", folder)
     given = {"--query": query, "--label": label, "--documents": documents, "--model": model}
