@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from loopback import running_services
 from nbclient import NotebookClient
+from small_start import write_start
 
 from embedfit.cli.app import main
 from embedfit.data.dataset import Dataset, Query
@@ -19,7 +20,7 @@ from embedfit.data.documents import read_documents
 from embedfit.encode.local import LocalEncoder
 from embedfit.hosts import key_variable
 from embedfit.retrieve.retrievers import DenseRetriever
-from embedfit.samples import TRANSACTIONS, write_start
+from embedfit.samples import TRANSACTIONS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -7,7 +7,7 @@ import pytest
 
 from embedfit.config import Config, json_schema, make_config, read_config
 from embedfit.errors import ConfigError, StorageError
-from embedfit.samples import write_start
+from embedfit.samples.starting import write_start
 
 LEAST = {"data": {"queries": "pairs.jsonl"}}
 
@@ -190,8 +190,8 @@ def test_what_init_writes_can_be_loaded(tmp_path):
     write_start(tmp_path)
     config = read_config(tmp_path / "embedfit.toml")
     found = load(config.data.queries, config.data.documents)
-    assert (len(found.judged), len(found.corpus)) == (20, 4)
-    assert found.document_texts(config.data.document_template)[0].startswith("Reset a password. Choose")
+    assert (len(found.judged), len(found.corpus)) == (120, 12)
+    assert found.document_texts(config.data.document_template)[0] == "Advertising & Marketing"
 
 
 def test_init_overwrites_nothing(tmp_path):

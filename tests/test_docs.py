@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 from loopback import running_services
 from openai_server import Server
+from small_start import write_start
 
 import embedfit
 from embedfit.config import Config
-from embedfit.samples import write_start
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -93,7 +93,7 @@ SHOWN = {
     "retrieve_one_text": r"(?m)^[\d.]+ \w+ .+\n[\d.]+ \w+ .+\n[\d.]+ \w+ .+$",
     "search_an_index": r"(?m)^[\d.]+ \w+ .+\n[\d.]+ \w+ .+\n[\d.]+ \w+ .+$",
     "labels": r"report\.html[\s\S]*Recommended: ",
-    "passages": r"72 of 72 queries[\s\S]*on 72 held-out queries",
+    "passages": r"200 of 200 queries[\s\S]*on 80 held-out queries[\s\S]*(?m:^[\d.]+ \w+/\d+\.md:\w{6} .+\n){3}",
     "search": r"Live: documents_\w+, 4 documents[\s\S]*\n(\w+)\n(\w+)\n[\s\S]*Fetched again: ",
 }
 
@@ -146,7 +146,7 @@ def test_the_shell_commands_of_the_readme_run(tmp_path):
     assert len(ours) >= 4
     for command in ours:
         folder = tmp_path if (tmp_path / "my-search").exists() is False or "my-search" in command else tmp_path / "my-search"
-        command = command.replace("'{category}'", "'{title}'").replace("'{category}: {sample_transactions}'", "'{title}. {text}'")
+        command = command.replace("'{category}'", "'{text}'").replace("'{category}: {sample_transactions}'", "'{id}: {text}'")
         done = subprocess.run(f"{sys.executable} -m {command}", shell=True, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}: {done.stderr}"
 

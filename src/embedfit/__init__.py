@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from embedfit.pipeline.experiment import curve, ladder, run
     from embedfit.pipeline.generating import run_generate
     from embedfit.pipeline.measuring import evaluate, measure
+    from embedfit.pipeline.parts import load_data
     from embedfit.pipeline.publishing import prepare_publications, publish_run
     from embedfit.pipeline.result import Result, read_result
     from embedfit.retrieve.finder import BaseRetriever, Finder, Hit
@@ -128,6 +129,7 @@ _ROOMS = {
         "ladder",
     ),
     "pipeline.generating": ("run_generate",),
+    "pipeline.parts": ("load_data",),
     "pipeline.measuring": (
         "evaluate",
         "measure",

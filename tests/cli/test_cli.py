@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small_start import write_start
 
 from embedfit.cli import app
 from embedfit.cli.app import main
@@ -18,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def project(tmp_path, tiny_model):
-    """A folder as 'embedfit init' makes it, with the one-layer model and one epoch."""
-    main_code(["init", str(tmp_path)])
+    """A folder with 20 queries, the one-layer model and one epoch."""
+    write_start(tmp_path)
     toml = tmp_path / "embedfit.toml"
     toml.write_text(
         toml.read_text()
@@ -42,7 +43,7 @@ def test_init_writes_files_that_check_finds_nothing_wrong_with(tmp_path, said):
     assert f"Next: embedfit check {tmp_path / 'embedfit.toml'}" in out
     code, out, _ = said("check", tmp_path / "embedfit.toml")
     assert code == 0
-    assert "20 labelled queries, 4 documents, 20 relevant pairs" in out
+    assert "120 labelled queries, 12 documents, 120 relevant pairs" in out
     assert "No problems found." in out
 
 

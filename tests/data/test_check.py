@@ -10,7 +10,7 @@ from embedfit.data.dataset import Dataset, Document, Query
 from embedfit.data.load import load
 from embedfit.data.split import split_dataset
 from embedfit.encode.local import Truncation
-from embedfit.pipeline.checking import check_truncation
+from embedfit.pipeline.job import check_truncation
 
 
 def data_of(queries, corpus=None, qrels=None):

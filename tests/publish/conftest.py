@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from publish_data import TOKEN
 from servers import running_hub
+from small_start import write_start
 
 from embedfit.config import make_config
 from embedfit.encode.adapted import Adapter, save_adapted
@@ -17,7 +18,6 @@ from embedfit.pipeline import experiment, publishing
 from embedfit.pipeline.result import read_result
 from embedfit.publish.publication import model_publication
 from embedfit.publish.target import Target
-from embedfit.samples import write_start
 
 
 @pytest.fixture(scope="session")

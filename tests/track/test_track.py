@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from servers import Embeddings, LangWatch, running
+from small_start import write_start
 
 from embedfit.config import make_config
 from embedfit.data.load import load
 from embedfit.encode.named import encoder_of
 from embedfit.errors import ConfigError, EmbedfitError
 from embedfit.pipeline import experiment, measuring, parts, training
-from embedfit.samples import write_start
 from embedfit.track import sender
 from embedfit.track.langwatch import headers
 from embedfit.track.sender import resend

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,11 +16,16 @@ from embedfit.cli.options import (
     AllowLeaks,
     AsJson,
     ConfigPath,
+    Documents,
     EngineName,
     Folds,
-    OptionalConfigPath,
+    LabelColumn,
+    ModelName,
     Price,
+    QueryColumn,
+    SourcePath,
     check_folder,
+    data_options,
     settings_of,
     with_engine,
 )
@@ -35,7 +40,11 @@ if TYPE_CHECKING:
 
 @app.command()
 def run(
-    config: OptionalConfigPath = HERE,
+    config: SourcePath = HERE,
+    query: QueryColumn = None,
+    label: LabelColumn = None,
+    documents: Documents = None,
+    model: ModelName = None,
     folds: Folds = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of training seeds; the report shows how much results vary.")] = None,
     keep: Annotated[float | None, typer.Option(help="Share of the base model's score on general queries to keep, such as 0.98.")] = None,
@@ -47,13 +56,18 @@ def run(
     """Tune a model and prove whether retrieval got better. Base and tuned are measured on the same held-out queries."""
     from embedfit.pipeline import experiment
 
-    settings = settings_of(config, folds, allow_leaks, {"evaluate": {"seeds": seeds}, "general": {"keep": keep}, "model": {"price": price}})
+    options: dict[str, dict[str, Any]] = {"evaluate": {"seeds": seeds}, "general": {"keep": keep}, "model": {"name": model, "price": price}}
+    settings = settings_of(config, folds, allow_leaks, {"data": data_options(query, label, documents), **options})
     print_result(experiment.run(with_engine(settings, engine)), as_json)
 
 
 @app.command()
 def ladder(
-    config: OptionalConfigPath = HERE,
+    config: SourcePath = HERE,
+    query: QueryColumn = None,
+    label: LabelColumn = None,
+    documents: Documents = None,
+    model: ModelName = None,
     rung: Annotated[list[str] | None, typer.Option(help="Method to measure; repeatable. Default: all.")] = None,
     folds: Folds = None,
     allow_leaks: AllowLeaks = False,
@@ -65,7 +79,8 @@ def ladder(
     from embedfit.pipeline import experiment
     from embedfit.report.tables import ladder_table
 
-    settings = settings_of(config, folds, allow_leaks, {"ladder": {"rungs": tuple(rung) if rung else None}, "model": {"price": price}})
+    options: dict[str, dict[str, Any]] = {"ladder": {"rungs": tuple(rung) if rung else None}, "model": {"name": model, "price": price}}
+    settings = settings_of(config, folds, allow_leaks, {"data": data_options(query, label, documents), **options})
     result = experiment.ladder(with_engine(settings, engine))
     if as_json:
         console.echo(json.dumps({**result.to_dict(), "folder": str(result.folder)}))
@@ -79,7 +94,11 @@ def ladder(
 
 @app.command()
 def curve(
-    config: OptionalConfigPath = HERE,
+    config: SourcePath = HERE,
+    query: QueryColumn = None,
+    label: LabelColumn = None,
+    documents: Documents = None,
+    model: ModelName = None,
     points: Annotated[int, typer.Option(min=2, help="Number of training-set sizes, each half of the next.")] = 4,
     folds: Folds = None,
     allow_leaks: AllowLeaks = False,
@@ -90,7 +109,8 @@ def curve(
     """Forecast what more training data would bring. Models are trained on less, and measured."""
     from embedfit.pipeline import experiment
 
-    settings = settings_of(config, folds, allow_leaks, {"model": {"price": price}})
+    options = {"data": data_options(query, label, documents), "model": {"name": model, "price": price}}
+    settings = settings_of(config, folds, allow_leaks, options)
     result = experiment.curve(with_engine(settings, engine), points)
     if as_json:
         console.echo(json.dumps({**result.to_dict(), "folder": str(result.folder)}))
@@ -129,7 +149,10 @@ def relabel(
 
 @app.command()
 def evaluate(
-    config: OptionalConfigPath = HERE,
+    config: SourcePath = HERE,
+    query: QueryColumn = None,
+    label: LabelColumn = None,
+    documents: Documents = None,
     model: Annotated[list[str] | None, typer.Option(help="Model to measure; repeatable. Default: the one in the configuration.")] = None,
     document: Annotated[list[str] | None, typer.Option(help="Document template to measure; repeatable.")] = None,
     k: Annotated[list[int] | None, typer.Option(help="Rank to cut at; repeatable.")] = None,
@@ -152,7 +175,8 @@ def evaluate(
     if csv and csv.is_dir():
         raise ConfigError(f"--csv {csv}: is a folder; expected a file to write, such as grid.csv")
     grid = {"retrieval": retrieval or None, "rerankers": rerank or None, "rerank_top": rerank_top}
-    settings = with_engine(settings_of(config, None, False, {"evaluate": grid, "model": {"price": price}}), engine)
+    options = {"data": data_options(query, label, documents), "evaluate": grid, "model": {"price": price}}
+    settings = with_engine(settings_of(config, None, False, options), engine)
     if rerank_top and not settings.evaluate.rerankers:
         raise ConfigError(f"--rerank-top {rerank_top} is for rerankers, and there is none; fix: --rerank, a cross-encoder")
     if model and set(settings.evaluate.retrieval) == {"bm25"} and not store:
@@ -207,8 +231,12 @@ def _measured(settings: Config, models: Sequence[str], templates: Sequence[str],
 
 @app.command()
 def tune(
-    config: OptionalConfigPath = HERE,
+    config: SourcePath = HERE,
     *,
+    query: QueryColumn = None,
+    label: LabelColumn = None,
+    documents: Documents = None,
+    model: ModelName = None,
     output: Annotated[Path, typer.Option(help="Folder for the model.")],
     allow_leaks: AllowLeaks = False,
     price: Price = None,
@@ -219,7 +247,8 @@ def tune(
     from embedfit.pipeline import training
 
     check_folder("--output", output)
-    settings = with_engine(settings_of(config, None, allow_leaks, {"model": {"price": price}}), engine)
+    options = {"data": data_options(query, label, documents), "model": {"name": model, "price": price}}
+    settings = with_engine(settings_of(config, None, allow_leaks, options), engine)
     tuned, findings = training.run_tune(settings, output)
     if as_json:
         console.echo(json.dumps(tuned.to_dict()))

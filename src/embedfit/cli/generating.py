@@ -13,6 +13,7 @@ from embedfit import console
 from embedfit.cli.app import app
 from embedfit.cli.options import AsJson, absolute
 from embedfit.cli.printing import print_conclusion, print_rows
+from embedfit.hub import MINILM
 
 generate_app = typer.Typer(no_args_is_help=True, help="Generate training data with an LLM.")
 app.add_typer(generate_app, name="generate")
@@ -75,9 +76,16 @@ def generate_records(
 
 @generate_app.command("queries")
 def generate_queries(
-    output: Annotated[Path | None, typer.Option(help="The .jsonl file to write. Default: queries in [data].")] = None,
-    documents: Annotated[Path | None, typer.Option(help="File of passages. Default: documents in [data].")] = None,
-    each: Annotated[int | None, typer.Option(min=1, help="Number of questions per passage.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The .jsonl file to write. Default: queries in [data], or the documents' name with -queries.")
+    ] = None,
+    documents: Annotated[
+        Path | None, typer.Option(help="File of passages, or folder of Markdown, HTML, text and PDF files. Default: documents in [data].")
+    ] = None,
+    each: Annotated[int | None, typer.Option(min=1, help="Number of questions per passage. Default without --config: 3.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Model to tune, whose tokens limit the passages of a folder. Default: name in [model].")
+    ] = None,
     model: LlmModel = None,
     base_url: LlmBaseUrl = None,
     prompt: LlmPrompt = None,
@@ -92,19 +100,30 @@ def generate_queries(
     as_json: AsJson = False,
 ) -> None:
     """Generate questions with an LLM, each answered by a passage."""
+    if config is None:
+        output = output or (Path(f"{documents.resolve().stem}-queries.jsonl") if documents else None)
+        each, encoder = each or _EACH, encoder or MINILM
     data = {"queries": absolute(output), "documents": absolute(documents)}
     what = {"questions": each, "records": 0, "prompt": absolute(prompt), "examples": absolute(examples)}
     who = {"model": model, "base_url": base_url, "judge": judge, "price": price, "concurrency": concurrency}
     limits = {"budget": budget, "max_tokens_total": max_tokens_total}
-    _generate(config, data, {**what, **who, **limits}, dry_run, as_json)
+    _generate(config, data, {**what, **who, **limits}, dry_run, as_json, encoder)
+    if config is None and not (dry_run or as_json):
+        model = "" if encoder == MINILM else f" --model {encoder}"
+        console.echo(f"Next: embedfit run {output} --documents {documents}{model}")
 
 
-def _generate(path: Path | None, data: dict[str, Any], options: dict[str, Any], dry_run: bool, as_json: bool) -> None:
+_EACH = 3
+
+
+def _generate(
+    path: Path | None, data: dict[str, Any], options: dict[str, Any], dry_run: bool, as_json: bool, encoder: str | None = None
+) -> None:
     from embedfit.config import make_config, read_config
     from embedfit.generate.endpoint import endpoint_of
     from embedfit.pipeline import generating
 
-    sections = {"data": data, "generate": options}
+    sections = {"data": data, "generate": options, "model": {"name": encoder}}
     given = {name: {key: value for key, value in values.items() if value is not None} for name, values in sections.items()}
     if path is None:
         if "queries" not in given["data"]:

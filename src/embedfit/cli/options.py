@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,11 +12,21 @@ if TYPE_CHECKING:
     from embedfit.config import Config
 
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml")]
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml, or a file of labelled queries.")]
 
 HERE = Path("embedfit.toml")
 
 OptionalConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="Configuration file.")]
+
+SourcePath = Annotated[Path, typer.Argument(metavar="SOURCE", help="Configuration file, or a file of labelled queries.")]
+
+QueryColumn = Annotated[str | None, typer.Option("--query", help="Column of the query text. Default: one with a common name.")]
+
+LabelColumn = Annotated[str | None, typer.Option("--label", help="Column of the labels. Default: one with a common name.")]
+
+Documents = Annotated[Path | None, typer.Option("--documents", help="File or folder of documents. Default: each label is one.")]
+
+ModelName = Annotated[str | None, typer.Option("--model", help="Base model. Default for a file of queries: all-MiniLM-L6-v2.")]
 
 Folds = Annotated[int | None, typer.Option(help="Number of folds for cross-validation, in place of split.test; 0 means one split.")]
 
@@ -35,12 +46,40 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print only the result to s
 
 
 def settings_of(path: Path, folds: int | None, allow_leaks: bool, options: dict[str, dict[str, Any]]) -> Config:
-    """Return the configuration of a file, overridden by the options of the command line."""
-    from embedfit.config import read_config
+    """Return the configuration of a file, overridden by the options of the command line. Labelled queries need no embedfit.toml."""
+    from embedfit.config import make_config, overridden, read_config
 
     options = {**options, "split": {"folds": folds, "leaks": "allow" if allow_leaks else None}}
     given = {section: {key: value for key, value in values.items() if value is not None} for section, values in options.items()}
-    return read_config(path, given)
+    if path.is_dir() and (path / HERE).is_file():
+        path = path / HERE
+    if not is_data(path):
+        return read_config(path, given)
+    return make_config(overridden(settings_for(path), given), where="the command line")
+
+
+def is_data(path: Path) -> bool:
+    """Return whether a path names data and not a configuration."""
+    return is_hub(path) or (path.suffix.lower() != ".toml" and (path.exists() or bool(path.suffix)))
+
+
+def settings_for(path: Path) -> dict[str, Any]:
+    """Return the settings of an experiment on a file of labelled queries, as `embedfit init --from` writes them."""
+    from embedfit.hub import MINILM
+
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(path).removeprefix("hub:") if is_hub(path) else path.name.partition(".")[0])
+    source = str(path) if is_hub(path) else str(path.absolute())
+    return {"name": name.strip("-.") or "run", "data": {"queries": source}, "model": {"name": MINILM}}
+
+
+def is_hub(path: Path) -> bool:
+    """Return whether a path is the name of a data set on the Hugging Face Hub."""
+    return str(path).startswith("hub:")
+
+
+def data_options(query: str | None, label: str | None, documents: Path | None) -> dict[str, Any]:
+    """Return the settings of [data] that the options of the command line give."""
+    return {"query": query, "label": label, "documents": absolute(documents)}
 
 
 def with_engine(settings: Config, engine: str | None) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -57,34 +58,45 @@ def print_findings(findings: Sequence[Finding]) -> None:
         terminal.print(Text("Warning:", style="yellow"), warning, soft_wrap=True)
 
 
-def print_check(checked: Check) -> None:
-    """Print what was noticed about a data set."""
-    from collections import Counter
+def print_check(checked: Check, *, whole: bool = False) -> None:
+    """Print what was read, two examples, and what was noticed.
+
+    Args:
+        checked: Result of the check.
+        whole: Whether to print every finding, and not only the first few of each kind.
+    """
+    from textwrap import shorten
 
     from rich.text import Text
 
     terminal = console.terminal()
-    dataset = checked.dataset
-    labels = Counter(label for id in dataset.judged for label in dataset.relevant(id))
-    pairs = sum(labels.values())
-    terminal.print(
-        f"{len(dataset.judged):,} labelled queries, {len(dataset.corpus):,} documents, {pairs:,} relevant pairs", highlight=False
-    )
-    if labels:
-        most, least = labels.most_common(1)[0], labels.most_common()[-1]
+    for line in checked.summary:
+        terminal.print(line, highlight=False, soft_wrap=True)
+    for number, (query, document) in enumerate(checked.examples, 1):
         terminal.print(
-            f"{len(labels):,} documents are asked for: from {least[1]:,} times ({least[0]}) to {most[1]:,} ({most[0]})",
-            highlight=False,
+            f"Example {number}: {shorten(query, _EXAMPLE)!r} finds {shorten(document, _EXAMPLE)!r}", highlight=False, soft_wrap=True
         )
     for row in checked.bad_rows:
         terminal.print(Text("bad row", style="red"), str(row), soft_wrap=True)
     colours = {"problem": "red", "warning": "yellow", "note": "default"}
+    shown: Counter[str] = Counter()
     for finding in checked.findings:
-        terminal.print(Text(finding.level, style=colours[finding.level]), finding.message, soft_wrap=True)
+        shown[finding.kind] += 1
+        if whole or shown[finding.kind] <= _OF_A_KIND:
+            terminal.print(Text(finding.level, style=colours[finding.level]), finding.message, soft_wrap=True)
+    for kind, count in shown.items():
+        if count > _OF_A_KIND and not whole:
+            terminal.print(f"... and {count - _OF_A_KIND:,} more of the kind '{kind}'; --all shows them", highlight=False)
     if checked.skipped:
         terminal.print(f"note {checked.skipped}", highlight=False, soft_wrap=True)
     if not checked.bad_rows and not checked.findings:
         terminal.print("No problems found.")
+
+
+_EXAMPLE = 160
+"""Maximum length of an example's text, in characters."""
+_OF_A_KIND = 3
+"""Number of findings of a kind that are printed."""
 
 
 def print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import html
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from embedfit.config import Config
 from embedfit.data.check import Finding, check_dataset
 from embedfit.data.dataset import Dataset
+from embedfit.encode.encoder import Kind
+from embedfit.encode.lengths import Lengths
+from embedfit.encode.local import Truncation
 from embedfit.encode.named import encoder_of
 from embedfit.errors import ConfigError, DataError, ModelError
-from embedfit.pipeline.job import check_truncation
+from embedfit.pipeline.job import truncated, truncations
 from embedfit.pipeline.needs import local
 from embedfit.pipeline.parts import leaks, read
-from embedfit.pipeline.source import Inputs, Model, Source
+from embedfit.pipeline.source import IN_MEMORY, Inputs, Model, Source
+from embedfit.template import Template
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,8 @@ class Check:
         dataset: Data set without its bad rows.
         bad_rows: One error per row that could not be read.
         findings: Problems, warnings and notes.
+        summary: What was read, in up to five lines.
+        examples: Two labelled queries and one right document of each, as the model reads them: (query, document).
         skipped: Reason why text lengths were not compared with the model's limit; empty if they were.
     """
 
@@ -31,6 +42,8 @@ class Check:
     bad_rows: tuple[DataError, ...]
     findings: tuple[Finding, ...]
     skipped: str = ""
+    summary: tuple[str, ...] = ()
+    examples: tuple[tuple[str, str], ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -76,7 +89,7 @@ def check(source: Source, *, model: Model | None = None, **settings: Any) -> Che
     config, bad_rows = inputs.config, list[DataError]()
     dataset = read(config.data, bad_rows, model=config.model) if inputs.dataset is None else inputs.dataset
     findings = check_dataset(dataset) if dataset.judged else []
-    skipped = ""
+    skipped, counted, prompts = "", dict[Kind, Truncation](), dict[Kind, str]()
     # From here on, an error becomes a finding, so that it does not hide the bad rows.
     try:
         findings += leaks(config, dataset) if dataset.judged else []
@@ -88,9 +101,48 @@ def check(source: Source, *, model: Model | None = None, **settings: Any) -> Che
         if inputs.dataset is not None and model is None:
             raise ModelError("no model was given")
         base = local(inputs.base or encoder_of(config.model))
-        findings += check_truncation(dataset, base.loaded, config.data.document_template)
+        prompts = base.prompts
+        counted = truncations(dataset, Lengths(base), config.data.document_template)
+        findings += truncated(dataset, counted)
     except ModelError as error:
         skipped = f"truncation was not checked: {error}"
     except (ConfigError, DataError) as error:
         findings.append(Finding("problem", "texts", str(error)))
-    return Check(dataset, tuple(bad_rows), tuple(findings), skipped)
+    summary = _summary(config, dataset, counted, "" if inputs.dataset is not None else config.model.name)
+    return Check(dataset, tuple(bad_rows), tuple(findings), skipped, summary, _examples(config, dataset, prompts))
+
+
+def _summary(config: Config, dataset: Dataset, counted: Mapping[Kind, Truncation], model: str) -> tuple[str, ...]:
+    """Return what was read, in up to five lines."""
+    labels = Counter(label for id in dataset.judged for label in dataset.relevant(id))
+    lines = [f"{len(dataset.judged):,} labelled queries, {len(dataset.corpus):,} documents, {sum(labels.values()):,} relevant pairs"]
+    if labels:
+        (most, often), (least, seldom) = labels.most_common(1)[0], labels.most_common()[-1]
+        lines.append(f"{len(labels):,} documents are asked for: from {seldom:,} times ({least}) to {often:,} ({most})")
+    wrong = sum(grade <= 0 for grades in dataset.qrels.values() for grade in grades.values())
+    parts = ", ".join(f"{len(ids):,} {part}" for part, ids in dataset.parts.items())
+    further = [f"{wrong:,} pairs judged not relevant"] * bool(wrong) + [f"parts: {parts}"] * bool(parts)
+    source = "" if config.data.queries == IN_MEMORY else f"Read from {config.data.queries}"
+    source += f", documents from {config.data.documents}" if source and config.data.documents else ""
+    lines += [line for line in (source, "; ".join(further)) if line]
+    if counted and len(dataset.queries):
+        spans = "; ".join(_span(kind, truncation) for kind, truncation in counted.items())
+        lines.append(f"{spans}; {model or 'the model'} reads {counted['query'].limit:,}")
+    return tuple(lines)
+
+
+def _span(kind: Kind, truncation: Truncation) -> str:
+    counts = truncation.counts
+    return f"{int(counts.min()):,} to {int(counts.max()):,} tokens a {kind} (median {int(np.median(counts)):,})"
+
+
+def _examples(config: Config, dataset: Dataset, prompts: Mapping[Kind, str]) -> tuple[tuple[str, str], ...]:
+    """Return two queries with a right document each, as the model reads them."""
+    judged = dataset.judged
+    examples = []
+    for id in dict.fromkeys((judged[0], judged[len(judged) // 2])) if judged else ():
+        grades = dataset.relevant(id)
+        document = dataset.corpus[max(grades, key=lambda name: grades[name])]
+        text = Template(config.data.document_template).render(document.fields)
+        examples.append((f"{prompts.get('query', '')}{dataset.queries[id].text}", f"{prompts.get('document', '')}{text}"))
+    return tuple(examples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -20,7 +20,8 @@ from embedfit.data.split import Split, answers_seen, group_numbers
 from embedfit.data.write import write_jsonl
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, Kind
-from embedfit.encode.local import ModelEncoder, local_of
+from embedfit.encode.lengths import Lengths
+from embedfit.encode.local import ModelEncoder, Truncation, local_of
 from embedfit.encode.named import encoder_of
 from embedfit.errors import DataError
 from embedfit.evaluation.score import Scores, score_run
@@ -220,11 +221,20 @@ def check_truncation(dataset: Dataset, encoder: ModelEncoder, template: str) -> 
         encoder: Encoder that counts the tokens.
         template: Template of the document text.
     """
+    return truncated(dataset, truncations(dataset, encoder, template))
+
+
+def truncations(dataset: Dataset, counter: ModelEncoder | Lengths, template: str) -> dict[Kind, Truncation]:
+    """Return the token counts of the queries and of the documents."""
     texts: dict[Kind, list[str]] = {"query": dataset.query_texts(), "document": dataset.document_texts(template)}
-    ids: dict[Kind, tuple[str, ...]] = {"query": tuple(dataset.queries), "document": tuple(dataset.corpus)}
+    return {kind: counter.truncation(texts[kind], kind) for kind in texts}
+
+
+def truncated(dataset: Dataset, counted: Mapping[Kind, Truncation]) -> list[Finding]:
+    """Return a finding for the queries, and one for the documents, that are longer than the model reads."""
+    ids: dict[Kind, Iterable[str]] = {"query": dataset.queries, "document": dataset.corpus}
     findings = []
-    for kind in texts:
-        truncation = encoder.truncation(texts[kind], kind)
+    for kind, truncation in counted.items():
         cut = tuple(id for id, is_cut in zip(ids[kind], truncation.cut, strict=True) if is_cut)
         if cut:
             findings.append(Finding("warning", "truncated", truncation.describe(kind), cut))

@@ -61,6 +61,18 @@ def read(config: DataConfig, problems: list[DataError] | None = None, *, model: 
     )
 
 
+def load_data(config: Config) -> Dataset:
+    """Read the data set that a configuration names. A folder of documents is cut into passages that its model can read.
+
+    Args:
+        config: All settings, of which [data] and [model] are used.
+
+    Raises:
+        EmbedfitError: A row, a file or a setting cannot be used; or there is a folder of documents, and the model is missing.
+    """
+    return read(config.data, model=config.model)
+
+
 def splits_of(config: Config, dataset: Dataset) -> list[Split]:
     """Return the splits that a configuration describes: one per fold, or a single one without folds.
 
