@@ -1,13 +1,17 @@
 """Forms that are cheaper to run: kept if they hold the quality, in the report, and published."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from embedfit.encode.local import LocalEncoder
+from embedfit.encode.named import encoder_of
 from embedfit.encode.onnx import OnnxEncoder
 from embedfit.pipeline import deploying
 from embedfit.pipeline.result import read_result
+from embedfit.searcher.searcher import Searcher
+from embedfit.sections import ModelConfig
 
 
 @pytest.fixture
@@ -34,6 +38,13 @@ def test_a_form_that_passes_is_in_the_run_the_report_and_the_publication(exporte
     report = (run / "report.html").read_text()
     assert report.count("<h2>Forms to deploy</h2>") == 1
     assert report.count('<td class="name">onnx-int8</td>') == 1
+    assert encoder_of(ModelConfig(name=str(run / "deploy"))).form == "onnx-int8"
+    searcher = read_result(run).searcher
+    deployed = Searcher(replace(searcher.parts, encoder=OnnxEncoder(run / "deploy", "onnx")))
+    deployed.save(tmp_path / "searcher")
+    assert isinstance(Searcher.load(tmp_path / "searcher").parts.encoder, OnnxEncoder)
+    for text in ("where is my receipt", "stop charging me"):
+        assert Searcher.load(tmp_path / "searcher").search(text)[0].id == searcher.search(text)[0].id
     code, out, _ = said("publish", run, tmp_path / "model", "--yes")
     assert code == 0
     assert (tmp_path / "model" / "onnx" / "model_quantized.onnx").stat().st_size == measured["bytes"]

@@ -169,6 +169,11 @@ class OnnxEncoder(BaseEncoder):
         return features
 
 
+def is_exported(folder: Path) -> bool:
+    """Return whether a folder has a model in an exported form, and not the model itself."""
+    return any((folder / file).is_file() for file in FILES.values()) and not (folder / "model.safetensors").exists()
+
+
 def check_exportable(folder: Path) -> None:
     """Check that every layer after the transformer can be computed without torch.
 
