@@ -87,3 +87,12 @@ def test_what_cannot_be_an_endpoint_is_one_line(said, finished):
     code, out, err = said("parity", finished.folder, "--endpoint", "localhost:8080")
     assert (code, out) == (2, "")
     assert err == "embedfit: --endpoint localhost:8080: expected openai:MODEL@URL or hf-inference:URL\n"
+
+
+def test_the_doctor_looks_at_training_queries_alone(said, finished):
+    code, out, _ = said("doctor", finished.folder, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["queries"] == finished.manifest["split"][0]["train"] == 16
+    assert [trial["setting"] for trial in found["trials"]] == ['model.query_prompt = ""']
+    assert found["verdict"] == finished.alone.sentence

@@ -1,4 +1,4 @@
-"""Deployment: check what an endpoint serves."""
+"""Deployment: export a cheaper form, check what an endpoint serves."""
 
 from __future__ import annotations
 
@@ -14,6 +14,26 @@ from embedfit.cli.options import AsJson
 from embedfit.cli.printing import print_conclusion
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Finished run directory.")]
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    form: Annotated[Literal["onnx", "onnx-int8"], typer.Option(help="Form to export: ONNX in fp32, or with 8-bit weights.")],
+    tolerance: Annotated[float, typer.Option(min=0, max=1, help="Largest loss of the metric that passes.")] = 0.01,
+    as_json: AsJson = False,
+) -> None:
+    """Export a run's model in a form that is cheaper to run. If quality is lost, nothing is written and the exit code is 1."""
+    from embedfit.pipeline import deploying
+
+    measured = deploying.export_form(run, form, tolerance=tolerance)
+    if as_json:
+        console.echo(json.dumps(measured.to_dict()))
+    else:
+        place = f"Exported: {run / 'deploy'}" if measured.passed else "Not exported: the loss is more than is allowed."
+        print_conclusion(measured.sentence, place)
+    if not measured.passed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from embedfit import console
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder
 from embedfit.encode.local import LocalEncoder
+from embedfit.encode.onnx import OnnxEncoder, is_exported
 from embedfit.encode.pooling import pooling_of, pools_itself
 from embedfit.encode.remote import RemoteEncoder, is_remote
 from embedfit.errors import ConfigError
@@ -20,7 +21,8 @@ def encoder_of(config: ModelConfig, name: str | None = None) -> Encoder:
 
     Args:
         config: Settings of the model.
-        name: Folder, Hub name, remote encoder (`embedfit.encode.remote`) or path of an ``adapter.safetensors``.
+        name: Folder, Hub name, remote encoder (`embedfit.encode.remote`), path of an ``adapter.safetensors``, or folder that
+            ``embedfit export`` wrote.
 
     Raises:
         EmbedfitError: The model does not exist, or its API key is missing.
@@ -37,6 +39,8 @@ def encoder_of(config: ModelConfig, name: str | None = None) -> Encoder:
 
         adapter = load_adapter(name)
         return AdaptedEncoder(CachedEncoder(encoder_of(config, adapter.base_name)), adapter)
+    if is_exported(Path(name)):
+        return OnnxEncoder(name, query_prompt=config.query_prompt, document_prompt=config.document_prompt)
     if config.price is not None and name == config.name:
         console.note(f"model.price is not used: {name} is not a remote encoder")
     query, document = config.query_prompt, config.document_prompt

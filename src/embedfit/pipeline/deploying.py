@@ -1,18 +1,26 @@
-"""Deployment of a finished run: whether an endpoint serves what was measured."""
+"""Deployment of a finished run: forms that are cheaper to run, and whether an endpoint serves what was measured."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Literal
 
 from embedfit.data.dataset import Dataset, Query
 from embedfit.encode.encoder import Kind, complete
+from embedfit.encode.export import export_onnx
 from embedfit.encode.local import LocalEncoder, local_of
 from embedfit.encode.named import encoder_of
+from embedfit.encode.onnx import FILES, OnnxEncoder
 from embedfit.encode.remote import RemoteEncoder, is_remote
 from embedfit.errors import ConfigError, EmbedfitError
+from embedfit.files import json_bytes, replace_folder, temporary_path, writing
+from embedfit.hub import weights_of
+from embedfit.pipeline.job import locked
 from embedfit.pipeline.result import Result, check_unchanged, config_of, data_of, held_out_of, read_result
-from embedfit.studies.serving import TOLERANCE, Served, compare_served
+from embedfit.report.pages import with_deployables
+from embedfit.studies.deployable import TOLERANCE, Deployable, measure_deployable
+from embedfit.studies.serving import Served, compare_served
 
 
 def check_endpoint(
@@ -83,3 +91,69 @@ def _other_models(result: Result, measured: LocalEncoder | None) -> dict[str, Lo
     except EmbedfitError:  # the base model is not on this machine any more
         pass
     return others
+
+
+def export_form(folder: str | Path, form: str, *, tolerance: float = TOLERANCE) -> Deployable:
+    """Export the model of a finished run, and keep the form if its loss on the run's held-out queries is within the tolerance.
+
+    A form that passes is in ``deploy`` in the run directory, with its measurement in ``forms.json``, in the report, and on the card of a
+    later publication. A form that fails is written nowhere.
+
+    Args:
+        folder: Run directory.
+        form: ``onnx`` or ``onnx-int8``.
+        tolerance: Largest loss of the run's metric that passes; one query's worth is always allowed.
+
+    Raises:
+        EmbedfitError: The run is not finished, its model or data has changed, or the model cannot be exported.
+    """
+    if form not in FILES:
+        raise ConfigError(f"--form {form}: expected one of {', '.join(FILES)}")
+    result = read_result(folder)
+    if not result.model.is_dir():
+        raise ConfigError(
+            f"{folder}: {result.model.name} is a map over {result.manifest['base']['name']}, not a model that can be exported"
+        )
+    check_unchanged(result)
+    config, encoder = config_of(result), local_of(result.encoder)
+    assert encoder
+    held_out, _ = held_out_of(result, config.evaluate.metric)
+    data = data_of(result).select(held_out)
+    with locked(result.folder), temporary_path(result.deploy) as temporary:
+        path = export_onnx(encoder, temporary, form)
+        files = [str(file.relative_to(temporary)) for file in sorted(path.parent.glob(f"{path.name}*"))]
+        measured = measure_deployable(
+            form,
+            encoder,
+            OnnxEncoder(temporary, form),
+            temporary,
+            files,
+            sum(file.stat().st_size for file in weights_of(encoder.folder)),
+            data,
+            config.data.document_template,
+            config.evaluate.metric,
+            tolerance=tolerance,
+            group_by=config.split.group_by,
+            seed=config.split.seed,
+        )
+        if measured.passed:
+            _keep(result, temporary, measured)
+    return measured
+
+
+def _keep(result: Result, made: Path, measured: Deployable) -> None:
+    """Move a form into the run directory beside those that are there, and into the report."""
+    before = result.deploy
+    rows = [row for row in result.deployables if row.name != measured.name]
+    for row in rows:
+        for file in row.files:
+            shutil.copyfile(before / file, made / file)
+    rows = sorted([*rows, measured], key=lambda row: list(FILES).index(row.name))
+    with writing(made / "forms.json") as file:
+        file.write(json_bytes([row.to_dict() for row in rows]))
+    replace_folder(made, before)
+    report = result.report.read_text(encoding="utf-8") if result.report.exists() else ""
+    changed = with_deployables(report, rows)
+    if changed != report:
+        with writing(result.report) as file:
+            file.write(changed.encode())

@@ -48,7 +48,16 @@ def prepare_publications(
         held_out = set(result.comparison.base.query_ids)  # with folds, every query: the model to use was trained on all
         trained = [id for id in data.judged if id not in held_out] or data.judged
         shown = [(data.queries[id].text, list(data.relevant(id))) for id in trained[:EXAMPLES]]
-    model = model_publication(places[0], result.model, result.manifest, result.alone, public=public, examples=shown)
+    model = model_publication(
+        places[0],
+        result.model,
+        result.manifest,
+        result.alone,
+        public=public,
+        examples=shown,
+        forms=result.deployables,
+        forms_folder=result.deploy,
+    )
     if not (dataset and data):
         return [model]
     return [model, dataset_publication(places[1], data, result.manifest["config"]["name"], public=public)]

@@ -17,6 +17,7 @@ from embedfit.errors import DataError, ModelError, did_you_mean
 from embedfit.evaluation.comparison import Comparison, Verdict
 from embedfit.evaluation.score import Scores
 from embedfit.pipeline.parts import read
+from embedfit.studies.deployable import Deployable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,6 +74,17 @@ class Result:
     def report(self) -> Path:
         """The HTML report."""
         return self.folder / "report.html"
+
+    @property
+    def deploy(self) -> Path:
+        """Folder of the forms that are cheaper to run, which ``embedfit export`` makes."""
+        return self.folder / "deploy"
+
+    @property
+    def deployables(self) -> list[Deployable]:
+        """Measurements of these forms."""
+        path = self.deploy / "forms.json"
+        return [Deployable.from_dict(row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per metric and k."""

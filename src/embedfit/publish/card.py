@@ -14,6 +14,7 @@ from embedfit.encode.readers import OLDEST, older_form
 from embedfit.evaluation.comparison import Comparison, Difference
 from embedfit.hub import MINILM, public_name
 from embedfit.publish.target import EXAMPLES, Content, Target, in_one_line
+from embedfit.studies.deployable import Deployable
 
 
 def model_card(
@@ -22,6 +23,7 @@ def model_card(
     manifest: Mapping[str, Any],
     comparison: Comparison,
     examples: Sequence[tuple[str, Sequence[str]]] = (),
+    forms: Sequence[Deployable] = (),
 ) -> str:
     """Return the model card: what the model does, the evidence, the data and training, and how to use it.
 
@@ -31,6 +33,7 @@ def model_card(
         manifest: Manifest of the run.
         comparison: Comparison of the run.
         examples: Training queries to quote, each with its answers.
+        forms: Exported forms that are published beside the model.
     """
     config, base = manifest["config"], manifest["base"]["name"]
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
@@ -52,6 +55,7 @@ def model_card(
         interval=comparison.to_dict()["interval"],
         differences=differences,
         strata=[(stratum.label, stratum[row.metric]) for stratum in comparison.strata for row in differences],
+        forms=forms,
         notes=[forgetting["sentence"]] if forgetting else [],
         data=_data_facts(manifest, prompts),
         template=in_one_line(config["data"]["document_template"]),

@@ -27,6 +27,7 @@ from embedfit.files import temporary_folder, temporary_path, writing
 from embedfit.hub import check_reachable, hub_address, hub_token, public_name
 from embedfit.publish.card import content_size, front_matter, model_card, rendered
 from embedfit.publish.target import EVIDENCE, Content, PublicationKind, Target, hub_api, in_one_line, readable_size, refusals
+from embedfit.studies.deployable import Deployable
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,8 @@ def model_publication(
     *,
     public: bool = False,
     examples: Sequence[tuple[str, Sequence[str]]] = (),
+    forms: Sequence[Deployable] = (),
+    forms_folder: Path | None = None,
 ) -> Publication:
     """Return the publication of a run's model.
 
@@ -193,12 +196,16 @@ def model_publication(
         comparison: Comparison of the run.
         public: Whether a repository on the Hub is public.
         examples: Training queries to quote in the card, each with its answers. No other training text is published.
+        forms: Forms to publish beside the model.
+        forms_folder: Folder that their files are in.
     """
     files: dict[str, Content] = {
         str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "README.md"
     }
     files |= older_form(folder) or {}  # earlier versions of embedfit saved models without the older form
-    files["README.md"] = model_card(target, folder, manifest, comparison, examples).encode()
+    if forms_folder:
+        files |= {name: forms_folder / name for form in forms for name in form.files}
+    files["README.md"] = model_card(target, folder, manifest, comparison, examples, forms).encode()
     summary = comparison.to_dict() | {"base": public_name(manifest["base"]["name"]), "tuned": target.title}
     config = manifest["config"]
     evidence = {

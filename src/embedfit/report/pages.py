@@ -17,9 +17,11 @@ from embedfit.metrics import metric_label
 from embedfit.report.tables import Report, confusions, shown_differences
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from embedfit.evaluation.calibrate import TrustEvidence
     from embedfit.evaluation.threshold import Threshold
     from embedfit.generate.outcome import Generated
+    from embedfit.studies.deployable import Deployable
     from embedfit.studies.forecast import Point
     from embedfit.studies.forgetting import Point as Merge
     from embedfit.studies.ladder import Ladder
@@ -81,6 +83,15 @@ def html(report: Report) -> str:
         known_id=known_id,
         **chart,
     )
+
+
+def with_deployables(page: str, rows: Sequence[Deployable]) -> str:
+    """Return a report with the table of forms to deploy; the page itself if it is older than that table."""
+    before, mark, rest = page.partition("<!-- deployable forms -->")
+    _, end, after = rest.partition("<!-- end -->")
+    if not end or not rows:
+        return page
+    return "".join([before, mark, _environment().get_template("deployable.html").render(rows=rows), end, after])
 
 
 def ladder_html(title: str, ladder: Ladder, *, notes: Sequence[str] = (), alerts: Sequence[str] = ()) -> str:
@@ -184,26 +195,35 @@ def generated_html(title: str, generated: Generated) -> str:
     )
 
 
-def _page(template: str, title: str, alerts: Sequence[str], **values: Any) -> str:
-    """Return a page with its style and the one script that it may run."""
+def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(
         loader=PackageLoader("embedfit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["label"] = metric_label
+    return environment
+
+
+def _page(template: str, title: str, alerts: Sequence[str], **values: Any) -> str:
+    """Return a page with its style and the one script that it may run."""
+    from markupsafe import Markup
+
     folder = resources.files("embedfit.report") / "templates"
     script = (folder / "table.js").read_text(encoding="utf-8")
     # The browser runs only the script with this hash, even if a text from the data passes for markup.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(
-        title=title,
-        alerts=alerts,
-        style=Markup((folder / "style.css").read_text(encoding="utf-8")),  # noqa: S704
-        script=Markup(script),  # noqa: S704
-        script_source=f"'sha256-{digest}'",
-        **values,
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            title=title,
+            alerts=alerts,
+            style=Markup((folder / "style.css").read_text(encoding="utf-8")),  # noqa: S704
+            script=Markup(script),  # noqa: S704
+            script_source=f"'sha256-{digest}'",
+            **values,
+        )
     )
 
 

@@ -25,6 +25,7 @@ from embedfit.data.dataset import Document
 from embedfit.encode.encoder import Encoder, complete
 from embedfit.encode.local import LocalEncoder, local_of
 from embedfit.encode.named import encoder_of
+from embedfit.encode.onnx import OnnxEncoder
 from embedfit.errors import DataError, ModelError, StorageError
 from embedfit.evaluation.calibration import Calibrator
 from embedfit.evaluation.conformal import ConformalSets
@@ -154,6 +155,9 @@ def _keep_model(encoder: Encoder, target: Path) -> dict[str, Any]:
     if local is not None:
         shutil.copytree(local.folder, target, copy_function=_link)
         return {"identity": whole.identity, "name": encoder.name, "local": True, "precision": local.precision, **prompts}
+    if isinstance(encoder, OnnxEncoder):
+        shutil.copytree(encoder.folder, target, copy_function=_link)
+        return {"identity": whole.identity, "name": encoder.name, "form": encoder.form, **prompts}
     saved = whole.saved_at
     if saved is not None and saved.is_file():
         target.mkdir()
@@ -169,6 +173,9 @@ def _model(folder: Path, place: str, kept: Mapping[str, Any]) -> Encoder:
     encoder: Encoder
     if kept.get("local"):
         encoder = LocalEncoder(folder / place, precision=kept["precision"], **prompts)
+        encoder.name = kept["name"]
+    elif "form" in kept:
+        encoder = OnnxEncoder(folder / place, kept["form"], **prompts)
         encoder.name = kept["name"]
     else:
         name = str(folder / place / kept["file"]) if "file" in kept else kept["name"]

@@ -22,11 +22,10 @@ from embedfit.evaluation.score import Scores, score_run
 from embedfit.retrieve.exact import top_k
 from embedfit.retrieve.run import run_of
 from embedfit.studies.causes import HALF_PRECISION, Distances, Search, are_of_others, distance, telling_rows
+from embedfit.studies.deployable import TOLERANCE
 from embedfit.studies.forms import COSINE_TOLERANCE, spread
 from embedfit.studies.mistakes import Imitator, unit
 
-TOLERANCE = 0.01
-"""Largest loss of the metric that passes by default; one query's worth, if that is more."""
 _PER_QUERY = 20
 """Highest ranked documents of each query that are sent before any other document."""
 _UNIT = 1e-2
