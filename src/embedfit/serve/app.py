@@ -20,7 +20,9 @@ from embedfit import console
 from embedfit.serve.conventions import add_conventions
 from embedfit.serve.feedback import Feedback
 from embedfit.serve.guard import Guard
+from embedfit.serve.labelling import ItemSource, Labelling
 from embedfit.serve.metering import Meters
+from embedfit.serve.picker import Picker
 from embedfit.serve.problems import Refused, problem
 from embedfit.serve.searching import RunSearcher, Searcher
 from embedfit.serve.service import MOST_HITS, Answer, Service
@@ -54,12 +56,13 @@ class FeedbackBody(Body):
     kind: Literal["pick", "click"] = Field("pick", description="`click`: the document was opened, which is no label.")
 
 
-def make_app(searcher: Searcher, settings: Settings) -> ASGIApp:
+def make_app(searcher: Searcher, settings: Settings, items: Labelling | None = None) -> ASGIApp:
     """Return the application that serves a searcher.
 
     Args:
         searcher: Searcher to serve.
         settings: Settings of the server.
+        items: Items to label; None if people enter the queries.
 
     Raises:
         StorageError: The feedback cannot be opened.
@@ -72,7 +75,11 @@ def make_app(searcher: Searcher, settings: Settings) -> ASGIApp:
         app.state.service = service = Service(searcher, settings, meters, feedback)
         if feedback is not None:
             feedback.forget_unpicked(settings.keep_days)
+        if items is not None:
+            await items.start(service)
         yield
+        if items is not None:
+            await items.close()
         await service.close()
 
     app = FastAPI(
@@ -81,6 +88,7 @@ def make_app(searcher: Searcher, settings: Settings) -> ASGIApp:
     _add_errors(app)
     _add_routes(app, meters)
     add_conventions(app)
+    Picker(items).add_to(app)
     return Guard(app, settings, meters.request)
 
 
@@ -88,6 +96,23 @@ def from_environment() -> ASGIApp:
     """Return the application of the settings that the parent process passed on. Each worker calls it."""
     settings = Settings.passed_on()
     return make_app(load(settings.folder), settings)
+
+
+def make_labelling_app(settings: Settings, source: ItemSource, output: Path, people: int) -> ASGIApp:
+    """Return the application that labels the items of a file.
+
+    Args:
+        settings: Settings of the server.
+        source: Items, and what to choose from.
+        output: File of the data set, in JSONL.
+        people: Number of people who label each item.
+
+    Raises:
+        EmbedfitError: A file cannot be read, or the model is missing.
+    """
+    queries, searcher = source.read()
+    console.quiet = True
+    return make_app(searcher, settings, Labelling(source.items.name, queries, output, people))
 
 
 def load(folder: str | Path) -> Searcher:

@@ -83,6 +83,11 @@ class Searcher(Protocol):
         """Document id -> document."""
         ...
 
+    @property
+    def record(self) -> RecordType | None:
+        """Record type of the queries; None if they are texts."""
+        ...
+
     def text_of(self, query: Query) -> str:
         """Return the text of a query, under the query template if it is a record."""
         ...
