@@ -10,7 +10,7 @@ import uvicorn
 
 from embedfit.data.dataset import Dataset, Document, Query
 from embedfit.serve.app import make_app
-from embedfit.serve.searching import RunSearcher
+from embedfit.serve.searching import Served
 from embedfit.serve.settings import Settings
 
 TEXTS = {
@@ -28,7 +28,7 @@ def documents(texts=TEXTS):
 
 
 def searcher(encoder, texts=TEXTS):
-    return RunSearcher("words", encoder, documents(texts), "{text}")
+    return Served.untrained(encoder, documents(texts), "{text}", "words")
 
 
 @contextlib.contextmanager

@@ -40,6 +40,7 @@ def serve(
         typer.Option(help="When a pick becomes an example: at once, when seen twice, or when a second person agrees."),
     ] = "once",
     explore: Annotated[float, typer.Option(min=0, max=1, help="Share of the searches whose hits are shown in random order.")] = 0.0,
+    abstain: Annotated[float, typer.Option(min=0, max=1, help="Probability under which an answer is none.")] = 0.0,
     workers: Annotated[int, typer.Option(min=1, help="Number of processes. Each holds the model.")] = 1,
     log: Annotated[bool, typer.Option("--log", help="Log method, route, status and time of each request; no texts.")] = False,
 ) -> None:
@@ -59,6 +60,7 @@ def serve(
         feedback="" if no_feedback else str(feedback or run / NAME),
         agreement=learn,
         explore=explore,
+        abstain=abstain,
         log=log,
     )
     start(settings, workers)

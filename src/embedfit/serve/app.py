@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from embedfit.serve.labelling import ItemSource, Labelling
 from embedfit.serve.metering import Meters
 from embedfit.serve.picker import Picker
 from embedfit.serve.problems import Refused, problem
-from embedfit.serve.searching import RunSearcher, Searcher
+from embedfit.serve.searching import Served
 from embedfit.serve.service import MOST_HITS, Answer, Service
 from embedfit.serve.settings import Settings
 
@@ -56,11 +57,11 @@ class FeedbackBody(Body):
     kind: Literal["pick", "click"] = Field("pick", description="`click`: the document was opened, which is no label.")
 
 
-def make_app(searcher: Searcher, settings: Settings, items: Labelling | None = None) -> ASGIApp:
+def make_app(searcher: Served, settings: Settings, items: Labelling | None = None) -> ASGIApp:
     """Return the application that serves a searcher.
 
     Args:
-        searcher: Searcher to serve.
+        searcher: Served to serve.
         settings: Settings of the server.
         items: Items to label; None if people enter the queries.
 
@@ -115,13 +116,13 @@ def make_labelling_app(settings: Settings, source: ItemSource, output: Path, peo
     return make_app(searcher, settings, Labelling(source.items.name, queries, output, people))
 
 
-def load(folder: str | Path) -> Searcher:
+def load(folder: str | Path) -> Served:
     """Return the searcher of a folder.
 
     Raises:
         EmbedfitError: The folder holds no searcher.
     """
-    searcher = RunSearcher.load(folder)
+    searcher = Served.load(folder)
     console.quiet = True  # progress bars and notes are for people at a terminal
     return searcher
 
@@ -163,9 +164,16 @@ def _add_routes(app: FastAPI, meters: Meters) -> None:
         return Response(meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _content(answer: Answer, searcher: Searcher) -> dict[str, Any]:
+def _content(answer: Answer, searcher: Served) -> dict[str, Any]:
     hits = [
-        {"id": hit.id, "text": hit.text, "score": hit.score, "probability": hit.probability, "because": hit.because} for hit in answer.hits
+        {
+            "id": hit.id,
+            "text": hit.text,
+            "score": hit.score,
+            "probability": hit.probability,
+            "because": [asdict(reason) for reason in hit.because],
+        }
+        for hit in answer.hits
     ]
     return {
         "hits": hits,

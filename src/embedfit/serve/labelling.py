@@ -17,16 +17,14 @@ from embedfit.data.dataset import unchecked
 from embedfit.data.documents import read_documents
 from embedfit.data.formats.opening import read_rows
 from embedfit.data.texts import Contents, Row
-from embedfit.encode.cache import CachedEncoder
-from embedfit.encode.encoder import Vectors
 from embedfit.encode.local import LocalEncoder
 from embedfit.errors import DataError, did_you_mean
+from embedfit.searcher.views import Asked
 from embedfit.serve.feedback import Feedback, key_of
 from embedfit.serve.picker import Item
-from embedfit.serve.searching import RunSearcher, Searcher
+from embedfit.serve.searching import Served, asked_of, template_of
 from embedfit.serve.service import Service
 from embedfit.serve.summary import write_labels
-from embedfit.template import Template
 
 _CANDIDATES = 256
 """Number of open items among which the next one is chosen: enough for a good choice, and quick for a file of any length."""
@@ -62,7 +60,7 @@ class Labelling:
         self._right: deque[bool] = deque(maxlen=_RECENT)
         self._random = random.Random(0)
         self._written = 0.0
-        self._vectors: Vectors
+        self._asked: Asked
         self._service: Service
 
     async def start(self, service: Service) -> None:
@@ -72,7 +70,7 @@ class Labelling:
         # Items with the same text are one item.
         numbers = list({key_of(text): number for number, text in reversed(list(enumerate(texts)))}.values())[::-1]
         self._queries, self._texts = [self._queries[number] for number in numbers], [texts[number] for number in numbers]
-        self._vectors = await service.batcher.call(lambda: CachedEncoder(service.searcher.encoder).encode(self._texts, "query"))
+        self._asked = await service.batcher.call(asked_of, service.searcher, self._texts)
         number_of = {key_of(text): number for number, text in enumerate(self._texts)}
         for row in self._feedback.rows():
             if row["key"] in number_of and row["kind"] == "pick":
@@ -158,15 +156,16 @@ class Labelling:
 
     def _informative(self, candidates: list[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return how much a label of each candidate would teach: 0 to 2. It runs in the batcher's thread."""
-        vectors = self._vectors[candidates]
+        vectors, base = self._asked.vectors, self._asked.base
+        asked = Asked([self._texts[number] for number in candidates], vectors[candidates], None if base is None else base[candidates])
         margins = np.ones(len(candidates), np.float32)
-        for row, hits in enumerate(self._service.searcher.rank(vectors, [self._texts[number] for number in candidates], 2)):
+        for row, hits in enumerate(self._service.searcher.search(asked, 2)):
             if len(hits) == 2:
                 first, second = ((hit.score if hit.probability is None else hit.probability) for hit in hits)
                 margins[row] = first - second
         margins /= max(float(margins.max()), 1e-6)
         done = [number for number, people in self._by.items() if people]
-        likeness = (vectors @ self._vectors[done].T).max(axis=1) if done else np.zeros(len(candidates), np.float32)
+        likeness = (asked.vectors @ vectors[done].T).max(axis=1) if done else np.zeros(len(candidates), np.float32)
         values: np.ndarray[Any, np.dtype[np.float32]] = 2 - margins - likeness
         return values
 
@@ -191,7 +190,7 @@ class ItemSource:
     template: str
     column: str | None
 
-    def read(self) -> tuple[list[Any], Searcher]:
+    def read(self) -> tuple[list[Any], Served]:
         """Return the texts or records of the items, and the searcher.
 
         Raises:
@@ -205,26 +204,20 @@ class ItemSource:
         if not rows:
             raise DataError(str(self.items), "has no rows", expected="one item in each row")
         if self.run is not None:
-            searcher: Searcher = RunSearcher.load(self.run)
-            return self._records(rows, searcher) if searcher.record and self.column is None else self._texts(rows), searcher
+            searcher = Served.load(self.run)
+            return self._records(rows, searcher) if searcher.fields and self.column is None else self._texts(rows), searcher
         return self._texts(rows), self._searcher()  # loading a model takes longest
 
-    def _searcher(self) -> Searcher:
+    def _searcher(self) -> Served:
         assert self.documents is not None
         corpus = read_documents(self.documents)
-        template = Template(self.template)
-        template.check({name for document in corpus.values() for name in document.fields} | {"title"})
-        return RunSearcher(self.model, LocalEncoder(self.model), unchecked(Contents({}, corpus, {})), self.template)
+        data = unchecked(Contents({}, corpus, {}))
+        return Served.untrained(LocalEncoder(self.model), data, template_of(self.template, corpus))
 
-    def _records(self, rows: list[tuple[str, Row]], searcher: Searcher) -> list[Row]:
-        assert searcher.record is not None
-        fields = {*searcher.record.fields} - {searcher.record.label}
-        records = [{key: value for key, value in row.items() if key in fields} for _, row in rows]
+    def _records(self, rows: list[tuple[str, Row]], searcher: Served) -> list[Row]:
+        records = [{key: value for key, value in row.items() if key in searcher.fields} for _, row in rows]
         for (where, _), record in zip(rows, records, strict=True):
-            try:
-                searcher.text_of(record)
-            except DataError as error:
-                raise DataError(where, str(error)) from None
+            searcher.text_of(record, where)
         return records
 
     def _texts(self, rows: list[tuple[str, Row]]) -> list[str]:

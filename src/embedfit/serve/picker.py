@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hmac
-import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -17,7 +16,6 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.datastructures import Headers
 
-from embedfit.data.records import RecordType
 from embedfit.serve.feedback import one_line
 from embedfit.serve.guard import SESSION, cookie, same, session_of
 from embedfit.serve.problems import Refused
@@ -71,16 +69,6 @@ class Items(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Field:
-    """A field of the record form."""
-
-    name: str
-    label: str
-    is_list: bool
-    required: bool
-
-
 class Picker:
     """The page, and what its forms call.
 
@@ -110,7 +98,7 @@ class Picker:
         service = _service(request)
         form = await self._form(request)
         try:
-            answer = await self._ask(request, query_of(form, service.searcher.record), "page")
+            answer = await self._ask(request, query_of(form, service.searcher.fields), "page")
         except Refused as refused:
             return self._page(request, "picker.html", status=refused.status, problem=refused.message, given=form)
         return self._page(request, "picker.html", answer=answer, given=form)
@@ -201,7 +189,7 @@ class Picker:
                 part="x-part" in request.headers,  # for the script, which has the rest
                 csrf=self._token(service, visitor),
                 person="" if is_open else person_of(request.headers),
-                fields=fields_of(service.searcher.record),
+                fields=service.searcher.fields,
                 documents=len(service.searcher.documents),
                 progress=self.items.progress() if self.items is not None else None,
                 title="embedfit" if is_open else self.items.name if self.items is not None else service.searcher.name,
@@ -229,31 +217,11 @@ def person_of(headers: Headers) -> str:
     return one_line(unquote(cookie(headers, _PERSON), errors="replace"))
 
 
-def fields_of(record: RecordType | None) -> list[Field]:
-    """Return the fields of the record form; none if queries are texts."""
-    if record is None:
-        return []
-    properties = record.schema().get("properties", {})
-    required = record.schema().get("required", [])
-    return [
-        Field(name, re.sub(r"[_-]+", " ", name).strip().capitalize(), properties.get(name, {}).get("type") == "array", name in required)
-        for name in record.fields
-        if name != record.label
-    ]
-
-
-def query_of(form: Mapping[str, str], record: RecordType | None) -> str | dict[str, Any]:
+def query_of(form: Mapping[str, str], fields: Sequence[str]) -> str | dict[str, Any]:
     """Return the query of a form: a text, or the fields of a record."""
-    if record is None:
+    if not fields:
         return form.get("query", "")
-    values: dict[str, Any] = {}
-    for field in fields_of(record):
-        text = form.get(f"field.{field.name}", "").strip()
-        if field.is_list:
-            values[field.name] = [part.strip() for part in re.split(r"[;\n]", text) if part.strip()]
-        elif text or field.required:
-            values[field.name] = text
-    return values
+    return {name: form.get(f"field.{name}", "").strip() or None for name in fields}
 
 
 def _policy(nonce: str) -> str:

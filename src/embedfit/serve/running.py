@@ -59,7 +59,14 @@ def serve(settings: Settings, workers: int = 1, app: Callable[[], ASGIApp] | Non
             made = app() if app else make_app(load(settings.folder), settings)
             config = uvicorn.Config(made, **shared)  # type: ignore[arg-type]
             server = uvicorn.Server(config)
-            console.echo(f"Serving {settings.folder} at {address}", err=True)
+            start = server.startup
+
+            async def startup(sockets: list[socket.socket] | None = None) -> None:
+                await start(sockets)
+                if server.started:
+                    console.echo(f"Serving {settings.folder} at {address}", err=True)
+
+            server.startup = startup  # type: ignore[method-assign]
             server.run([listener])
             return
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="embedfit-"))
