@@ -66,6 +66,12 @@ def word_encoder():
 
 
 @pytest.fixture(scope="session")
+def words():
+    """The encoder that counts words, for fixtures of a whole session."""
+    return WordEncoder()
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """The folder of all-MiniLM-L6-v2 cut down to its first layer: real weights, a sixth of the time."""
     from embedfit.encode.local import load_model

@@ -10,7 +10,7 @@ import uvicorn
 
 from embedfit.data.dataset import Dataset, Document, Query
 from embedfit.serve.app import make_app
-from embedfit.serve.searching import RunSearcher
+from embedfit.serve.searching import Served
 from embedfit.serve.settings import Settings
 
 TEXTS = {
@@ -28,18 +28,18 @@ def documents(texts=TEXTS):
 
 
 def searcher(encoder, texts=TEXTS):
-    return RunSearcher("words", encoder, documents(texts), "{text}")
+    return Served.untrained(encoder, documents(texts), "{text}", "words")
 
 
 @contextlib.contextmanager
-def serving(searcher, folder=None, **settings):
+def serving(searcher, folder=None, items=None, **settings):
     """Yield a client of a server in a thread of this process."""
     if folder is not None:
         settings["feedback"] = str(folder / "feedback.db")
     settings = Settings("folder", **settings)
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    config = uvicorn.Config(make_app(searcher, settings), log_level="warning", access_log=False, timeout_graceful_shutdown=20)
+    config = uvicorn.Config(make_app(searcher, settings, items), log_level="warning", access_log=False, timeout_graceful_shutdown=20)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,12 +11,12 @@ import time
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 from serve_data import TEXTS, searcher, serving
 
 from embedfit.encode.encoder import WrappingEncoder
-from embedfit.encode.local import LocalEncoder
+from embedfit.searcher.saving import searcher_digest
+from embedfit.searcher.searcher import Searcher
 from embedfit.serve.feedback import Feedback
 
 
@@ -25,22 +26,42 @@ def search(client, query, **more):
     return answer.json()
 
 
+def kinds(hit):
+    return [reason["kind"] for reason in hit["because"]]
+
+
 def ids(answer):
     return [hit["id"] for hit in answer["hits"]]
 
 
 def test_the_process_serves_what_the_run_measured(address, run_folder):
-    with httpx.Client(base_url=address, trust_env=False) as client:
+    with httpx.Client(base_url=address, timeout=60, trust_env=False) as client:
         answer = search(client, "a train ticket", k=2)
         info = client.get("/info").json()
         assert client.get("/health").status_code == 200
-    encoder = LocalEncoder(run_folder / "model", query_prompt="query: ", document_prompt="passage: ", precision="fp32")
-    documents = [json.loads(line)["text"] for line in (run_folder / "documents.jsonl").read_text().splitlines()]
-    scores = encoder.encode(documents, "document") @ encoder.encode(["a train ticket"], "query")[0]
-    assert [hit["score"] for hit in answer["hits"]] == pytest.approx(sorted(scores, reverse=True)[:2], abs=1e-5)
-    assert answer["hits"][0]["text"] == documents[int(np.argmax(scores))]
-    assert answer["model"] == info["fingerprint"] == encoder.fingerprint
+    searcher = Searcher.load(run_folder / "searcher")
+    expected = [vars(hit) for hit in searcher.search("a train ticket", 2)]
+    assert [(hit["id"], hit["text"], hit["probability"]) for hit in answer["hits"]] == [
+        (hit["id"], hit["text"], hit["probability"]) for hit in expected
+    ]
+    assert [hit["score"] for hit in answer["hits"]] == pytest.approx([hit["score"] for hit in expected], abs=1e-4)
+    assert answer["hits"][0]["because"][0]["kind"] == "document"
+    assert answer["model"] == info["fingerprint"] == searcher_digest(run_folder / "searcher")
     assert (info["documents"], info["dimension"], info["model_id"]) == (4, 384, run_folder.name)
+
+
+def test_a_folder_without_a_searcher_and_a_damaged_one_are_refused(run_folder, tmp_path, said):
+    assert said("serve", tmp_path / "nothing")[2].startswith(f"embedfit: {tmp_path / 'nothing'}: does not exist")
+    assert "has no searcher; expected a finished run directory; fix: run 'embedfit run' again" in said("serve", tmp_path)[2]
+    shutil.copytree(run_folder, tmp_path / "run")
+    with (tmp_path / "run" / "searcher" / "vectors.npz").open("ab") as file:
+        file.write(b"x")
+    assert "vectors.npz: is missing or damaged" in said("serve", tmp_path / "run")[2]
+    shutil.rmtree(tmp_path / "run" / "searcher")
+    shutil.copytree(run_folder / "searcher", tmp_path / "run" / "searcher")
+    settings = tmp_path / "run" / "searcher" / "model" / "config_sentence_transformers.json"
+    settings.write_text(settings.read_text().replace("passage: ", "text: ") + " ")
+    assert "is another model than the searcher was made with" in said("serve", tmp_path / "run")[2]
 
 
 def test_a_search_has_k_hits_with_their_evidence_and_several_queries_are_one_request(client):
@@ -63,16 +84,16 @@ def test_a_filter_leaves_only_documents_that_have_the_metadata(client):
 
 def test_a_pick_teaches_the_next_search_and_can_be_taken_back(client):
     first = search(client, "zorbing voucher")
-    assert first["hits"][0]["because"] == []
+    assert kinds(first["hits"][0]) == ["document"]
     stored = client.post("/feedback", json={"search_id": first["search_id"], "choice": "taxi"}).json()
     assert stored == {"repeated": False, "replaced": False, "learned": True, "conflict": False}
     again = search(client, "zorbing voucher")
     assert ids(again)[0] == "taxi"
-    [because] = again["hits"][0]["because"]
-    assert (because["kind"], because["text"]) == ("example", "zorbing voucher")
+    assert kinds(again["hits"][0]) == ["example", "document"]
+    assert again["hits"][0]["because"][0]["text"] == "zorbing voucher"
     assert client.post("/feedback", json={"search_id": first["search_id"], "choice": "taxi"}).json()["repeated"] is True
     assert client.delete("/feedback", params={"search_id": first["search_id"]}).json() == {"deleted": 2}
-    assert search(client, "zorbing voucher")["hits"][0]["because"] == []
+    assert kinds(search(client, "zorbing voucher")["hits"][0]) == ["document"]
 
 
 def test_what_was_picked_counts_after_a_restart_and_in_another_process(word_encoder, tmp_path):
@@ -94,7 +115,7 @@ def test_what_was_picked_counts_after_a_restart_and_in_another_process(word_enco
         ({"query": ""}, 422, "query 1: is empty; expected a text"),
         ({"queries": ["x", " "]}, 422, "query 2: is empty; expected a text"),
         ({"query": "x" * 200_001}, 422, "query 1: has 200,001 characters; expected at most 200,000"),
-        ({"query": {"a": "b"}}, 422, "query 1: query: is a record; expected a text, as the model was trained on texts"),
+        ({"query": {"a": "b"}}, 422, "query 1: is a record; expected a text; fix: this searcher was made of texts"),
         ({"queries": ["x"] * 513}, 422, "513 texts; expected at most 512 in a request"),
         ({}, 422, "expected either 'query' or 'queries'"),
         ({"query": "x", "queries": ["x"]}, 422, "expected either 'query' or 'queries'"),

@@ -19,7 +19,7 @@ TEXTS = ["a ride to the airport", "dinner with a client", "storage for backups"]
 
 @pytest.fixture(scope="session")
 def encoder(run_folder):
-    return LocalEncoder(run_folder / "model", query_prompt="query: ", document_prompt="passage: ", precision="fp32")
+    return LocalEncoder(run_folder / "searcher" / "model", query_prompt="query: ", document_prompt="passage: ", precision="fp32")
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +98,7 @@ def test_clients_beside_the_environment_are_given_the_models_vectors_and_ranking
 
 @pytest.fixture(scope="module")
 def http(address):
-    with httpx.Client(base_url=address, trust_env=False) as client:
+    with httpx.Client(base_url=address, timeout=60, trust_env=False) as client:
         yield client
 
 

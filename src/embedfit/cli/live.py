@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,17 +14,25 @@ from embedfit.cli.options import AsJson
 from embedfit.cli.printing import print_rows
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from embedfit.serve.summary import Summary
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Finished run directory.")]
+
+Host = Annotated[str, typer.Option(help="Address to listen at. Beyond this machine, a token is needed.")]
+
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for a free one.")]
+
+TokenVariable = Annotated[str, typer.Option(help="Environment variable with the token that every request must show.")]
 
 
 @app.command()
 def serve(
     run: RunPath,
-    host: Annotated[str, typer.Option(help="Address to listen at. Beyond this machine, a token is needed.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for a free one.")] = 8000,
-    token_env: Annotated[str, typer.Option(help="Environment variable with the token that every request must show.")] = "EMBEDFIT_TOKEN",  # noqa: S107
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    token_env: TokenVariable = "EMBEDFIT_TOKEN",  # noqa: S107
     feedback: Annotated[Path | None, typer.Option(help="File of the feedback. Default: feedback.db in the run directory.")] = None,
     no_feedback: Annotated[bool, typer.Option("--no-feedback", help="Store no searches and no picks.")] = False,
     learn: Annotated[
@@ -31,6 +40,7 @@ def serve(
         typer.Option(help="When a pick becomes an example: at once, when seen twice, or when a second person agrees."),
     ] = "once",
     explore: Annotated[float, typer.Option(min=0, max=1, help="Share of the searches whose hits are shown in random order.")] = 0.0,
+    abstain: Annotated[float, typer.Option(min=0, max=1, help="Probability under which an answer is none.")] = 0.0,
     workers: Annotated[int, typer.Option(min=1, help="Number of processes. Each holds the model.")] = 1,
     log: Annotated[bool, typer.Option("--log", help="Log method, route, status and time of each request; no texts.")] = False,
 ) -> None:
@@ -50,9 +60,52 @@ def serve(
         feedback="" if no_feedback else str(feedback or run / NAME),
         agreement=learn,
         explore=explore,
+        abstain=abstain,
         log=log,
     )
     start(settings, workers)
+
+
+@app.command()
+def label(
+    items: Annotated[Path, typer.Argument(metavar="ITEMS", help="File of items without labels, in any format of queries.")],
+    documents: Annotated[Path | None, typer.Option(help="File of the documents to choose from.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Finished run, whose documents and model are used.")] = None,
+    model: Annotated[str, typer.Option(help="Model that suggests answers, without a run.")] = "all-MiniLM-L6-v2",
+    template: Annotated[str, typer.Option(help="Template of a document's text, without a run.")] = "{title} {text}",
+    column: Annotated[str | None, typer.Option(help="Column of the text. Default: query, text, or the only one.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File of the labels. Default: ITEMS with .labels.jsonl at its end.")] = None,
+    people: Annotated[int, typer.Option(min=1, help="Number of people who label each item.")] = 1,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    token_env: TokenVariable = "EMBEDFIT_TOKEN",  # noqa: S107
+) -> None:
+    """Label items in a page, most informative first. Every pick is saved, and suggests better answers for the next items."""
+    from embedfit.errors import ConfigError
+    from embedfit.serve.running import serve as start
+    from embedfit.serve.settings import Settings, token_from
+
+    if (run is None) == (documents is None):
+        raise ConfigError("expected either --documents, the file of what to choose from, or --run, a finished run")
+    output = output or items.with_name(f"{items.name}.labels.jsonl")
+    settings = Settings(
+        folder=str(items),
+        host=host,
+        port=port,
+        token=token_from(token_env, host),
+        feedback=str(output.with_suffix(".db")),
+        agreement="once" if people == 1 else "second-person",
+        keep_days=math.inf,
+    )
+    console.note(f"Labels go to {output}")
+
+    def make_app() -> ASGIApp:
+        from embedfit.serve.app import make_labelling_app
+        from embedfit.serve.labelling import ItemSource
+
+        return make_labelling_app(settings, ItemSource(items, run, documents, model, template, column), output, people)
+
+    start(settings, app=make_app)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +21,11 @@ from embedfit import console
 from embedfit.serve.conventions import add_conventions
 from embedfit.serve.feedback import Feedback
 from embedfit.serve.guard import Guard
+from embedfit.serve.labelling import ItemSource, Labelling
 from embedfit.serve.metering import Meters
+from embedfit.serve.picker import Picker
 from embedfit.serve.problems import Refused, problem
-from embedfit.serve.searching import RunSearcher, Searcher
+from embedfit.serve.searching import Served
 from embedfit.serve.service import MOST_HITS, Answer, Service
 from embedfit.serve.settings import Settings
 
@@ -54,12 +57,13 @@ class FeedbackBody(Body):
     kind: Literal["pick", "click"] = Field("pick", description="`click`: the document was opened, which is no label.")
 
 
-def make_app(searcher: Searcher, settings: Settings) -> ASGIApp:
+def make_app(searcher: Served, settings: Settings, items: Labelling | None = None) -> ASGIApp:
     """Return the application that serves a searcher.
 
     Args:
-        searcher: Searcher to serve.
+        searcher: Served to serve.
         settings: Settings of the server.
+        items: Items to label; None if people enter the queries.
 
     Raises:
         StorageError: The feedback cannot be opened.
@@ -72,7 +76,11 @@ def make_app(searcher: Searcher, settings: Settings) -> ASGIApp:
         app.state.service = service = Service(searcher, settings, meters, feedback)
         if feedback is not None:
             feedback.forget_unpicked(settings.keep_days)
+        if items is not None:
+            await items.start(service)
         yield
+        if items is not None:
+            await items.close()
         await service.close()
 
     app = FastAPI(
@@ -81,6 +89,7 @@ def make_app(searcher: Searcher, settings: Settings) -> ASGIApp:
     _add_errors(app)
     _add_routes(app, meters)
     add_conventions(app)
+    Picker(items).add_to(app)
     return Guard(app, settings, meters.request)
 
 
@@ -90,13 +99,30 @@ def from_environment() -> ASGIApp:
     return make_app(load(settings.folder), settings)
 
 
-def load(folder: str | Path) -> Searcher:
+def make_labelling_app(settings: Settings, source: ItemSource, output: Path, people: int) -> ASGIApp:
+    """Return the application that labels the items of a file.
+
+    Args:
+        settings: Settings of the server.
+        source: Items, and what to choose from.
+        output: File of the data set, in JSONL.
+        people: Number of people who label each item.
+
+    Raises:
+        EmbedfitError: A file cannot be read, or the model is missing.
+    """
+    queries, searcher = source.read()
+    console.quiet = True
+    return make_app(searcher, settings, Labelling(source.items.name, queries, output, people))
+
+
+def load(folder: str | Path) -> Served:
     """Return the searcher of a folder.
 
     Raises:
         EmbedfitError: The folder holds no searcher.
     """
-    searcher = RunSearcher.load(folder)
+    searcher = Served.load(folder)
     console.quiet = True  # progress bars and notes are for people at a terminal
     return searcher
 
@@ -138,9 +164,16 @@ def _add_routes(app: FastAPI, meters: Meters) -> None:
         return Response(meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _content(answer: Answer, searcher: Searcher) -> dict[str, Any]:
+def _content(answer: Answer, searcher: Served) -> dict[str, Any]:
     hits = [
-        {"id": hit.id, "text": hit.text, "score": hit.score, "probability": hit.probability, "because": hit.because} for hit in answer.hits
+        {
+            "id": hit.id,
+            "text": hit.text,
+            "score": hit.score,
+            "probability": hit.probability,
+            "because": [asdict(reason) for reason in hit.because],
+        }
+        for hit in answer.hits
     ]
     return {
         "hits": hits,

@@ -26,9 +26,10 @@ _OPEN = {"/health", "/login"}
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 HEADERS = {
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # without a referrer, a browser sends no origin with a form
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
 Observe = Callable[[str, str, int, float], None]
 """Called with (method, path of the route, status, seconds)."""

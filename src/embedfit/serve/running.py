@@ -7,23 +7,29 @@ import os
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
 
 from embedfit import console
 from embedfit.errors import ConfigError, check_package
 from embedfit.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 _BACKLOG = 2048
 _GRACE_SECONDS = 30
 _ALIVE_SECONDS = 20
 
 
-def serve(settings: Settings, workers: int = 1) -> None:
+def serve(settings: Settings, workers: int = 1, app: Callable[[], ASGIApp] | None = None) -> None:
     """Serve until a signal ends it. What was accepted is finished first.
 
     Args:
         settings: Settings of the server.
         workers: Number of processes; each holds the model.
+        app: Function that makes the application, for one process; by default the searcher of the folder is served.
 
     Raises:
         EmbedfitError: A package is missing, the address is taken, or the folder holds no searcher.
@@ -50,9 +56,17 @@ def serve(settings: Settings, workers: int = 1) -> None:
         if workers == 1:
             from embedfit.serve.app import load, make_app
 
-            config = uvicorn.Config(make_app(load(settings.folder), settings), **shared)  # type: ignore[arg-type]
+            made = app() if app else make_app(load(settings.folder), settings)
+            config = uvicorn.Config(made, **shared)  # type: ignore[arg-type]
             server = uvicorn.Server(config)
-            console.echo(f"Serving {settings.folder} at {address}", err=True)
+            start = server.startup
+
+            async def startup(sockets: list[socket.socket] | None = None) -> None:
+                await start(sockets)
+                if server.started:
+                    console.echo(f"Serving {settings.folder} at {address}", err=True)
+
+            server.startup = startup  # type: ignore[method-assign]
             server.run([listener])
             return
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="embedfit-"))

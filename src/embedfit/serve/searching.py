@@ -1,228 +1,172 @@
-"""The searcher that a server needs, and one made of a finished run."""
+"""The searcher behind a server: a run's, or one over documents that nobody has labelled yet."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from embedfit.data.dataset import Dataset
-from embedfit.data.records import RecordType, record_type
-from embedfit.data.texts import Document
+from embedfit.data.dataset import Dataset, Document
 from embedfit.encode.cache import CachedEncoder
-from embedfit.encode.encoder import Encoder, Vectors
-from embedfit.errors import DataError
-from embedfit.retrieve.run import sorted_corpus
+from embedfit.encode.encoder import Encoder
+from embedfit.errors import DataError, did_you_mean
+from embedfit.searcher.fusion import Fusion
+from embedfit.searcher.gather import Corpus, Examples, Views
+from embedfit.searcher.parts import Parts
+from embedfit.searcher.saving import searcher_digest
+from embedfit.searcher.searcher import Query, Searcher, SearchHit
+from embedfit.searcher.views import DOCUMENTS, EXAMPLES, Asked
 from embedfit.template import Template
 
-Query: TypeAlias = str | Mapping[str, Any]
-"""A text, or the fields of a record."""
+_FEEDBACK = "feedback:"
+"""Begins the keys of examples that come from feedback, which are no query's id."""
+_WITH_EXAMPLES = {DOCUMENTS: 5.0, EXAMPLES: 15.0}
+_UNTRAINED = Fusion({"warm": _WITH_EXAMPLES, "new": _WITH_EXAMPLES, "cold": {DOCUMENTS: 20.0}})
+"""Weights before there is anything to fit them on. A document with examples is known by them first."""
+_NEAREST = 40.0
+"""Scale of the soft maximum over a document's examples: near the nearest one."""
 
 
-class Hit(Protocol):
-    """A document that answers a query."""
+class Served:
+    """A searcher with what a server needs to know of it.
 
-    @property
-    def id(self) -> str:
-        """Document id."""
-        ...
-
-    @property
-    def text(self) -> str:
-        """Text of the document."""
-        ...
-
-    @property
-    def score(self) -> float:
-        """Score, larger is better."""
-        ...
-
-    @property
-    def probability(self) -> float | None:
-        """Probability that the document is right, from 0 to 1; None without a calibration."""
-        ...
-
-    @property
-    def because(self) -> Sequence[Mapping[str, Any]]:
-        """Evidence: {"kind": "example", "words" or "document", "text", "score"}."""
-        ...
-
-
-class Searcher(Protocol):
-    """What the server serves.
-
-    Attributes:
-        threshold: Probability over which an answer needs no person; None if there is none.
-        abstention: Probability under which there is no answer; None if the searcher always answers.
+    Args:
+        searcher: Searcher.
+        name: Name of the model for clients.
+        fingerprint: Identity of all that changes the answers, but the feedback.
     """
 
-    threshold: float | None
-    abstention: float | None
+    def __init__(self, searcher: Searcher, name: str, fingerprint: str) -> None:
+        self.searcher, self.name, self.fingerprint = searcher, name, fingerprint
+        # Each change replaces the parts. The view of examples is there from the start, since the weights may name it.
+        searcher.parts = searcher.parts.with_examples(searcher.parts.examples)
 
-    @property
-    def name(self) -> str:
-        """Name of the model."""
-        ...
+    @classmethod
+    def load(cls, folder: str | Path) -> Served:
+        """Return the searcher of a run directory, or of a searcher's own folder.
 
-    @property
-    def fingerprint(self) -> str:
-        """Identity of all that changes the answers."""
-        ...
+        Raises:
+            DataError: The folder does not exist or holds no searcher, or a file is missing or damaged.
+            ModelError: The model is missing, or is another one than the searcher was made with.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            siblings = [path.name for path in folder.parent.glob("*") if path.is_dir()]
+            raise DataError(str(folder), f"does not exist{did_you_mean(folder.name, siblings)}", expected="a run directory")
+        place = folder if (folder / "searcher.json").exists() else folder / "searcher"
+        if not place.is_dir():
+            raise DataError(str(folder), "has no searcher", expected="a finished run directory", fix="run 'embedfit run' again")
+        return cls(Searcher.load(place), folder.resolve().name, searcher_digest(place))
+
+    @classmethod
+    def untrained(cls, encoder: Encoder, dataset: Dataset, template: str, name: str = "") -> Served:
+        """Return a searcher over documents, without labels so far.
+
+        Args:
+            encoder: Encoder of queries and documents.
+            dataset: Data set with the documents; its queries are ignored.
+            template: Template of a document's text.
+            name: Name of the model for clients; by default the encoder's.
+
+        Raises:
+            ConfigError: The template names an unknown field.
+            DataError: A document has no text under the template.
+        """
+        corpus = Corpus.of(dataset, CachedEncoder(encoder), template) if dataset.corpus else Corpus((), (), np.zeros((0, 1), np.float32))
+        nothing = np.zeros(0, np.int64)
+        examples = Examples((), (), corpus.vectors[:0], nothing, nothing)
+        views = Views.fit(corpus, examples, (DOCUMENTS,), scale=_NEAREST)
+        parts = Parts(encoder, dataset.corpus, corpus, examples, views, _UNTRAINED, template)
+        return cls(Searcher(parts), name or encoder.name, encoder.fingerprint)
 
     @property
     def encoder(self) -> Encoder:
         """Encoder of queries and documents."""
-        ...
+        return self.searcher.parts.encoder
 
     @property
     def documents(self) -> Mapping[str, Document]:
         """Document id -> document."""
-        ...
+        return self.searcher.parts.documents
 
-    def text_of(self, query: Query) -> str:
-        """Return the text of a query, under the query template if it is a record."""
-        ...
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """Document id -> text under the template."""
+        corpus = self.searcher.parts.corpus
+        return dict(zip(corpus.ids, corpus.texts, strict=True))
 
-    def document_text(self, document: Document) -> str:
-        """Return the text of a document under the document template."""
-        ...
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of a record; none if queries are texts."""
+        template = self.searcher.parts.query_template
+        return template.fields if template else ()
 
-    def search(self, queries: Sequence[Query], k: int = 5, allowed: Collection[str] | None = None) -> Sequence[Sequence[Hit]]:
-        """Return up to k hits for each query, best first, among the allowed document ids."""
-        ...
+    @property
+    def threshold(self) -> float | None:
+        """Probability from which an answer needs no person; None if there is none."""
+        threshold = self.searcher.parts.threshold
+        return threshold.value if threshold else None
 
-    def rank(self, vectors: Vectors, texts: Sequence[str], k: int = 5) -> Sequence[Sequence[Hit]]:
-        """Return up to k hits for each query, whose vector and text are given."""
-        ...
-
-    def add(self, text: str, document_id: str, key: str) -> None:
-        """Add a labelled example, which counts from the next search on. One with the same key is replaced."""
-        ...
-
-    def remove(self, key: str) -> None:
-        """Remove an example, if it is there."""
-        ...
-
-
-@dataclass(frozen=True)
-class RunHit:
-    """A hit of a `RunSearcher`: see `Hit`."""
-
-    id: str
-    text: str
-    score: float
-    probability: float | None = None
-    because: list[dict[str, Any]] = field(default_factory=list)
-
-
-class RunSearcher:
-    """Cosine similarity to each document, or to an example of it that is nearer.
-
-    Args:
-        name: Name of the model.
-        encoder: Encoder of queries and documents.
-        dataset: Data set with the documents.
-        template: Template of a document's text.
-        record: Record type of the queries; None if they are texts.
-    """
-
-    threshold: float | None = None
-    abstention: float | None = None
-
-    def __init__(self, name: str, encoder: Encoder, dataset: Dataset, template: str, record: RecordType | None = None) -> None:
-        self.name, self.encoder, self.documents, self.template = name, encoder, dataset.corpus, Template(template)
-        self.record, self.fingerprint = record, encoder.fingerprint
-        _, self._ids = sorted_corpus(dataset)
-        self._texts = [self.template.render(dataset.corpus[id].fields) for id in self._ids]
-        self._vectors = CachedEncoder(encoder).encode(self._texts, "document")
-        self._row_of = {id: row for row, id in enumerate(self._ids)}
-        self._examples: dict[str, tuple[str, str, Vectors]] = {}
-        self._lock = threading.Lock()
-
-    @classmethod
-    def load(cls, folder: str | Path) -> RunSearcher:
-        """Return the searcher of a finished run.
-
-        Raises:
-            EmbedfitError: The folder is not a finished run directory, or its data or model is missing.
-        """
-        from embedfit.config import Config
-        from embedfit.pipeline.parts import read
-        from embedfit.pipeline.result import read_result
-
-        result = read_result(folder)
-        config = Config.model_validate(result.manifest["config"])
-        data = config.data
-        record = record_type(data.record, template=data.query_template, label=data.label) if data.record else None
-        return cls(result.folder.name, result.encoder, read(data), data.document_template, record)
-
-    def text_of(self, query: Query) -> str:
+    def text_of(self, query: Query, where: str) -> str:
         """Return the text of a query, under the query template if it is a record.
 
         Raises:
-            DataError: The record has other fields than the template, or the queries are not records.
+            DataError: The record has none of the fields, or the queries are no records.
         """
-        if isinstance(query, str):
-            return query
-        if self.record is None:
-            raise DataError("query", "is a record", expected="a text, as the model was trained on texts")
-        return self.record.text({self.record.label: "?", **query}, "query")
+        return query if isinstance(query, str) else self.searcher.text_of(query, where)
 
-    def document_text(self, document: Document) -> str:
-        """Return the text of a document under the document template."""
-        return self.template.render(document.fields)
-
-    def search(self, queries: Sequence[Query], k: int = 5, allowed: Collection[str] | None = None) -> list[list[RunHit]]:
+    def search(self, asked: Asked, k: int, allowed: Collection[str] | None = None) -> Sequence[Sequence[SearchHit]]:
         """Return up to k hits for each query, best first, among the allowed document ids."""
-        texts = [self.text_of(query) for query in queries]
-        return self._ranked(self.encoder.encode(texts, "query"), k, allowed)
+        if not self.documents or (allowed is not None and not allowed):
+            return [[] for _ in asked.texts]
+        return self.searcher.search_encoded(asked, k, allowed=allowed)
 
-    def rank(self, vectors: Vectors, texts: Sequence[str], k: int = 5) -> list[list[RunHit]]:
-        """Return up to k hits for each query vector."""
-        return self._ranked(vectors, k, None)
+    def learn(self, changes: Sequence[tuple[str, str, str | None]]) -> None:
+        """Add and take back many examples at once. They count from the next search on.
 
-    def add(self, text: str, document_id: str, key: str) -> None:
-        """Add a labelled example."""
-        vector = self.encoder.encode([text], "query")
-        with self._lock:
-            self._examples[key] = (text, document_id, vector)
+        Args:
+            changes: (key, text, document id) for an example, or (key, "", None) for one that was taken back; the last one of a key counts.
+        """
+        place_of = {id: place for place, id in enumerate(self.searcher.parts.corpus.ids)}
+        latest = {key: (text, document) for key, text, document in changes}
+        added = {_FEEDBACK + key: (text, place_of[id]) for key, (text, id) in latest.items() if id in place_of}
+        gone = {_FEEDBACK + key for key in latest}
+        texts = [text for text, _ in added.values()]
+        examples = self.searcher.parts.examples
+        kept = np.array([id not in gone for id in examples.query_ids], bool)
+        if not added and kept.all():
+            return
+        new = self.encoder.encode(texts, "query") if texts else examples.vectors[:0]
+        vectors = np.concatenate([examples.vectors[kept].reshape(-1, new.shape[1]), new]).astype(np.float32)
+        pairs = kept[examples.members]
+        number = np.cumsum(kept, dtype=np.int64) - 1
+        old = [place for place in range(len(kept)) if kept[place]]
+        changed = replace(
+            examples,
+            query_ids=(*(examples.query_ids[place] for place in old), *added),
+            texts=(*(examples.texts[place] for place in old), *texts),
+            vectors=vectors,
+            owners=np.append(examples.owners[pairs], np.array([place for _, place in added.values()], np.int64)),
+            members=np.append(number[examples.members[pairs]], np.arange(len(old), len(old) + len(added))),
+            base=None,
+        )
+        self.searcher.parts = self.searcher.parts.with_examples(changed)
 
-    def remove(self, key: str) -> None:
-        """Remove an example."""
-        with self._lock:
-            self._examples.pop(key, None)
 
-    def _ranked(self, vectors: Vectors, k: int, allowed: Collection[str] | None) -> list[list[RunHit]]:
-        if not self._ids:
-            return [[] for _ in vectors]
-        scores = vectors @ self._vectors.T
-        with self._lock:
-            examples = [example for example in self._examples.values() if example[1] in self._row_of]
-        nearest: list[dict[int, dict[str, Any]]] = [{} for _ in vectors]
-        for text, id, vector in examples:
-            column = self._row_of[id]
-            for row, score in enumerate((vectors @ vector[0]).tolist()):
-                if score > scores[row, column]:
-                    scores[row, column] = score
-                    nearest[row][column] = {"kind": "example", "text": text, "score": score}
-        columns = None if allowed is None else [self._row_of[id] for id in sorted(set(allowed) & self._row_of.keys())]
-        hits = []
-        for row in range(len(vectors)):
-            order = np.argsort(-scores[row], kind="stable") if columns is None else sorted(columns, key=lambda at: -scores[row, at])
-            hits.append(
-                [
-                    RunHit(
-                        self._ids[column],
-                        self._texts[column],
-                        float(scores[row, column]),
-                        None,
-                        [because] if (because := nearest[row].get(column)) else [],
-                    )
-                    for column in map(int, order[:k])
-                ]
-            )
-        return hits
+def asked_of(served: Served, texts: Sequence[str]) -> Asked:
+    """Return texts as queries with their vectors, which are kept in the embedding cache."""
+    parts = served.searcher.parts
+    base = CachedEncoder(parts.base).encode(texts, "query") if parts.base else None
+    return Asked(texts, CachedEncoder(parts.encoder).encode(texts, "query"), base)
+
+
+def template_of(text: str, documents: Mapping[str, Document]) -> str:
+    """Return a document template, checked against the fields of the documents.
+
+    Raises:
+        ConfigError: The template is malformed, or names an unknown field.
+    """
+    Template(text).check({name for document in documents.values() for name in document.fields} | {"title", "text", "id"})
+    return text

@@ -17,12 +17,13 @@ from embedfit.data.texts import Document
 from embedfit.encode.encoder import Kind, Vectors, complete
 from embedfit.encode.local import local_of
 from embedfit.errors import DataError, EmbedfitError, StorageError, did_you_mean
+from embedfit.searcher.searcher import Query, SearchHit
 from embedfit.serve.batching import Batcher, Busy, Closed
 from embedfit.serve.feedback import Feedback, Search, Stored, new_id, one_line
 from embedfit.serve.feedback import Kind as PickKind
 from embedfit.serve.metering import Meters
 from embedfit.serve.problems import Refused
-from embedfit.serve.searching import Hit, Query, Searcher
+from embedfit.serve.searching import Served
 from embedfit.serve.settings import Settings
 from embedfit.store.base import is_encodable
 
@@ -45,7 +46,7 @@ class Answer:
 
     search_id: str | None
     text: str
-    hits: Sequence[Hit]
+    hits: Sequence[SearchHit]
     abstained: bool
     needs_person: bool | None
 
@@ -68,13 +69,13 @@ class Service:
         feedback: Feedback to keep; None to keep none.
     """
 
-    def __init__(self, searcher: Searcher, settings: Settings, meters: Meters, feedback: Feedback | None) -> None:
+    def __init__(self, searcher: Served, settings: Settings, meters: Meters, feedback: Feedback | None) -> None:
         self.searcher, self.settings, self.meters, self.feedback = searcher, settings, meters, feedback
         self.encoder = complete(searcher.encoder)
         self._files = ThreadPoolExecutor(1, thread_name_prefix="embedfit-feedback")
         self._random = random.Random()
         self._learned = 0
-        self._titles: list[tuple[str, str, Document]] | None = None
+        self._titles: list[tuple[str, str, str]] | None = None
         self.batcher = Batcher(
             {
                 "query": lambda texts: list(self.searcher.encoder.encode(texts, "query")),
@@ -102,11 +103,8 @@ class Service:
         if self.feedback is None:
             return
         self._learned, changes = self.feedback.examples(self._learned)
-        for key, text, document in changes:
-            if document is not None and document in self.searcher.documents:
-                self.searcher.add(text, document, key)
-            else:
-                self.searcher.remove(key)
+        if changes:
+            self.searcher.learn(changes)
 
     async def search(
         self,
@@ -197,21 +195,20 @@ class Service:
             Refused: The query cannot be used.
         """
         try:
-            text = self.searcher.text_of(query)
+            text = self.searcher.text_of(query, where)
         except EmbedfitError as error:
-            raise Refused(422, f"{where}: {error}", code="invalid_query") from None
+            raise Refused(422, str(error), code="invalid_query") from None
         self._check_text(text, where)
         return text
 
     def find_titles(self, words: str, most: int = 50) -> list[tuple[str, str]]:
         """Return (id, text) of the documents whose id or text has all words, those that begin with them first."""
         if self._titles is None:
-            pairs = ((id, self.searcher.document_text(document), document) for id, document in self.searcher.documents.items())
-            self._titles = [(f"{id} {text}".casefold(), text, document) for id, text, document in pairs]
+            self._titles = [(f"{id} {text}".casefold(), text, id) for id, text in self.searcher.texts.items()]
         parts = words.casefold().split()
         hits = [
-            (not folded.startswith(tuple(parts[:1])), document.id, text)
-            for folded, text, document in self._titles
+            (not folded.startswith(tuple(parts[:1])), id, text)
+            for folded, text, id in self._titles
             if all(part in folded for part in parts)
         ]
         return [(id, text) for _, id, text in sorted(hits)[:most]] if parts else []
@@ -245,26 +242,26 @@ class Service:
             id for id, document in self.searcher.documents.items() if all(_matches(document, key, value) for key, value in wanted.items())
         }
 
-    def _search(self, asked: list[_Asked]) -> list[Sequence[Hit]]:
+    def _search(self, asked: list[_Asked]) -> list[Sequence[SearchHit]]:
         self.learn()
-        results: list[Sequence[Hit]] = [()] * len(asked)
+        results: list[Sequence[SearchHit]] = [()] * len(asked)
         free = [place for place, one in enumerate(asked) if one.allowed is None]
         if free:
-            texts = [asked[place].text for place in free]
-            vectors = self.searcher.encoder.encode(texts, "query")
-            hits = self.searcher.rank(vectors, texts, max(asked[place].k for place in free))
-            for place, found in zip(free, hits, strict=True):
-                results[place] = found
+            most = max(asked[place].k for place in free)
+            encoded = self.searcher.searcher.encode([asked[place].text for place in free])
+            results_of_free = self.searcher.search(encoded, most)
+            for place, hits in zip(free, results_of_free, strict=True):
+                results[place] = hits
         for place, one in enumerate(asked):
             if one.allowed is not None:
-                [results[place]] = self.searcher.search([one.text], one.k, one.allowed)
+                [results[place]] = self.searcher.search(self.searcher.searcher.encode([one.text]), one.k, one.allowed)
         return results
 
-    def _answer(self, text: str, hits: list[Hit]) -> tuple[Answer, float]:
+    def _answer(self, text: str, hits: list[SearchHit]) -> tuple[Answer, float]:
         """Return the answer, and the probability of the order that it shows."""
         best = hits[0].probability if hits else None
-        abstention, threshold = self.searcher.abstention, self.searcher.threshold
-        abstained = not hits or (abstention is not None and best is not None and best < abstention)
+        abstention, threshold = self.settings.abstain, self.searcher.threshold
+        abstained = not hits or (best is not None and best < abstention)
         needs_person = None if threshold is None or best is None else best < threshold
         probability, share = 1.0, self.settings.explore
         if share and len(hits) > 1:
@@ -292,9 +289,9 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._files, function, *arguments)
 
 
-def _as_shown(hit: Hit) -> dict[str, Any]:
+def _as_shown(hit: SearchHit) -> dict[str, Any]:
     # Without the texts of examples: who deletes theirs must find them nowhere else.
-    because = [{"kind": reason["kind"], "score": reason["score"]} for reason in hit.because]
+    because = [{"kind": reason.kind, "score": reason.score} for reason in hit.because]
     return {"id": hit.id, "score": hit.score, "probability": hit.probability, "because": because}
 
 

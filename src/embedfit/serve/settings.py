@@ -30,6 +30,7 @@ class Settings:
         feedback: File of the feedback; empty to keep none.
         agreement: When a pick becomes an example.
         explore: Share of the searches whose hits are shown in random order, from 0 to 1.
+        abstain: Probability under which an answer is none, from 0 to 1; 0 to always answer.
         largest: Maximum number of texts encoded together.
         wait: Maximum seconds to wait for further requests.
         queue: Maximum number of texts that wait.
@@ -50,6 +51,7 @@ class Settings:
     feedback: str = ""
     agreement: Agreement = "once"
     explore: float = 0.0
+    abstain: float = 0.0
     largest: int = 32
     wait: float = 0.003
     queue: int = 2048

@@ -1,0 +1,188 @@
+"""Load on a server: requests a second and latencies, beside sentence-transformers in a plain FastAPI route, in one run.
+
+    python benchmarks/serve.py [--seconds 5]
+
+Both servers are processes of their own with the same model (all-MiniLM-L6-v2, fp32), FastAPI and uvicorn with one worker, and as many
+threads as OMP_NUM_THREADS says. The plain route is what a tutorial shows: `def` with `model.encode(texts).tolist()`. Clients are
+coroutines in this process; each sends its next request when it has the answer to the one before. Queries are the general set's, which
+are short; every request has other ones. For each number of clients the servers take turns, and the machine is warmed up first.
+
+Texts that are encoded directly, one at a time in this process, give the floor for a lone client: `/search` also ranks 27 documents and
+stores the search. Results go to benchmarks/results/serve.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from embedfit.data.load import load
+from embedfit.encode.local import LocalEncoder
+from embedfit.samples import GENERAL, TRANSACTIONS
+
+MODEL = "all-MiniLM-L6-v2"
+CLIENTS = (1, 8, 64)
+RESULTS = Path(__file__).parent / "results" / "serve.json"
+
+
+def ours(port: int) -> None:
+    """Serve with embedfit."""
+    from embedfit.serve.app import make_app
+    from embedfit.serve.running import serve
+    from embedfit.serve.searching import Served
+    from embedfit.serve.settings import Settings
+
+    documents = load(TRANSACTIONS / "transactions.jsonl", TRANSACTIONS / "categories.json", record="transaction")
+    searcher = Served.untrained(LocalEncoder(MODEL, precision="fp32"), documents, "{category}: {sample_transactions}")
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings("transactions", port=port, feedback=f"{folder}/feedback.db")
+        serve(settings, app=lambda: make_app(searcher, settings))
+
+
+def plain(port: int) -> None:
+    """Serve sentence-transformers in a plain route."""
+    import uvicorn
+    from fastapi import FastAPI
+    from pydantic import BaseModel
+    from sentence_transformers import SentenceTransformer
+
+    from embedfit.hub import model_folder
+
+    model = SentenceTransformer(str(model_folder(MODEL)))
+    app = FastAPI()
+
+    class Texts(BaseModel):
+        texts: list[str]
+
+    @app.post("/embed")
+    def embed(body: Texts) -> list[list[float]]:
+        return model.encode(body.texts, normalize_embeddings=True, show_progress_bar=False).tolist()  # type: ignore[no-any-return]
+
+    uvicorn.run(app, port=port, log_level="warning", access_log=False)
+
+
+class Load:
+    """Clients that ask one route of one server.
+
+    Args:
+        port: Port of the server.
+        path: Route.
+        bodies: Bodies of requests, taken in turn.
+    """
+
+    def __init__(self, port: int, path: str, bodies: list[bytes]) -> None:
+        self.port, self.bodies = port, itertools.cycle(bodies)
+        self.head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
+
+    async def client(self, end: float, latencies: list[float]) -> None:
+        """Send requests until a time."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        while (start := time.perf_counter()) < end:
+            body = next(self.bodies)
+            writer.write(f"{self.head}{len(body)}\r\n\r\n".encode() + body)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200"), head
+            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            await reader.readexactly(int(length.partition(b":")[2]))
+            latencies.append(time.perf_counter() - start)
+        writer.close()
+
+    async def run(self, clients: int, seconds: float) -> dict[str, float]:
+        """Return requests a second, and the latencies' percentiles in milliseconds."""
+        latencies: list[float] = []
+        start = time.perf_counter()
+        await asyncio.gather(*(self.client(start + seconds, latencies) for _ in range(clients)))
+        wall = time.perf_counter() - start
+        cuts = statistics.quantiles(latencies, n=100) if len(latencies) > 1 else latencies * 99
+        return {"per_second": len(latencies) / wall, **{f"p{at}_ms": 1000 * cuts[at - 1] for at in (50, 95, 99)}}
+
+
+def started(name: str) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a server and wait until it answers."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = subprocess.Popen([sys.executable, __file__, "--serve", name, str(port)])
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return server, port
+        except OSError:
+            assert server.poll() is None
+            time.sleep(0.2)
+
+
+def main(seconds: float) -> None:
+    """Measure both servers, and write the results."""
+    texts = load(GENERAL).query_texts()
+    groups = [texts[start : start + 32] for start in range(0, len(texts) - 32, 32)]
+    servers = {name: started(name) for name in ("ours", "plain")}
+    port = {name: server[1] for name, server in servers.items()}
+
+    def bodies(key: str, values: list[object]) -> list[bytes]:
+        return [json.dumps({key: value}).encode() for value in values]
+
+    singles: list[object] = [[text] for text in texts]
+    loads = {
+        "plain /embed, one text": Load(port["plain"], "/embed", bodies("texts", singles)),
+        "embedfit /embed, one text": Load(port["ours"], "/embed", bodies("inputs", singles)),
+        "embedfit /search, one text": Load(port["ours"], "/search", bodies("query", list(texts))),
+        "plain /embed, 32 texts": Load(port["plain"], "/embed", bodies("texts", list(groups))),
+        "embedfit /embed, 32 texts": Load(port["ours"], "/embed", bodies("inputs", list(groups))),
+    }
+    results: dict[str, dict[str, dict[str, float]]] = {name: {} for name in loads}
+    try:
+        for load_ in loads.values():
+            asyncio.run(load_.run(4, 1))
+        for clients in CLIENTS:
+            for name, load_ in loads.items():
+                results[name][str(clients)] = row = asyncio.run(load_.run(clients, seconds))
+                shown = "  ".join(f"{key} {value:8.1f}" for key, value in row.items())
+                print(f"{clients:3} clients  {name:28} {shown}", flush=True)
+    finally:
+        for server, _ in servers.values():
+            server.terminate()
+            server.wait()
+    encoder = LocalEncoder(MODEL, precision="fp32")
+    encoder.encode(texts[:20], "query")
+    times = []
+    for text in texts[:200]:
+        start = time.perf_counter()
+        encoder.encode([text], "query")
+        times.append(time.perf_counter() - start)
+    alone = 1000 * statistics.median(times)
+    print(f"encoding one text in this process: p50 {alone:.1f} ms")
+    ratios = {
+        f"{kind} text{'s' * (kind == '32')}, {clients} clients": results[f"embedfit /embed, {kind} text{'s' * (kind == '32')}"][clients][
+            "per_second"
+        ]
+        / results[f"plain /embed, {kind} text{'s' * (kind == '32')}"][clients]["per_second"]
+        for kind in ("one", "32")
+        for clients in map(str, CLIENTS)
+    }
+    for name, ratio in ratios.items():
+        print(f"embedfit / plain, {name}: {ratio:.2f}")
+    machine = {"processor": platform.processor() or platform.machine(), "threads": os.environ.get("OMP_NUM_THREADS", "all")}
+    content = {"machine": machine, "seconds": seconds, "encode_p50_ms": alone, "results": results, "ratios": ratios}
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--serve", nargs=2, metavar=("NAME", "PORT"))
+    arguments = parser.parse_args()
+    if arguments.serve:
+        {"ours": ours, "plain": plain}[arguments.serve[0]](int(arguments.serve[1]))
+    else:
+        main(arguments.seconds)
