@@ -375,7 +375,8 @@ def tables(found: dict[str, Any]) -> Iterator[str]:
         yield from ("## BANKING77, 95% precision promised", "")
         yield (
             "| calibration | unknown intents | splits | broken | ... random label shift | ... hard labels five times as often | "
-            "no threshold | right, of all | answered (stated) | right, of answered | calibration error (chance) | stated, beyond chance | 95% sets hold | "
+            "no threshold | right, of all | answered (stated) | right, of answered | calibration error (chance) | "
+            "stated, beyond chance | 95% sets hold | "
             "their size | AUROC | false answers |"
         )
         yield "|" + " --- |" * 16
@@ -384,7 +385,8 @@ def tables(found: dict[str, Any]) -> Iterator[str]:
             told = f"{row['auroc']:.3f} | {row['false_answers']:.1%}" if row["unknown_labels"] else " | "
             yield (
                 f"| {row['calibration']} | {row['unknown_labels']} | {row['splits']} | {broken} | {row['accuracy']:.1%} | "
-                f"{row['coverage']:.1%} ({row['coverage_stated']:.1%}) | {row['precision']:.1%} | {row['error']:.3f} ({row['error_chance']:.3f}) | "
+                f"{row['coverage']:.1%} ({row['coverage_stated']:.1%}) | {row['precision']:.1%} | "
+                f"{row['error']:.3f} ({row['error_chance']:.3f}) | "
                 f"{row['error_stated_excess']:.3f} | {row['held']:.1%} | {row['set_size']:.2f} | {told} |"
             )
         yield ""
