@@ -18,6 +18,7 @@ from embedfit.report.tables import Report, confusions, shown_differences
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
     from embedfit.evaluation.calibrate import TrustEvidence
     from embedfit.evaluation.threshold import Threshold
     from embedfit.generate.outcome import Generated
