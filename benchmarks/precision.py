@@ -219,6 +219,7 @@ def on_banking(splits: int) -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {
             "calibration": f"{calibrating} other queries" if calibrating else f"the {77 * PER_LABEL} examples, out of fold",
             "unknown_labels": unknown,
+            "splits": splits,
             **{name: rate([found[name] for found in rows]) for name in ("broken", "broken_shift", "broken_hard", "no_threshold")},
         }
         yield row | {name: float(np.nanmean([found[name] for found in rows])) for name in rows[0] if name not in row}
@@ -373,17 +374,19 @@ def tables(found: dict[str, Any]) -> Iterator[str]:
     if "banking77" in found:
         yield from ("## BANKING77, 95% precision promised", "")
         yield (
-            "| calibration | unknown intents | broken | ... random label shift | ... hard labels five times as often | no threshold | "
-            "right, of all | answered (stated) | right, of answered | calibration error (chance) | stated, beyond chance | 95% sets hold | "
+            "| calibration | unknown intents | splits | broken | ... random label shift | ... hard labels five times as often | "
+            "no threshold | right, of all | answered (stated) | right, of answered | calibration error (chance) | "
+            "stated, beyond chance | 95% sets hold | "
             "their size | AUROC | false answers |"
         )
-        yield "|" + " --- |" * 15
+        yield "|" + " --- |" * 16
         for row in found["banking77"]:
             broken = " | ".join(share(row[name]) for name in ("broken", "broken_shift", "broken_hard", "no_threshold"))
             told = f"{row['auroc']:.3f} | {row['false_answers']:.1%}" if row["unknown_labels"] else " | "
             yield (
-                f"| {row['calibration']} | {row['unknown_labels']} | {broken} | {row['accuracy']:.1%} | {row['coverage']:.1%} "
-                f"({row['coverage_stated']:.1%}) | {row['precision']:.1%} | {row['error']:.3f} ({row['error_chance']:.3f}) | "
+                f"| {row['calibration']} | {row['unknown_labels']} | {row['splits']} | {broken} | {row['accuracy']:.1%} | "
+                f"{row['coverage']:.1%} ({row['coverage_stated']:.1%}) | {row['precision']:.1%} | "
+                f"{row['error']:.3f} ({row['error_chance']:.3f}) | "
                 f"{row['error_stated_excess']:.3f} | {row['held']:.1%} | {row['set_size']:.2f} | {told} |"
             )
         yield ""
