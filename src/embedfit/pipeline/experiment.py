@@ -196,6 +196,7 @@ def _forms(job: Job, model: Encoder, final: Tuned, *, whole: bool) -> tuple[Form
 def _write(job: Job, folder: Path, measured: _Measured) -> None:
     """Write the run directory and send the results to the trackers."""
     config, comparison, tuned = job.config, measured.comparison, measured.tuned
+    assessed = measured.deployed.assessed
     queries = per_query(job.dataset, comparison, measured.base_run, measured.deployed.run, measured.deployed.chances)
     suspects = find_suspects(job.test, measured.base_run, measured.tuned_run, scale=config.tune.scale)
     report = Report(
@@ -212,6 +213,8 @@ def _write(job: Job, folder: Path, measured: _Measured) -> None:
         seeds=seeds(comparison),
         forms=measured.forms,
         forgetting=measured.forgetting,
+        trust=(assessed.trust.threshold, assessed.evidence) if assessed else None,
+        deployed="tuned" if measured.searcher.parts.views.views.keys() == {"documents"} else "searcher",
     )
     manifest = _manifest(job, folder, measured)
     measured.searcher.save(folder / "searcher")

@@ -15,9 +15,8 @@ from embedfit.data.dataset import Dataset
 from embedfit.data.records import record_type
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, complete
-from embedfit.evaluation.calibration import Calibrator, best_answers, out_of_fold
-from embedfit.evaluation.conformal import ConformalSets
-from embedfit.evaluation.threshold import Threshold, choose_threshold
+from embedfit.evaluation.calibrate import Trust, TrustEvidence, calibrate
+from embedfit.evaluation.calibration import best_answers, out_of_fold
 from embedfit.pipeline.job import Job
 from embedfit.pipeline.kept_out import Part, parts_for_weights, with_dev
 from embedfit.pipeline.needs import local
@@ -39,20 +38,18 @@ UNTUNED, ALONE = "searcher over the base model", "tuned model alone"
 
 
 @dataclass(frozen=True)
-class Trust:
+class Assessed:
     """How far answers can be trusted, learnt on queries that no model was trained on.
 
     Attributes:
+        trust: Calibration, threshold and sets.
+        evidence: How good they are on these queries.
         probability: Probability of each query's best answer, by a calibrator that was fitted without it; shape (queries,).
-        calibrator: Calibrator fitted on all of these queries.
-        threshold: Probability from which an answer needs no person.
-        sets: Number of candidates that hold a right one.
     """
 
+    trust: Trust
+    evidence: TrustEvidence
     probability: npt.NDArray[np.float64]
-    calibrator: Calibrator
-    threshold: Threshold
-    sets: ConformalSets
 
 
 @dataclass(frozen=True)
@@ -63,13 +60,13 @@ class Searched:
         run: Rankings of the held-out queries, by weights that were learnt without them.
         chances: Query id -> probability that its best answer is right; empty for too few queries.
         learnt: Weights.
-        trust: How far answers can be trusted; None for too few queries.
+        assessed: How far answers can be trusted; None for too few queries.
     """
 
     run: Run
     chances: dict[str, float]
     learnt: Learnt
-    trust: Trust | None
+    assessed: Assessed | None
 
 
 @dataclass
@@ -156,16 +153,16 @@ class Bench:
         learnt = Learnt.of(evidence, self.views, seed=seed)
         groups = np.array([self.groups[id] for id in evidence.query_ids])
         scores = cross_fitted(evidence, groups, self.views, seed=seed)
-        trust = self.trust(evidence, scores, groups)
+        assessed = self.assessed(evidence, scores, groups)
         if len(job.splits) > 1:
-            run, chances = run_of_evidence(evidence, scores, ids, job.depth), trust.probability if trust else None
+            run, chances = run_of_evidence(evidence, scores, ids, job.depth), assessed.probability if assessed else None
         else:
             [(train, dev, test)] = job.parts
-            searcher = self.searcher(final, with_dev(job.dataset, train, dev), learnt, trust, tuned=tuned)
+            searcher = self.searcher(final, with_dev(job.dataset, train, dev), learnt, assessed, tuned=tuned)
             run, chances = searcher.rank_with_chances(test, job.depth)
-        return Searched(run, {} if chances is None else dict(zip(run.query_ids, chances.tolist(), strict=True)), learnt, trust)
+        return Searched(run, {} if chances is None else dict(zip(run.query_ids, chances.tolist(), strict=True)), learnt, assessed)
 
-    def trust(self, evidence: Evidence, scores: Array, groups: npt.NDArray[np.int64]) -> Trust | None:
+    def assessed(self, evidence: Evidence, scores: Array, groups: npt.NDArray[np.int64]) -> Assessed | None:
         """Return how far answers can be trusted; None for too few queries.
 
         Args:
@@ -176,21 +173,25 @@ class Bench:
         if len(np.unique(groups)) < 2:
             return None
         settings, seed = self.job.config.searcher, self.job.config.split.seed
-        chances = out_of_fold(scores, evidence.relevant, groups, seed=seed)
-        probability, correct = best_answers(chances, evidence.relevant)
-        return Trust(
-            probability,
-            Calibrator.fit(scores, evidence.relevant, groups),
-            choose_threshold(probability, correct, groups, precision=settings.precision, seed=seed),
-            ConformalSets.fit(chances, evidence.relevant, groups, coverage=settings.coverage),
+        answerable = [bool(self.job.dataset.relevant(id)) for id in evidence.query_ids]
+        trust, found = calibrate(
+            scores,
+            evidence.relevant,
+            groups,
+            answerable=answerable,
+            precision=settings.precision,
+            coverage=settings.coverage,
+            seed=seed,
         )
+        probability, _ = best_answers(out_of_fold(scores, evidence.relevant, groups, seed=seed), evidence.relevant)
+        return Assessed(trust, found, probability)
 
-    def searcher(self, model: Encoder, known: Dataset, learnt: Learnt, trust: Trust | None, *, tuned: bool) -> Searcher:
+    def searcher(self, model: Encoder, known: Dataset, learnt: Learnt, assessed: Assessed | None, *, tuned: bool) -> Searcher:
         """Return the searcher over an encoder, with labelled queries as its examples."""
         encoder = self.encoder(model)
         corpus, examples, views = self.built(encoder, known, tuned=tuned, scale=learnt.scale)
         used = {name: view for name, view in views.views.items() if name in (*learnt.fusion.views, DOCUMENTS)}
-        data = self.job.config.data
+        data, trust = self.job.config.data, assessed.trust if assessed else None
         query_template = record_type(data.record, template=data.query_template).template if data.record else None
         parts = Parts(
             encoder,
@@ -249,7 +250,7 @@ def measure_searchers(bench: Bench, trained: Trained, model: Encoder, weight: fl
         measured.append(bench.run(encoders, final, tuned=True))
     [*_, (train, dev, _)] = job.parts
     known = job.dataset.select(job.dataset.judged) if len(job.splits) > 1 else with_dev(job.dataset, train, dev)
-    searcher = bench.searcher(model, known, measured[0].learnt, measured[0].trust, tuned=True)
+    searcher = bench.searcher(model, known, measured[0].learnt, measured[0].assessed, tuned=True)
     return Deployed(measured, untuned, searcher)
 
 

@@ -18,6 +18,8 @@ from embedfit.retrieve.run import Run
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from embedfit.evaluation.calibrate import TrustEvidence
+    from embedfit.evaluation.threshold import Threshold
     from embedfit.studies.forgetting import Forgetting
     from embedfit.studies.forms import Form
     from embedfit.studies.ladder import Ladder
@@ -43,6 +45,8 @@ class Report:
         seeds: Means per seed and their spread, as pairs of name and value in words.
         forms: Measurements of the model in other forms.
         forgetting: Scores on general queries before and after tuning; None if the weights did not change.
+        trust: Threshold of answers that need no person, and the evidence for the probabilities; None for too few queries.
+        deployed: What is compared with the base, in a word.
     """
 
     title: str
@@ -58,6 +62,18 @@ class Report:
     seeds: tuple[tuple[str, str], ...] = ()
     forms: tuple[Form, ...] = ()
     forgetting: Forgetting | None = None
+    trust: tuple[Threshold, TrustEvidence] | None = None
+    deployed: str = "tuned"
+
+    @property
+    def headline(self) -> str:
+        """The result for people who know no metric."""
+        first = self.comparison["recall@1"]
+        before, after = round(100 * first.base), round(100 * first.tuned)
+        text = f"Of 100 queries, the right answer came first for {before}; now it does for {after}."
+        if self.trust and self.trust[0].value is not None:
+            text += f" {round(100 * self.trust[0].coverage)} could be answered without a person."
+        return text
 
 
 def per_query(dataset: Dataset, comparison: Comparison, base: Run, tuned: Run, chances: Mapping[str, float] | None = None) -> pd.DataFrame:
