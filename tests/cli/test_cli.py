@@ -175,12 +175,12 @@ def test_a_document_template_that_no_document_has_does_not_hide_the_bad_rows(tmp
 
 
 def test_check_names_a_wrong_column_once(tmp_path, said):
-    (tmp_path / "rows.csv").write_text("query,answer\na,x\nb,y\n")
+    (tmp_path / "rows.csv").write_text("query,outcome\na,x\nb,y\n")
     (tmp_path / "embedfit.toml").write_text('[data]\nqueries = "rows.csv"\n[model]\nname = "all-MiniLM-L6-v2"\n')
     code, out, _ = said("check", tmp_path / "embedfit.toml")
     assert code == 2
     assert out.count("bad row") == 1
-    assert "rows.csv:2: key 'expected' is missing in all 2 rows (keys: query, answer)" in out
+    assert "rows.csv:2: key 'expected' is missing in all 2 rows (keys: query, outcome)" in out
 
 
 def test_a_traceback_shows_controls_and_does_not_obey_them(tmp_path):

@@ -127,6 +127,13 @@ def test_a_column_of_parts_with_another_value_is_said_not_to_be_one(tmp_path, ca
         load(path, part="split")
 
 
+def test_columns_of_a_record_are_no_guess_and_not_said(transactions, capsys):
+    from embedfit.samples import TRANSACTIONS
+
+    load(TRANSACTIONS / "transactions.jsonl", TRANSACTIONS / "categories.json", record="transaction")
+    assert capsys.readouterr().err == ""
+
+
 def test_judgements_in_place_of_queries_are_told_where_they_belong(tmp_path):
     path = tmp_path / "qrels.csv"
     path.write_text("query_id,doc_id,relevance\n1,d1,1\n")

@@ -236,6 +236,8 @@ def test_an_unfinished_run_directory_is_not_read(tmp_path):
 
 def test_settings_that_would_be_ignored_are_refused(tmp_path):
     (tmp_path / "beir").mkdir()
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        (tmp_path / "beir" / name).touch()
     with pytest.raises(ConfigError, match=r"query_template needs data\.record"):
         parts.read(make_config({"data": {"queries": "a.csv", "query_template": "{a}"}}).data)
     with pytest.raises(ConfigError, match="has its own documents"):

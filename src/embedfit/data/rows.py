@@ -81,7 +81,7 @@ def _by_columns(
     errors += missing
     if missing:
         return Contents({}, {}, {})
-    if note := columns.read_as(before):
+    if not record and (note := columns.read_as(before)):
         console.note(f"{table.source}: {note}")
     if not record and not columns.part and (note := other_parts(rows)):
         console.note(f"{table.source}: {note}")
