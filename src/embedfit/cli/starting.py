@@ -50,7 +50,7 @@ def init(
     documents: Documents = None,
     model: ModelName = None,
 ) -> None:
-    """Write a starter configuration for your data, or for a small sample. The embedfit.toml has comments and a JSON Schema."""
+    """Write a configuration for your data, or for a sample. The embedfit.toml has comments and a JSON Schema."""
     from embedfit.errors import ConfigError
     from embedfit.pipeline.starting import start_for
     from embedfit.samples.starting import write_start
