@@ -201,8 +201,8 @@ class TuneConfig(Section):
     train_embeddings: bool = Field(False, description="Train the token embeddings too, which are half of a small model's weights.")
     freeze: int | Literal["auto"] = Field(
         "auto",
-        description="Number of lower layers to freeze, with the embeddings. auto: half of them if all documents are candidates and "
-        "method = 'full', else none.",
+        description="Number of lower layers to freeze, with the embeddings. auto: half of them if all documents are candidates, "
+        "method = 'full' and there are at most 2,000 training queries, else none.",
     )
     scale: float = Field(14.0, gt=0, description="Factor of the cosine similarities in the loss (1 / temperature).")
     candidates: Literal["auto", "all", "mined", "batch"] = Field(

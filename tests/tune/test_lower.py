@@ -8,6 +8,7 @@ from embedfit.encode.local import LocalEncoder, ModelEncoder, load_model
 from embedfit.encode.tokens import Tokens
 from embedfit.errors import ConfigError
 from embedfit.hub import model_folder, weights_of
+from embedfit.pipeline.needs import check_method
 from embedfit.tune import full
 from embedfit.tune.full import tune_model
 from embedfit.tune.lower import KeptStates, LowerLayers, layers_of
@@ -98,25 +99,29 @@ def test_stopped_and_started_again_it_ends_with_the_same_model(two_layers, few, 
 
 
 @pytest.mark.parametrize(
-    ("settings", "candidates", "expected"),
+    ("settings", "candidates", "queries", "expected"),
     [
-        ({}, "all", 1),
-        ({}, "mined", 0),  # passages: not shown to be as good
-        ({}, "batch", 0),
-        ({"method": "lora"}, "all", 0),
-        ({"train_embeddings": True}, "all", 0),
-        ({"freeze": 0}, "all", 0),
-        ({"freeze": 1}, "mined", 1),
+        ({}, "all", 2000, 1),
+        ({}, "all", 2001, 0),  # large sets and passages: not shown to be as good
+        ({}, "mined", 24, 0),
+        ({}, "batch", 24, 0),
+        ({"method": "lora"}, "all", 24, 0),
+        ({"train_embeddings": True}, "all", 24, 0),
+        ({"freeze": 0}, "all", 24, 0),
+        ({"freeze": 1}, "mined", 2001, 1),
     ],
 )
-def test_auto_freezes_half_of_the_layers_for_labels_alone(two_layers, settings, candidates, expected):
+def test_auto_freezes_half_of_the_layers_for_few_labelled_queries_alone(two_layers, settings, candidates, queries, expected):
     transformer = in_training(two_layers).model.transformers_model
-    assert full._layers_to_freeze(transformer, TuneConfig(**settings), candidates) == expected
+    assert full._layers_to_freeze(transformer, TuneConfig(**settings), candidates, queries) == expected
 
 
 def test_no_more_layers_than_there_are_can_be_frozen(two_layers, few, tmp_path):
     with pytest.raises(ConfigError, match=r"tune\.freeze is 2, and the model has 2 layers; fix: a smaller number"):
         tune_model(LocalEncoder(two_layers), few, None, tmp_path, TuneConfig(freeze=2))
+    with pytest.raises(ConfigError, match=r"tune\.freeze is 2, and .* has 2 layers; fix: a smaller number"):
+        check_method(LocalEncoder(two_layers), TuneConfig(freeze=2))  # before anything else
+    check_method(LocalEncoder(two_layers), TuneConfig(freeze=1))
 
 
 @pytest.mark.parametrize("value", [-1, True, 1.5, "half"])
@@ -200,7 +205,7 @@ def test_an_architecture_whose_layers_are_not_known_is_trained_whole_or_refused(
     encoder = in_training(two_layers)
     transformer = encoder.model.transformers_model
     transformer.config.num_hidden_layers = 5  # its list of layers has two
-    assert full._layers_to_freeze(transformer, TuneConfig(), "all") == 0
+    assert full._layers_to_freeze(transformer, TuneConfig(), "all", 24) == 0
     assert "all layers are trained: those of a BertModel are not known" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"tune\.freeze: the layers of a BertModel are not known; fix: tune\.freeze = 0"):
         LowerLayers(encoder, 1)

@@ -607,7 +607,7 @@ def test_with_lora_nothing_else_is_trained_whatever_follows_the_transformer(tiny
     encoder = LocalEncoder(tiny_model).loaded
     model = encoder.model
     model.append(Dense(384, 32))
-    full._set_trainable(encoder, TuneConfig(method="lora"), "all")
+    full._set_trainable(encoder, TuneConfig(method="lora"), "all", 10)
     assert all("lora_" in name for name, value in model.named_parameters() if value.requires_grad)
 
 

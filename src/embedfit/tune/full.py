@@ -56,7 +56,9 @@ _ACTIVATION_BYTES = 68
 """Bytes kept for the gradients per token, layer and hidden dimension, in fp32 and without attention's square matrices
 (Korthikanti et al. 2022, section 4.1, has 34 in 16 bits)."""
 _FROZEN_SHARE = 1 / 2
-"""Share of the layers that are frozen for a list of labels (docs/decisions.md)."""
+_FROZEN_QUERIES = 2000
+"""Share of the layers that are frozen for a list of labels, and the most training queries for which they are. Larger sets were
+not tried (docs/decisions.md)."""
 _KEPT_SHARE = 1 / 8
 """Largest share of the machine's memory for kept states of frozen layers."""
 _RANDOM = 32
@@ -234,7 +236,7 @@ def _prepared(encoder: LocalEncoder, training: Training) -> _Prepared:
     queries = Tokens(model, training.train.query_texts(), prompts["query"], "query")
     candidates = choose_candidates(config, int(documents.lengths.sum()))
     in_training = ModelEncoder(model, prompts, bf16=use_bf16(encoder.precision, model.device.type), warns=False)
-    lora, lower = _set_trainable(in_training, config, candidates)
+    lora, lower = _set_trainable(in_training, config, candidates, len(queries))
     steps = -(-len(queries) // config.batch_size)
     return _Prepared(in_training, lora, queries, documents, candidates, config.epochs_with(candidates), steps, lower)
 
@@ -357,7 +359,7 @@ def _save(prepared: _Prepared, base: str, folder: Path) -> None:
         save_in_place(partial(prepared.model.save_pretrained, create_model_card=False), folder / MODEL)
 
 
-def _set_trainable(encoder: ModelEncoder, config: TuneConfig, candidates: str) -> tuple[Any, LowerLayers | None]:
+def _set_trainable(encoder: ModelEncoder, config: TuneConfig, candidates: str, queries: int) -> tuple[Any, LowerLayers | None]:
     """Set the trainable weights and the dropout. Returns peft's model around the transformer for LoRA, else None; and the frozen layers.
 
     Token embeddings are frozen by default: a few hundred pairs touch few of them, and they make gradients and checkpoints
@@ -368,7 +370,7 @@ def _set_trainable(encoder: ModelEncoder, config: TuneConfig, candidates: str) -
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = config.dropout
-    count = _layers_to_freeze(transformer, config, candidates)
+    count = _layers_to_freeze(transformer, config, candidates, queries)
     lower = LowerLayers(encoder, count) if count else None
     if config.method == "lora":
         return add_lora(model, transformer, config, lower.layers if lower else ()), lower
@@ -377,11 +379,11 @@ def _set_trainable(encoder: ModelEncoder, config: TuneConfig, candidates: str) -
     return None, lower
 
 
-def _layers_to_freeze(transformer: torch.nn.Module, config: TuneConfig, candidates: str) -> int:
-    """Return the number of lower layers to freeze: the setting, or by default half of them for a list of labels."""
+def _layers_to_freeze(transformer: torch.nn.Module, config: TuneConfig, candidates: str, queries: int) -> int:
+    """Return the number of lower layers to freeze: the setting, or by default half of them for labels and few queries."""
     if config.freeze != "auto":
         return config.freeze
-    if candidates != "all" or config.method != "full" or config.train_embeddings:
+    if candidates != "all" or queries > _FROZEN_QUERIES or config.method != "full" or config.train_embeddings:
         return 0
     layers = layers_of(transformer)
     if not layers:
