@@ -27,6 +27,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from embedfit.data.load import load
 from embedfit.encode.local import LocalEncoder
 from embedfit.samples import GENERAL, TRANSACTIONS
@@ -34,6 +36,12 @@ from embedfit.samples import GENERAL, TRANSACTIONS
 MODEL = "all-MiniLM-L6-v2"
 CLIENTS = (1, 8, 64)
 RESULTS = Path(__file__).parent / "results" / "serve.json"
+
+
+class Texts(BaseModel):
+    """The body of the plain route."""
+
+    texts: list[str]
 
 
 def ours(port: int) -> None:
@@ -54,16 +62,12 @@ def plain(port: int) -> None:
     """Serve sentence-transformers in a plain route."""
     import uvicorn
     from fastapi import FastAPI
-    from pydantic import BaseModel
     from sentence_transformers import SentenceTransformer
 
     from embedfit.hub import model_folder
 
     model = SentenceTransformer(str(model_folder(MODEL)))
     app = FastAPI()
-
-    class Texts(BaseModel):
-        texts: list[str]
 
     @app.post("/embed")
     def embed(body: Texts) -> list[list[float]]:
