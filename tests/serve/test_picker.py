@@ -287,7 +287,7 @@ def test_a_hundred_items_are_labelled_by_keys_in_seconds_and_a_reload_loses_none
             key = str(names.index(right) + 1)
             browser.press(key, KEYS[key])
             until(browser, f"document.querySelector('.progress p').textContent.startsWith('{done + 1} of 100')")
-        assert time.monotonic() - start < 30
+        assert time.monotonic() - start < 120  # 4 s on an idle core
         until(browser, "document.querySelector('main').textContent.includes('All items are labelled')")
         assert "right for 50 of the last 50" in browser.value("document.querySelector('.progress p').textContent")
     assert labelled(output) == {text: next(id for id, words in kinds.items() if text.startswith(words)) for text in items}

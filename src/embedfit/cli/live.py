@@ -145,6 +145,27 @@ def feedback(
         store.close()
 
 
+@app.command()
+def mcp(
+    run: RunPath,
+    file: Annotated[
+        Path | None, typer.Option("--feedback", help="File of the feedback. Default: feedback.db in the run directory.")
+    ] = None,
+    no_feedback: Annotated[bool, typer.Option("--no-feedback", help="Store no searches and no picks.")] = False,
+) -> None:
+    """Offer search and feedback to agents, over the Model Context Protocol on stdin and stdout."""
+    from embedfit.errors import check_package
+    from embedfit.serve.feedback import NAME
+
+    for package in ("mcp", "prometheus_client"):
+        check_package(package, extra="mcp")
+    from embedfit.serve.mcp import make_server
+    from embedfit.serve.searching import Served
+
+    console.quiet = True
+    make_server(Served.load(run), None if no_feedback else file or run / NAME).run("stdio")
+
+
 def _print(summary: Summary) -> None:
     from textwrap import shorten
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from embedfit import console
+from embedfit.serve.answers import content_of
 from embedfit.serve.conventions import add_conventions
 from embedfit.serve.feedback import Feedback
 from embedfit.serve.guard import Guard
@@ -26,7 +26,7 @@ from embedfit.serve.metering import Meters
 from embedfit.serve.picker import Picker
 from embedfit.serve.problems import Refused, problem
 from embedfit.serve.searching import Served
-from embedfit.serve.service import MOST_HITS, Answer, Service
+from embedfit.serve.service import MOST_HITS, Service
 from embedfit.serve.settings import Settings
 
 log = logging.getLogger("embedfit.serve")
@@ -142,7 +142,7 @@ def _add_routes(app: FastAPI, meters: Meters) -> None:
             raise Refused(422, "expected either 'query' or 'queries'", code="invalid_body")
         queries = [body.query] if body.query is not None else body.queries or []
         answers = await service.search(queries, body.k, body.filter, person=body.person)
-        contents = [_content(answer, service.searcher) for answer in answers]
+        contents = [content_of(answer, service.searcher.fingerprint) for answer in answers]
         return JSONResponse(contents[0] if body.query is not None else {"answers": contents})
 
     @app.post("/feedback", summary="Say what was right", tags=["embedfit"])
@@ -162,26 +162,6 @@ def _add_routes(app: FastAPI, meters: Meters) -> None:
     async def metrics() -> Response:
         """Return the figures in Prometheus' text format."""
         return Response(meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _content(answer: Answer, searcher: Served) -> dict[str, Any]:
-    hits = [
-        {
-            "id": hit.id,
-            "text": hit.text,
-            "score": hit.score,
-            "probability": hit.probability,
-            "because": [asdict(reason) for reason in hit.because],
-        }
-        for hit in answer.hits
-    ]
-    return {
-        "hits": hits,
-        "abstained": answer.abstained,
-        "needs_person": answer.needs_person,
-        "model": searcher.fingerprint,
-        "search_id": answer.search_id,
-    }
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -1,0 +1,34 @@
+"""An answer as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from embedfit.serve.service import Answer
+
+
+def content_of(answer: Answer, fingerprint: str) -> dict[str, Any]:
+    """Return an answer as JSON values.
+
+    Args:
+        answer: Answer to a search.
+        fingerprint: Fingerprint of the searcher.
+    """
+    hits = [
+        {
+            "id": hit.id,
+            "text": hit.text,
+            "score": hit.score,
+            "probability": hit.probability,
+            "because": [asdict(reason) for reason in hit.because],
+        }
+        for hit in answer.hits
+    ]
+    return {
+        "hits": hits,
+        "abstained": answer.abstained,
+        "needs_person": answer.needs_person,
+        "model": fingerprint,
+        "search_id": answer.search_id,
+    }
