@@ -4,7 +4,7 @@ For each set, all-MiniLM-L6-v2 is exported and measured on the test queries: the
 test part) and SciFact (official test part, all abstracts). With --tune, it is first tuned with the defaults on the training part. One
 thread throughout (set OMP_NUM_THREADS=1). Speed is a ratio to torch; each is timed in turn, the better of two trials.
 
-    OMP_NUM_THREADS=1 python benchmarks/forms.py [--tune] [--only NAME ...] [--output runs/forms]
+    OMP_NUM_THREADS=1 python benchmarks/forms.py [--tune] [--documents N] [--only NAME ...] [--output runs/forms]
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def settings_of(name: str, folder: Path, *, tune: bool) -> dict[str, Any]:
     return {"data": {"queries": str(BENCH / name), "document_template": template}, "split": {"leaks": "drop"}}
 
 
-def measured(name: str, folder: Path, *, tune: bool) -> list[Deployable]:
+def measured(name: str, folder: Path, *, tune: bool, documents: int | None) -> list[Deployable]:
     """Return the measurements of each form on the test queries of a set."""
     config = make_config({"name": name, "model": {"name": MODEL, "precision": "fp32"}, **settings_of(name, folder / "data", tune=tune)})
     job = Job.of(config)
     model = LocalEncoder(run_tune(config, folder / "tuned")[0].model if tune else MODEL, precision="fp32")
-    test: Dataset = job.test
+    test = smaller(job.test, documents)
     metric = "ndcg@10" if name == "scifact" else "recall@1"
     rows = []
     for form in FILES:
@@ -61,7 +61,18 @@ def measured(name: str, folder: Path, *, tune: bool) -> list[Deployable]:
         encoder = OnnxEncoder(folder / "deploy", form)
         rows.append(measure_deployable(form, model, encoder, folder / "deploy", files, size, test, job.template, metric))
         print(name, rows[-1].sentence, flush=True)
-    return [replace(row, name=f"{name}, {row.name}") for row in rows]
+    label = name if len(test.corpus) == len(job.test.corpus) else f"{name} ({len(test.corpus):,} documents)"
+    return [replace(row, name=f"{label}, {row.name}") for row in rows]
+
+
+def smaller(dataset: Dataset, documents: int | None) -> Dataset:
+    """Return a data set with the documents that are right for a query, and others evenly spread, up to a number."""
+    if documents is None or len(dataset.corpus) <= documents:
+        return dataset
+    right = {id for query in dataset.queries for id in dataset.relevant(query)}
+    rest = [id for id in dataset.corpus if id not in right]
+    kept = right | set(rest[:: max(1, len(rest) // max(1, documents - len(right)))])
+    return Dataset(dataset.queries, {id: document for id, document in dataset.corpus.items() if id in kept}, dataset.qrels)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -85,13 +96,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=["transactions", "banking77", "scifact"])
     parser.add_argument("--tune", action="store_true", help="tune the model first")
+    parser.add_argument("--documents", type=int, help="largest number of documents")
     parser.add_argument("--output", type=Path, default=Path("runs/forms"))
     arguments = parser.parse_args()
     path = RESULTS / "forms.json"
     kept = json.loads(path.read_text()) if path.exists() else []
     for name in arguments.only:
-        rows = [row.to_dict() for row in measured(name, arguments.output / name, tune=arguments.tune)]
-        kept = [row for row in kept if not row["name"].startswith(f"{name},")] + rows
+        rows = [row.to_dict() for row in measured(name, arguments.output / name, tune=arguments.tune, documents=arguments.documents)]
+        kept = [row for row in kept if row["name"].split(",")[0].split(" (")[0] != name] + rows
         path.write_text(json.dumps(kept, indent=1))
         (RESULTS / "forms.md").write_text(table(kept) + "\n")
     print(table(kept))

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from serve_data import serving
 from servers import Embeddings, running
 
 from embedfit.encode.local import LocalEncoder
 from embedfit.pipeline import deploying
+from embedfit.serve.searching import Served
 
 
 @dataclass
@@ -67,6 +69,18 @@ def test_another_model_is_named_and_passes_if_it_finds_the_answers(check):
     assert code == 0
     assert "Cause: another model: the endpoint gives 64 dimensions, the measured model 384" in out
     assert "serves other vectors than were measured, and loses no more than" in out
+
+
+def test_embedfit_serve_serves_what_was_measured(finished, said):
+    with serving(Served.load(finished.folder)) as client:
+        name, url = finished.folder.name, f"{client.base_url}/v1".replace("//v1", "/v1")
+        documents, queries = (f"openai:{name}:{kind}@{url}" for kind in ("document", "query"))
+        options = ["--query-endpoint", queries, "--prompts", "endpoint"]
+        code, out, err = said("parity", finished.folder, "--endpoint", documents, *options)
+        assert (code, "The same vectors." in out) == (0, True), out + err
+        # Without them, queries are encoded as documents: this model has a prompt for queries alone, so it is missing.
+        code, out, _ = said("parity", finished.folder, "--endpoint", documents, "--prompts", "endpoint")
+        assert "Cause: queries: prompt: the prompt is missing" in out
 
 
 def test_the_base_model_is_tried_as_the_cause(finished):

@@ -40,6 +40,7 @@ def export(
 def parity(
     run: RunFolder,
     endpoint: Annotated[str, typer.Option(help="Endpoint to check: openai:MODEL@URL, or hf-inference:URL.")],
+    query_endpoint: Annotated[str | None, typer.Option(help="Endpoint of queries, if it is another: openai:MODEL:query@URL.")] = None,
     prompts: Annotated[
         Literal["client", "endpoint"],
         typer.Option(
@@ -54,7 +55,9 @@ def parity(
     """Check whether an endpoint serves what a run measured, and name the cause where it does not. Exit code 1 if quality is lost."""
     from embedfit.pipeline import deploying
 
-    served = deploying.check_endpoint(run, endpoint, prompts=prompts, queries=queries, documents=documents, tolerance=tolerance)
+    served = deploying.check_endpoint(
+        run, endpoint, query_endpoint=query_endpoint, prompts=prompts, queries=queries, documents=documents, tolerance=tolerance
+    )
     if as_json:
         console.echo(json.dumps(served.to_dict()))
     else:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from embedfit.data.dataset import Dataset, Query
-from embedfit.encode.encoder import Kind, complete
+from embedfit.encode.encoder import Encoder, Kind, Vectors, WrappingEncoder, complete
 from embedfit.encode.export import export_onnx
 from embedfit.encode.local import LocalEncoder, local_of
 from embedfit.encode.named import encoder_of
@@ -27,6 +28,7 @@ def check_endpoint(
     folder: str | Path,
     endpoint: str,
     *,
+    query_endpoint: str | None = None,
     prompts: Literal["client", "endpoint"] = "client",
     queries: int = 200,
     documents: int = 2000,
@@ -37,6 +39,7 @@ def check_endpoint(
     Args:
         folder: Run directory.
         endpoint: Name of a remote encoder, such as ``openai:MODEL@http://localhost:8080/v1``.
+        query_endpoint: Name of the one that encodes queries, if it is another.
         prompts: Who puts the model's prompts before texts: the client, or the endpoint, which is then sent bare texts.
         queries: Largest number of queries to send.
         documents: Largest number of documents to send, beyond those relevant to the queries.
@@ -45,14 +48,17 @@ def check_endpoint(
     Raises:
         EmbedfitError: The run is not finished, its model has changed, or the endpoint cannot be used.
     """
-    if not is_remote(endpoint):
-        raise ConfigError(f"--endpoint {endpoint}: expected openai:MODEL@URL or hf-inference:URL")
+    for name in (endpoint, query_endpoint):
+        if name and not is_remote(name):
+            raise ConfigError(f"--endpoint {name}: expected openai:MODEL@URL or hf-inference:URL")
     result = read_result(folder)
     if result.model.is_dir():
         check_unchanged(result)
     config, measured = config_of(result), result.encoder
     own = complete(measured).prompts if prompts == "client" else {"query": "", "document": ""}
-    served = RemoteEncoder(endpoint, query_prompt=own["query"], document_prompt=own["document"], unit=False)
+    served: Encoder = RemoteEncoder(endpoint, query_prompt=own["query"], document_prompt=own["document"], unit=False)
+    if query_endpoint:
+        served = _ByKind(served, RemoteEncoder(query_endpoint, query_prompt=own["query"], unit=False))
     held_out, _ = held_out_of(result, config.evaluate.metric)
     try:
         data = data_of(result).select(held_out)
@@ -71,6 +77,17 @@ def check_endpoint(
         group_by=config.split.group_by,
         seed=config.split.seed,
     )
+
+
+class _ByKind(WrappingEncoder):
+    """An encoder of documents, with another one for queries."""
+
+    def __init__(self, documents: Encoder, queries: Encoder) -> None:
+        super().__init__(documents)
+        self._queries = queries
+
+    def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        return (self._queries if kind == "query" else self.encoder).encode(texts, kind)
 
 
 def _other_models(result: Result, measured: LocalEncoder | None) -> dict[str, LocalEncoder]:
