@@ -28,6 +28,7 @@ WINGS = {
     "retrieve": ("Retrieve", "Vectors and words to rankings."),
     "evaluation": ("Evaluation", "Rankings to scores, and scores to a verdict."),
     "tune": ("Tune", "Labelled pairs to a better model."),
+    "searcher": ("Searcher", "What is deployed: a model, documents, labelled examples, and probabilities."),
     "studies": ("Studies", "Questions that take several trainings or measurements."),
     "store": ("Store", "Vector stores: fill, check, switch, roll back, search."),
     "track": ("Track", "Results and searches to LangWatch."),
@@ -39,7 +40,7 @@ WINGS = {
 }
 """Wing -> title and sentence of its page, in the order of the reference. The empty name stands for the files beside the wings."""
 
-FLOORS = ("", "data", "generate", "encode", "retrieve", "evaluation", "tune", "studies", "store", "track", "report", "publish")
+FLOORS = ("", "data", "generate", "encode", "retrieve", "evaluation", "tune", "searcher", "studies", "store", "track", "report", "publish")
 """The order of the tree: the ground, then the way of the data; any other wing follows."""
 
 INDEX = """\

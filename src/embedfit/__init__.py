@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from embedfit.retrieve.rerank import LocalReranker, RerankedRetriever
     from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever
     from embedfit.retrieve.run import Retriever, Run
+    from embedfit.searcher.searcher import Reason, Searcher, SearchHit
     from embedfit.store.open import open_store
     from embedfit.store.versions import LiveIndex, index_documents, roll_back
     from embedfit.studies.forecast import Curve
@@ -159,6 +160,11 @@ _ROOMS = {
     "retrieve.run": (
         "Retriever",
         "Run",
+    ),
+    "searcher.searcher": (
+        "Reason",
+        "SearchHit",
+        "Searcher",
     ),
     "store.open": ("open_store",),
     "store.versions": (

@@ -143,7 +143,7 @@ def test_a_second_identical_run_loads_no_torch(result, settings, tmp_path):
 )
 def test_another_setting_is_another_run_directory(result, settings, change):
     config = make_config({**settings, **{key: {**settings.get(key, {}), **value} for key, value in change.items()}})
-    assert Job.of(config).folder("", "general", more=[general_set().digest()]) != result.folder
+    assert Job.of(config).folder("", "general", "searcher", more=[general_set().digest()]) != result.folder
 
 
 def test_another_seed_of_the_same_settings_is_measured_anew(result, settings):
@@ -193,7 +193,7 @@ def test_two_at_once_in_one_run_directory_are_kept_apart(settings, tmp_path):
     import filelock
 
     config = make_config({**settings, "output": str(tmp_path)})
-    folder = Job.of(config).folder("", "general", more=[general_set().digest()])
+    folder = Job.of(config).folder("", "general", "searcher", more=[general_set().digest()])
     folder.mkdir()
     with filelock.FileLock(folder / ".lock"), pytest.raises(StorageError, match="another embedfit process is using it"):
         experiment.run(config)

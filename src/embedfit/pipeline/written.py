@@ -33,13 +33,14 @@ def write_run(
     published: Scores | None,
 ) -> None:
     """Write the run directory's files, the manifest last."""
-    frame = queries.assign(
-        **{f"{scores.name.lower()}_{name}": values for scores in baselines for name, values in scores.values.items()},
-        **{f"{scores.name.lower()}_rank": scores.ranks for scores in baselines},
-        **{f"alone_{name}": values for name, values in alone.tuned.values.items()},
-        alone_rank=alone.tuned.ranks,
-        **({f"published_{comparison.metric}": published.values[comparison.metric]} if published else {}),
-    )
+    import pandas as pd
+
+    columns: dict[str, Any] = {f"{scores.name.lower()}_{name}": values for scores in baselines for name, values in scores.values.items()}
+    columns |= {f"{scores.name.lower()}_rank": scores.ranks for scores in baselines}
+    columns |= {f"alone_{name}": values for name, values in alone.tuned.values.items()} | {"alone_rank": alone.tuned.ranks}
+    if published:
+        columns[f"published_{comparison.metric}"] = published.values[comparison.metric]
+    frame = pd.concat([queries, pd.DataFrame(columns, index=queries.index)], axis=1)
     with writing(folder / "queries.parquet") as file:
         frame.to_parquet(file, index=False)
     write_suspects(suspects, folder / "suspects.csv")

@@ -82,6 +82,8 @@ def html(report: Report) -> str:
         confusions={name: confusions(report.queries, name)[:12] for name in ("base", "tuned")},
         suspects=None if report.suspects is None else _records(report.suspects.head(_MOST_SUSPECTS)),
         known_id=known_id,
+        has_first=any(difference.metric == "recall@1" for difference in comparison.differences),
+        trust=trust_axes(*report.trust) if report.trust else None,
         **chart,
     )
 
