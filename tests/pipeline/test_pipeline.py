@@ -66,7 +66,7 @@ def test_base_and_tuned_are_compared_on_the_same_test_queries(result):
         hits = [expected[0] == found[0] for expected, found in zip(frame.expected, frame[f"{side}_found"], strict=True)]
         assert scores.mean("recall@1") == pytest.approx(np.mean(hits))
         assert (frame[f"{side}_rank"] == 1).tolist() == hits
-    assert [other.name for other in result.others] == ["BM25", "searcher over the base model", "tuned model alone"]
+    assert [other.name for other in result.others] == ["BM25", "untuned searcher", "tuned alone"]
 
 
 def test_what_is_measured_is_what_the_saved_model_gives(result, settings):

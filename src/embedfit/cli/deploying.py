@@ -52,7 +52,7 @@ def parity(
     tolerance: Annotated[float, typer.Option(min=0, max=1, help="Largest loss of the metric that passes.")] = 0.01,
     as_json: AsJson = False,
 ) -> None:
-    """Check whether an endpoint serves what a run measured, and name the cause where it does not. Exit code 1 if quality is lost."""
+    """Check whether an endpoint serves what a run measured. Where it does not, the cause is named. Exit code 1 if quality is lost."""
     from embedfit.pipeline import deploying
 
     served = deploying.check_endpoint(

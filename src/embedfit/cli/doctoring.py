@@ -20,7 +20,7 @@ def doctor(
     minutes: Annotated[float, typer.Option(min=0, help="Time after which no further change is tried.")] = 10.0,
     as_json: AsJson = False,
 ) -> None:
-    """Say why a verdict is "worse" or "no difference shown", and which settings are worth changing. Looks at training queries alone."""
+    """Say which settings of a run are worth changing. Looks at training queries alone."""
     from embedfit.pipeline.doctoring import diagnose_run
 
     diagnosis = diagnose_run(run, minutes=minutes)

@@ -44,7 +44,7 @@ def serve(
     workers: Annotated[int, typer.Option(min=1, help="Number of processes. Each holds the model.")] = 1,
     log: Annotated[bool, typer.Option("--log", help="Log method, route, status and time of each request; no texts.")] = False,
 ) -> None:
-    """Serve a run over HTTP: search, feedback, embeddings, and a page on which people pick."""
+    """Serve a run over HTTP. It offers search, feedback, embeddings, and a page on which people pick."""
     from embedfit.errors import ConfigError
     from embedfit.serve.feedback import NAME
     from embedfit.serve.running import serve as start
@@ -117,7 +117,7 @@ def feedback(
     forget: Annotated[str | None, typer.Option(metavar="PERSON", help="Delete the searches and picks of a person.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what people picked: counts, conflicts, agreement, and how use changes from week to week."""
+    """Show what people picked. Counts, conflicts, agreement, and how use changes from week to week."""
     import json
 
     from embedfit.errors import ConfigError, DataError
@@ -153,7 +153,7 @@ def mcp(
     ] = None,
     no_feedback: Annotated[bool, typer.Option("--no-feedback", help="Store no searches and no picks.")] = False,
 ) -> None:
-    """Offer search and feedback to agents, over the Model Context Protocol on stdin and stdout."""
+    """Offer search and feedback to agents. They speak the Model Context Protocol on stdin and stdout."""
     from embedfit.errors import check_package
     from embedfit.serve.feedback import NAME
 

@@ -29,10 +29,11 @@ def print_result(result: Result, as_json: bool) -> None:
     terminal = console.terminal()
     print_findings(result.findings)
     terminal.print()
-    terminal.print(terminal_table(result.comparison, result.others))
+    terminal.print(terminal_table(result.comparison, result.others, result.deployed))
     terminal.print()
     again = " (nothing had changed, so nothing was done)" if result.reused else f" ({result.manifest['seconds']:.0f} s)"
-    print_conclusion(f"Model:  {result.model}{again}", f"Report: {result.report}", result.comparison.sentence)
+    places = [f"Model:    {result.model}{again}", f"Searcher: {result.folder / 'searcher'}", f"Report:   {result.report}", *result.advice]
+    print_conclusion(*places, result.comparison.sentence)
 
 
 def print_conclusion(*lines: str) -> None:

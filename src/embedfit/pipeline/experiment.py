@@ -26,7 +26,18 @@ from embedfit.pipeline.needs import check_installed, local, note_unused
 from embedfit.pipeline.notes import MIXED, alerts, facts, notes_on, seeds
 from embedfit.pipeline.parts import read
 from embedfit.pipeline.result import Result, read_result
-from embedfit.pipeline.searching import ALONE, SEARCHER, UNTUNED, Bench, Searched, described, measure_searchers, merged_with_base
+from embedfit.pipeline.searching import (
+    ALONE,
+    SEARCHER,
+    UNTUNED,
+    Bench,
+    Searched,
+    described,
+    measure_searchers,
+    merged_with_base,
+    need_for_tuning,
+    trusted,
+)
 from embedfit.pipeline.source import Inputs, Model, Source
 from embedfit.pipeline.training import help_training, train_all, training_steps, tune_part
 from embedfit.pipeline.written import write_run, write_study
@@ -95,6 +106,7 @@ class _Measured:
         base_run: Rankings of the base model on the held-out queries.
         tuned_run: Rankings of the tuned model on the same queries, with the first seed.
         deployed: Rankings of the searcher on the same queries, with the first seed.
+        advice: Whether tuning was needed, in a sentence; empty if nothing says so.
         others: Scores of further methods: BM25, the searcher over the base model, the tuned model alone.
         comparison: Base model and searcher, paired by query.
         alone: Base and tuned model, each by its documents' vectors alone.
@@ -110,6 +122,7 @@ class _Measured:
     base_run: Run
     tuned_run: Run
     deployed: Searched
+    advice: tuple[str, ...]
     others: tuple[Scores, ...]
     comparison: Comparison
     alone: Comparison
@@ -149,9 +162,13 @@ def _measure(job: Job, folder: Path, general: Dataset | None, plan: console.Plan
         published = _own_scores(job, model) if len(tuned) > 1 or len(runs) > 1 else None
     with plan.step(SEARCHER):
         deployed = measure_searchers(bench, trained, model, weight, folder)
-        comparison = _compared(job, base, [job.scored(searched.run, f"{job.base.name}, searcher") for searched in deployed.searched])
+        comparison = alone
+        advice: tuple[str, ...] = ()
         if deployed.untuned is not None:
-            others += (job.scored(deployed.untuned, UNTUNED), replace(alone.tuned, name=ALONE))
+            comparison = _compared(job, base, [job.scored(searched.run, f"{job.base.name}, searcher") for searched in deployed.searched])
+            untuned = job.scored(deployed.untuned, UNTUNED)
+            others += (untuned, replace(alone.tuned, name=ALONE))
+            advice = need_for_tuning(job, untuned, alone.tuned, comparison.tuned)
     with plan.step("other forms of the model"):
         forms = _forms(job, model, final, whole=weight == 1)
     seconds = time.monotonic() - started
@@ -159,6 +176,7 @@ def _measure(job: Job, folder: Path, general: Dataset | None, plan: console.Plan
         base_run,
         runs[0],
         deployed.searched[0],
+        advice,
         others,
         comparison,
         alone,
@@ -205,7 +223,7 @@ def _write(job: Job, folder: Path, measured: _Measured) -> None:
         queries,
         facts(job, tuned),
         measured.others,
-        notes_on(job, measured.forgetting, final=True),
+        (*measured.advice, *notes_on(job, measured.forgetting, final=True)),
         tuned[0].history if len(tuned) == 1 and tuned[0].epoch else (),
         alerts=alerts(job.findings),
         documents=dict(zip(job.dataset.corpus, job.dataset.document_texts(job.template), strict=True)),
@@ -214,7 +232,7 @@ def _write(job: Job, folder: Path, measured: _Measured) -> None:
         forms=measured.forms,
         forgetting=measured.forgetting,
         trust=(assessed.trust.threshold, assessed.evidence) if assessed else None,
-        deployed="tuned" if measured.searcher.parts.views.views.keys() == {"documents"} else "searcher",
+        deployed=_deployed(measured),
     )
     manifest = _manifest(job, folder, measured)
     measured.searcher.save(folder / "searcher")
@@ -223,6 +241,10 @@ def _write(job: Job, folder: Path, measured: _Measured) -> None:
         if tracker:
             for scores, run in ((comparison.base, measured.base_run), (comparison.tuned, measured.deployed.run)):
                 tracker.add(public_name(scores.name), job.test, run, scores, template=job.template)
+
+
+def _deployed(measured: _Measured) -> str:
+    return "tuned" if measured.comparison.tuned.name == measured.alone.tuned.name else "searcher"
 
 
 def _manifest(job: Job, folder: Path, measured: _Measured) -> dict[str, Any]:
@@ -250,6 +272,8 @@ def _manifest(job: Job, folder: Path, measured: _Measured) -> dict[str, Any]:
         "findings": [vars(finding) for finding in job.findings],
         "others": [scores.name for scores in measured.others],
         "searcher": described(measured.searcher),
+        "deployed": _deployed(measured),
+        "advice": [*measured.advice, *trusted(measured.deployed)],
         "forms": [{**vars(form), "passed": form.passed} for form in measured.forms],
         "forgetting": measured.forgetting.to_dict() if measured.forgetting else None,
         "bought": vars(job.base.spent) if isinstance(job.base, RemoteEncoder) else None,

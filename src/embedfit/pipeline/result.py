@@ -61,6 +61,16 @@ class Result:
         return Searcher.load(self.folder / "searcher")
 
     @property
+    def deployed(self) -> str:
+        """What the base is compared with, in a word: ``searcher``, or ``tuned`` for the tuned model alone."""
+        return str(self.manifest.get("deployed", "tuned"))
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """Sentences on what was gained by tuning, and on the answers that need no person."""
+        return tuple(self.manifest.get("advice", ()))
+
+    @property
     def verdict(self) -> Verdict:
         """The verdict on the configured metric: better, worse, or no difference shown."""
         return self.comparison[self.comparison.metric].verdict

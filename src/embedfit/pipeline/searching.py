@@ -17,6 +17,9 @@ from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, complete
 from embedfit.evaluation.calibrate import Trust, TrustEvidence, calibrate
 from embedfit.evaluation.calibration import best_answers, out_of_fold
+from embedfit.evaluation.families import compare_many
+from embedfit.evaluation.score import Scores
+from embedfit.metrics import metric_label
 from embedfit.pipeline.job import Job
 from embedfit.pipeline.kept_out import Part, parts_for_weights, with_dev
 from embedfit.pipeline.needs import local
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
 SEARCHER = "searcher"
 """Name of the step that measures and builds it."""
-UNTUNED, ALONE = "searcher over the base model", "tuned model alone"
+UNTUNED, ALONE = "untuned searcher", "tuned alone"
 """Names of the other methods in tables."""
 
 
@@ -273,3 +276,32 @@ def described(searcher: Searcher) -> dict[str, Any]:
         "threshold": parts.threshold.to_dict() if parts.threshold else None,
         "sets": parts.sets.to_dict() if parts.sets else None,
     }
+
+
+def need_for_tuning(job: Job, untuned: Scores, tuned: Scores, deployed: Scores) -> tuple[str, ...]:
+    """Return a sentence if the searcher is not shown to be better than one over the base model. Two comparisons are counted.
+
+    Args:
+        job: Settings.
+        untuned: Scores of the searcher over the base model.
+        tuned: Scores of the tuned model alone.
+        deployed: Scores of the searcher over the tuned model, on the same queries.
+    """
+    metric = job.metric
+    difference = compare_many([deployed, tuned], base=untuned, metric=metric, seed=job.config.split.seed)[0]
+    if difference.verdict == "better":
+        return ()
+    return (
+        f"No need to fine-tune is shown: a searcher over the base model is not shown to be worse ({metric_label(metric)} "
+        f"{untuned.mean(metric):.3f} against {deployed.mean(metric):.3f}).",
+    )
+
+
+def trusted(searched: Searched) -> tuple[str, ...]:
+    """Return a sentence on the share of the queries that need no person; empty for too few queries."""
+    if searched.assessed is None:
+        return ()
+    threshold = searched.assessed.trust.threshold
+    if threshold.value is None:
+        return (f"No answer can go without a check yet: {threshold.reason}.",)
+    return (f"At {threshold.precision:.0%} precision, {threshold.coverage:.0%} of the queries need no person.",)

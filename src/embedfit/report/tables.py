@@ -111,14 +111,20 @@ def confusions(queries: pd.DataFrame, model: str) -> list[tuple[str, str, int]]:
     return [(*pair, count) for pair, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
 
 
-def terminal_table(comparison: Comparison, others: tuple[Scores, ...] = ()) -> Table:
-    """Return the comparison as a table for the terminal."""
+def terminal_table(comparison: Comparison, others: tuple[Scores, ...] = (), deployed: str = "tuned") -> Table:
+    """Return the comparison as a table for the terminal.
+
+    Args:
+        comparison: Comparison with the base.
+        others: Scores of further methods.
+        deployed: What is compared with the base, in a word.
+    """
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
-    for name in (*(other.name for other in others), "base", "tuned", "change"):
+    for name in (*(other.name for other in others), "base", deployed, "change"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("95% interval", justify="right", no_wrap=True)
     table.add_column("won / tied / lost", justify="right", no_wrap=True)
