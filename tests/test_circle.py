@@ -128,9 +128,9 @@ def test_the_whole_circle_and_each_key_goes_to_its_own_host_alone(services, said
 
     experiment = services.langwatch.results(folder.name)
     held_out = run["queries"]
-    assert {row["targetId"] for row in experiment["dataset"]} == {tiny_model.name, f"{tiny_model.name}, tuned"}
+    assert {row["targetId"] for row in experiment["dataset"]} == {tiny_model.name, f"{tiny_model.name}, searcher"}
     assert len(experiment["dataset"]) == 2 * held_out
-    mean = sum(one["score"] for one in experiment["evaluations"] if one["name"] == "mrr@10" and "tuned" in one["targetId"]) / held_out
+    mean = sum(one["score"] for one in experiment["evaluations"] if one["name"] == "mrr@10" and "searcher" in one["targetId"]) / held_out
     assert mean == pytest.approx(next(row["tuned"] for row in run["differences"] if row["metric"] == "mrr@10"), abs=1e-5)
     *_, (name, _, search) = services.langwatch.spans()
     assert (name, json.loads(search["langwatch.input"])["value"]) == ("retrieval", query)

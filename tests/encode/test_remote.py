@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from servers import Embeddings, running, word_vectors
+from small_start import write_start
 
-from embedfit.cli.app import main
 from embedfit.config import make_config
 from embedfit.encode import remote
 from embedfit.encode.cache import CachedEncoder
@@ -678,9 +678,8 @@ def test_openai_has_a_price_and_others_have_none(server, monkeypatch):
 
 @pytest.fixture
 def project(server, tmp_path, monkeypatch):
-    """A folder of 'embedfit init' whose model is at the loopback server."""
-    with pytest.raises(SystemExit):
-        main(["init", str(tmp_path)])
+    """A folder as of 'embedfit init' whose model is at the loopback server."""
+    write_start(tmp_path)
     monkeypatch.setenv(key_variable(server.address), KEY)
     toml = tmp_path / "embedfit.toml"
     toml.write_text(toml.read_text().replace("all-MiniLM-L6-v2", f"openai:text-embedding-3-large@{server.address}/v1"))

@@ -13,9 +13,9 @@ from embedfit.pipeline import experiment, publishing
 
 def test_the_card_shows_the_comparison_with_intervals_data_and_settings(finished, card):
     _, text = card
-    assert finished.comparison.sentence in text
+    assert finished.alone.sentence in text
     for metric in ("recall@1", "recall@10", "mrr@10", "ndcg@10"):
-        found = finished.comparison[metric]
+        found = finished.alone[metric]
         assert (
             f"| {found.metric} | {found.base:.3f} | {found.tuned:.3f} | {found.difference:+.3f} | {found.low:+.3f} to {found.high:+.3f} |"
             in text
@@ -39,7 +39,7 @@ def test_the_cards_metadata_is_what_the_hub_shows(finished, card):
     assert data.pipeline_tag == "sentence-similarity"
     assert "base_model" not in data.to_dict()  # a folder of this machine is none
     metrics = {result.metric_type: result.metric_value for result in data.eval_results}
-    assert metrics["cosine_mrr@10"] == round(finished.comparison["mrr@10"].tuned, 4)
+    assert metrics["cosine_mrr@10"] == round(finished.alone["mrr@10"].tuned, 4)
     assert list(metrics) == [f"cosine_{name}" for name in ("recall@1", "recall@3", "recall@5", "recall@10", "mrr@10", "ndcg@10")]
 
 

@@ -3,12 +3,13 @@
 import json
 
 import pytest
+from small_start import write_start
 
 
 @pytest.fixture
 def project(tmp_path, tiny_model, said):
     """A folder as 'embedfit init' makes it; returns it, and the function that runs commands in it."""
-    said("init", tmp_path)
+    write_start(tmp_path)
     path = tmp_path / "embedfit.toml"
     path.write_text(path.read_text().replace("all-MiniLM-L6-v2", str(tiny_model)))
     return path, said

@@ -502,8 +502,8 @@ def test_run_logs_base_and_tuned_under_the_run_directorys_name(langwatch, projec
     monkeypatch.setenv("LANGWATCH_ENDPOINT", langwatch.address)
     assert resend(result.folder).delivered == 8
     found = langwatch.results(result.folder.name)
-    assert {row["targetId"] for row in found["dataset"]} == {"tiny", "tiny, tuned"}
-    for target, mean in (("tiny", result.comparison["mrr@10"].base), ("tiny, tuned", result.comparison["mrr@10"].tuned)):
+    assert {row["targetId"] for row in found["dataset"]} == {"tiny", "tiny, searcher"}
+    for target, mean in (("tiny", result.comparison["mrr@10"].base), ("tiny, searcher", result.comparison["mrr@10"].tuned)):
         scores = [one["score"] for one in found["evaluations"] if one["targetId"] == target and one["name"] == "mrr@10"]
         assert sum(scores) / len(scores) == pytest.approx(mean, abs=1e-5)
     assert not (result.folder / "langwatch.jsonl").exists()

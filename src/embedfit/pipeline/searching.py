@@ -195,7 +195,7 @@ class Bench:
         corpus, examples, views = self.built(encoder, known, tuned=tuned, scale=learnt.scale)
         used = {name: view for name, view in views.views.items() if name in (*learnt.fusion.views, DOCUMENTS)}
         data, trust = self.job.config.data, assessed.trust if assessed else None
-        query_template = record_type(data.record, template=data.query_template).template if data.record else None
+        query_template = record_type(data.record, template=data.query_template, label=data.label).template if data.record else None
         parts = Parts(
             encoder,
             self.job.dataset.corpus,
