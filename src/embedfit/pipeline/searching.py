@@ -156,7 +156,7 @@ class Bench:
         learnt = Learnt.of(evidence, self.views, seed=seed)
         groups = np.array([self.groups[id] for id in evidence.query_ids])
         scores = cross_fitted(evidence, groups, self.views, seed=seed)
-        assessed = self.assessed(evidence, scores, groups)
+        assessed = self.assessed(evidence, scores, groups) if tuned else None  # only what is deployed states probabilities
         if len(job.splits) > 1:
             run, chances = run_of_evidence(evidence, scores, ids, job.depth), assessed.probability if assessed else None
         else:
