@@ -231,7 +231,8 @@ def one_split(data: Banking, seed: int, calibrating: int, unknown: int) -> dict[
     used, left = (rest[:calibrating], rest[calibrating:][:HELD]) if calibrating else (examples, rest[:HELD])
     scores = data.scores(used, examples, kept) if calibrating else out_of_fold_scores(data, examples, kept, seed)
     relevant, groups = data.relevant(used, kept), data.groups[used]
-    trust, evidence = calibrate(scores, relevant, groups, precision=PRECISION)
+    assessed = calibrate(scores, relevant, groups, precision=PRECISION)
+    trust, evidence = assessed.trust, assessed.evidence
     right = data.relevant(left, kept)
     probabilities = trust.calibrator.probabilities(data.scores(left, examples, kept))
     best, correct = best_answers(probabilities, right)

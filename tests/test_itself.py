@@ -16,13 +16,13 @@ from embedfit.retrieve.exact import top_k
 from embedfit.retrieve.rerank import RerankedRetriever, rerank
 from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever
 from embedfit.retrieve.run import without_own
+from embedfit.searcher.fit import SearcherRetriever, fit_searcher
 from embedfit.studies.forms import _Measured
 from embedfit.studies.suspects import find_suspects
 from embedfit.track.tracker import Tracker
 from embedfit.tune.adapter import _dev_scores
 from embedfit.tune.candidates import AllDocuments, BatchAndOthers
-from embedfit.tune.classifier import VectorsClassifier, WordsClassifier
-from embedfit.tune.index import class_centroids, nearest_examples
+from embedfit.tune.index import class_centroids
 from embedfit.tune.loss import multi_positive_softmax
 from embedfit.tune.mine import Guards, mine
 
@@ -64,13 +64,12 @@ def retrievers(encoder, data):
         "reranked": RerankedRetriever(BM25Retriever(), Alike()),
         "engine": DenseRetriever(encoder, search=lambda *vectors: top_k(*vectors)),
         "centroids": class_centroids(encoder, data).retriever,
-        "nearest": nearest_examples(encoder, data).retriever,
-        "TF-IDF": WordsClassifier(data),
-        "logistic": VectorsClassifier(encoder, data),
+        **{name: SearcherRetriever(fit_searcher(data, encoder, views=views), name) for name, views in SEARCHERS.items()},
     }
 
 
-NAMES = ["dense", "BM25", "hybrid", "reranked", "engine", "centroids", "nearest", "TF-IDF", "logistic"]
+SEARCHERS = {"examples": ("documents", "examples"), "words": ("words",), "searcher": ("documents", "examples", "words")}
+NAMES = ["dense", "BM25", "hybrid", "reranked", "engine", "centroids", *SEARCHERS]
 
 
 @pytest.mark.parametrize("k", [1, 3, 4, 5, 100])

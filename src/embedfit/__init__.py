@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from embedfit.retrieve.rerank import LocalReranker, RerankedRetriever
     from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever
     from embedfit.retrieve.run import Retriever, Run
+    from embedfit.searcher.fit import fit_searcher
     from embedfit.searcher.searcher import Reason, Searcher, SearchHit
     from embedfit.store.open import open_store
     from embedfit.store.versions import LiveIndex, index_documents, roll_back
@@ -161,6 +162,7 @@ _ROOMS = {
         "Retriever",
         "Run",
     ),
+    "searcher.fit": ("fit_searcher",),
     "searcher.searcher": (
         "Reason",
         "SearchHit",

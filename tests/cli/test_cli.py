@@ -13,6 +13,7 @@ from small_start import write_start
 from embedfit.cli import app
 from embedfit.cli.app import main
 from embedfit.samples import TRANSACTIONS
+from embedfit.searcher.searcher import Searcher
 
 ROOT = Path(__file__).parents[2]
 
@@ -281,9 +282,11 @@ def test_relabel_applies_what_was_decided_and_says_what_to_set(project, tmp_path
 
 
 @pytest.mark.slow
-def test_ladder_and_curve_print_a_table_and_where_the_report_is(project, said):
-    code, out, _ = said("ladder", project, "--rung", "bm25", "--rung", "base", "--rung", "adapter")
+def test_ladder_and_curve_print_a_table_and_where_the_report_is(project, said, tmp_path):
+    code, out, _ = said("ladder", project, "--rung", "bm25", "--rung", "base", "--rung", "adapter", "--save", tmp_path / "kept")
     assert code == 0
+    assert Searcher.load(tmp_path / "kept").search("a query", 2)[0].probability is not None
+    assert f"Searcher: {tmp_path / 'kept'}, of " in out.replace("\n", "")
     assert "query adapter" in out
     assert "Recommended: " in out
     code, out, _ = said("ladder", project, "--rung", "bm25", "--rung", "base", "--rung", "adapter", "--json")

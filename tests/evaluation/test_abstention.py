@@ -87,7 +87,8 @@ def test_false_answers_are_counted_at_the_threshold():
 
 def test_all_of_it_at_once():
     scores, relevant, groups, _ = draw(RNG(4), 400, sharpness=4, heat=0.5, without_answer=0.1, sizes=[1, 1, 2])
-    trust, evidence = calibrate(scores, relevant, groups, precision=0.8)
+    assessed = calibrate(scores, relevant, groups, precision=0.8)
+    trust, evidence = assessed.trust, assessed.evidence
     again = Trust.from_dict(json.loads(json.dumps(trust.to_dict())))
     assert again == trust
     assert trust.threshold.value is not None

@@ -13,8 +13,8 @@ def calibrated(queries, share_right, without_answer=0):
     relevant = np.zeros(scores.shape, bool)
     relevant[np.arange(queries), np.where(rng.random(queries) < share_right, 0, 1)] = True
     relevant[:without_answer] = False
-    trust, evidence = calibrate(scores, relevant)
-    return trust.threshold, evidence
+    assessed = calibrate(scores, relevant)
+    return assessed.trust.threshold, assessed.evidence
 
 
 def test_it_says_how_many_queries_need_no_person():

@@ -7,8 +7,8 @@ from embedfit.retrieve.finder import Finder, Hit
 from embedfit.retrieve.rerank import RerankedRetriever
 from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever, VectorIndex
 from embedfit.retrieve.run import Run
-from embedfit.tune.classifier import VectorsClassifier, WordsClassifier
-from embedfit.tune.index import class_centroids, nearest_examples
+from embedfit.searcher.fit import SearcherRetriever, fit_searcher
+from embedfit.tune.index import class_centroids
 
 COLOURS = {"car": (1, 0), "bike": (0.6, 0.8), "boat": (0, 1), "ship": (0, 1)}
 
@@ -91,9 +91,7 @@ def test_every_retriever_finds(tmp_path):
         FusedRetriever(dense, words): "d2",
         RerankedRetriever(dense, Backwards()): "d0",  # "ship" comes last in the alphabet
         class_centroids(encoder, data).retriever: "d2",
-        nearest_examples(encoder, data).retriever: "d2",
-        WordsClassifier(data): "d2",
-        VectorsClassifier(encoder, data): "d2",
+        SearcherRetriever(fit_searcher(data, encoder), "searcher"): "d2",
     }
     for retriever, id in first.items():
         finder = retriever.over(data)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from embedfit.encode.local import LocalEncoder
 from embedfit.errors import ConfigError
 from embedfit.evaluation.compare import compare_scores
 from embedfit.evaluation.score import Scores
-from embedfit.studies.ladder import Ladder, Rung, climb
+from embedfit.searcher.searcher import Searcher
+from embedfit.studies.handed_over import recommended_searcher
+from embedfit.studies.ladder import Ladder, Rung, climb, kept_run
 from embedfit.studies.methods import METHODS, Setting, richer_template
 
-FROZEN = ("bm25", "words", "base", "richer", "fused", "nearest", "centroids", "vectors", "documents", "adapter")
+FROZEN = ("bm25", "words", "base", "richer", "fused", "nearest", "centroids", "vectors", "searcher", "documents", "adapter")
 NAMES, RICHER = "{category}", "{category}: {sample_transactions}"
 
 
@@ -65,8 +68,8 @@ def test_learning_from_training_queries_pays_and_untrained_rungs_take_no_time(la
 
 def test_the_same_ladder_again_measures_nothing(ladder, setting, some, folder, monkeypatch):
     monkeypatch.setattr("embedfit.studies.ladder.METHODS", {key: METHODS[key] for key in FROZEN})
-    for name in ("BM25Retriever.search", "DenseRetriever.search"):
-        monkeypatch.setattr(f"embedfit.retrieve.retrievers.{name}", lambda *_: pytest.fail("searched"))
+    for name in ("retrieve.retrievers.BM25Retriever", "retrieve.retrievers.DenseRetriever", "searcher.fit.SearcherRetriever"):
+        monkeypatch.setattr(f"embedfit.{name}.search", lambda *_: pytest.fail("searched"))
     again = climb(setting, some, split_folds(some, 2), folder, FROZEN)
     for rung, before in zip(again.rungs, ladder.rungs, strict=True):
         np.testing.assert_array_equal(rung.scores.values["mrr@10"], before.scores.values["mrr@10"])
@@ -79,9 +82,31 @@ def test_what_it_says_is_json_and_a_frame_with_a_row_for_each_rung(ladder):
     assert said["recommended"] in FROZEN
     frame = ladder.to_frame()
     assert list(frame.key) == list(FROZEN)
-    assert frame["difference"].isna().tolist() == [True] + [False] * 9
+    assert frame["difference"].isna().tolist() == [True] + [False] * 10
     assert ladder.sentence in ladder._repr_html_()
     assert ladder.plot().axes[0].get_yticklabels()[0].get_text().startswith("BM25")
+
+
+def test_any_rung_can_be_handed_over_as_a_searcher_that_ranks_as_it_was_measured(setting, some, tmp_path):
+    split = split_dataset(some)
+    train, _, test = split.datasets(some)
+    measured = climb(setting, some, [split], tmp_path, [key for key in FROZEN if key != "richer"])
+    for rung in measured.rungs:
+        searcher = recommended_searcher(replace(measured, recommended=rung.key), setting, some, [split], tmp_path)
+        loaded = Searcher.load(searcher.save(tmp_path / "saved" / rung.key))
+        kept, again = kept_run(tmp_path / f"{rung.key}.npz")[0], loaded.rank(test, 10)
+        same = [again.documents(id)[:1] == kept.documents(id)[:1] for id in again.query_ids if kept.documents(id)]
+        assert np.mean(same) >= (0.9 if rung.key == "adapter" else 1), rung.key  # its map is in the model then, which may compute in bf16
+        [hit, *_] = loaded.search(next(iter(test.queries.values())).text, 3)
+        assert 0 <= hit.probability <= 1
+    assert len(loaded.parts.examples.query_ids) == len(train.queries)
+
+
+def test_with_folds_what_is_handed_over_knows_every_query(ladder, setting, some, folder):
+    for key in ("searcher", "centroids"):
+        searcher = recommended_searcher(replace(ladder, recommended=key), setting, some, split_folds(some, 2), folder)
+        assert len(searcher.parts.examples.query_ids) == len(some.judged)
+        assert searcher.parts.threshold.precision == 0.95
 
 
 def scores(name, values):

@@ -7,9 +7,9 @@ from embedfit.errors import DataError
 from embedfit.evaluation.score import score_run
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.tune.frozen import AdapterConfig
-from embedfit.tune.index import class_centroids, nearest_examples, tuned_documents
+from embedfit.tune.index import class_centroids, tuned_documents
 
-METHODS = [tuned_documents, class_centroids, nearest_examples]
+METHODS = [tuned_documents, class_centroids]
 
 
 class Table:
@@ -36,11 +36,6 @@ def flat():
     return data, Table(queries, documents), Dataset({"new": Query("new", "new")}, data.corpus, {"new": {"a": 1}})
 
 
-def softmax(*values):
-    powers = np.exp(14 * np.array(values))
-    return powers / powers.sum()
-
-
 def test_centroids_by_hand():
     data, encoder, _ = flat()
     found = class_centroids(encoder, data, prior=2).retriever
@@ -54,32 +49,6 @@ def test_the_larger_the_prior_the_nearer_a_centroid_is_to_its_document():
     data, encoder, _ = flat()
     found = class_centroids(encoder, data, prior=1e6).retriever
     np.testing.assert_allclose(found.vectors, [(1, 0), (0, 1), (0.6, 0.8)], atol=1e-5)
-
-
-def test_nearest_examples_by_hand():
-    data, encoder, new = flat()
-    run = nearest_examples(encoder, data).retriever.search(new, 10)
-    own = softmax(0.96, 0.28, 0.96 * 0.6 + 0.28 * 0.8)  # of a, b, c
-    near = softmax(0.96 * 0.8 + 0.28 * 0.6, 0.96 * 0.6 + 0.28 * 0.8, 0.28)  # of q1, q2, q3
-    votes = near @ np.array([(1, 0, 0), (0.75, 0.25, 0), (0, 1, 0)])
-    # Two of the three documents have a training query: the votes count for half of 2/3.
-    expected = dict(zip("abc", 2 / 3 * own + 1 / 3 * votes, strict=True))
-    for id, score in zip(run.documents("new"), run.scores[0], strict=True):
-        assert score == pytest.approx(expected[id], abs=1e-6)
-    assert run.documents("new") == sorted(expected, key=expected.get, reverse=True)
-
-
-def test_nearest_examples_work_in_blocks_and_put_equal_scores_in_order_of_id(monkeypatch):
-    data, encoder, new = flat()
-    encoder.known["document"] |= {"b": (1, 0)}
-    queries = Dataset({f"{number}": Query(f"{number}", "new") for number in range(5)}, new.corpus, {})
-    data = Dataset(data.queries, data.corpus, {"q1": {"a": 1, "b": 1}, "q2": {"c": 1}})
-    whole = nearest_examples(encoder, data).retriever.search(queries, 2)
-    monkeypatch.setattr("embedfit.tune.index._BLOCK_BYTES", 1)
-    blocks = nearest_examples(encoder, data).retriever.search(queries, 2)
-    np.testing.assert_array_equal(whole.ranked, blocks.ranked)
-    np.testing.assert_allclose(whole.scores, blocks.scores, atol=1e-6)
-    assert whole.documents("0") == ["a", "b"]
 
 
 def test_tuned_documents_move_towards_their_queries_and_stay_of_unit_length():

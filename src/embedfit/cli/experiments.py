@@ -69,6 +69,7 @@ def ladder(
     documents: Documents = None,
     model: ModelName = None,
     rung: Annotated[list[str] | None, typer.Option(help="Method to measure; repeatable. Default: all.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Folder for the recommended method as a searcher, to search and serve.")] = None,
     folds: Folds = None,
     allow_leaks: AllowLeaks = False,
     price: Price = None,
@@ -81,7 +82,9 @@ def ladder(
 
     options: dict[str, dict[str, Any]] = {"ladder": {"rungs": tuple(rung) if rung else None}, "model": {"name": model, "price": price}}
     settings = settings_of(config, folds, allow_leaks, {"data": data_options(query, label, documents), **options})
-    result = experiment.ladder(with_engine(settings, engine))
+    if save:
+        check_folder("--save", save)
+    result = experiment.ladder(with_engine(settings, engine), save=save)
     if as_json:
         console.echo(json.dumps({**result.to_dict(), "folder": str(result.folder)}))
         return
@@ -89,7 +92,8 @@ def ladder(
     terminal.print(ladder_table(result))
     for name, why in result.skipped.items():
         terminal.print(f"Left out: {name}, as {why}.", highlight=False, soft_wrap=True)
-    print_conclusion(f"Report: {result.report}", result.sentence)
+    saved = [f"Searcher: {save}, of {result[result.recommended].name}"] if save else []
+    print_conclusion(f"Report: {result.report}", *saved, result.sentence)
 
 
 @app.command()

@@ -76,6 +76,21 @@ class TrustEvidence:
         }
 
 
+@dataclass(frozen=True)
+class Assessed:
+    """How far answers can be trusted.
+
+    Attributes:
+        trust: Calibration, threshold and sets.
+        evidence: How good they are on the queries that they were fitted on.
+        probability: Probability of each query's best answer, by a calibrator that was fitted without it; shape (queries,).
+    """
+
+    trust: Trust
+    evidence: TrustEvidence
+    probability: npt.NDArray[np.float64]
+
+
 def calibrate(
     scores: npt.ArrayLike,
     relevant: npt.ArrayLike,
@@ -86,7 +101,7 @@ def calibrate(
     confidence: float = 0.95,
     coverage: float = 0.95,
     seed: int = 0,
-) -> tuple[Trust, TrustEvidence]:
+) -> Assessed:
     """Calibrate out-of-fold scores, choose the threshold and the sets, and measure all of it.
 
     The calibrator is fitted on all queries. The threshold, the sets and the evidence use probabilities of calibrators that did not
@@ -119,4 +134,4 @@ def calibrate(
         abstention(best, with_answer, threshold, groups),
         tuple(np.bincount(sets.sizes(probabilities))[1:].tolist()),
     )
-    return Trust(Calibrator.fit(scores, relevant, groups), threshold, sets), evidence
+    return Assessed(Trust(Calibrator.fit(scores, relevant, groups), threshold, sets), evidence, best)

@@ -50,6 +50,7 @@ from embedfit.studies.curve import learning_curve
 from embedfit.studies.forecast import Curve
 from embedfit.studies.forgetting import WEIGHTS, Forgetting, general_set, measure_forgetting, merged_runs
 from embedfit.studies.forms import Form, check_forms
+from embedfit.studies.handed_over import recommended_searcher
 from embedfit.studies.ladder import Ladder, check_rungs, climb
 from embedfit.studies.methods import Setting, richer_template
 from embedfit.studies.suspects import find_suspects
@@ -337,12 +338,13 @@ def curve(source: Source, points: int = 4, *, model: Model | None = None, **sett
     return replace(study, folder=folder)
 
 
-def ladder(source: Source, *, model: Model | None = None, **settings: Any) -> Ladder:
+def ladder(source: Source, *, model: Model | None = None, save: str | Path | None = None, **settings: Any) -> Ladder:
     """Measure every method on the same held-out queries, cheapest first, and recommend the simplest good one.
 
     Args:
         source: A Dataset, a Config, or the path of an embedfit.toml.
         model: Model to start from: a name, a folder or an Encoder; by default that of the settings.
+        save: Folder for the recommended method as a searcher, which `embedfit.Searcher.load` reads; None to save nothing.
         settings: Sections and keys of embedfit.toml, such as ``ladder={"rungs": ["bm25", "base", "full"]}``.
 
     Raises:
@@ -370,6 +372,8 @@ def ladder(source: Source, *, model: Model | None = None, **settings: Any) -> La
             alerts=alerts(findings),
         )
         write_study(folder, "ladder", study, page)
+        if save:
+            recommended_searcher(study, setting, job.dataset, job.splits, folder).save(save)
     return replace(study, folder=folder)
 
 

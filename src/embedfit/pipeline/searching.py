@@ -15,8 +15,7 @@ from embedfit.data.dataset import Dataset
 from embedfit.data.records import record_type
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, complete
-from embedfit.evaluation.calibrate import Trust, TrustEvidence, calibrate
-from embedfit.evaluation.calibration import best_answers, out_of_fold
+from embedfit.evaluation.calibrate import Assessed
 from embedfit.evaluation.families import compare_many
 from embedfit.evaluation.score import Scores
 from embedfit.metrics import metric_label
@@ -24,10 +23,10 @@ from embedfit.pipeline.job import Job
 from embedfit.pipeline.kept_out import Part, parts_for_weights, with_dev
 from embedfit.pipeline.needs import local
 from embedfit.retrieve.run import Run
+from embedfit.searcher.fit import assembled
 from embedfit.searcher.fusion import Evidence
 from embedfit.searcher.gather import SCALE, Corpus, Examples, Views
-from embedfit.searcher.learn import Learnt, cross_fitted, run_of_evidence
-from embedfit.searcher.parts import Parts
+from embedfit.searcher.learn import Learnt, assess, cross_fitted, run_of_evidence
 from embedfit.searcher.searcher import Searcher
 from embedfit.searcher.views import BASE, DOCUMENTS, TERMS, WORDS, Array, View
 
@@ -38,21 +37,6 @@ SEARCHER = "searcher"
 """Name of the step that measures and builds it."""
 UNTUNED, ALONE = "untuned searcher", "tuned alone"
 """Names of the other methods in tables."""
-
-
-@dataclass(frozen=True)
-class Assessed:
-    """How far answers can be trusted, learnt on queries that no model was trained on.
-
-    Attributes:
-        trust: Calibration, threshold and sets.
-        evidence: How good they are on these queries.
-        probability: Probability of each query's best answer, by a calibrator that was fitted without it; shape (queries,).
-    """
-
-    trust: Trust
-    evidence: TrustEvidence
-    probability: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -166,51 +150,29 @@ class Bench:
         return Searched(run, {} if chances is None else dict(zip(run.query_ids, chances.tolist(), strict=True)), learnt, assessed)
 
     def assessed(self, evidence: Evidence, scores: Array, groups: npt.NDArray[np.int64]) -> Assessed | None:
-        """Return how far answers can be trusted; None for too few queries.
-
-        Args:
-            evidence: Queries with their right answers.
-            scores: Fused scores by weights that were fitted without each query; shape (n, m).
-            groups: Number of each query's group.
-        """
-        if len(np.unique(groups)) < 2:
-            return None
+        """Return how far answers can be trusted, by fused scores of weights that were fitted without each query."""
         settings, seed = self.job.config.searcher, self.job.config.split.seed
         answerable = [bool(self.job.dataset.relevant(id)) for id in evidence.query_ids]
-        trust, found = calibrate(
-            scores,
-            evidence.relevant,
-            groups,
-            answerable=answerable,
-            precision=settings.precision,
-            coverage=settings.coverage,
-            seed=seed,
-        )
-        probability, _ = best_answers(out_of_fold(scores, evidence.relevant, groups, seed=seed), evidence.relevant)
-        return Assessed(trust, found, probability)
+        return assess(evidence, scores, groups, answerable, precision=settings.precision, coverage=settings.coverage, seed=seed)
 
     def searcher(self, model: Encoder, known: Dataset, learnt: Learnt, assessed: Assessed | None, *, tuned: bool) -> Searcher:
         """Return the searcher over an encoder, with labelled queries as its examples."""
         encoder = self.encoder(model)
         corpus, examples, views = self.built(encoder, known, tuned=tuned, scale=learnt.scale)
-        used = {name: view for name, view in views.views.items() if name in (*learnt.fusion.views, DOCUMENTS)}
-        data, trust = self.job.config.data, assessed.trust if assessed else None
+        data = self.job.config.data
         query_template = record_type(data.record, template=data.query_template, label=data.label).template if data.record else None
-        parts = Parts(
+        searcher = assembled(
+            self.job.dataset,
             encoder,
-            self.job.dataset.corpus,
             corpus,
             examples,
-            Views(used, views.count, views.scale),
-            learnt.fusion,
+            views,
+            learnt,
+            assessed,
             self.job.template,
-            base=self.base if BASE in used else None,
+            base=self.base,
             query_template=query_template,
-            calibrator=trust.calibrator if trust else None,
-            threshold=trust.threshold if trust else None,
-            sets=trust.sets if trust else None,
         )
-        searcher = Searcher(parts)
         return searcher if self.job.config.searcher.keep_texts else searcher.without_texts()
 
 

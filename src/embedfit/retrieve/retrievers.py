@@ -105,7 +105,7 @@ class _WordIndex(BaseRetriever):
         order, self.document_ids = sorted_corpus(dataset)
         texts = dataset.document_texts(template)
         self._index = bm25s.BM25()
-        words = _words([texts[position] for position in order], single=True)
+        words = index_words([texts[position] for position in order], single=True)
         self._vocabulary: set[str] = set()
         if any(words):  # signs such as "?" are no words, and the library refuses a corpus without words
             self._index.index(words, show_progress=False)
@@ -119,7 +119,7 @@ class _WordIndex(BaseRetriever):
         count = len(self.document_ids)
         ranked = np.empty((len(queries), min(depth, count)), np.int64)
         scores = np.empty(ranked.shape, np.float32)
-        for row, words in enumerate(_words(queries)):
+        for row, words in enumerate(index_words(queries)):
             known = [word for word in words if word in self._vocabulary]
             of_documents = self._index.get_scores(known) if known else np.zeros(count, np.float32)
             ranked[row], scores[row] = (best[0] for best in best_of(of_documents[None].astype(np.float32), depth))
@@ -178,7 +178,7 @@ def check_corpus(document_ids: Sequence[str], dataset: Dataset) -> None:
         raise DataError("data", "has another corpus than the index", fix="search the same documents, or build the index again")
 
 
-def _words(texts: Sequence[str], *, single: bool = False) -> list[list[str]]:
+def index_words(texts: Sequence[str], *, single: bool = False) -> list[list[str]]:
     """Return the words of each text (see `search_words`); the commonest English words only if the text has no other words."""
     from bm25s.stopwords import STOPWORDS_EN
 

@@ -91,8 +91,12 @@ class Evidence:
 
     @staticmethod
     def joined(parts: Sequence[Evidence]) -> Evidence:
-        """Return the evidence of several parts, for example of folds. Their candidates may differ in number."""
+        """Return the evidence of several parts, for example of folds. Their candidates may differ in number.
+
+        A view that one part lacks, because its few queries do not suit it, is left out.
+        """
         width = max(part.candidates.shape[1] for part in parts)
+        names = [name for name in parts[0].scores if all(name in part.scores for part in parts)]
 
         def wide(values: npt.NDArray[Any], fill: Any) -> npt.NDArray[Any]:
             padding = np.full((len(values), width - values.shape[1]), fill, values.dtype)
@@ -101,10 +105,10 @@ class Evidence:
         return Evidence(
             tuple(id for part in parts for id in part.query_ids),
             np.concatenate([wide(part.candidates, -1) for part in parts]),
-            {name: np.concatenate([wide(part.scores[name], np.nan) for part in parts]) for name in parts[0].scores},
+            {name: np.concatenate([wide(part.scores[name], np.nan) for part in parts]) for name in names},
             np.concatenate([wide(part.few, np.nan) for part in parts]),
             np.concatenate([wide(part.relevant, False) for part in parts]),
-            {scale: _both([part.scales[scale] for part in parts], wide) for scale in parts[0].scales},
+            {scale: _both([part.scales[scale] for part in parts], wide) for scale in parts[0].scales if EXAMPLES in names},
         )
 
 
@@ -193,6 +197,12 @@ def fit_fusion(evidence: Evidence, views: Sequence[str] = VIEWS, *, seed: int = 
     return _best_fusion(_usable(evidence, seed), views, seed)[0]
 
 
+def usual_fusion(views: Sequence[str]) -> Fusion:
+    """Return the weights to use where there is no query to learn them from."""
+    columns = _columns(views)
+    return _fusion_of(columns, np.array([_usual(state, view) for state, view in columns]))
+
+
 def choose_scale(evidence: Evidence, *, seed: int = 0) -> float:
     """Return the scale of the soft maximum over a document's examples that predicts the answers best beside the documents."""
     evidence = _usable(evidence, seed)
@@ -207,8 +217,7 @@ def _best_fusion(evidence: Evidence, views: Sequence[str], seed: int) -> tuple[F
     """Return the fusion of the views that pay for themselves, and its loss in nats for each query."""
     chosen = tuple(view for view in VIEWS if view in views and view in evidence.scores)
     if not len(evidence):
-        columns = _columns(chosen)
-        return _fusion_of(columns, np.array([_usual(state, view) for state, view in columns])), 0.0
+        return usual_fusion(chosen), 0.0
     poorer = _poorer(evidence, np.random.default_rng(seed))
     fusion, loss = _fitted(evidence, poorer, chosen)
     for view in (BASE, WORDS, CLASSES, TERMS):  # the dearest first

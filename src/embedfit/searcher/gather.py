@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,7 +141,7 @@ class Views:
             views[EXAMPLES] = ExamplesView(examples.vectors, examples.owners, examples.members, count, scale)
         if WORDS in names:
             views[WORDS] = WordsView(corpus.texts)
-        if names & set(LINEAR) and _labels_repeat(examples):
+        if names & set(LINEAR) and labels_repeat(examples.owners.tolist()):
             if CLASSES in names:
                 views[CLASSES] = ClassesView.fit(examples.vectors[examples.members], examples.owners, count)
             if TERMS in names:
@@ -244,7 +244,11 @@ def _tops(scores: Array) -> npt.NDArray[np.int64]:
     return np.where(np.isfinite(values) & (values != 0), tops, -1)
 
 
-def _labels_repeat(examples: Examples) -> bool:
-    """Return whether a linear model has something to learn: few classes, and several labelled queries for most of them."""
-    classes = len(np.unique(examples.owners))
-    return 1 < classes <= _MOST_CLASSES and len(examples.owners) >= _REPEATED * classes
+def labels_repeat(labels: Collection[int] | Collection[str]) -> bool:
+    """Return whether a linear model has something to learn: few classes, and several labelled queries for most of them.
+
+    Args:
+        labels: Label of each pair of a labelled query and a document that answers it.
+    """
+    classes = len(set(labels))
+    return 1 < classes <= _MOST_CLASSES and len(labels) >= _REPEATED * classes

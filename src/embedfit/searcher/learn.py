@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from embedfit.evaluation.calibrate import Assessed, calibrate
 from embedfit.retrieve.run import Run
 from embedfit.searcher.fusion import Evidence, Fusion, choose_scale, fit_fusion, folds_of
 from embedfit.searcher.gather import SCALE
@@ -53,6 +55,32 @@ def cross_fitted(evidence: Evidence, groups: npt.NDArray[np.int64], views: tuple
         others = evidence.take(~test)
         scores[test] = Learnt.of(others, views, seed=seed).scores(evidence.take(test))
     return scores
+
+
+def assess(
+    evidence: Evidence,
+    scores: Array,
+    groups: npt.NDArray[np.int64],
+    answerable: Sequence[bool],
+    *,
+    precision: float,
+    coverage: float,
+    seed: int,
+) -> Assessed | None:
+    """Return how far answers can be trusted; None for too few queries.
+
+    Args:
+        evidence: Queries with their right answers.
+        scores: Fused scores by weights that were fitted without each query; shape (n, m).
+        groups: Number of each query's group; shape (n,).
+        answerable: Whether each query has an answer.
+        precision: Promised share of right answers above the threshold.
+        coverage: Probability that a conformal set holds a right answer.
+        seed: Seed of folds and random draws.
+    """
+    if len(np.unique(groups)) < 2:
+        return None
+    return calibrate(scores, evidence.relevant, groups, answerable=answerable, precision=precision, coverage=coverage, seed=seed)
 
 
 def run_of_evidence(evidence: Evidence, scores: Array, document_ids: tuple[str, ...], k: int) -> Run:

@@ -297,6 +297,8 @@ def ranked(query_ids: tuple[str, ...], document_ids: tuple[str, ...], blocks: Se
         positions[rows, : found.shape[1]] = np.where(found < 0, len(document_ids), found)
         scores[rows, : found.shape[1]] = np.where(found < 0, NOTHING, best)
         top += len(candidates)
+    filled = max(1, int((positions < len(document_ids)).sum(axis=1).max(initial=0)))
+    positions, scores = positions[:, :filled], scores[:, :filled]
     order = tuple(sorted(document_ids))
     if order != document_ids:
         moved = np.append(np.argsort(np.argsort(np.array(document_ids, dtype=object))), len(document_ids))

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedfit.encode.encoder import Vectors
+from embedfit.retrieve.retrievers import index_words
 from embedfit.words import search_words
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class WordsView:
         import bm25s
 
         self.count = len(texts)
-        words = [search_words(text, single=True) for text in texts]
+        words = index_words(texts, single=True)
         self._index: bm25s.BM25 | None = None
         self._known: set[str] = set()
         if any(words):
@@ -165,8 +166,8 @@ class WordsView:
     def scores(self, asked: Asked) -> Array:
         """Return the BM25 scores."""
         scores = np.zeros((len(asked.texts), self.count), np.float32)
-        for row, text in enumerate(asked.texts):
-            words = [word for word in search_words(text) if word in self._known]
+        for row, words in enumerate(index_words(asked.texts)):
+            words = [word for word in words if word in self._known]
             if self._index and words:
                 scores[row] = self._index.get_scores(words)
         return scores

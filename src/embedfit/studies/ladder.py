@@ -228,10 +228,7 @@ def _climbed(
     """Return the Run on all test queries, the training seconds and the milliseconds per query: read from disk, or measured."""
     path = folder / f"{key}.npz"
     if path.exists():
-        with np.load(path, allow_pickle=False) as kept:
-            payload = json.loads(str(kept["said"]))
-            run = Run(tuple(payload["query_ids"]), tuple(payload["document_ids"]), kept["ranked"], kept["scores"])
-        return run, payload["seconds"], payload["milliseconds"]
+        return kept_run(path)
     runs, seconds, search = [], 0.0, 0.0
     for number, (train, dev, test) in enumerate(parts):
         fitted = METHODS[key].fit(setting, train, dev, folder / key / str(number))
@@ -246,3 +243,11 @@ def _climbed(
     with writing(path) as file:
         np.savez(file, ranked=run.ranked, scores=run.scores, said=np.array(json.dumps(payload)))
     return run, seconds, milliseconds
+
+
+def kept_run(path: Path) -> tuple[Run, float, float]:
+    """Return a rung's Run on the held-out queries, its training seconds and its milliseconds per query, as `climb` wrote them."""
+    with np.load(path, allow_pickle=False) as kept:
+        payload = json.loads(str(kept["said"]))
+        run = Run(tuple(payload["query_ids"]), tuple(payload["document_ids"]), kept["ranked"], kept["scores"])
+    return run, payload["seconds"], payload["milliseconds"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,10 +15,13 @@ from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder
 from embedfit.encode.local import local_of
 from embedfit.retrieve.engine import Engine, LocalEngine
-from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever
+from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever
 from embedfit.retrieve.run import Retriever
+from embedfit.searcher.fit import SearcherRetriever, fit_searcher
+from embedfit.searcher.gather import labels_repeat
+from embedfit.searcher.searcher import Searcher
+from embedfit.searcher.views import CLASSES, DOCUMENTS, EXAMPLES, TERMS, VIEWS, WORDS
 from embedfit.template import Template
-from embedfit.tune.classifier import VectorsClassifier, WordsClassifier, labels_repeat
 from embedfit.tune.result import Tuned
 from embedfit.tune.training import Training
 
@@ -51,6 +54,27 @@ class Setting:
         """Base model whose vectors are cached for all rungs."""
         return CachedEncoder(self.engine.encoder(self.base))
 
+    def searcher(self, known: Dataset, views: Sequence[str] = VIEWS, *, trusted: bool = True) -> Searcher:
+        """Return a searcher over the base model.
+
+        Args:
+            known: Labelled queries.
+            views: Views to fuse.
+            trusted: Whether to learn probabilities.
+        """
+        settings, split = self.config.searcher, self.config.split
+        return fit_searcher(
+            known,
+            self.vectors,
+            template=self.template,
+            views=views,
+            precision=settings.precision,
+            coverage=settings.coverage,
+            trusted=trusted,
+            group_by=split.group_by,
+            seed=split.seed,
+        )
+
     def dense(self, encoder: Encoder, template: str) -> DenseRetriever:
         """Return the retriever that searches with an encoder's vectors."""
         return DenseRetriever(CachedEncoder(self.engine.encoder(encoder)), template, self.engine.top_k)
@@ -70,6 +94,8 @@ class Method:
         encodes: Whether queries go through the embedding model.
         fit: Function from (setting, train, dev, folder) to the result.
         missing: Function from (setting, train) to the reason why the method does not suit the data, or an empty string.
+        views: Views of the searcher over the base model that the method is; empty for another method.
+        fit_to_keep: Function like ``fit``, which also writes what a saved searcher needs; None if ``fit`` does.
     """
 
     name: str
@@ -77,6 +103,13 @@ class Method:
     encodes: bool
     fit: Callable[[Setting, Dataset, Dataset | None, Path], Tuned]
     missing: Callable[[Setting, Dataset], str] = lambda setting, train: ""
+    views: tuple[str, ...] = ()
+    fit_to_keep: Callable[[Setting, Dataset, Dataset | None, Path], Tuned] | None = None
+
+    @property
+    def kept(self) -> Callable[[Setting, Dataset, Dataset | None, Path], Tuned]:
+        """``fit``, with a result that can be saved."""
+        return self.fit_to_keep or self.fit
 
 
 def richer_template(dataset: Dataset, template: str) -> str | None:
@@ -97,12 +130,6 @@ def richer_template(dataset: Dataset, template: str) -> str | None:
         if name not in named and name != "id" and new > len(documents) / 2:
             extra.append(f"{{{name}}}")
     return f"{template}: {'. '.join(extra)}" if extra else None
-
-
-def _seconds(work: Callable[[], Retriever]) -> Tuned:
-    start = time.perf_counter()
-    retriever = work()
-    return Tuned(retriever, time.perf_counter() - start)
 
 
 def _untrained(make: Callable[[Setting], Retriever]) -> Callable[[Setting, Dataset, Dataset | None, Path], Tuned]:
@@ -126,12 +153,20 @@ def _no_weights_or_peft(setting: Setting, train: Dataset) -> str:
 
 
 def _no_labels(setting: Setting, train: Dataset) -> str:
-    return "" if labels_repeat(train) else "labels hardly repeat"
+    return "" if labels_repeat([label for id in train.judged for label in train.relevant(id)]) else "labels hardly repeat"
 
 
-def _vectors(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
-    setting.vectors.encode(train.query_texts(), "query")  # cached, so that only the fit is timed
-    return _seconds(lambda: VectorsClassifier(setting.vectors, train))
+def _views(*views: str) -> Callable[[Setting, Dataset, Dataset | None, Path], Tuned]:
+    """Return how to fit a searcher over the base model with some of its views."""
+
+    def fit(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
+        setting.vectors.encode(train.query_texts(), "query")  # cached, so that only the fit is timed
+        setting.vectors.encode(train.document_texts(setting.template), "document")
+        start = time.perf_counter()
+        searcher = setting.searcher(train, views, trusted=False)
+        return Tuned(SearcherRetriever(searcher, f"{setting.base.name}, {' + '.join(views)}"), time.perf_counter() - start)
+
+    return fit
 
 
 def _adapter(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
@@ -141,6 +176,15 @@ def _adapter(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path
     config = AdapterConfig(scale=setting.config.tune.scale, seed=setting.config.tune.seed)
     tuned = query_adapter(setting.vectors, *setting.mixed(train, dev, setting.template), config)
     return replace(tuned, held=DenseRetriever(tuned.encoder, setting.template, setting.engine.top_k))
+
+
+def _kept_adapter(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
+    from embedfit.tune.adapter import tune_adapter
+    from embedfit.tune.frozen import AdapterConfig
+
+    config = AdapterConfig(scale=setting.config.tune.scale, seed=setting.config.tune.seed)
+    train, dev, template = setting.mixed(train, dev, setting.template)
+    return tune_adapter(setting.vectors, train, dev, folder, config, template=template)
 
 
 def _index(name: str) -> Callable[[Setting, Dataset, Dataset | None, Path], Tuned]:
@@ -185,13 +229,14 @@ def _base(setting: Setting) -> Retriever:
 
 
 METHODS: dict[str, Method] = {
-    "bm25": Method("BM25", "a word index", False, _untrained(lambda setting: BM25Retriever(setting.template))),
+    "bm25": Method("BM25", "a word index", False, _untrained(lambda setting: BM25Retriever(setting.template)), views=(WORDS,)),
     "words": Method(
         "TF-IDF classifier",
         "a scikit-learn model, no vectors",
         False,
-        lambda setting, train, dev, folder: _seconds(lambda: WordsClassifier(train)),
+        _views(TERMS),
         _no_labels,
+        (TERMS,),
     ),
     "base": Method("base model", "the base model", True, _untrained(_base)),
     "richer": Method(
@@ -205,19 +250,34 @@ METHODS: dict[str, Method] = {
         "base + BM25",
         "the base model and a word index",
         True,
-        _untrained(lambda setting: FusedRetriever(BM25Retriever(setting.template), _base(setting))),
+        _views(DOCUMENTS, WORDS),
+        views=(DOCUMENTS, WORDS),
     ),
-    "nearest": Method("nearest training queries", "the base model, training queries in the index", True, _index("nearest_examples")),
+    "nearest": Method(
+        "nearest training queries",
+        "the base model, training queries in the index",
+        True,
+        _views(DOCUMENTS, EXAMPLES),
+        views=(DOCUMENTS, EXAMPLES),
+    ),
     "centroids": Method("class centroids", "the base model, other vectors in the index", True, _index("class_centroids")),
     "vectors": Method(
         "logistic regression on vectors",
         "the base model and a scikit-learn model",
         True,
-        _vectors,
+        _views(CLASSES),
         _no_labels,
+        (CLASSES,),
+    ),
+    "searcher": Method(
+        "untuned searcher",
+        "the base model, training queries and linear models",
+        True,
+        _views(*VIEWS),
+        views=VIEWS,
     ),
     "documents": Method("tuned document vectors", "the base model, other vectors in the index", True, _index("tuned_documents")),
-    "adapter": Method("query adapter", "the base model and a matrix", True, _adapter),
+    "adapter": Method("query adapter", "the base model and a matrix", True, _adapter, fit_to_keep=_kept_adapter),
     "lora": Method("LoRA", "the tuned model", True, _tuned("lora", lambda setting: setting.template), _no_weights_or_peft),
     "full": Method("full fine-tuning", "the tuned model", True, _full, _no_weights),
     "merged": Method("half base, half tuned", "the merged model", True, _merged, _no_weights),
