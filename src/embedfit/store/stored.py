@@ -23,7 +23,7 @@ from embedfit.encode.encoder import Vectors
 from embedfit.errors import StorageError
 from embedfit.searcher.gather import DEPTH, FEW_DOCUMENTS, Views, taken_at
 from embedfit.searcher.parts import Parts
-from embedfit.searcher.views import DOCUMENTS, EXAMPLES, WORDS, Array, Asked, ClassesView, TermsView, View, WordsView
+from embedfit.searcher.views import DOCUMENTS, EXAMPLES, TERMS, WORDS, Array, Asked, ClassesView, TermsView, View, WordsView
 from embedfit.store.base import EXAMPLES as BESIDE
 from embedfit.store.base import Filters, Neighbours, Store
 from embedfit.store.changes import Change
@@ -193,10 +193,10 @@ class Scorer:
         cosine, text = max(examples, key=lambda example: example[0])
         return text, cosine
 
-    def strongest_words(self, text: str, place: int) -> list[str]:
-        """Return the words of a query that speak most for a document."""
-        terms = self._views.get("terms")
-        return terms.strongest(text, place) if isinstance(terms, TermsView) else []
+    def strongest_words(self, text: str, places: Sequence[int]) -> Sequence[Sequence[str]]:
+        """Return, for each of some documents, the words of a query that speak most for it."""
+        terms = self._views.get(TERMS)
+        return terms.strongest(text, places) if isinstance(terms, TermsView) else [()] * len(places)
 
     def _owners_of(self, key: str) -> Positions:
         """Return the positions of the documents of an example of the version; none if it has no such example."""

@@ -189,20 +189,21 @@ class SearcherVersion:
         if len(entries) < len(stored):
             raise changed(self.store, self.collection)
         hits = []
-        for column, id in zip(best.tolist(), ids, strict=True):
+        words = scorer.strongest_words(asked.texts[0], [int(places[column]) for column in best])
+        for column, id, strongest in zip(best.tolist(), ids, words, strict=True):
             change = scorer.documents.get(int(places[column]))
             entry = Entry(id, change.text, change.shown) if change else entries[id]
             chance = None if chances is None else float(chances[column])
-            reasons = self._reasons(scorer, scored, asked, column, entry)
+            reasons = self._reasons(scorer, scored, asked, column, entry, strongest)
             hits.append(SearchHit(id, entry.text, float(fused[column]), chance, reasons, entry.metadata))
         return hits
 
-    def _reasons(self, scorer: Scorer, scored: Scored, asked: Asked, column: int, entry: Entry) -> tuple[Reason, ...]:
+    def _reasons(self, scorer: Scorer, scored: Scored, asked: Asked, column: int, entry: Entry, words: Sequence[str]) -> tuple[Reason, ...]:
         place = int(scored.candidates[0, column])
         reasons = [Reason("document", entry.text, float(scored.cosines[0, column]))]
         if nearest := scorer.nearest_example(scored.fetched[0], asked.vectors[0], place):
             reasons.insert(0, Reason("example", *nearest))
-        if words := scorer.strongest_words(asked.texts[0], place):
+        if words:
             reasons.append(Reason("words", ", ".join(words), None))
         return tuple(reasons)
 
