@@ -31,8 +31,9 @@ from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.local import LocalEncoder
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import DEPTH
+from embedfit.store.live import LiveIndex
 from embedfit.store.open import open_store
-from embedfit.store.versions import LiveIndex, index_documents, overlap
+from embedfit.store.versions import index_documents, overlap
 from embedfit.template import DOCUMENT_TEMPLATE
 
 RESULTS = Path(__file__).parent / "results"

@@ -152,8 +152,9 @@ def test_where_one_query_is_a_document_the_others_lose_nothing(k, word_encoder, 
     assert score_run(run, data.qrels, ks=(3,)).mean("recall@3") == (1 if k > 2 else 0.5)
     assert "" not in run.to_frame().document_id.tolist()
     pytest.importorskip("chromadb")
+    from embedfit.store.live import LiveIndex
     from embedfit.store.open import open_store
-    from embedfit.store.versions import LiveIndex, index_documents
+    from embedfit.store.versions import index_documents
 
     with open_store(StoreConfig(kind="chroma", location=str(tmp_path / "index"))) as store:
         assert index_documents(store, data, word_encoder, k=k).recall == 1
@@ -248,8 +249,9 @@ def test_forms_are_measured_without_the_query_itself(word_encoder):
 
 def test_a_store_does_not_find_the_query_itself(word_encoder, tmp_path):
     pytest.importorskip("chromadb")
+    from embedfit.store.live import LiveIndex
     from embedfit.store.open import open_store
-    from embedfit.store.versions import LiveIndex, index_documents
+    from embedfit.store.versions import index_documents
 
     data = tickets()
     with open_store(StoreConfig(kind="chroma", location=str(tmp_path / "index"))) as store:

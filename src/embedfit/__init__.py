@@ -48,8 +48,9 @@ if TYPE_CHECKING:
     from embedfit.retrieve.run import Retriever, Run
     from embedfit.searcher.fit import fit_searcher
     from embedfit.searcher.searcher import Reason, Searcher, SearchHit
+    from embedfit.store.live import LiveIndex
     from embedfit.store.open import open_store
-    from embedfit.store.versions import LiveIndex, index_documents, roll_back
+    from embedfit.store.versions import index_documents, index_searcher, roll_back
     from embedfit.studies.forecast import Curve
     from embedfit.studies.forgetting import Forgetting, general_set, measure_forgetting
     from embedfit.studies.ladder import Ladder
@@ -168,10 +169,11 @@ _ROOMS = {
         "SearchHit",
         "Searcher",
     ),
+    "store.live": ("LiveIndex",),
     "store.open": ("open_store",),
     "store.versions": (
-        "LiveIndex",
         "index_documents",
+        "index_searcher",
         "roll_back",
     ),
     "studies.forecast": ("Curve",),

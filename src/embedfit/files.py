@@ -180,12 +180,13 @@ def neutral(text: str) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
+def locked(path: Path, busy: str, wait: float = 0) -> Iterator[None]:
     """Hold a lock file. The system frees it when the process ends, however it ends.
 
     Args:
         path: Path of the lock file. Its folder is created.
         busy: Message of the error if another process holds the lock.
+        wait: Seconds to wait for that process.
 
     Raises:
         StorageError: Another process holds the lock, or the file cannot be written.
@@ -194,8 +195,8 @@ def locked(path: Path, busy: str) -> Iterator[None]:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path, timeout=0)
-        lock.acquire()
+        lock = filelock.FileLock(path, timeout=wait)
+        lock.acquire(poll_interval=0.01)
     except filelock.Timeout:
         raise StorageError(busy) from None
     except OSError as error:

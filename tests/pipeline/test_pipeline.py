@@ -18,7 +18,7 @@ from embedfit.encode.local import LocalEncoder
 from embedfit.encode.named import encoder_of
 from embedfit.errors import ConfigError, DataError, StorageError
 from embedfit.evaluation.score import score_run
-from embedfit.pipeline import experiment, job, measuring, needs, parts, publishing, training
+from embedfit.pipeline import deploying, experiment, job, measuring, needs, parts, publishing, training
 from embedfit.pipeline.job import Job
 from embedfit.pipeline.notes import notes_on
 from embedfit.pipeline.result import read_result
@@ -659,7 +659,7 @@ def test_every_command_that_encodes_does_it_on_the_engine(settings, tmp_path, mo
         data = parts.read(config.data)
         measuring.measure(encoder_of(config.model), data, engine=job.engine_of(config.engine))
     else:
-        work = {"index": measuring.index, "curve": lambda it: experiment.curve(it, 2), "ladder": experiment.ladder}
+        work = {"index": deploying.index, "curve": lambda it: experiment.curve(it, 2), "ladder": experiment.ladder}
         work.get(command, lambda it: training.run_tune(it, tmp_path / "tuned"))(config)
     assert settings["model"]["name"] in asked
 

@@ -169,3 +169,42 @@ def refusing():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", seen
     server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def searcher_folder(transactions, tiny_model, tmp_path_factory):
+    """A saved searcher over the transactions that reads every view, with probabilities."""
+    from embedfit.encode.cache import CachedEncoder
+    from embedfit.encode.local import LocalEncoder
+    from embedfit.evaluation.calibration import Calibrator
+    from embedfit.searcher.fusion import LIKELIEST, NEAREST, Fusion
+    from embedfit.searcher.gather import Corpus, Examples, Views
+    from embedfit.searcher.parts import Parts
+    from embedfit.searcher.searcher import Searcher
+    from embedfit.template import Template
+
+    model = CachedEncoder(LocalEncoder(tiny_model, precision="fp32"))
+    base = CachedEncoder(LocalEncoder(tiny_model, precision="fp32", query_prompt="base: "))
+    known, asked = transactions.select(transactions.judged[:226]), transactions.select(transactions.judged[226:])
+    corpus = Corpus.of(transactions, model, "{category}")
+    examples = Examples.of(known, model, corpus.ids, base)
+    views = Views.fit(corpus, examples)
+    evidence = views.gather(asked, model, corpus.ids, base)
+    cold = {"documents": 20.0, "words": 0.1, NEAREST: -4.0, LIKELIEST: -0.2}
+    new = {"documents": 8.0, "examples": 9.0, "words": 0.1}
+    weights = {"warm": {**new, "classes": 0.4, "terms": 0.4, "base": 0.3}, "new": new, "cold": cold}
+    fusion = Fusion(weights, {"warm": 0.0, "new": 1.0, "cold": 2.0})
+    calibrator = Calibrator.fit(fusion.scores(evidence.scores, evidence.candidates < 0), evidence.relevant)
+    parts = Parts(
+        model,
+        transactions.corpus,
+        corpus,
+        examples,
+        views,
+        fusion,
+        "{category}",
+        base=base,
+        query_template=Template("{merchant_name} {memo}", missing="unknown"),
+        calibrator=calibrator,
+    )
+    return Searcher(parts).save(tmp_path_factory.mktemp("run") / "searcher")

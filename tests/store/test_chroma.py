@@ -6,8 +6,9 @@ import pytest
 from store_data import TEMPLATE, Numbers, numbered
 
 from embedfit.errors import StorageError
+from embedfit.store.live import LiveIndex
 from embedfit.store.open import open_store
-from embedfit.store.versions import LiveIndex, index_documents
+from embedfit.store.versions import index_documents
 
 
 def test_chromas_folders_of_dropped_collections_are_removed_even_after_a_kill_and_no_others(config_of, monkeypatch):

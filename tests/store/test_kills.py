@@ -18,8 +18,9 @@ from embedfit.encode.cache import CachedEncoder
 from embedfit.errors import StorageError
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.store.base import Live
+from embedfit.store.live import LiveIndex
 from embedfit.store.open import open_store
-from embedfit.store.versions import LiveIndex, index_documents, roll_back
+from embedfit.store.versions import index_documents, roll_back
 
 HOLD = """
 import sys, time
@@ -174,7 +175,7 @@ from pathlib import Path
 sys.path[:0] = [sys.argv[2], sys.argv[2] + "/.."]
 from embedfit.encode import encoder as encoders
 from embedfit.config import StoreConfig
-from embedfit.store import versions
+from embedfit.store import live as live_index, versions
 from embedfit.store.open import open_store
 from store_data import TEMPLATE, Numbers, numbered
 import chromadb, pgvector.psycopg, psycopg, qdrant_client
@@ -197,7 +198,7 @@ def index(turn):
         assert live.current == found.collection
         assert store.ids(live.current) == set(data.corpus)
         assert sorted(store.collections()) == sorted(filter(None, {live.current, live.previous})), (store.collections(), live)
-        hit = versions.LiveIndex(store, encoder).find("query 7", 1)[0]
+        hit = live_index.LiveIndex(store, encoder).find("query 7", 1)[0]
         assert (hit.id, hit.metadata["colour"], hit.text) == ("d7", turn, f"turn {turn} doc 7")
         return live
 

@@ -10,8 +10,9 @@ from store_data import SECRET, STAMP, TEMPLATE, A, Numbers, numbered
 from embedfit.config import StoreConfig
 from embedfit.errors import ConfigError, StorageError
 from embedfit.store.base import Entry, check_entries
+from embedfit.store.live import LiveIndex
 from embedfit.store.open import open_store
-from embedfit.store.versions import LiveIndex, index_documents
+from embedfit.store.versions import index_documents
 
 
 def test_an_id_as_long_as_postgresql_takes_it_is_kept(config_of):

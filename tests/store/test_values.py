@@ -15,7 +15,7 @@ from embedfit.errors import DataError
 from embedfit.store.base import Entry, check_entries
 from embedfit.store.open import open_store
 from embedfit.store.values import is_exact, is_plain, readings
-from embedfit.store.versions import Version
+from embedfit.store.version import Version
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ from embedfit.errors import DataError, ModelError, StorageError
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import Run
 from embedfit.store.base import Entry, Live, Stamp
+from embedfit.store.entries import entries_of
+from embedfit.store.live import LiveIndex
 from embedfit.store.open import open_store
-from embedfit.store.versions import LiveIndex, entries_of, identity, index_documents, overlap, roll_back
+from embedfit.store.versions import identity, index_documents, overlap, roll_back
 
 
 def test_indexing_makes_documents_searchable_with_scores_and_metadata(store):

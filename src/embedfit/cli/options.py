@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -43,6 +44,23 @@ EngineName = Annotated[
 ]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print only the result to stdout, as JSON.")]
+
+
+def pairs_of(option: str, given: Sequence[str]) -> dict[str, str]:
+    """Return the keys and values of a repeatable option KEY=VALUE.
+
+    Raises:
+        ConfigError: A key or an equals sign is missing, or a key is given twice.
+    """
+    from embedfit.errors import ConfigError, shown
+
+    pairs = dict(text.partition("=")[::2] for text in given)
+    for text in given:
+        if "=" not in text or text.startswith("="):
+            raise ConfigError(f"{option} {shown(text)}; expected KEY=VALUE")
+    if len(pairs) < len(given):
+        raise ConfigError(f"{option} names a key twice; expected each once, as a document has one value for it")
+    return pairs
 
 
 def settings_of(path: Path, folds: int | None, allow_leaks: bool, options: dict[str, dict[str, Any]]) -> Config:

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from embedfit import console
 from embedfit.cli.app import app
-from embedfit.cli.options import HERE, AsJson, EngineName, OptionalConfigPath, with_engine
+from embedfit.cli.options import HERE, AsJson, EngineName, OptionalConfigPath, pairs_of, with_engine
 from embedfit.cli.printing import print_rows
+
+if TYPE_CHECKING:
+    from embedfit.searcher.searcher import SearchHit
 
 
 @app.command()
 def index(
     config: OptionalConfigPath = HERE,
-    model: Annotated[str | None, typer.Option(help="Model to index with. Default: the one in the configuration.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to index with, or a run whose searcher is indexed. Default: the one in the configuration.")
+    ] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="Make the previous version live again. Nothing is written.")] = False,
     engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Index the documents in the vector store. The index is checked against exact search before it goes live."""
+    """Index documents, or a run's searcher, in the vector store. The index is checked against exact search before it goes live."""
     from embedfit.config import read_config
     from embedfit.errors import ConfigError
-    from embedfit.pipeline import measuring
+    from embedfit.pipeline import deploying
     from embedfit.store.open import open_store
     from embedfit.store.versions import roll_back
 
@@ -35,12 +39,13 @@ def index(
         raise ConfigError("--rollback writes nothing, and so has no use for --model; fix: give one of them")
     settings = with_engine(read_config(config), engine)
     if not rollback:
-        report = measuring.index(settings, model)
+        report = deploying.index(settings, model)
         console.echo(json.dumps(report.to_dict()) if as_json else report.sentence)
         return
     with open_store(settings.store) as store:
         stamp = roll_back(store)
-    sentence = f"Live again: {stamp.documents:,} documents by {stamp.encoder} ({stamp.fingerprint[:12]})."
+    examples = f" and {stamp.examples:,} examples" if stamp.examples else ""
+    sentence = f"Live again: {stamp.documents:,} documents{examples} by {stamp.encoder} ({stamp.fingerprint[:12]})."
     console.echo(stamp.to_json() if as_json else sentence)
 
 
@@ -52,52 +57,48 @@ def search(
     where: Annotated[
         list[str] | None, typer.Option("--filter", metavar="KEY=VALUE", help="Metadata that a document must have; repeatable.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Model that the index was made with. Default: the one in the configuration.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model or run that the index was made with, if it is no longer where it was.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search the live index of the vector store. Long texts are shortened, except in JSON."""
-    from dataclasses import asdict
+    """Search the live index of the vector store. It knows its model. Long texts are shortened, except in JSON."""
     from textwrap import shorten
     from time import monotonic
 
     from embedfit.config import read_config
-    from embedfit.encode.named import encoder_of
     from embedfit.hub import public_name
-    from embedfit.pipeline import needs
+    from embedfit.pipeline import deploying, needs
     from embedfit.store.open import open_store
-    from embedfit.store.versions import LiveIndex
     from embedfit.track.tracker import trace_search
 
     settings = read_config(config)
-    filters = _filters(where or [])
+    filters = pairs_of("--filter", where or [])
     needs.check_installed(settings.model_copy(update={"engine": "local"}), stores=True, model=model)
-    encoder = encoder_of(settings.model, model)
     with open_store(settings.store) as store:
+        version = deploying.live_index(store, settings, model).version()
         started = monotonic()
-        hits = LiveIndex(store, encoder).find(text, k, filters)
+        hits = version.find(text, k, filters)
         seconds = monotonic() - started
     if as_json:
-        console.echo(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False))
+        console.echo(json.dumps([_as_json(hit, searcher=bool(version.stamp.searcher)) for hit in hits], ensure_ascii=False))
     else:
         rows = []
         for rank, hit in enumerate(hits, 1):
             metadata = ", ".join(f"{key}={value}" for key, value in hit.metadata.items())
-            rows.append([rank, f"{hit.score:.3f}", hit.id, shorten(hit.text, 200), shorten(metadata, 200)])
-        print_rows(["", "score", "id", "text", "metadata"], rows)
+            value = f"{hit.score:.3f}" if hit.probability is None else f"{hit.probability:.0%}"
+            rows.append([rank, value, hit.id, shorten(hit.text, 200), shorten(metadata, 200)])
+        is_sure = bool(hits) and hits[0].probability is not None
+        print_rows(["", "probability" if is_sure else "score", "id", "text", "metadata"], rows)
     if settings.track.langwatch:
-        trace_search(text, [(hit.id, hit.text, hit.score) for hit in hits], model=public_name(encoder.name), seconds=seconds)
+        trace_search(text, [(hit.id, hit.text, hit.score) for hit in hits], model=public_name(version.encoder.name), seconds=seconds)
 
 
-def _filters(given: Sequence[str]) -> dict[str, str]:
-    from embedfit.errors import ConfigError, shown
+def _as_json(hit: SearchHit, *, searcher: bool) -> dict[str, Any]:
+    """Return a hit as JSON: without probability and reasons if the index has documents alone."""
+    from dataclasses import asdict
 
-    filters = dict(option.partition("=")[::2] for option in given)
-    for option in given:
-        if "=" not in option or option.startswith("="):
-            raise ConfigError(f"--filter {shown(option)}; expected KEY=VALUE")
-    if len(filters) < len(given):
-        raise ConfigError("--filter names a key twice; expected each once, as a document must have all of them")
-    return filters
+    names = ("id", "score", "text", "metadata", *(("probability", "because") if searcher else ()))
+    row = asdict(hit)
+    return {name: row[name] for name in names}
 
 
 @app.command()

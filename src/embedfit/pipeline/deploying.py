@@ -1,4 +1,4 @@
-"""Deployment of a finished run: forms that are cheaper to run, and whether an endpoint serves what was measured."""
+"""Deployment: the index of documents or of a run's searcher, cheaper forms of a model, and what an endpoint serves."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from embedfit.config import Config
 from embedfit.data.dataset import Dataset, Query
 from embedfit.encode.encoder import Encoder, Kind, Vectors, WrappingEncoder, complete
 from embedfit.encode.export import export_onnx
@@ -17,11 +18,51 @@ from embedfit.encode.remote import RemoteEncoder, is_remote
 from embedfit.errors import ConfigError, EmbedfitError
 from embedfit.files import json_bytes, replace_folder, temporary_path, writing
 from embedfit.hub import weights_of
-from embedfit.pipeline.job import locked
+from embedfit.pipeline.job import engine_of, locked
+from embedfit.pipeline.needs import check_installed
+from embedfit.pipeline.parts import read
 from embedfit.pipeline.result import Result, check_unchanged, config_of, data_of, held_out_of, read_result
 from embedfit.report.pages import with_deployables
+from embedfit.store.base import Store
+from embedfit.store.live import LiveIndex
+from embedfit.store.open import open_store
+from embedfit.store.opening import searcher_folder
+from embedfit.store.versions import Indexed, index_documents, index_searcher
 from embedfit.studies.deployable import TOLERANCE, Deployable, measure_deployable
 from embedfit.studies.serving import Served, compare_served
+
+
+def index(config: Config, model: str | None = None) -> Indexed:
+    """Index documents in the configured vector store; or, given a run, the documents and examples of its searcher.
+
+    Args:
+        config: Settings.
+        model: Model in place of the configured one; or a run directory, or the folder of a searcher.
+
+    Raises:
+        EmbedfitError: Something is missing or wrong; the message is one line and names the fix. The live index is unchanged.
+    """
+    check_installed(config, stores=True, model=model)
+    if model and searcher_folder(model):
+        queries = held_out_of(read_result(model), config.evaluate.metric)[0] if (Path(model) / "manifest.json").exists() else None
+        with open_store(config.store) as store:
+            return index_searcher(store, model, queries, min_recall=config.store.min_recall)
+    dataset, engine = read(config.data, model=config.model), engine_of(config.engine)
+    with open_store(config.store) as store:
+        encoder = engine.encoder(encoder_of(config.model, model))
+        return index_documents(store, dataset, encoder, config.data.document_template, min_recall=config.store.min_recall)
+
+
+def live_index(store: Store, config: Config, model: str | None = None) -> LiveIndex:
+    """Return the live index of a store, which knows its model. An index of an earlier version of embedfit has the configured one.
+
+    Args:
+        store: Store that holds the index.
+        config: Settings.
+        model: Name or path of the model or run, if it is no longer where the index was made.
+    """
+    live = LiveIndex(store, model=model or "")
+    return live if model or live.stamp().opens else LiveIndex(store, encoder_of(config.model))
 
 
 def check_endpoint(

@@ -9,27 +9,22 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from embedfit.config import Config
 from embedfit.data.dataset import Dataset, text_key
 from embedfit.data.split import group_numbers
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, complete
 from embedfit.encode.local import seconds_alone
-from embedfit.encode.named import encoder_of
 from embedfit.evaluation.compare import compare_scores
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.hub import public_name
 from embedfit.metrics import KS
-from embedfit.pipeline.job import engine_of
-from embedfit.pipeline.needs import check_installed
-from embedfit.pipeline.parts import read
 from embedfit.retrieve.engine import Engine, LocalEngine
 from embedfit.retrieve.rerank import TOP, Reranker, rerank
 from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever, FusedRetriever
 from embedfit.retrieve.run import DEPTH, Retriever, Run
 from embedfit.store.base import Store
-from embedfit.store.open import open_store
-from embedfit.store.versions import Indexed, LiveIndex, index_documents, overlap
+from embedfit.store.live import LiveIndex, Opened
+from embedfit.store.versions import overlap
 from embedfit.template import DOCUMENT_TEMPLATE
 from embedfit.track.tracker import Tracker
 
@@ -124,19 +119,33 @@ def evaluate(
                 more = (time.perf_counter() - start) / len(judged.queries)
                 grid.add(reranked, encoding + seconds + more, name=name, document=template, retrieval=way, reranker=reranker.name)
     if store:
-        version = LiveIndex(store, *encoders).version()
+        version = live_version(store, encoders)
         encoding = seconds_alone(version.encoder, judged.query_texts())
         name, template = version.encoder.name, version.stamp.template
         [(_, _, dense, _)] = _retrievers([version.encoder], template, ["dense"], engine)
-        if template not in templates or "dense" not in retrieval:  # otherwise the table already has it
-            run, seconds = _timed(dense, judged, depth)
-            grid.add(run, encoding + seconds, name=name, document=template, retrieval="dense")
-        exact = dense.search(judged, max(ks) + DEPTH)
+        reference: Retriever = version.exact() if version.stamp.searcher else dense
+        way = "searcher" if version.stamp.searcher else "dense"
+        if way not in retrieval or template not in templates or version.encoder not in encoders:  # otherwise the table already has it
+            run, seconds = _timed(reference, judged, depth)
+            grid.add(run, encoding + seconds, name=name, document=template, retrieval=way)
+        exact = reference.search(judged, max(ks) + DEPTH)
         run, seconds = _timed(version, judged, depth)
         grid.add(run, encoding + seconds, name=version.name, document=template, retrieval="store")
         shares = [(version.name, template, "store", "", "recall_of_exact", k, overlap(run, exact, k)) for k in ks]
         grid.frames.append(pd.DataFrame(shares, columns=["model", "document", "retrieval", "reranker", "metric", "k", "value"]))
     return pd.concat(grid.frames, ignore_index=True)
+
+
+def live_version(store: Store, encoders: Sequence[Encoder]) -> Opened:
+    """Return the live version of an index, by one of some encoders if that made it, else by the model that the index names.
+
+    Raises:
+        ModelError: The index does not name its model, and none of the encoders made it; or its model is gone or has changed.
+        StorageError: There is no live version.
+    """
+    stamp = LiveIndex(store).stamp()
+    matching = [encoder for encoder in encoders if complete(encoder).identity == stamp.fingerprint]
+    return LiveIndex(store, *(matching or ([] if stamp.opens else encoders))).version()
 
 
 @dataclass
@@ -214,19 +223,6 @@ def _timed(retriever: Retriever, dataset: Dataset, k: int) -> tuple[Run, float]:
         retriever.search(queries, k)
         seconds.append(time.perf_counter() - start)
     return run, max(0.0, seconds[1] - seconds[0]) / max(1, len(dataset.queries) - 1)
-
-
-def index(config: Config, model: str | None = None) -> Indexed:
-    """Index the documents in the configured vector store, with the configured model or another model.
-
-    Raises:
-        EmbedfitError: Something is missing or wrong; the message is one line and names the fix. The live index is unchanged.
-    """
-    check_installed(config, stores=True, model=model)
-    dataset, engine = read(config.data, model=config.model), engine_of(config.engine)
-    with open_store(config.store) as store:
-        encoder = engine.encoder(encoder_of(config.model, model))
-        return index_documents(store, dataset, encoder, config.data.document_template, min_recall=config.store.min_recall)
 
 
 def seen_in_training(model: Encoder, dataset: Dataset) -> int:

@@ -142,8 +142,14 @@ class Searcher:
             usable = mask[places]
             best = np.lexsort((places, -fused[row], ~usable))[: min(k, int(usable.sum()))].tolist()
             probabilities = [None if chances is None else float(chances[row, column]) for column in best]
-            scored = zip(best, probabilities, strict=True)
-            hits.append([_hit(parts, asked, row, int(places[column]), float(fused[row, column]), chance) for column, chance in scored])
+            words = _strongest(parts, asked.texts[row], [int(places[column]) for column in best])
+            scored = zip(best, probabilities, words, strict=True)
+            hits.append(
+                [
+                    _hit(parts, asked.vectors[row], int(places[column]), float(fused[row, column]), chance, strongest)
+                    for column, chance, strongest in scored
+                ]
+            )
         return hits
 
     def rank(self, dataset: Dataset, k: int) -> Run:
@@ -260,21 +266,28 @@ class Searcher:
         return self._position[document_id]
 
 
-def _hit(parts: Parts, asked: Asked, row: int, place: int, score: float, probability: float | None) -> SearchHit:
+def _hit(
+    parts: Parts, vector: npt.NDArray[np.float32], place: int, score: float, probability: float | None, words: Sequence[str]
+) -> SearchHit:
     document = parts.documents[parts.corpus.ids[place]]
     metadata = {**({"title": document.title} if document.title else {}), **document.metadata}
-    return SearchHit(document.id, parts.corpus.texts[place], score, probability, _reasons(parts, asked, row, place), metadata)
+    return SearchHit(document.id, parts.corpus.texts[place], score, probability, _reasons(parts, vector, place, words), metadata)
 
 
-def _reasons(parts: Parts, asked: Asked, row: int, place: int) -> tuple[Reason, ...]:
-    vector, views = asked.vectors[row], parts.views.views
+def _reasons(parts: Parts, vector: npt.NDArray[np.float32], place: int, words: Sequence[str]) -> tuple[Reason, ...]:
     reasons = [Reason("document", parts.corpus.texts[place], float(parts.corpus.vectors[place] @ vector))]
-    examples, terms = views.get(EXAMPLES), views.get(TERMS)
+    examples = parts.views.views.get(EXAMPLES)
     if isinstance(examples, ExamplesView) and (nearest := examples.nearest(vector, place)):
         reasons.insert(0, Reason("example", parts.examples.texts[nearest[0]], nearest[1]))
-    if isinstance(terms, TermsView) and (words := terms.strongest(asked.texts[row], place)):
+    if words:
         reasons.append(Reason("words", ", ".join(words), None))
     return tuple(reasons)
+
+
+def _strongest(parts: Parts, text: str, places: Sequence[int]) -> Sequence[Sequence[str]]:
+    """Return, for each document, the words of a query that speak most for it."""
+    terms = parts.views.views.get(TERMS)
+    return terms.strongest(text, places) if isinstance(terms, TermsView) else [()] * len(places)
 
 
 def ranked(query_ids: tuple[str, ...], document_ids: tuple[str, ...], blocks: Sequence[tuple[npt.NDArray[np.int64], Array]], k: int) -> Run:

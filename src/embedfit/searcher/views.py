@@ -289,18 +289,21 @@ class TermsView:
         view.count = count
         return view
 
-    def strongest(self, text: str, document: int, count: int = 3) -> list[str]:
-        """Return the words of a text that speak most for a document; none if it is no class."""
-        places = np.flatnonzero(self.classes == document)
-        if not len(places):
-            return []
+    def strongest(self, text: str, documents: Sequence[int], count: int = 3) -> list[list[str]]:
+        """Return, for each of some documents, the words of a text that speak most for it; none if it is no class."""
         from bm25s.stopwords import STOPWORDS_EN
 
         counts = self._counters[0].transform([text])
         columns = self._columns[counts.indices]
-        parts = counts.data * (columns[:, places[0]] - columns.mean(axis=1))
-        words = [self._words[counts.indices[column]] for column in np.argsort(-parts) if parts[column] > 0]
-        return [word for word in words if not set(word.split()) <= set(STOPWORDS_EN)][:count]
+        means = columns.mean(axis=1)
+        words = [self._words[column] for column in counts.indices]
+        told = [not set(word.split()) <= set(STOPWORDS_EN) for word in words]
+        strongest = []
+        for document in documents:
+            places = np.flatnonzero(self.classes == document)
+            parts = counts.data * (columns[:, places[0]] - means) if len(places) else np.zeros(len(words))
+            strongest.append([words[row] for row in np.argsort(-parts) if parts[row] > 0 and told[row]][:count])
+        return strongest
 
 
 _MOST_WEIGHTS = 100_000_000

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
 from urllib.parse import quote, quote_plus
@@ -25,18 +25,20 @@ Filters: TypeAlias = Mapping[str, str]
 """Metadata key -> value as text. A document matches if each field equals its value, or is a list that contains it."""
 Neighbours: TypeAlias = list[tuple[str, float]]
 """Document ids with their cosine similarities, best first."""
+EXAMPLES, CHANGES = "_ex", "_ch"
+"""Suffixes of the collections beside a version's documents: its labelled examples, and what changed since it went live."""
 BATCH_BYTES = 8 * 2**20
 """Approximate size of a write request; servers accept at most 32 MiB."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A document as a store keeps it.
+    """A document as a store keeps it; or an example, or a change, which are stored alike.
 
     Attributes:
-        id: Document id.
-        text: Document text under the template, as it was encoded.
-        metadata: All other fields as JSON values, including the title.
+        id: Document id, or the key of an example.
+        text: Document text under the template, as it was encoded; or the text of the example.
+        metadata: All other fields as JSON values, including the title; for an example, its document ids and its source.
     """
 
     id: str
@@ -57,6 +59,10 @@ class Stamp:
         template: Template of the document text.
         documents: Number of documents.
         digest: SHA-256 of all document ids, texts and metadata, in hexadecimal.
+        opens: Name or path that opens the model, or the folder of the searcher; empty if unknown.
+        pooling: Pooling that was set for the model.
+        searcher: Digest of the searcher that the collection was made from; empty for documents alone.
+        examples: Number of labelled examples.
     """
 
     encoder: str
@@ -67,6 +73,10 @@ class Stamp:
     template: str
     documents: int
     digest: str
+    opens: str = ""
+    pooling: str = "auto"
+    searcher: str = ""
+    examples: int = 0
 
     def to_json(self) -> str:
         """Return the stamp as JSON text."""
@@ -87,7 +97,9 @@ class Stamp:
             payload = json.loads(text)
         except (TypeError, ValueError):
             payload = None
-        if not isinstance(payload, dict) or set(payload) != {field.name for field in fields(cls)}:
+        known = {field.name for field in fields(cls)}
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if not isinstance(payload, dict) or not needed <= set(payload) <= known:
             raise StorageError(f"{where}: the collection has the stamp of another version of embedfit; fix: run 'embedfit index' again")
         return cls(**payload)
 
@@ -109,7 +121,7 @@ class Store(Protocol):
     """The collections of one index, and the live name that points to one of them.
 
     Attributes:
-        index: Live name of the index; its collections are named ``<index>_<version>``.
+        index: Live name of the index; its collections are named ``<index>_<version>``, with `EXAMPLES` or `CHANGES` at the end.
         where: Description of the store for messages, without secrets.
         location: Folder, server URL or connection string; may contain a secret.
         takes_nul: Whether a text may contain the NUL character.
@@ -122,8 +134,8 @@ class Store(Protocol):
     takes_nul: bool
     longest_id: int | None
 
-    def writing(self) -> AbstractContextManager[None]:
-        """Lock the index for writing. Raises StorageError if another process holds the lock."""
+    def writing(self, wait: float = 0) -> AbstractContextManager[None]:
+        """Lock the index for writing. Raises StorageError if another process still holds the lock after some seconds."""
         ...
 
     def live(self) -> Live:
@@ -166,6 +178,14 @@ class Store(Protocol):
         """Return documents by id, without those that embedfit did not write."""
         ...
 
+    def vectors(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
+        """Return vectors by id."""
+        ...
+
+    def delete(self, collection: str, ids: Sequence[str]) -> None:
+        """Delete entries by id, all or none; ids that are not there are ignored."""
+        ...
+
     def drop(self, collection: str) -> None:
         """Delete a collection."""
         ...
@@ -192,18 +212,28 @@ def check_url(location: str) -> None:
 
 def belongs(collection: str, index: str) -> bool:
     """Return whether a collection belongs to an index, by its name."""
-    prefix, _, version = collection.rpartition("_")
+    prefix, _, version = version_of(collection).rpartition("_")
     return prefix == index and len(version) == 12 and set(version) <= set("0123456789abcdef")
 
 
-def check_entries(entries: Sequence[Entry], store: Store) -> None:
-    """Check that a store can keep the documents, before anything is encoded or written.
+def version_of(collection: str) -> str:
+    """Return the name of a version from the name of one of its collections."""
+    return collection.removesuffix(EXAMPLES).removesuffix(CHANGES)
+
+
+def check_entries(entries: Sequence[Entry], store: Store, what: str = "document") -> None:
+    """Check that a store can keep entries, before anything is encoded or written.
+
+    Args:
+        entries: Documents or examples.
+        store: Store to write to.
+        what: What they are, for messages.
 
     Raises:
-        DataError: A document has an empty id, an id that is too long, or text that the store cannot hold.
+        DataError: An entry has an empty id, an id that is too long, or text that the store cannot hold.
     """
     for entry in entries:
-        where = f"document {shown(entry.id)}"
+        where = f"{what} {shown(entry.id)}"
         if not entry.id:
             raise DataError(where, "its id is empty", fix="give it an id")
         for name, text in (("id", entry.id), ("text", entry.text), *_texts("metadata", entry.metadata)):
@@ -239,8 +269,14 @@ def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def one_writer(where: str, index: str, folder: Path | None = None) -> Iterator[None]:
+def one_writer(where: str, index: str, folder: Path | None = None, wait: float = 0) -> Iterator[None]:
     """Hold a lock file on an index: in the folder of an embedded store, otherwise in the cache of this machine.
+
+    Args:
+        where: Description of the store.
+        index: Live name of the index.
+        folder: Folder of an embedded store.
+        wait: Seconds to wait for another process.
 
     Raises:
         StorageError: Another process holds the lock, or the file cannot be written.
@@ -248,7 +284,7 @@ def one_writer(where: str, index: str, folder: Path | None = None) -> Iterator[N
     # Two writers damage an embedded store even if they write to different indexes, so the folder has one lock.
     key = hashlib.sha256(f"{where} {index}".encode()).hexdigest()[:16]
     path = folder / ".embedfit.lock" if folder else cache_folder() / "locks" / f"{key}.lock"
-    with locked(path, f"{where}: another process is writing to it; fix: wait for it"):
+    with locked(path, f"{where}: another process is writing to it; fix: wait for it", wait):
         yield
 
 
@@ -346,9 +382,9 @@ class ClientStore:
         self.where = f"{self.product}, {location}"
         self.secrets: tuple[str, ...] = (api_key,) if api_key else ()
 
-    def writing(self) -> AbstractContextManager[None]:
+    def writing(self, wait: float = 0) -> AbstractContextManager[None]:
         """Lock the folder, or the server's index for the processes of this machine."""
-        return one_writer(self.where, self.index, None if is_url(self.location) else writable_folder(self.location))
+        return one_writer(self.where, self.index, None if is_url(self.location) else writable_folder(self.location), wait)
 
     def close(self) -> None:
         """Release files and connections."""

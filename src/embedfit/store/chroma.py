@@ -3,8 +3,9 @@
 Each collection holds its stamp in its metadata. Chroma has no aliases, so the live name is an empty collection whose metadata
 names the live version; changing it is one transaction.
 
-Readers of an embedded folder in other processes are safe as long as nobody writes what they read: a collection is never read
-before it is complete, nor written afterwards. Two writers corrupt the folder permanently, so one lock guards all of it.
+Readers of an embedded folder in other processes are safe as long as nobody writes the graph that they read: documents and examples
+are never read before they are complete, nor written afterwards. Changes are, but their graph is never used, nor saved: see `create`. Two
+writers corrupt the folder permanently, so one lock guards all of it.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ import numpy as np
 
 from embedfit.encode.encoder import Vectors
 from embedfit.errors import StorageError, require
-from embedfit.store.base import ClientStore, Entry, Filters, Live, Neighbours, Stamp, belongs, is_url, one_line, writable_folder
+from embedfit.store.base import CHANGES, ClientStore, Entry, Filters, Live, Neighbours, Stamp, belongs, is_url, one_line, writable_folder
 from embedfit.store.values import is_plain, readings, token, tokens
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
+    from chromadb.api.collection_configuration import CreateHNSWConfiguration
 
 _WHOLE = "embedfit"
 """Key of the metadata as JSON; the flat keys beside it exist for filters."""
@@ -37,6 +39,8 @@ _ODD = "embedfit:odd"
 _RESERVED = ("#", "$", "chroma:", _WHOLE)
 """Prefixes that a key cannot have: Chroma refuses the first three, embedfit uses the last."""
 _PAGE = 1000
+_NEVER = 2**31 - 1
+"""Number of writes after which Chroma saves the graph of a collection, for one whose graph is not to be saved."""
 _DROPPED = ".embedfit.dropped"
 """File beside the database that lists the folders of dropped collections, one per line, until they are deleted."""
 
@@ -85,9 +89,9 @@ class ChromaStore(ClientStore):
         return self._client.get_collection(name, embedding_function=None)
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self, wait: float = 0) -> Iterator[None]:
         """Lock the folder, or the server's index for the processes of this machine."""
-        with super().writing():
+        with super().writing(wait):
             self._remove_dropped()
             yield
 
@@ -120,8 +124,11 @@ class ChromaStore(ClientStore):
     @one_line
     def create(self, collection: str, stamp: Stamp) -> None:
         """Create an empty collection."""
+        hnsw: CreateHNSWConfiguration = {"space": "cosine"}
+        if collection.endswith(CHANGES):  # readers and the writer would save its graph over each other
+            hnsw["sync_threshold"] = _NEVER
         self._client.get_or_create_collection(
-            collection, metadata={"stamp": stamp.to_json()}, configuration={"hnsw": {"space": "cosine"}}, embedding_function=None
+            collection, metadata={"stamp": stamp.to_json()}, configuration={"hnsw": hnsw}, embedding_function=None
         )
 
     @one_line
@@ -168,6 +175,20 @@ class ChromaStore(ClientStore):
         page = self._collection(collection).get(ids=list(ids), include=["documents", "metadatas"])
         rows = zip(page["ids"], page["documents"], page["metadatas"], strict=True)
         return {id: Entry(id, text, json.loads(metadata[_WHOLE])) for id, text, metadata in rows if metadata and _WHOLE in metadata}
+
+    @one_line
+    def vectors(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
+        """Return vectors by id."""
+        if not ids:
+            return {}
+        page = self._collection(collection).get(ids=list(ids), include=["embeddings"])
+        return dict(zip(page["ids"], np.asarray(page["embeddings"], np.float32), strict=True))
+
+    @one_line
+    def delete(self, collection: str, ids: Sequence[str]) -> None:
+        """Delete entries by id."""
+        if ids:
+            self._collection(collection).delete(ids=list(ids))
 
     @one_line
     def drop(self, collection: str) -> None:

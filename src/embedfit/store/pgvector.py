@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, LiteralString
 
+import numpy as np
+
 from embedfit.encode.encoder import Vectors
 from embedfit.errors import ConfigError, StorageError, require
 from embedfit.store.base import Entry, Filters, Live, Neighbours, Stamp, belongs, one_line
@@ -113,13 +115,11 @@ class PgvectorStore:
             self._query("SELECT to_regclass('embedfit_live') IS NOT NULL AND to_regclass('embedfit_collections') IS NOT NULL")[0][0]
         )
 
-    def writing(self) -> contextlib.AbstractContextManager[None]:
-        """Hold an advisory lock of the server, which ends with the connection."""
-        return self._locked()
-
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        self._lock()
+    def writing(self, wait: float = 0) -> Iterator[None]:
+        """Hold an advisory lock of the server, which ends with the connection."""
+        # The server may need a moment to notice that the last writer was killed.
+        self._lock(max(2, wait))
         try:
             yield
         finally:
@@ -127,13 +127,12 @@ class PgvectorStore:
                 self._query("SELECT pg_advisory_unlock(hashtext(%s))", [f"embedfit {self.index}"])
 
     @one_line
-    def _lock(self) -> None:
+    def _lock(self, seconds: float) -> None:
         import psycopg
 
         try:
             with self._database.transaction():
-                # The server may need a moment to notice that the last writer was killed.
-                self._query("SET LOCAL lock_timeout = '2s'")
+                self._query("SELECT set_config('lock_timeout', %s, true)", [f"{seconds * 1000:.0f}ms"])
                 self._query("SELECT pg_advisory_lock(hashtext(%s))", [f"embedfit {self.index}"])
         except psycopg.errors.LockNotAvailable:
             raise StorageError(f"{self.where}: another process is writing to it; fix: wait for it") from None
@@ -274,6 +273,17 @@ class PgvectorStore:
         """Return documents by id."""
         rows = self._query("SELECT id, text, metadata FROM {table} WHERE id = ANY (%s)", [list(ids)], table=collection)
         return {id: Entry(id, text, _restored(metadata)) for id, text, metadata in rows}
+
+    @one_line
+    def vectors(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
+        """Return vectors by id."""
+        rows = self._query("SELECT id, embedding FROM {table} WHERE id = ANY (%s)", [list(ids)], table=collection)
+        return {id: vector.to_numpy().astype(np.float32) for id, vector in rows}
+
+    @one_line
+    def delete(self, collection: str, ids: Sequence[str]) -> None:
+        """Delete entries by id."""
+        self._query("DELETE FROM {table} WHERE id = ANY (%s)", [list(ids)], table=collection)
 
     @one_line
     def drop(self, collection: str) -> None:

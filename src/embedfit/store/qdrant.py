@@ -17,6 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from embedfit.encode.encoder import Vectors
 from embedfit.errors import StorageError, require
 from embedfit.store.base import ClientStore, Entry, Filters, Live, Neighbours, Stamp, belongs, is_url, one_line, writable_folder
@@ -164,6 +166,20 @@ class QdrantStore(ClientStore):
         """Return documents by id."""
         points = self._client.retrieve(collection, [_point(id) for id in ids], with_payload=True)
         return {entry.id: entry for point in points if (entry := _entry(point.payload or {}))}
+
+    @one_line
+    def vectors(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
+        """Return vectors by id."""
+        points = self._client.retrieve(collection, [_point(id) for id in ids], with_payload=["id"], with_vectors=True)
+        return {_id(point): np.asarray(point.vector, np.float32) for point in points}
+
+    @one_line
+    def delete(self, collection: str, ids: Sequence[str]) -> None:
+        """Delete entries by id."""
+        from qdrant_client import models
+
+        if ids:
+            self._client.delete(collection, models.PointIdsList(points=[_point(id) for id in ids]))
 
     @one_line
     def drop(self, collection: str) -> None:

@@ -34,6 +34,22 @@ def readings(value: str) -> list[str | int | float | bool]:
     return [value] if number is None else [value, number]
 
 
+def matches(metadata: Mapping[str, Any], filters: Mapping[str, str]) -> bool:
+    """Return whether metadata passes filters, as the stores compare: see `embedfit.store.base.Filters`."""
+    return all(
+        any(_same(item, reading) for item in (value if isinstance(value, list) else [value]) for reading in readings(text))
+        for key, text in filters.items()
+        for value in [metadata.get(key)]
+    )
+
+
+def _same(value: Any, reading: str | int | float | bool) -> bool:
+    """Return whether a metadata value equals a reading of the same type; whole numbers equal floats, and truth values no numbers."""
+    if isinstance(value, bool) or isinstance(reading, bool) or isinstance(value, str) or isinstance(reading, str):
+        return type(value) is type(reading) and value == reading
+    return isinstance(value, (int, float)) and token("", value) == token("", reading)
+
+
 def _number(text: str) -> int | float | None:
     """Return the number that a text spells, whole numbers exactly; None if it spells none that metadata could hold."""
     if len(text) > _LONGEST_NUMBER or not _NUMBER.fullmatch(text):

@@ -1,42 +1,49 @@
 """Fills a new version of an index, checks it against exact search, makes it live, and rolls back.
 
-    fill       writes a collection named after its content; documents that are already there are not written again
+    fill       writes collections named after their content; entries that are already there are not written again
     check      measures recall at k against exact search, on the user's own queries
+    carry      copies what the live version was taught into the new version
     switch     points the live name to the new version at once; the previous version is kept
     roll back  points the live name to the previous version
 
-A killed `index_documents` leaves the live version unchanged. The next call finds the partly filled collection by its name and
-the vectors in the cache, and continues.
+A version of a searcher has three collections: documents, examples, and changes. They are filled before the switch and dropped together. A
+killed call leaves the live version unchanged. The next call finds the partly filled collections by their names and the vectors in the
+cache, and continues.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from embedfit import console
-from embedfit.data.dataset import Dataset
+from embedfit.data.dataset import Dataset, Query
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, Vectors, complete
-from embedfit.errors import DataError, ModelError, StorageError
+from embedfit.errors import DataError, StorageError
 from embedfit.files import digest
-from embedfit.retrieve.finder import Hit
-from embedfit.retrieve.retrievers import DenseRetriever
-from embedfit.retrieve.run import DEPTH, NOTHING, Ranked, Run, run_of, sorted_corpus
-from embedfit.store.base import BATCH_BYTES, Entry, Filters, Live, Stamp, Store, check_entries, is_encodable, is_url
+from embedfit.retrieve.run import DEPTH, Run
+from embedfit.searcher.parts import Parts
+from embedfit.searcher.saving import read_parts, searcher_digest
+from embedfit.store.base import BATCH_BYTES, CHANGES, EXAMPLES, Entry, Live, Stamp, Store, check_entries, is_url, version_of
+from embedfit.store.changes import Change, Changes, latest
+from embedfit.store.entries import documents_digest, entries_of, entry_of, examples_of
+from embedfit.store.opening import opens_of, searcher_folder
+from embedfit.store.version import SearcherVersion, Version
 from embedfit.template import DOCUMENT_TEMPLATE
 
 _QUERIES = 1000
 """Maximum number of queries that check a version, spread evenly over all; recall is then known to about 0.01."""
 _SAMPLE = 300
-"""Number of documents of an existing collection that are compared with the data, spread evenly over all."""
+"""Number of entries of an existing collection that are compared with the data, spread evenly over all."""
 _ROUNDING = 1e-6
-"""Cosines that differ by less are ties."""
+"""Scores that differ by less are ties."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,13 @@ class Indexed:
         collection: Name of the collection that is live now.
         previous: Name of the collection that `roll_back` makes live; empty if there is none.
         documents: Number of documents in the live collection.
-        written: Number of documents that this call wrote.
+        written: Number of documents and examples that this call wrote.
         recall: Mean recall at k against exact search, between 0 and 1; None if nothing had to be done.
         k: Number of documents per query in the recall measurement.
         queries: Number of queries that recall was measured on.
         of_queries: Number of labelled queries in the data set.
+        examples: Number of labelled examples; 0 for documents alone.
+        carried: Number of changes to the version before that were taken over.
     """
 
     collection: str
@@ -62,16 +71,20 @@ class Indexed:
     k: int
     queries: int
     of_queries: int
+    examples: int = 0
+    carried: int = 0
 
     @property
     def sentence(self) -> str:
         """The result in one line."""
+        contents = f"{self.documents:,} documents" + (f" and {self.examples:,} examples" if self.examples else "")
         if self.recall is None:
-            return f"Live: {self.collection}, {self.documents:,} documents; nothing had changed, so nothing was done."
+            return f"Live: {self.collection}, {contents}; nothing had changed, so nothing was done."
         sample = f"{self.queries:,}" if self.queries == self.of_queries else f"{self.queries:,} of {self.of_queries:,}"
+        carried = f" Taken over: {self.carried:,} changes to the version before." if self.carried else ""
         return (
-            f"Live: {self.collection}, {self.documents:,} documents ({self.written:,} written now); recall@{self.k} against exact search "
-            f"{self.recall:.4f} on {sample} queries."
+            f"Live: {self.collection}, {contents} ({self.written:,} written now); recall@{self.k} against exact search "
+            f"{self.recall:.4f} on {sample} queries.{carried}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,43 +111,193 @@ def index_documents(
     """
     entries = entries_of(dataset, template)
     check_entries(entries, store)
-    documents = _documents_digest(entries)
+    documents = documents_digest(entries)
     collection = f"{store.index}_{digest([identity(encoder), template, documents])[:12]}"
+    cached = encoder if isinstance(encoder, CachedEncoder) else CachedEncoder(encoder)
+
+    def write() -> int:
+        vectors = cached.encode([entry.text for entry in entries], "document")
+        stamp = _stamp(encoder, vectors.shape[1], template, entries, *opens_of(encoder))
+        return _fill(store, collection, stamp, entries, vectors)
+
+    new = _New(collection, {"": entries}, write, lambda: Version(store, collection, cached), dataset)
+    return _deploy(store, new, k, min_recall)
+
+
+def index_searcher(
+    store: Store,
+    folder: str | Path,
+    queries: Mapping[str, str] | None = None,
+    *,
+    k: int = 10,
+    min_recall: float = 0.95,
+    check: Callable[[SearcherVersion], None] | None = None,
+) -> Indexed:
+    """Index the documents and labelled examples of a searcher and make them live. What the live version was taught is taken over.
+
+    Nothing is encoded, except what was taught, if the model is another one. The folder has to stay: searches read the model, the weights
+    and the linear models from it.
+
+    Args:
+        store: Store to write to.
+        folder: Folder of the searcher, or its run directory.
+        queries: Query id -> text, to check the index with; by default the examples.
+        k: Number of documents per query in the recall check, at least 1.
+        min_recall: Recall against exact search, between 0 and 1, below which the new version does not go live.
+        check: Function that is given the new version before it goes live, and raises an EmbedfitError if it must not.
+
+    Raises:
+        DataError: The folder is no searcher, or the store cannot keep an entry.
+        StorageError: Another process is writing, the store cannot be reached, or recall is too low.
+    """
+    place = searcher_folder(folder)
+    if place is None:
+        raise DataError(str(folder), "has no searcher", expected="a finished run, or the folder of a searcher")
+    place, parts = place.resolve(), read_parts(place)
+    base = CachedEncoder(parts.base) if parts.base else None
+    parts = replace(parts, encoder=CachedEncoder(parts.encoder), base=base)
+    documents = [entry_of(parts.documents[id], text) for id, text in zip(parts.corpus.ids, parts.corpus.texts, strict=True)]
+    examples = examples_of(parts)
+    check_entries(documents, store)
+    check_entries(examples, store, "example")
+    known = searcher_digest(place)
+    collection = f"{store.index}_{digest([known, str(place), documents_digest(documents)])[:12]}"
+    stamp = _stamp(parts.encoder, parts.corpus.vectors.shape[1], parts.template, documents, str(place))
+    stamp = replace(stamp, searcher=known, examples=len(examples))
+
+    def write() -> int:
+        store.create(collection + CHANGES, replace(stamp, dimension=1))
+        written = _fill(store, collection + EXAMPLES, stamp, examples, parts.examples.vectors)
+        return written + _fill(store, collection, stamp, documents, parts.corpus.vectors)
+
+    new = _New(
+        collection,
+        {"": documents, EXAMPLES: examples},
+        write,
+        lambda: SearcherVersion(store, collection, parts),
+        _asking(parts, queries),
+        parts,
+        check,
+    )
+    return _deploy(store, new, k, min_recall)
+
+
+@dataclass(frozen=True)
+class _New:
+    """A version to be made.
+
+    Attributes:
+        collection: Its name.
+        contents: Suffix of each collection -> its entries.
+        write: Function that writes what is missing and returns the number of entries written.
+        opened: Function that returns the version.
+        dataset: Queries to check it with.
+        parts: Searcher that it is made from; None for documents alone.
+        check: Function that is given the version before it goes live.
+    """
+
+    collection: str
+    contents: Mapping[str, Sequence[Entry]]
+    write: Callable[[], int]
+    opened: Callable[[], Version | SearcherVersion]
+    dataset: Dataset
+    parts: Parts | None = None
+    check: Callable[[SearcherVersion], None] | None = None
+
+
+def _deploy(store: Store, new: _New, k: int, min_recall: float) -> Indexed:
+    """Fill a version, check it, and make it live."""
+    collection, judged = new.collection, new.dataset.judged or list(new.dataset.queries)
+    documents, examples = len(new.contents[""]), len(new.contents.get(EXAMPLES, ()))
     with store.writing():
         live = store.live()
-        judged = dataset.judged
         if live.current == collection:
-            if _is_complete(store, collection, entries):
+            if _is_complete(store, new):
                 _clear(store, live)
-                return Indexed(collection, live.previous, len(entries), 0, None, k, 0, len(judged))
+                return Indexed(collection, live.previous, documents, 0, None, k, 0, len(judged), examples)
             console.note(f"Warning: {store.where}: the live collection {collection} has lost or changed documents; they are written again")
-        cached = encoder if isinstance(encoder, CachedEncoder) else CachedEncoder(encoder)
-        vectors = cached.encode([entry.text for entry in entries], "document")
-        prompts = complete(encoder).prompts
-        stamp = Stamp(
-            encoder.name, identity(encoder), vectors.shape[1], prompts["query"], prompts["document"], template, len(entries), documents
-        )
-        written = _fill(store, collection, stamp, entries, vectors)
-        queries = dataset.select(judged[:: -(-len(judged) // _QUERIES)])
-        run = Version(store, collection, cached).search(queries, k)
-        recall = overlap(run, DenseRetriever(cached, template).search(queries, k + DEPTH), k)
+        written = new.write()
+        queries = new.dataset.select(judged[:: -(-len(judged) // _QUERIES)])
+        version = new.opened()
+        recall = overlap(version.search(queries, k), version.exact(new.parts).search(queries, k + DEPTH), k)
         if recall < min_recall:
             raise StorageError(
                 f"{store.where}: recall@{k} of {collection} against exact search is {recall:.4f} on {len(queries.queries):,} queries, "
                 f"under {min_recall:g}; it did not go live; fix: use another store, or lower store.min_recall"
             )
+        carried = 0
+        if isinstance(version, SearcherVersion):
+            carried = _carry(
+                store, live, version, {(entry.text, id) for entry in new.contents[EXAMPLES] for id in entry.metadata["documents"]}
+            )
+            if new.check:
+                new.check(version)
         previous = live.previous if live.current == collection else live.current
         live = Live(collection, previous)
         store.switch(live)
         _clear(store, live)
-    return Indexed(collection, previous, len(entries), written, recall, k, len(queries.queries), len(judged))
+    return Indexed(collection, previous, documents, written, recall, k, len(queries.queries), len(judged), examples, carried)
 
 
-def _is_complete(store: Store, collection: str, entries: Sequence[Entry]) -> bool:
-    """Return whether a collection exists and holds exactly these documents; their content is compared on a sample."""
-    if collection not in store.collections() or store.ids(collection) != {entry.id for entry in entries}:
+def _stamp(encoder: Encoder, dimension: int, template: str, entries: Sequence[Entry], opens: str, pooling: str = "auto") -> Stamp:
+    whole, documents = complete(encoder), documents_digest(entries)
+    prompts = whole.prompts
+    return Stamp(
+        encoder.name, whole.identity, dimension, prompts["query"], prompts["document"], template, len(entries), documents, opens, pooling
+    )
+
+
+def _asking(parts: Parts, queries: Mapping[str, str] | None) -> Dataset:
+    """Return queries over the documents of a searcher: those that are given, or else its examples, if it keeps their texts."""
+    texts = dict(zip(parts.examples.query_ids, parts.examples.texts, strict=True)) if queries is None else queries
+    return Dataset({id: Query(id, text) for id, text in texts.items() if text}, dict(parts.documents), {})
+
+
+def _carry(store: Store, live: Live, version: SearcherVersion, known: set[tuple[str, str]]) -> int:
+    """Take over what the live and the previous version were taught; return the number of changes.
+
+    Args:
+        store: Store that holds the versions.
+        live: Versions so far.
+        version: New version.
+        known: (text, document id) of each example that the new version has.
+    """
+    taught: list[Change] = []
+    names = set(store.collections())
+    for name in {live.previous, live.current, version.collection} - {""}:
+        if name + CHANGES in names:
+            changes = Changes(store, name)
+            changes.refresh()
+            taught += changes
+    version.changes.refresh()
+    present = {change.row for change in version.changes}
+    documents = set(version.ids)
+    kept: list[Change] = []
+    for change in sorted(latest(taught), key=lambda change: change.what):  # documents first
+        if change.row in present:
+            documents |= {change.key} if change.what == "document" and not change.gone else set()
+        elif change.gone:
+            kept.append(change)
+        elif change.what == "document" and change.key not in documents:
+            kept.append(replace(version.document(change.added), row=change.row))
+            documents.add(change.key)
+        elif change.what == "example" and change.document in documents and (change.text, change.document) not in known:
+            kept.append(replace(change, vector=version.encoder.encode([change.text], "query")[0]))
+    version.changes.copy(kept)
+    return sum(not change.gone for change in kept)
+
+
+def _is_complete(store: Store, new: _New) -> bool:
+    """Return whether the collections exist and hold exactly these entries; their content is compared on a sample."""
+    names = store.collections()
+    if EXAMPLES in new.contents and new.collection + CHANGES not in names:
         return False
-    return _is_unchanged(store, collection, entries)
+    return all(
+        (collection := new.collection + suffix) in names
+        and store.ids(collection) == {entry.id for entry in entries}
+        and _is_unchanged(store, collection, entries)
+        for suffix, entries in new.contents.items()
+    )
 
 
 def _is_unchanged(store: Store, collection: str, entries: Sequence[Entry]) -> bool:
@@ -143,9 +306,9 @@ def _is_unchanged(store: Store, collection: str, entries: Sequence[Entry]) -> bo
 
 
 def _clear(store: Store, live: Live) -> None:
-    """Delete all collections except the live and the previous one: older versions, and what a killed process left behind."""
+    """Delete all versions except the live and the previous one: older ones, and what a killed process left behind."""
     for collection in store.collections():
-        if collection not in (live.current, live.previous):
+        if version_of(collection) not in (live.current, live.previous):
             store.drop(collection)
 
 
@@ -200,129 +363,17 @@ def roll_back(store: Store) -> Stamp:
             raise StorageError(f"{store.where}: the version to go back to, {live.previous}, is gone; fix: run 'embedfit index'")
         stamp = store.stamp(live.previous)
         count = len(store.ids(live.previous))
-        if count != stamp.documents:
+        examples = len(store.ids(live.previous + EXAMPLES)) if stamp.searcher else 0
+        if (count, examples) != (stamp.documents, stamp.examples):
+            what, count, expected = (
+                ("documents", count, stamp.documents) if count != stamp.documents else ("examples", examples, stamp.examples)
+            )
             raise StorageError(
-                f"{store.where}: the version to go back to, {live.previous}, has {count:,} of its {stamp.documents:,} documents; "
+                f"{store.where}: the version to go back to, {live.previous}, has {count:,} of its {expected:,} {what}; "
                 "fix: run 'embedfit index' with the data and model that it was made from"
             )
         store.switch(Live(live.previous, live.current))
     return stamp
-
-
-class Version:
-    """One collection of a store, as a Retriever and for single searches.
-
-    Args:
-        store: Store that holds the collection.
-        collection: Name of the collection.
-        encoder: Encoder of queries, the same that encoded the documents.
-    """
-
-    def __init__(self, store: Store, collection: str, encoder: Encoder) -> None:
-        self.store, self.collection, self.encoder = store, collection, encoder
-        self.stamp = store.stamp(collection)
-        self.name = f"{encoder.name} in {store.where}"
-
-    def search(self, dataset: Dataset, k: int) -> Run:
-        """Return up to k documents for each query of a data set.
-
-        Raises:
-            StorageError: The documents of the collection differ from those of the data set.
-        """
-        if _documents_digest(entries_of(dataset, self.stamp.template)) != self.stamp.digest:
-            raise StorageError(f"{self.store.where}: {self.collection} holds other documents than the data set; fix: run 'embedfit index'")
-        _, ids = sorted_corpus(dataset)
-        position = {id: place for place, id in enumerate(ids)}
-        vectors = self.encoder.encode(dataset.query_texts(), "query")
-
-        def nearest(depth: int) -> Ranked:
-            # Approximate search may return fewer documents than requested.
-            ranked = np.full((len(dataset.queries), min(depth, len(ids))), len(ids), np.int64)
-            scores = np.full(ranked.shape, NOTHING, np.float32)
-            for row, neighbours in enumerate(self.store.nearest(self.collection, vectors, ranked.shape[1], {})):
-                if any(id not in position for id, _ in neighbours):
-                    raise self._changed()
-                ranked[row, : len(neighbours)] = [position[id] for id, _ in neighbours]
-                scores[row, : len(neighbours)] = [score for _, score in neighbours]
-            return ranked, scores
-
-        return run_of(dataset, ids, nearest, k)
-
-    def find(self, text: str, k: int = 10, filters: Filters | None = None) -> list[Hit]:
-        """Return up to k documents for a query, best first.
-
-        Args:
-            text: Query text.
-            k: Maximum number of documents.
-            filters: Metadata that a document must have; see `embedfit.store.base.Filters`.
-
-        Raises:
-            DataError: The query contains a lone surrogate.
-            StorageError: The store cannot be reached, or something else changed the collection.
-        """
-        if not is_encodable(text):
-            raise DataError("the query", "contains half of a character (a lone surrogate)", fix="correct the text")
-        vectors = self.encoder.encode([text], "query")
-        filters = filters or {}
-        if not all(is_encodable(text) and (self.store.takes_nul or "\0" not in text) for pair in filters.items() for text in pair):
-            return []  # the store cannot hold a document with such a text
-        [neighbours] = self.store.nearest(self.collection, vectors, min(k, self.stamp.documents), filters)
-        entries = self.store.entries(self.collection, [id for id, _ in neighbours])
-        if any(id not in entries for id, _ in neighbours):
-            raise self._changed()
-        return [Hit(id, float(score), entries[id].text, entries[id].metadata) for id, score in neighbours]
-
-    def _changed(self) -> StorageError:
-        return StorageError(f"{self.store.where}: {self.collection} holds documents that embedfit did not write; fix: run 'embedfit index'")
-
-
-class LiveIndex:
-    """The live version of an index, as a Retriever and for single searches.
-
-    Each search looks up the live version once and takes everything from it. Given the encoders of both versions, searches
-    continue through a switch and a rollback.
-
-    Args:
-        store: Store that holds the index.
-        encoders: Encoders of queries, among them the one that encoded the live version.
-    """
-
-    def __init__(self, store: Store, *encoders: Encoder) -> None:
-        self.store, self.encoders = store, {identity(encoder): encoder for encoder in encoders}
-        self.name = f"{encoders[0].name} in {store.where}"
-
-    def version(self) -> Version:
-        """Return the version that is live now.
-
-        Raises:
-            ModelError: The live version was made with another encoder.
-            StorageError: There is no live version.
-        """
-        store = self.store
-        collection = store.live().current
-        if not collection:
-            raise StorageError(f"{store.where}: there is no index {store.index!r}; fix: run 'embedfit index'")
-        try:
-            stamp = store.stamp(collection)
-        except StorageError:
-            if collection in store.collections():
-                raise
-            raise StorageError(f"{store.where}: the live collection {collection} is gone; fix: run 'embedfit index'") from None
-        if stamp.fingerprint not in self.encoders:
-            given = ", ".join(f"{encoder.name!r} ({fingerprint[:12]})" for fingerprint, encoder in self.encoders.items())
-            raise ModelError(
-                f"{store.where}: the index {store.index!r} was made with {stamp.encoder!r} ({stamp.fingerprint[:12]}), not with {given}; "
-                f"fix: --model {stamp.encoder}, or run 'embedfit index' again"
-            )
-        return Version(store, collection, self.encoders[stamp.fingerprint])
-
-    def search(self, dataset: Dataset, k: int) -> Run:
-        """Return up to k documents of the live version for each query of a data set; see `Version.search`."""
-        return self.version().search(dataset, k)
-
-    def find(self, text: str, k: int = 10, filters: Filters | None = None) -> list[Hit]:
-        """Return up to k documents of the live version for a query; see `Version.find`."""
-        return self.version().find(text, k, filters)
 
 
 def overlap(run: Run, exact: Run, k: int) -> float:
@@ -345,29 +396,6 @@ def overlap(run: Run, exact: Run, k: int) -> float:
     return float(np.mean(shares)) if shares else 1.0
 
 
-def entries_of(dataset: Dataset, template: str) -> list[Entry]:
-    """Return the documents of a data set as entries of a store."""
-    texts = dataset.document_texts(template)
-    return [
-        Entry(document.id, text, _plain({**({"title": document.title} if document.title else {}), **document.metadata}))
-        for document, text in zip(dataset.corpus.values(), texts, strict=True)
-    ]
-
-
 def identity(encoder: Encoder) -> str:
     """Return the text by which a store knows an encoder; see `BaseEncoder.identity`."""
     return complete(encoder).identity
-
-
-def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return metadata as JSON values: dates become text, NaN becomes null."""
-    plain: dict[str, Any] = json.loads(json.dumps(metadata, default=_as_json), parse_constant=lambda _: None)
-    return plain
-
-
-def _as_json(value: Any) -> Any:
-    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)
-
-
-def _documents_digest(entries: Sequence[Entry]) -> str:
-    return digest([vars(entry) for entry in sorted(entries, key=lambda entry: entry.id)])
