@@ -32,7 +32,7 @@ from rapidfuzz.distance import Levenshtein
 
 from embedfit import console
 from embedfit.data.nearness import Text, near, without_a_letter
-from embedfit.data.wordings import Wordings
+from embedfit.data.wordings import Wordings, mixed, sharing
 from embedfit.words import words_of
 
 if TYPE_CHECKING:
@@ -254,17 +254,21 @@ def _near_pairs(wordings: Wordings) -> list[tuple[int, int]]:
     """Return the pairs of near copies among texts without copies."""
     text = functools.lru_cache(maxsize=2**16)(wordings.text)
     pairs = {pair for pair in _twins(wordings) if near(text(pair[0]), text(pair[1]))}
-    long = np.flatnonzero(wordings.edits).tolist()
-    edits = wordings.edits[long].tolist()
-    rank = wordings.ranks() if long else np.zeros(0, np.int32)
-    ranks = [rank[wordings.row(number)].tolist() for number in long]
-    # Comparing words as characters is twice as fast.
-    coded: Sequence[Sequence[Hashable]] = ["".join(map(chr, row)) for row in ranks] if len(rank) <= sys.maxunicode else ranks
-    for candidates in _candidates(edits, ranks):
-        for left, right in candidates:
-            most = min(edits[left], edits[right])
-            if Levenshtein.distance(coded[left], coded[right], score_cutoff=most) <= most:
-                pairs.add((long[min(left, right)], long[max(left, right)]))
+    if not wordings.edits.any():
+        return sorted(pairs)
+    ranks = wordings.ranks()
+
+    @functools.lru_cache(maxsize=2**14)
+    def coded(number: int) -> Sequence[Hashable]:
+        row = ranks[wordings.row(number)].tolist()
+        # Comparing words as characters is twice as fast.
+        return "".join(map(chr, row)) if len(ranks) <= sys.maxunicode else row
+
+    edits = wordings.edits.tolist()
+    for left, right in _candidates(wordings, edits):
+        most = min(edits[left], edits[right])
+        if Levenshtein.distance(coded(left), coded(right), score_cutoff=most) <= most:
+            pairs.add((min(left, right), max(left, right)))
     return sorted(pairs)
 
 
@@ -282,49 +286,54 @@ def _twins(wordings: Wordings) -> Iterator[tuple[int, int]]:
             yield from itertools.combinations(some, 2)
 
 
-def _candidates(edits: Sequence[int], ranks: Sequence[Sequence[int]]) -> Iterator[Iterator[tuple[int, int]]]:
-    """Yield the pairs that may be near copies by the number of words that differ, for each such number."""
-    for most in sorted({own for own in edits if own < _RAREST}):
-        longest = max(len(row) for row, own in zip(ranks, edits, strict=True) if own == most) + most
-        numbers = [number for number, own in enumerate(edits) if own >= most and len(ranks[number]) <= longest]
-        yield _sharing_rare_words(edits, ranks, numbers, most)
-    yield _sharing_rare_words_or_runs(edits, ranks, [number for number, own in enumerate(edits) if own >= _RAREST])
+def _candidates(wordings: Wordings, edits: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs that may be near copies by the number of words that differ. Some pairs come several times."""
+    lengths = np.diff(wordings.starts)
+    for most in range(1, _RAREST):
+        own = wordings.edits == most
+        if own.any():
+            numbers = np.flatnonzero((wordings.edits >= most) & (lengths <= lengths[own].max() + most)).astype(np.int32)
+            pairs = _sharing_rare_words(wordings, numbers, most)
+            yield from ((left, right) for left, right in pairs if min(edits[left], edits[right]) == most)
+    yield from _sharing_rare_words_or_runs(wordings, edits, np.flatnonzero(wordings.edits >= _RAREST).tolist())
 
 
-def _sharing_rare_words(
-    edits: Sequence[int], ranks: Sequence[Sequence[int]], numbers: Sequence[int], most: int
-) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of numbered texts that may be within so many edits and no more, judged by their rarest words."""
-    shared = _RAREST - most
-    holders: defaultdict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
+def _sharing_rare_words(wordings: Wordings, numbers: npt.NDArray[np.int32], most: int) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of numbered texts that may be within so many edits, judged by their rarest words."""
+    words = mixed(*wordings.rare(numbers, _RAREST))
+    chosen = list(itertools.combinations(range(_RAREST), _RAREST - most))
+    step = 2**14
     with console.progress("looking for near duplicates", len(numbers)) as advance:
-        for number in numbers:
-            counted = _rarest(ranks[number], _RAREST)
-            candidates: set[int] = set()
-            for words in itertools.combinations(counted, shared):
-                candidates.update(holders[words])
-                holders[words].append(number)
-            yield from ((other, number) for other in candidates if min(edits[other], edits[number]) == most)
-            advance(1)
+
+        def keys() -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]]:
+            for start in range(0, len(numbers), step):
+                block = words[start : start + step]
+                sums = np.stack([block[:, list(columns)].sum(axis=1) for columns in chosen], axis=1)
+                yield sums.reshape(-1), np.repeat(numbers[start : start + step], len(chosen))
+
+        for (owners,) in sharing(keys, words.size * len(chosen) // _RAREST):
+            yield from itertools.combinations(owners.tolist(), 2)
+        advance(len(numbers))
 
 
-def _sharing_rare_words_or_runs(edits: Sequence[int], ranks: Sequence[Sequence[int]], numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+def _sharing_rare_words_or_runs(wordings: Wordings, edits: Sequence[int], numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Yield the pairs of numbered texts that may be near copies.
 
     Long texts of common words share many words by chance, but no run of ten. Texts with a page in common share runs, but no rare
     word. Both keys find all pairs, so each text is looked up by the key that fewer texts share.
     """
+    ranks, lengths = wordings.ranks(), np.diff(wordings.starts).tolist()
     by_word: defaultdict[Hashable, list[int]] = defaultdict(list)
     by_run: defaultdict[Hashable, list[int]] = defaultdict(list)
     with console.progress("looking for near duplicates among long texts", len(numbers)) as advance:
         for number in numbers:
-            row, pieces = ranks[number], edits[number] + 1
+            row, pieces = ranks[wordings.row(number)].tolist(), edits[number] + 1
             rarest = _rarest(row, pieces)
             lists = [by_word[key] for key in rarest if key in by_word]
             if sum(map(len, lists)) > len(row) // _RUNS_A_COMPARISON:
                 runs = {tuple(row[place : place + _RUN]) for place in range(len(row) - _RUN + 1)}
                 lists = min(lists, [by_run[key] for key in runs if key in by_run], key=lambda lists: sum(map(len, lists)))
-            yield from ((other, number) for other in set().union(*lists) if abs(len(ranks[other]) - len(row)) < pieces)
+            yield from ((other, number) for other in set().union(*lists) if abs(lengths[other] - len(row)) < pieces)
             for word in rarest:
                 by_word[word].append(number)
             for piece in range(pieces):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -88,21 +88,8 @@ class Wordings:
         codes, bag = _codes(2, len(self.vocabulary))
         slips = np.fromiter(map(may_slip, self.vocabulary), bool, len(self.vocabulary))
         count = len(self) + int(np.diff(self.starts)[self.edits == 0].sum())
-        passes = min(_PASSES, 1 + count // _KEYS)
-        for number in range(passes):
-            parts = [
-                [column[_share(keys, passes) == number] for column in (keys, owners, words)]
-                for keys, owners, words in self._keys(codes, bag, slips)
-            ]
-            keys, owners, words = (np.concatenate(columns) for columns in zip(*parts, strict=True)) if parts else (np.zeros(0),) * 3
-            order = np.argsort(keys, kind="stable")
-            keys = keys[order]
-            again = np.flatnonzero(keys[1:] == keys[:-1])
-            first = again[np.diff(again, prepend=-2) > 1]
-            last = again[np.diff(again, append=len(keys) + 1) > 1] + 1
-            for start, end in zip(first.tolist(), last.tolist(), strict=True):
-                members = order[start : end + 1]
-                yield owners[members].tolist(), [self.vocabulary[word] if word >= 0 else "" for word in words[members].tolist()]
+        for owners, words in sharing(lambda: self._keys(codes, bag, slips), count):
+            yield owners.tolist(), [self.vocabulary[word] if word >= 0 else "" for word in words.tolist()]
 
     def _keys(self, codes: _Hashes, bag: _Hashes, slips: npt.NDArray[np.bool_]) -> Iterator[tuple[_Hashes, _Integers, _Integers]]:
         """Yield the keys of a block of texts, the numbers of these texts, and the word that each key leaves out, or -1."""
@@ -117,6 +104,22 @@ class Wordings:
             left_out = slips[numbers] & np.repeat((self.edits[begin:end] == 0) & (lengths > OTHER_WORDS), lengths)
             owner = np.repeat(texts, lengths)[left_out]
             yield sums[owner - begin] - terms[left_out], owner, numbers[left_out]
+
+    def rare(self, numbers: _Integers, count: int) -> tuple[_Integers, _Integers]:
+        """Return the ranks of the rarest words of some texts, the rarest first, and the occurrence number of each within its text.
+
+        Args:
+            numbers: Numbers of the texts.
+            count: Number of words; each text has as many.
+        """
+        rank = self.ranks()
+        rarest = np.empty((len(numbers), count), np.int32)
+        for place, number in enumerate(numbers.tolist()):
+            rarest[place] = np.sort(rank[self.row(number)])[:count]
+        again = np.zeros_like(rarest)
+        for column in range(1, count):
+            again[:, column] = np.where(rarest[:, column] == rarest[:, column - 1], again[:, column - 1] + 1, 0)
+        return rarest, again
 
     def _copies(self) -> tuple[_Integers, npt.NDArray[np.bool_]]:
         """Return the number of each text's group of copies, and whether a text is the first of its group.
@@ -147,6 +150,43 @@ class Wordings:
             begin = min(end, begin + _BLOCK)
 
 
+def sharing(blocks: Callable[[], Iterator[tuple[npt.NDArray[Any], ...]]], count: int) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+    """Yield the entries that share a key, in their order.
+
+    The keys are compared in several passes, of which each handles a share of them, so that they take little memory.
+
+    Args:
+        blocks: Function that yields keys, and columns of what each key stands for.
+        count: Number of keys.
+    """
+    passes = np.uint64(min(_PASSES, 1 + count // _KEYS))
+    for number in range(int(passes)):
+        parts = []
+        for keys, *columns in blocks():
+            chosen = (keys >> np.uint64(32)) % passes == number
+            parts.append([column[chosen] for column in (keys, *columns)])
+        if not parts:
+            return
+        keys, *columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+        parts.clear()
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        again = np.flatnonzero(keys[1:] == keys[:-1])
+        first = again[np.diff(again, prepend=-2) > 1]
+        last = again[np.diff(again, append=len(keys) + 1) > 1] + 1
+        for start, end in zip(first.tolist(), last.tolist(), strict=True):
+            entries = order[start : end + 1]
+            yield tuple(column[entries] for column in columns)
+
+
+def mixed(values: _Integers, seconds: _Integers) -> _Hashes:
+    """Return a hash of each pair of numbers (D. Steele, G. Lea and C. Flood, Fast splittable pseudorandom number generators, 2014)."""
+    hashes = (values.astype(np.uint64) << np.uint64(32)) + seconds.astype(np.uint64) * np.uint64(_FACTOR) + np.uint64(1)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        hashes = (hashes ^ (hashes >> np.uint64(shift))) * np.uint64(factor)
+    return hashes ^ (hashes >> np.uint64(31))
+
+
 class _Numbers(dict[str, int]):
     """Words with numbers. A new word gets the next number."""
 
@@ -174,8 +214,3 @@ def _sums(values: _Hashes, places: npt.NDArray[np.int64]) -> _Hashes:
     totals = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values, dtype=np.uint64)])
     sums: _Hashes = totals[places[1:]] - totals[places[:-1]]
     return sums
-
-
-def _share(keys: _Hashes, passes: int) -> npt.NDArray[np.uint64]:
-    """Return the pass in which each key is handled."""
-    return (keys >> np.uint64(32)) % np.uint64(passes)
