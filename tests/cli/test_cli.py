@@ -12,6 +12,8 @@ from small_start import write_start
 
 from embedfit.cli import app
 from embedfit.cli.app import main
+from embedfit.config import read_config
+from embedfit.pipeline.parts import load_data
 from embedfit.samples import TRANSACTIONS
 from embedfit.searcher.searcher import Searcher
 
@@ -107,6 +109,26 @@ def test_tune_and_compare_do_their_stage_alone(project, said, tmp_path, tiny_mod
     assert "was trained on" not in err
     code, out, _ = said("compare", project, tiny_model, tiny_model, "--json")
     assert json.loads(out)["verdict"] == "no difference shown"
+
+
+def test_compare_takes_rankings_from_elsewhere(project, said, tmp_path, tiny_model):
+    data = load_data(read_config(project))
+    right = {id: next(iter(data.relevant(id))) for id in data.judged}
+    lines = [f"{id}\tQ0\t{document}\t1\t9.5\tmine" for id, document in right.items()]
+    lines[:2] = [lines[0].replace("\t9.5", "\t1"), lines[0].replace(right[data.judged[0]], "gone")]
+    (tmp_path / "mine.run").write_text("\n".join(lines))
+    code, out, err = said("compare", project, tiny_model, tmp_path / "mine.run", "--part", "all", "--json")
+    assert code == 0
+    comparison = json.loads(out)
+    assert comparison["tuned"] == "mine.run"
+    [recall] = [row for row in comparison["differences"] if row["metric"] == "recall@1"]
+    assert recall["tuned"] == pytest.approx(18 / 20)
+    assert "mine.run: queries without a ranking, for which nothing counts as found: 1" in err
+    assert "mine.run: ranked documents that are not in the data, and count as wrong: 1" in err
+    (tmp_path / "other.run").write_text("zz Q0 d 1 2.0 other\n")
+    code, _, err = said("compare", project, tiny_model, tmp_path / "other.run", "--part", "all")
+    assert code == 2
+    assert "other.run: ranks documents for none of the 20 queries; expected ids such as" in err
 
 
 def test_schema_is_the_one_that_init_wrote(project, said):

@@ -1,6 +1,8 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from embedfit.data.dataset import Dataset, Document
 from embedfit.data.formats import sniff
@@ -146,3 +148,79 @@ def test_an_id_that_belongs_to_several_texts_further_down_is_metadata(tmp_path):
     rows = [f"t{number},text {number},x" for number in range(1_200)]
     path.write_text("\n".join(["ticket_id,query,expected", *rows, "t0,another text,x"]) + "\n")
     assert load(path).queries["q1"].metadata == {"ticket_id": "t0"}
+
+
+TICKETS = [
+    ("INC0012", "The printer on floor two is out of paper", "Printing", "2026-01-02"),
+    ("INC0013", "My screen stays black after an update", "Hardware", "2026-01-02"),
+    ("INC0014", "I cannot sign in to the wiki", "Access", "2026-01-03"),
+    ("INC0015", "A second printer prints blank pages", "Printing", "2026-01-04"),
+    ("INC0016", "Please reset the password of my account", "Access", "2026-01-05"),
+    ("INC0017", "The keyboard of the laptop is broken", "Hardware", "2026-01-05"),
+]
+
+
+def written(folder, header, rows):
+    path = folder / "table.csv"
+    path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "taken"),
+    [
+        ("Ticket,Subject,Category,Date", ("Subject", "Category", "Ticket")),
+        ("Message,Title,Topic,Request", ("Title", "Topic", "Message")),
+        ("Ticket,Betreff,Category,Date", ("Betreff", "Category", "Ticket")),
+        ("id,Subject,Request,Queue", None),
+    ],
+)
+def test_a_column_of_codes_is_not_the_query_where_another_holds_sentences(tmp_path, capsys, header, taken):
+    path = written(tmp_path, header, TICKETS)
+    found = sniff(path)
+    if taken is None:  # a date and a column of names are no queries either
+        assert str(found).startswith("query = column 'Subject'")
+        assert "column 'Request' holds names that repeat" in str(found)
+        return
+    taken = "query = column {!r}, label = column {!r}, id = column {!r}; column {!r} holds codes".format(*taken, taken[2])
+    assert str(found) == taken
+    data = load(path)
+    assert capsys.readouterr().err.strip() == f"{path}: {taken}"
+    assert data.queries["INC0012"].text == TICKETS[0][1]
+
+
+def test_a_column_named_query_is_the_query_even_if_it_holds_codes(tmp_path):
+    path = written(tmp_path, "query,title,category", [row[:3] for row in TICKETS])
+    assert (sniff(path).query, sniff(path).label) == ("query", "category")
+    path = written(tmp_path, "text,label", [(number, "ab"[number % 2]) for number in range(8)])
+    assert sniff(path).query == "text"
+
+
+def test_unknown_names_are_not_guessed_by_their_values(tmp_path):
+    path = written(tmp_path, "Nr,Anfrage,Bereich,Datum", TICKETS)
+    assert (sniff(path).query, sniff(path).label) == ("", "")
+    with pytest.raises(DataError, match="key 'query' is missing"):
+        load(path)
+
+
+VOCABULARY = ["my", "card", "is", "lost", "please", "send", "a", "new", "one", "where", "can", "I", "pay"]
+WORDS = st.lists(st.sampled_from(VOCABULARY), min_size=3, max_size=8, unique=True)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    texts=st.lists(WORDS.map(" ".join), min_size=8, max_size=20, unique=True),
+    text=st.sampled_from(["Subject", "text", "Description", "user message", "Query", "comment", "Title"]),
+    label=st.sampled_from(["Category", "intent", "Queue", "Topic", "label"]),
+    codes=st.sampled_from(["Ticket", "Request", "ticket-id", "No", "message", "body", "Input", "Customer"]),
+    prefix=st.sampled_from(["", "T-", "INC", "2026/"]),
+    order=st.permutations(range(4)),
+)
+def test_the_text_is_the_query_and_the_codes_are_not(texts, text, label, codes, prefix, order, tmp_path_factory):
+    rows = [(f"{prefix}{number + 100}", own, "abc"[number % 3] * 3, f"2026-01-{number + 1:02}") for number, own in enumerate(texts)]
+    header = ",".join([codes, text, label, "Date"][place] for place in order)
+    path = written(tmp_path_factory.mktemp("made"), header, [[row[place] for place in order] for row in rows])
+    found = sniff(path)
+    assert (found.query, found.label) == (text, label)
+    data = load(path)
+    assert [query.text for query in data.queries.values()] == texts

@@ -1,5 +1,6 @@
 import itertools
 import random
+import tracemalloc
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
-from embedfit.data.duplicates import Duplicates, Said, copies_among, near_duplicates, nearly_same
+from embedfit.data.duplicates import Duplicates, Said, _duplicates_among, copies_among, near_duplicates, nearly_same
 from embedfit.words import words_of
 
 
@@ -278,3 +279,26 @@ def test_copies_among_two_sets_of_texts_are_named_by_their_ids():
     assert copies_among(ours, theirs) == {"x": ["a"], "y": ["b"], "z": []}
     assert copies_among({}, theirs) == {"x": [], "y": [], "z": []}
     assert copies_among(ours, {}) == {}
+
+
+def test_a_million_short_texts_would_take_hundreds_of_mebibytes_at_most():
+    rng = random.Random(0)
+    vocabulary = ["".join(rng.choices("abcdefghijklmnop", k=7)) for _ in range(3000)]
+    texts = [" ".join(rng.choices(vocabulary, k=7)) for _ in range(20_000)]
+    tracemalloc.start()
+    duplicates = near_duplicates([*texts, texts[7].replace(texts[7][2], "z", 1), texts[9]])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert duplicates.chains == ((7, 20_000), (9, 20_001))
+    assert peak / len(texts) < 600
+
+
+@settings(max_examples=60, deadline=None)
+@given(short_texts())
+def test_the_number_of_passes_makes_no_difference(texts):
+    with pytest.MonkeyPatch.context() as patch:
+        expected = pairs_of(texts)
+        patch.setattr("embedfit.data.wordings._KEYS", 3)
+        patch.setattr("embedfit.data.wordings._BLOCK", 5)
+        _duplicates_among.cache_clear()
+        assert pairs_of(texts) == expected

@@ -75,9 +75,44 @@ def test_passages_are_matched_to_given_documents_and_others_are_added(tmp_path, 
 def test_scores_of_pairs_are_grades_or_similarities(tmp_path, scores, grades):
     rows = [{"sentence1": CARD, "sentence2": text, "score": score} for text, score in zip((ARRIVE, OPEN), scores, strict=True)]
     assert load(lines(tmp_path / "t.jsonl", rows)).qrels == {"q1": dict(zip((ARRIVE, OPEN), grades, strict=True))}
-    rows[0]["score"] = 3.8
+    rows[0]["score"] = 7.8
     line = refusal(lines(tmp_path / "t.jsonl", rows))
-    assert "t.jsonl:1: key 'score' is 3.8; expected a whole grade, or a similarity from 0 to 1; fix: divide" in line
+    assert "t.jsonl:1: key 'score' is 7.8; expected a whole grade, or a similarity from 0 to 1 or to 5; fix: divide" in line
+
+
+def test_similarities_of_sts_are_said_to_be_from_0_to_5(tmp_path, capsys):
+    rows = [{"sentence1": CARD, "sentence2": text, "score": score} for text, score in ((ARRIVE, 4.2), (CHANGE, "2.5"), (OPEN, 2.4))]
+    assert load(lines(tmp_path / "t.jsonl", rows)).qrels == {"q1": {ARRIVE: 1, CHANGE: 1, OPEN: 0}}
+    assert "'score' is a similarity from 0 to 5: from 2.5 the second sentence is right, below it is not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (("premise", "hypothesis", "label"), (0, 2, 1, -1)),
+        (("premise", "hypothesis", "label"), ("0", "2.0", "1", "-1")),
+        (("premise", "hypothesis", "gold_label"), ("Entailment", "not_entailment", "neutral", "-")),
+        (("sentence1", "sentence2", "gold_label"), ("entailment", "contradiction", "neutral", None)),
+    ],
+)
+def test_entailment_is_right_contradiction_is_not_and_the_rest_is_not_judged(tmp_path, capsys, names, labels):
+    texts = (ARRIVE, CHANGE, OPEN, "Something else")
+    path = lines(tmp_path / "nli.jsonl", [dict(zip(names, (CARD, *row), strict=True)) for row in zip(texts, labels, strict=True)])
+    assert load(path).qrels == {"q1": {ARRIVE: 1, CHANGE: 0}}
+    note = capsys.readouterr().err
+    assert "nli.jsonl: entailed sentences are right, contradicted ones are not, and" in note
+    assert ("of the numbers, 0 is entailment and 2 contradiction" in note) == (labels[0] in (0, "0"))
+    assert sniff(path).shape == "NLI"
+
+
+def test_two_numbers_do_not_say_which_of_them_is_entailment(tmp_path):
+    rows = [{"premise": CARD, "hypothesis": text, "label": label} for text, label in ((ARRIVE, 1), (OPEN, 0))]
+    path = lines(tmp_path / "rte.jsonl", rows)
+    line = refusal(path)
+    assert "rte.jsonl: has no label but 0 and 1 in all 2 rows, and either may be entailment; expected 0, 1 and 2, or words" in line
+    assert load(path, query="premise", label="hypothesis", grade="label").qrels == {"q1": {ARRIVE: 1, OPEN: 0}}
+    rows[0]["label"] = "maybe"
+    assert sniff(lines(tmp_path / "rte.jsonl", rows)).shape == ""
 
 
 def test_examples_of_the_older_sentence_transformers(tmp_path):
@@ -251,6 +286,20 @@ def test_quepid_leaves_out_what_is_not_rated(tmp_path):
     assert data.query_texts() == [CARD, "=SUM(1)", "What is new"]
 
 
+def test_several_raters_of_a_quepid_book_are_one_judgement(tmp_path):
+    header = ["query", "docid", "Ann Lee", "bo@example.org", "Unknown"]
+    rows = [[CARD, "d1", "3", "2.0", "2"], [CARD, "d2", "", "0", ""], [CARD, "d3", "", "", ""], [" =SUM(1)", "d1", "1", "", "3"]]
+    data = load(delimited(tmp_path / "book_1_export.csv", [header, *rows], ","))
+    assert data.qrels == {"q1": {"d1": 2, "d2": 0}, "q4": {"d1": 1}}
+    assert data.query_texts() == [CARD, "=SUM(1)"]
+    rows[0][2] = "1.5"
+    assert "book_1_export.csv:2: rating 1.5; expected a whole number" in refusal(
+        delimited(tmp_path / "book_1_export.csv", [header, [CARD, "d1", "1.5", "", ""]], ",")
+    )
+    prices = delimited(tmp_path / "prices.csv", [["query", "docid", "rank", "price"], [CARD, "d1", "1", "9"]], ",")
+    assert sniff(prices).shape == ""
+
+
 def test_logs_of_ubi_need_their_searches_and_say_what_was_left_out(tmp_path, capsys):
     def event(action, search, document, **more):
         return {"action_name": action, "query_id": search, "event_attributes": {"object": {"object_id": document}}, **more}
@@ -328,7 +377,8 @@ def test_judgements_apart_need_documents_and_are_no_run(tmp_path):
     run.rename(tmp_path / "run.txt")
     line = refusal(queries, documents, tmp_path / "run.txt")
     assert (
-        "run.txt:1: is a TREC run, which ranks and does not judge: 'a Q0 d1 1 12.5 bm25'; expected judgements; fix: give the qrels" in line
+        "run.txt:1: is a TREC run, which ranks and does not judge: 'a Q0 d1 1 12.5 bm25'; expected judgements; fix: give the qrels; "
+        "'embedfit compare' takes a run" in line
     )
     table = delimited(tmp_path / "judged.csv", [["qid", "docid", "relevance"], ["a", "d1", "1.0"], ["b", "d2", "-1"]], ",")
     assert load(queries, documents, table).qrels == {"a": {"d1": 1}, "b": {"d2": 0}}

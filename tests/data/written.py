@@ -331,6 +331,12 @@ def st_scores(folder):
     return (delimited(folder / "stsb.csv", [["sentence1", "sentence2", "score"], *rows], ","),)
 
 
+@format("NLI", "texts")
+def nli(folder):
+    rows = [(query, text, label) for query, right, wrong in TUPLES for text, label in ((right, "entailment"), (wrong, "contradiction"))]
+    return (delimited(folder / "nli.csv", [["premise", "hypothesis", "label"], *rows], ","),)
+
+
 @format("FlagEmbedding", "texts")
 def flag(folder):
     rows = [
@@ -555,6 +561,12 @@ def prodigy_choice(folder):
 def quepid(folder):
     rows = [["query", "docid", "rating"], *([QUERIES[query], document, str(grade)] for query, document, grade in JUDGED)]
     return delimited(folder / "case_8.csv", rows, ","), documents(folder)
+
+
+@format("Quepid, book", "ids no query ids")
+def quepid_book(folder):
+    rows = [[QUERIES[query], document, f"{grade}.0", "" if grade else "0"] for query, document, grade in JUDGED]
+    return delimited(folder / "book_3_export.csv", [["query", "docid", "Ann Lee", "bo@example.org"], *rows], ","), documents(folder)
 
 
 @format("UBI", "ids no query ids")

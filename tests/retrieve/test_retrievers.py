@@ -1,3 +1,5 @@
+import gzip
+import re
 import tracemalloc
 
 import numpy as np
@@ -395,6 +397,46 @@ def test_a_run_becomes_a_dict_and_the_same_run_again(retriever):
     np.testing.assert_array_equal(again.scores, run.scores[:, :width])
     assert run.empty[:, width:].all()
     assert [again.documents(id) for id in run.query_ids] == [run.documents(id) for id in run.query_ids]
+
+
+def test_a_run_file_of_trec_is_ranked_by_its_scores_and_comes_back(tmp_path):
+    path = tmp_path / "bm25.run"
+    path.write_bytes(b"\xef\xbb\xbfq1 Q0 d2 1 3.5 bm25\r\nq1 Q0 d1 2 12.25 bm25\r\n\r\nq 2\tQ0\td 1\t1\t-1e-3\tmine\r\n")
+    run = Run.from_trec(path)
+    assert run.to_dict() == {"q1": {"d1": 12.25, "d2": 3.5}, "q 2": {"d 1": -0.001}}
+    with pytest.raises(DataError, match=r"run: has 'q 2'; expected ids without white space; fix: Run\.to_dict keeps all ids"):
+        run.to_trec(tmp_path / "again.run")
+    first = Run.from_dict({"q1": run.to_dict()["q1"]})
+    first.to_trec(tmp_path / "again.run", "mine")
+    assert (tmp_path / "again.run").read_text() == "q1 Q0 d1 1 12.25 mine\nq1 Q0 d2 2 3.5 mine\n"
+    assert Run.from_trec(tmp_path / "again.run").to_dict() == first.to_dict()
+    with gzip.open(tmp_path / "again.run.gz", "wb") as file:
+        file.write((tmp_path / "again.run").read_bytes())
+    assert Run.from_trec(str(tmp_path / "again.run.gz")).to_dict() == first.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("q1 0 d1 1", "bad.run:2: is 'q1 0 d1 1'; expected query id, Q0, document id, rank, score, name of the run"),
+        ("q1 Q0 d2 2 high mine", "bad.run:2: is 'q1 Q0 d2 2 high mine'; expected query id, Q0"),
+        ("q1 Q0 d2 2 nan mine", "bad.run:2: is 'q1 Q0 d2 2 nan mine'; expected query id, Q0"),
+        ("q1 Q0 d1 2 0.5 mine", "bad.run:2: ranks document 'd1' a second time for query 'q1'"),
+        ("caf\xe9", "bad.run:2: is not UTF-8"),
+    ],
+)
+def test_a_bad_line_of_a_run_file_is_named(tmp_path, line, problem):
+    (tmp_path / "bad.run").write_bytes(f"q1 Q0 d1 1 2.5 mine\n{line}\n".encode("latin-1"))
+    with pytest.raises(DataError, match=re.escape(problem)):
+        Run.from_trec(tmp_path / "bad.run")
+
+
+def test_a_run_file_that_is_missing_or_empty_is_one_line(tmp_path):
+    with pytest.raises(DataError, match=r"no\.run: cannot be read: No such file"):
+        Run.from_trec(tmp_path / "no.run")
+    (tmp_path / "empty.run").write_text("\n")
+    with pytest.raises(DataError, match=r"empty\.run: is empty"):
+        Run.from_trec(tmp_path / "empty.run")
 
 
 def test_a_foreign_ranking_is_scored_even_if_it_lacks_the_right_document():

@@ -271,14 +271,14 @@ def tune(
 @app.command()
 def compare(
     config: ConfigPath,
-    first: Annotated[str, typer.Argument(help="Model: a folder or a name.")],
-    second: Annotated[str, typer.Argument(help="Second model.")],
+    first: Annotated[str, typer.Argument(help="Model: a folder or a name. Or a TREC run file.")],
+    second: Annotated[str, typer.Argument(help="Second model, or TREC run file.")],
     part: Annotated[str, typer.Option(help="Queries to use: all, train, dev or test.")] = "test",
     price: Price = None,
     engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two models on the same queries."""
+    """Compare two models, or rankings from elsewhere, on the same queries."""
     from embedfit.encode.named import encoder_of
     from embedfit.evaluation.compare import compare_scores
     from embedfit.pipeline import job, measuring, needs, parts
@@ -286,20 +286,23 @@ def compare(
 
     settings = with_engine(settings_of(config, None, False, {"model": {"price": price}}), engine)
     needs.note_unused(settings, "compare")
-    for model in (first, second):
+    models = [name for name in (first, second) if not Path(name).is_file()]
+    for model in models:
         needs.check_installed(settings, model=model)
     using = job.engine_of(settings.engine)
     dataset = parts.read(settings.data, model=settings.model)
     dataset = dataset.select(_part(settings, dataset, part))
-    ks, template = settings.evaluate.k, settings.data.document_template
-    encoders = [encoder_of(settings.model, name) for name in (first, second)]
-    warn_of_seen(encoders, dataset)
+    ks, template, group_by = settings.evaluate.k, settings.data.document_template, settings.split.group_by
+    encoders = {name: encoder_of(settings.model, name) for name in models}
+    warn_of_seen(list(encoders.values()), dataset)
     with tracking(f"{settings.name}-compare", wanted=settings.track.langwatch) as tracker:
         base, tuned = [
-            measuring.measure(encoder, dataset, template=template, ks=ks, group_by=settings.split.group_by, engine=using, tracker=tracker)
-            for encoder in encoders
+            measuring.measure(encoders[name], dataset, template=template, ks=ks, group_by=group_by, engine=using, tracker=tracker)
+            if name in encoders
+            else measuring.measure_run(name, dataset, ks=ks, group_by=group_by)
+            for name in (first, second)
         ]
-    seen = measuring.answers_seen_in_training(encoders, dataset, template)
+    seen = measuring.answers_seen_in_training(list(encoders.values()), dataset, template)
     comparison = compare_scores(base, tuned, metric=settings.evaluate.metric, seed=settings.split.seed, seen=seen)
     if as_json:
         console.echo(json.dumps(comparison.to_dict()))

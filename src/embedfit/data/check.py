@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from embedfit.data.dataset import PARTS, Dataset, normalised
-from embedfit.data.duplicates import near_duplicates, queries_that_are_documents
+from embedfit.data.duplicates import Duplicates, near_duplicates, queries_that_are_documents
 from embedfit.data.labels import SEPARATORS
 from embedfit.errors import shown
 from embedfit.words import words_of
@@ -56,8 +60,7 @@ def check_dataset(dataset: Dataset) -> list[Finding]:
         _copies,
         _near_copies,
         _chained,
-        _label_inside,
-        _own_text,
+        _own_words,
         _documents_themselves,
         _one_label,
         _rare,
@@ -81,13 +84,15 @@ def check_leaks(dataset: Dataset, parts: Mapping[str, Sequence[str]]) -> list[Fi
         A problem of kind ``leak`` for each leaking held-out query. Its ids are the held-out query and then its copies: exact ones
         first, and dev before train. `without_leaks` drops these copies.
     """
-    queries = list(dataset.queries)
     duplicates = near_duplicates(dataset.query_texts())
-    group_of = {queries[position]: number for number, group in enumerate(duplicates.same) for position in group}
+    queries = list(dataset.queries)
+    places = _shared_places(queries, duplicates, parts)
+    group_of = dict(zip((queries[place] for place in places), duplicates.group_of[places].tolist(), strict=True))
     members: dict[str, dict[int, list[str]]] = {part: {} for part in PARTS}
-    for part, ids in parts.items():
+    for part, ids in parts.items() if group_of else ():
         for id in ids:
-            members[part].setdefault(group_of[id], []).append(id)
+            if id in group_of:
+                members[part].setdefault(group_of[id], []).append(id)
     near: dict[int, list[int]] = {}
     for left, right in duplicates.near:
         near.setdefault(left, []).append(right)
@@ -105,6 +110,18 @@ def check_leaks(dataset: Dataset, parts: Mapping[str, Sequence[str]]) -> list[Fi
             copies = tuple(id for _, id in same + nearly)
             findings += [Finding("problem", "leak", f"{held_out} query {id!r} {copy}{more}", (id, *copies)) for id in ids]
     return findings
+
+
+def _shared_places(queries: Sequence[str], duplicates: Duplicates, parts: Mapping[str, Sequence[str]]) -> npt.NDArray[np.int64]:
+    """Return the positions of the queries in chains of copies and near copies that have queries in several parts."""
+    chain_of, several, before = duplicates.chain_of, np.zeros(len(queries), bool), np.zeros(len(queries), bool)
+    for ids in parts.values():
+        inside = set(ids)
+        here = np.zeros(len(queries), bool)
+        here[chain_of[np.fromiter((id in inside for id in queries), bool, len(queries))]] = True
+        several |= here & before
+        before |= here
+    return np.flatnonzero(several[chain_of])
 
 
 def check_groups(dataset: Dataset, parts: Mapping[str, Sequence[str]]) -> list[Finding]:
@@ -184,11 +201,10 @@ def _joined(dataset: Dataset) -> list[Finding]:
 
 
 def _conflicts(dataset: Dataset) -> list[Finding]:
-    same: dict[str, list[str]] = {}
-    for id in dataset.judged:
-        same.setdefault(normalised(dataset.queries[id].text), []).append(id)
+    judged = dataset.judged
+    same = _alike(judged, lambda id: normalised(dataset.queries[id].text))
     findings = []
-    for ids in same.values():
+    for ids in same:
         if len({tuple(sorted(dataset.relevant(id))) for id in ids}) > 1:
             labels = ", ".join(sorted({label for id in ids for label in dataset.relevant(id)}))
             text = shown(dataset.queries[ids[0]].text)
@@ -211,14 +227,22 @@ def _near_conflicts(dataset: Dataset) -> list[Finding]:
 
 
 def _copies(dataset: Dataset) -> list[Finding]:
-    same: dict[str, list[str]] = {}
-    for id, document in dataset.corpus.items():
-        same.setdefault(normalised(f"{document.title} {document.text}"), []).append(id)
+    corpus = dataset.corpus
     return [
-        Finding("warning", "copy", f"documents {', '.join(ids[:5])} say the same: {shown(dataset.corpus[ids[0]].text)}", tuple(ids))
-        for ids in same.values()
-        if len(ids) > 1
+        Finding("warning", "copy", f"documents {', '.join(ids[:5])} say the same: {shown(corpus[ids[0]].text)}", tuple(ids))
+        for ids in _alike(list(corpus), lambda id: normalised(f"{corpus[id].title} {corpus[id].text}"))
     ]
+
+
+def _alike(ids: Sequence[str], key: Callable[[str], str]) -> list[list[str]]:
+    """Return the groups of at least two ids with the same key. Keys of single ids are not kept in memory."""
+    hashes = np.fromiter((hash(key(id)) for id in ids), np.int64, len(ids))
+    order = np.argsort(hashes, kind="stable")
+    again = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    groups: dict[str, list[str]] = {}
+    for place in np.unique(np.concatenate([order[again], order[again + 1]])).tolist():
+        groups.setdefault(key(ids[place]), []).append(ids[place])
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _near_copies(dataset: Dataset) -> list[Finding]:
@@ -247,7 +271,7 @@ def _chained(dataset: Dataset) -> list[Finding]:
 def _chains(texts: Mapping[str, str]) -> list[tuple[str, ...]]:
     """Return the ids of copies and near copies, in groups of at least two."""
     ids = list(texts)
-    return [tuple(ids[place] for place in chain) for chain in near_duplicates(list(texts.values())).chains if len(chain) > 1]
+    return [tuple(ids[place] for place in chain) for chain in near_duplicates(list(texts.values())).chains]
 
 
 def _all_the_same(texts: Sequence[str]) -> bool:
@@ -255,43 +279,43 @@ def _all_the_same(texts: Sequence[str]) -> bool:
     return len(set(map(normalised, texts))) <= 1
 
 
-def _label_inside(dataset: Dataset) -> list[Finding]:
-    names = {id: words_of(document.title or document.text) for id, document in dataset.corpus.items()}
+def _own_words(dataset: Dataset) -> list[Finding]:
+    """Report queries that hold the name of a relevant document, and queries that copy one, which any search method finds."""
+    corpus, judged = dataset.corpus, dataset.judged
+    names = {id: words_of(document.title or document.text) for id, document in corpus.items()}
     # Spaces on both sides match whole words only.
     within = {id: f" {' '.join(name)} " for id, name in names.items() if len(name) <= _NAME_WORDS}
-    holding = {}
-    for id in dataset.judged:
-        text = f" {' '.join(words_of(dataset.queries[id].text))} "
-        inside = [label for label in dataset.relevant(id) if label in within and within[label] in text]
-        if inside:
-            holding[id] = inside[0]
-    if not holding:
-        return []
-    id, label = next(iter(holding.items()))
-    share = len(holding) / len(dataset.judged)
-    message = (
-        f"{len(holding):,} of {len(dataset.judged):,} queries ({share:.1%}) hold the name of their own document, such as {id!r}: "
-        f"{shown(dataset.corpus[label].title or dataset.corpus[label].text)}; queries without it will be harder"
-    )
-    return [Finding("warning", "label inside", message, tuple(holding))]
 
+    @functools.lru_cache(maxsize=2**14)
+    def said_by(id: str) -> tuple[tuple[str, ...], ...]:
+        return words_of(corpus[id].text), words_of(f"{corpus[id].title} {corpus[id].text}")
 
-def _own_text(dataset: Dataset) -> list[Finding]:
-    """Report queries that copy a relevant document. Any search method finds it."""
-    holding = []
-    for id in dataset.judged:
-        words = words_of(dataset.queries[id].text)
-        documents = [dataset.corpus[label] for label in dataset.relevant(id)]
-        if any(words in (words_of(document.text), words_of(f"{document.title} {document.text}")) for document in documents):
-            holding.append(id)
-    if not holding:
-        return []
-    share = len(holding) / len(dataset.judged)
-    message = (
-        f"{len(holding):,} of {len(dataset.judged):,} queries ({share:.1%}) say word for word what their own document says, such as "
-        f"{holding[0]!r}: {shown(dataset.queries[holding[0]].text)}; any search finds those, and figures on them show nothing"
-    )
-    return [Finding("warning", "own text", message, tuple(holding))]
+    inside: dict[str, str] = {}
+    copying: list[str] = []
+    for id in judged:
+        words, labels = words_of(dataset.queries[id].text), dataset.relevant(id)
+        text = f" {' '.join(words)} "
+        label = next((label for label in labels if label in within and within[label] in text), None)
+        if label is not None:
+            inside[id] = label
+        if any(words in said_by(label) for label in labels):
+            copying.append(id)
+    findings = []
+    if inside:
+        id, label = next(iter(inside.items()))
+        message = (
+            f"{len(inside):,} of {len(judged):,} queries ({len(inside) / len(judged):.1%}) hold the name of their own document, such as "
+            f"{id!r}: {shown(corpus[label].title or corpus[label].text)}; queries without it will be harder"
+        )
+        findings.append(Finding("warning", "label inside", message, tuple(inside)))
+    if copying:
+        message = (
+            f"{len(copying):,} of {len(judged):,} queries ({len(copying) / len(judged):.1%}) say word for word what their own document "
+            f"says, such as {copying[0]!r}: {shown(dataset.queries[copying[0]].text)}; any search finds those, and figures on them show "
+            "nothing"
+        )
+        findings.append(Finding("warning", "own text", message, tuple(copying)))
+    return findings
 
 
 def _documents_themselves(dataset: Dataset) -> list[Finding]:
@@ -310,12 +334,10 @@ def _is_label(dataset: Dataset, named: Mapping[str, str]) -> bool:
 
 
 def _one_label(dataset: Dataset) -> list[Finding]:
-    answers = {tuple(sorted(dataset.relevant(id))) for id in dataset.judged}
-    if len(answers) > 1:
+    judged = dataset.judged
+    if len({frozenset(dataset.relevant(id)) for id in judged}) > 1:
         return []
-    return [
-        Finding("problem", "one label", f"all {len(dataset.judged):,} queries have the same answer: nothing can be learned or measured")
-    ]
+    return [Finding("problem", "one label", f"all {len(judged):,} queries have the same answer: nothing can be learned or measured")]
 
 
 def _rare(dataset: Dataset) -> list[Finding]:

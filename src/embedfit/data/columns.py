@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from embedfit.data.cells import spelling, whole_number
+from embedfit.data.likeness import likeness
 from embedfit.data.texts import Row
 from embedfit.errors import shown
 
@@ -32,6 +33,7 @@ _TEXTS = (
     *("text", "utterance", "sentence", "user_input", "input", "input_text", "user_message", "message", "prompt", "request"),
     *("ticket_text", "ticket", "body", "description", "complaint", "comment", "review", "content", "subject", "title"),
 )
+_SPELT_SEARCHES = {spelling(name) for name in _SEARCHES}
 QUERY_COLUMNS = (*_SEARCHES, *_TEXTS)
 """Names of a column of query texts, the likeliest first."""
 _CLASSES = (
@@ -97,6 +99,7 @@ class Columns:
         document_id: Column of a document's id.
         document_title: Column of a document's title.
         document_text: Column of a document's text.
+        why: Reason for a choice that the names alone do not explain; empty for none.
     """
 
     query: str = ""
@@ -110,6 +113,7 @@ class Columns:
     document_id: str = ""
     document_title: str = ""
     document_text: str = ""
+    why: str = ""
 
     def setting(self, name: str, value: str) -> str:
         """Return the advice to give an option a value: as an argument, or in embedfit.toml."""
@@ -132,9 +136,9 @@ class Columns:
         default = {"query": ("query",), "label": ("expected",), "id": ("id", "_id"), "part": ("part",)}
         roles = ("query", "label", "id", "part", "document_id", "document_title", "document_text")
         taken = {role: getattr(self, role) for role in roles if getattr(self, role) and not getattr(before, role)}
-        if all(name in default.get(role, ()) for role, name in taken.items()):
+        if not self.why and all(name in default.get(role, ()) for role, name in taken.items()):
             return ""
-        return ", ".join(f"{role} = column {name!r}" for role, name in taken.items())
+        return ", ".join(f"{role} = column {name!r}" for role, name in taken.items()) + (f"; {self.why}" if self.why else "")
 
 
 ANY_COLUMNS = Columns()
@@ -154,6 +158,9 @@ class FurtherColumns(TypedDict, total=False):
 def labelled_columns(rows: Sequence[Row], columns: Columns, *, with_documents: bool) -> Columns:
     """Return the columns of labelled rows, with those that are to be looked for.
 
+    A column is looked for by its name. Of several that may hold the query, one of codes or of names that repeat comes after one of
+    sentences.
+
     Args:
         rows: Rows, or the first of them.
         columns: Columns that are given.
@@ -161,13 +168,16 @@ def labelled_columns(rows: Sequence[Row], columns: Columns, *, with_documents: b
     """
     names = dict.fromkeys(str(name) for row in rows for name in row)
     taken = set(columns.given)
-    query = columns.query or _first(names, QUERY_COLUMNS, taken) or "query"
+    query, passed_over, why = (columns.query, "", "") if columns.query else _query_of(rows, names, taken)
+    columns = replace(columns, why=why)
     taken.add(query)
     if not columns.id:
         guess = _first(names, ID_COLUMNS, taken)
         columns = replace(columns, id=guess if guess in ("id", "_id") or _is_id(rows, guess, query) else "")
+        if not columns.id and passed_over and _is_id(rows, passed_over, query) and likeness(rows, passed_over).is_code:
+            columns = replace(columns, id=passed_over)
         taken.add(columns.id)
-    searches = spelling(query) in {spelling(name) for name in _SEARCHES}
+    searches = spelling(query) in _SPELT_SEARCHES
     order = ("expected", *_DOCUMENT_IDS, *_PASSAGES, *_CLASSES) if searches else LABEL_COLUMNS
     label = columns.label or _label_of(rows, names, order, taken) or "expected"
     taken.add(label)
@@ -216,6 +226,25 @@ def _first(names: Iterable[str], wanted: Sequence[str], taken: Iterable[str]) ->
     """Return the column with the likeliest name, or an empty text."""
     spelt = {spelling(name): name for name in names if name not in taken}
     return next((spelt[spelling(name)] for name in wanted if spelling(name) in spelt), "")
+
+
+def _query_of(rows: Sequence[Row], names: Iterable[str], taken: Iterable[str]) -> tuple[str, str, str]:
+    """Return the query's column, a likelier name that was passed over for its values, and the reason; empty texts for none of these."""
+    first = _first(names, QUERY_COLUMNS, taken)
+    if not first:
+        return "query", "", ""
+    own, others, sure = likeness(rows, first), {*taken, first}, spelling(first) in _SPELT_SEARCHES
+    if not (own.is_code or (own.is_name and not sure)):
+        return first, "", ""
+    why = f"column {first!r} holds {'codes' if own.is_code else 'names that repeat'}"
+    while other := _first(names, _SEARCHES if sure else QUERY_COLUMNS, others):
+        look = likeness(rows, other)
+        if look.is_sentence or (own.is_code and look.is_text):
+            return other, first, why
+        others.add(other)
+    sentences = [] if sure else [name for name in names if name not in taken and likeness(rows, name).is_sentence]
+    unknown = [name for name in sentences if spelling(name) not in KNOWN]
+    return (unknown[0], first, why) if own.is_code and unknown == sentences and len(unknown) == 1 else (first, "", "")
 
 
 def _label_of(rows: Sequence[Row], names: Iterable[str], order: Sequence[str], taken: set[str]) -> str:

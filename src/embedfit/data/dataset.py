@@ -237,7 +237,8 @@ class Dataset:
     @property
     def judged(self) -> tuple[str, ...]:
         """Ids of the queries with at least one relevant document, in their order."""
-        return tuple(id for id in self.queries if self.relevant(id))
+        qrels = self.qrels
+        return tuple(id for id in self.queries if (grades := qrels.get(id)) and max(grades.values()) > 0)
 
     def relevant(self, query_id: str) -> dict[str, int]:
         """Return the relevant documents of a query with their grades, all above 0."""

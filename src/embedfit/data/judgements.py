@@ -120,7 +120,7 @@ def _lines(path: Path, queries: Container[str], options: Options) -> Iterator[tu
                 continue
             if len(cells) == _RUN_COLUMNS and cells[1].casefold() == "q0":
                 seen = f"is a TREC run, which ranks and does not judge: {shown(line)}"
-                yield where, DataError(where, seen, expected="judgements", fix="give the qrels")
+                yield where, DataError(where, seen, expected="judgements", fix="give the qrels; 'embedfit compare' takes a run")
                 return
             # A header has a word where a line has its grade. A grade that cannot be used is no header.
             if len(cells) >= 3 and cells[0] not in queries and not any(re.search(r"\d", cell) for cell in cells[2:]):

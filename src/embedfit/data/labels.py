@@ -89,11 +89,13 @@ def read_grades(row: Row, labels: list[Any] | dict[Any, Any], columns: Columns, 
         id = id_of(document)
         if id is None:
             raise DataError(where, f"key {label!r} is {shown(row[label])}", expected="a document id, a list of them, or {id: grade}")
-        id = id if id in library.documents else library.id_of(id.strip())
+        id = library.id_of(id if id in library.documents else id.strip())
         try:
             if isinstance(labels, dict) and isinstance(own, str):
                 raise ValueError
-            value = read_grade(own if isinstance(labels, dict) else GRADE_OF_WORD.get(spelling(own), own), negative=negative)
+            if isinstance(own, (str, bool)) and not isinstance(labels, dict):
+                own = GRADE_OF_WORD.get(spelling(own), own)
+            value = read_grade(own, negative=negative)
         except ValueError:
             guessed = column and columns.by_name and not isinstance(labels, dict)
             fix = f"{columns.setting('grade', '')} if {column!r} holds no grades, else write 1 for right and 0 for wrong" if guessed else ""
@@ -116,6 +118,8 @@ def joined_by(cell: str, known: Mapping[str, Any]) -> tuple[str, list[str]]:
 
     The separator is an empty string if the labels have different separators.
     """
+    if not _ANY_SEPARATOR.search(cell):
+        return "", []
     splits = [(separator, _parts(cell, separator)) for separator in (*SEPARATORS, *_SIGNS) if separator in cell]
     splits.append(("", _parts(_ANY_SEPARATOR.sub(";", cell), ";")))
     likely = []

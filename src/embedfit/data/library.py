@@ -50,6 +50,7 @@ class Library:
         self.given = corpus is not None
         self.matched = 0
         self.added = 0
+        self._names: dict[str, str] = {}
         self._held: dict[str, str] = {}
         self._by_text: dict[str, str] | None = None
 
@@ -60,12 +61,12 @@ class Library:
             text: Label, without surrounding white space.
         """
         if text in self.documents:
-            return text
+            return self.documents[text].id  # one string for all labels
         known = self._ids_by_text().get(self._key(text), "") if self.given else ""
         if known:
             self.matched += 1
             return known
-        return text if self.given or is_name(text) else self.add(text)
+        return self._names.setdefault(text, text) if self.given or is_name(text) else self.add(text)
 
     def add(self, text: str, *, id: str = "", title: str = "", metadata: Mapping[str, Any] | None = None, where: str = "") -> str:
         """Return the id of a document that a row brings along.

@@ -2,41 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from embedfit import console
 from embedfit.data.texts import Contents, Pair, Qrels, Query
 from embedfit.errors import DataError, shown
 from embedfit.files import json_bytes
 
 
-def merged(pairs: Sequence[Pair], source: str, errors: list[DataError], *, by_judgement: bool = False, mined: bool = False) -> Contents:
+def merged(pairs: list[Pair], source: str, errors: list[DataError], *, by_judgement: bool = False, mined: bool = False) -> Contents:
     """Return the queries and judgements of pairs, with the rows of a query merged, and without documents.
 
     Args:
-        pairs: Labelled queries, one for each row.
+        pairs: Labelled queries, one for each row. The list is emptied, since a million pairs are large.
         source: Name of the source, for notes.
         errors: List that receives the errors of rows that contradict each other.
         by_judgement: Whether a row is one judgement. Then rows with the same text are one query, whatever else they hold. Otherwise the
             same text with other metadata was asked on another occasion, and stays a query of its own.
         mined: Whether the wrong documents were mined by a model. Then a document that another row has as right is right.
     """
-    groups: dict[tuple[str, ...], list[Pair]] = {}
+    groups: dict[tuple[str, ...] | str, Pair | list[Pair]] = {}
     for pair in pairs:
         occasion = "" if by_judgement or not pair.metadata or pair.id else json_bytes(sorted(pair.metadata.items())).decode()
-        key = ("id", pair.id) if pair.id else ("text", pair.text, pair.part, occasion)
-        groups.setdefault(key, []).append(pair)
+        further = ("id", pair.id) if pair.id else ("text", pair.text, pair.part, occasion)
+        key = further if pair.id or pair.part or occasion else pair.text
+        earlier = groups.setdefault(key, pair)
+        if isinstance(earlier, list):
+            earlier.append(pair)
+        elif earlier is not pair:
+            groups[key] = [earlier, pair]
+    pairs.clear()
+    in_order = list(reversed(groups.values()))
+    groups.clear()
     queries: dict[str, Query] = {}
     qrels: Qrels = {}
     parts: dict[str, list[str]] = {}
     several, rows, overruled, differing = [], 0, 0, dict[str, None]()
-    for first, *repeats in groups.values():
+    while in_order:
+        group = in_order.pop()
+        first, *repeats = group if isinstance(group, list) else [group]
         id = first.id or f"q{first.number}"
         if id in queries:
             errors.append(DataError(first.where, f"id {id!r} occurs here a second time", expected="an id in each row, or in none"))
             continue
-        grades = dict(first.grades or {})
-        judged, places, metadata = first.grades is not None, dict.fromkeys(grades, first.where), dict(first.metadata)
+        grades, metadata, judged = first.grades or {}, first.metadata, first.grades is not None
+        if repeats:
+            grades, places = dict(grades), dict.fromkeys(grades, first.where)
         for pair in repeats:
             try:
                 overruled += _add_answers(pair, first, grades, places, by_judgement=by_judgement or mined, mined=mined)
@@ -48,7 +57,7 @@ def merged(pairs: Sequence[Pair], source: str, errors: list[DataError], *, by_ju
             differing |= dict.fromkeys(sorted(unlike))
             metadata = {name: value for name, value in metadata.items() if name not in unlike}
         rows += len(repeats)
-        if len(grades) > len(first.grades or {}) and not first.id:
+        if repeats and len(grades) > len(first.grades or {}) and not first.id:
             several.append(id)
         queries[id] = Query(id, first.text, metadata)
         if judged:

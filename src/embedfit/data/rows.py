@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,8 +64,8 @@ def _shaped(shape: Shape, lines: Sequence[tuple[str, Any]], table: Rows, library
 
 
 def _by_columns(
-    lines: Sequence[tuple[str, Any]],
-    rows: Sequence[Row],
+    lines: list[tuple[str, Any]],
+    rows: list[Row],
     table: Rows,
     library: Library,
     columns: Columns,
@@ -76,8 +76,8 @@ def _by_columns(
     if library.given:  # the names are those of the documents' own columns
         columns = replace(columns, document_id="", document_title="", document_text="")
     before, columns = columns, columns_of(rows, columns, record, with_documents=library.given)
-    places = [where for where, row in lines if not isinstance(row, DataError)]
-    missing = missing_columns(places, rows, table, before, columns, record, with_documents=library.given)
+    place = next((where for where, row in lines if not isinstance(row, DataError)), "")
+    missing = missing_columns(place, rows, table, before, columns, record, with_documents=library.given)
     errors += missing
     if missing:
         return Contents({}, {}, {})
@@ -87,9 +87,17 @@ def _by_columns(
         console.note(f"{table.source}: {note}")
     if columns.by_name and columns.grade:
         console.note(f"{table.source}: column {columns.grade!r} is read as the grade of the label; 0 is not relevant")
-    pairs = table_pairs(lines, table, library, columns, record, errors)
+    rows.clear()
+    pairs = table_pairs(_consumed(lines), table, library, columns, record, errors)
     pairs = _one_label_a_cell(pairs, library, columns, errors)
     return merged(pairs, table.source, errors, by_judgement=bool(columns.grade) and not record)
+
+
+def _consumed(lines: list[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Yield lines, and remove each from the list: a million rows are large."""
+    lines.reverse()
+    while lines:
+        yield lines.pop()
 
 
 def corpus_of(library: Library, contents: Contents) -> dict[str, Document]:
@@ -115,7 +123,7 @@ def columns_of(rows: Sequence[Row], columns: Columns, record: RecordType | None,
 
 
 def table_pairs(
-    lines: Sequence[tuple[str, Any]],
+    lines: Iterable[tuple[str, Any]],
     table: Rows,
     library: Library,
     columns: Columns,
@@ -131,7 +139,8 @@ def table_pairs(
             if isinstance(row, DataError):
                 raise row
             number += 1
-            pair = _pair(where, number, {columns.label: None, **row} if may_lack_label else row, library, columns, record)
+            row = {columns.label: None, **row} if may_lack_label and columns.label not in row else row
+            pair = _pair(where, number, row, library, columns, record)
             if library.given and pair.grades and not (pair.cell and joined_by(pair.cell, library.documents)[1]):
                 for document in pair.grades:
                     check_known(document, library.documents, where, "label", hint=len(errors) < HINTS)
@@ -183,7 +192,7 @@ def _names(rows: Sequence[Row], table: Rows) -> dict[str, None]:
 
 
 def missing_columns(
-    places: Sequence[str],
+    place: str,
     rows: Sequence[Row],
     table: Rows,
     before: Columns,
@@ -203,7 +212,7 @@ def missing_columns(
             fix = columns.setting(role, "...") + ", the name of its column" if role and not getattr(before, role) and not record else ""
             if role and not before.given and has_judgement_columns(list(names)):
                 fix = "name it as qrels in [data], beside the files of queries and of documents"
-            errors.append(DataError(places[0], problem, fix=fix))
+            errors.append(DataError(place, problem, fix=fix))
     return errors
 
 

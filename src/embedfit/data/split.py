@@ -10,6 +10,7 @@ A split by documents also keeps queries with a common answer together, so that t
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Literal, TypeAlias
 
 from embedfit.data.check import Finding
 from embedfit.data.dataset import Dataset
-from embedfit.data.duplicates import connected, near_duplicates
+from embedfit.data.duplicates import connected, members, near_duplicates, numbered
 from embedfit.errors import ConfigError, DataError, did_you_mean
 
 By: TypeAlias = Literal["queries", "documents"]
@@ -145,7 +146,7 @@ def answers_of(dataset: Dataset) -> dict[str, int]:
     """Return {document id: answer number}. Documents that copies and near copies connect have the same number."""
     ids = list(dataset.corpus)
     texts = [f"{document.title} {document.text}".strip() for document in dataset.corpus.values()]  # as in `check_dataset`, for its cache
-    return {ids[place]: number for number, chain in enumerate(near_duplicates(texts).chains) for place in chain}
+    return dict(zip(ids, near_duplicates(texts).chain_of.tolist(), strict=True))
 
 
 def answers_seen(dataset: Dataset, trained: Iterable[str], held_out: Iterable[str], *, more: Iterable[str] = ()) -> tuple[bool, ...]:
@@ -267,12 +268,19 @@ def _stratified(dataset: Dataset, ids: Sequence[str], seed: int, group_by: str |
     if by == "documents":
         groups = _with_common_answers(dataset, groups)
     rng.shuffle(groups)
-    label = {group: min(dataset.relevant(group[0])) for group in groups}
+    answers = [_first_answer(dataset, group[0]) for group in groups]
     # Labels are shuffled too. Otherwise a label with few groups would be in the same part for every seed.
-    labels = sorted(set(label.values()))
+    labels = sorted(set(answers))
     rng.shuffle(labels)
     place = {name: index for index, name in enumerate(labels)}
-    return sorted(groups, key=lambda group: place[label[group]])
+    places = [place[answer] for answer in answers]
+    return [groups[number] for number in sorted(range(len(groups)), key=places.__getitem__)]
+
+
+def _first_answer(dataset: Dataset, id: str) -> str:
+    """Return the first of a query's relevant documents, by name."""
+    grades = dataset.qrels[id]
+    return next(iter(grades)) if len(grades) == 1 else min(dataset.relevant(id))
 
 
 def _with_common_answers(dataset: Dataset, groups: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -306,15 +314,19 @@ def query_groups(dataset: Dataset, ids: Sequence[str], group_by: str | None = No
             hint = did_you_mean(group_by, known) or f"; known: {', '.join(sorted(known)) or 'none'}"
             raise ConfigError(f"group_by: no query has the field {group_by!r}{hint}")
     # All queries are searched, so that the cached result serves every part.
-    queries = list(dataset.queries)
-    chain_of = {queries[place]: number for number, chain in enumerate(near_duplicates(dataset.query_texts()).chains) for place in chain}
-    first: dict[tuple[str, str | int], int] = {}
-    pairs = []
+    chain_of = near_duplicates(dataset.query_texts()).chain_of
+    if len(ids) < len(dataset.queries) or any(map(operator.ne, ids, dataset.queries)):
+        place_of = dict(zip(dataset.queries, range(len(dataset.queries)), strict=True))
+        chain_of = numbered(chain_of[[place_of[id] for id in ids]])
+    groups = list(members(chain_of))
+    if not group_by:
+        return [tuple(ids[place] for place in group) for group in groups]
+    first: dict[str, int] = {}
+    pairs = [(group[0], place) for group in groups for place in group]
     for place, id in enumerate(ids):
-        value = _value(dataset, id, group_by) if group_by else None
-        pairs.append((place, first.setdefault(("chain", chain_of[id]), place)))
+        value = _value(dataset, id, group_by)
         if value is not None:
-            pairs.append((place, first.setdefault(("field", value), place)))
+            pairs.append((place, first.setdefault(value, place)))
     return [tuple(ids[place] for place in group) for group in connected(len(ids), pairs)]
 
 

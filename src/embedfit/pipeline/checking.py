@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from embedfit.config import Config
 from embedfit.data.check import Finding, check_dataset
@@ -18,7 +19,7 @@ from embedfit.encode.lengths import Lengths
 from embedfit.encode.local import Truncation
 from embedfit.encode.named import encoder_of
 from embedfit.errors import ConfigError, DataError, ModelError
-from embedfit.pipeline.job import truncated, truncations
+from embedfit.pipeline.job import truncated
 from embedfit.pipeline.needs import local
 from embedfit.pipeline.parts import leaks, read
 from embedfit.pipeline.source import IN_MEMORY, Inputs, Model, Source
@@ -89,7 +90,7 @@ def check(source: Source, *, model: Model | None = None, **settings: Any) -> Che
     config, bad_rows = inputs.config, list[DataError]()
     dataset = read(config.data, bad_rows, model=config.model) if inputs.dataset is None else inputs.dataset
     findings = check_dataset(dataset) if dataset.judged else []
-    skipped, counted, prompts = "", dict[Kind, Truncation](), dict[Kind, str]()
+    skipped, counted, prompts = "", dict[Kind, _Counted](), dict[Kind, str]()
     # From here on, an error becomes a finding, so that it does not hide the bad rows.
     try:
         findings += leaks(config, dataset) if dataset.judged else []
@@ -102,8 +103,9 @@ def check(source: Source, *, model: Model | None = None, **settings: Any) -> Che
             raise ModelError("no model was given")
         base = local(inputs.base or encoder_of(config.model))
         prompts = base.prompts
-        counted = truncations(dataset, Lengths(base), config.data.document_template)
-        findings += truncated(dataset, counted)
+        texts: dict[Kind, list[str]] = {"query": dataset.query_texts(), "document": dataset.document_texts(config.data.document_template)}
+        counted = {kind: _Counted.of(texts[kind], kind, Lengths(base), prompts[kind]) for kind in texts}
+        findings += truncated(dataset, {kind: count.truncation for kind, count in counted.items()})
     except ModelError as error:
         skipped = f"truncation was not checked: {error}"
     except (ConfigError, DataError) as error:
@@ -112,7 +114,55 @@ def check(source: Source, *, model: Model | None = None, **settings: Any) -> Che
     return Check(dataset, tuple(bad_rows), tuple(findings), skipped, summary, _examples(config, dataset, prompts))
 
 
-def _summary(config: Config, dataset: Dataset, counted: Mapping[Kind, Truncation], model: str) -> tuple[str, ...]:
+_SAMPLED = 20_000
+"""Number of texts above which the tokens of short texts are counted in a sample of so many."""
+_SPECIAL = 16
+"""Maximum number of tokens that a model adds to a text."""
+_LONGEST_FORM = 6
+"""Maximum number of characters that a model's normalisation makes of a byte of UTF-8."""
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Lengths of texts in the tokens of a model.
+
+    Attributes:
+        truncation: Number of tokens of each text. That of a short text outside the sample is an estimate by its characters.
+        sample: Number of tokens of each text in the sample.
+    """
+
+    truncation: Truncation
+    sample: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, texts: Sequence[str], kind: Kind, lengths: Lengths, prompt: str) -> _Counted:
+        """Count the tokens of a sample of texts, evenly spread, and of all texts that may exceed the model's limit."""
+        if len(texts) <= _SAMPLED:
+            truncation = lengths.truncation(texts, kind)
+            return cls(truncation, truncation.counts)
+        sizes, bounds = (np.fromiter(map(size, texts), np.int64, len(texts)) for size in (len, _most_tokens))
+        sampled = np.linspace(0, len(texts) - 1, _SAMPLED).astype(np.int64)
+        sample = lengths.truncation([texts[place] for place in sampled.tolist()], kind).counts
+        counts = np.minimum((sizes * (sample.sum() / max(1, sizes[sampled].sum()))).astype(np.int64), lengths.limit)
+        counts[sampled] = sample
+        long = np.flatnonzero(bounds + len(prompt) * _LONGEST_FORM + _SPECIAL > lengths.limit)
+        counts[long] = lengths.truncation([texts[place] for place in long.tolist()], kind).counts
+        return cls(Truncation(counts, lengths.limit), sample)
+
+    def span(self, kind: Kind) -> str:
+        """Return the shortest, the median and the longest text in words."""
+        count, total = len(self.sample), len(self.truncation.counts)
+        known = f"; {count:,} of {total:,} counted" if count < total else ""
+        least, most, median = self.sample.min(), self.sample.max(), np.median(self.sample)
+        return f"{int(least):,} to {int(most):,} tokens a {kind} (median {int(median):,}{known})"
+
+
+def _most_tokens(text: str) -> int:
+    """Return the maximum number of tokens of a text, without those that the model adds. Each token has a character of its own."""
+    return len(text) if text.isascii() else _LONGEST_FORM * len(text.encode("utf-8", "surrogatepass"))
+
+
+def _summary(config: Config, dataset: Dataset, counted: Mapping[Kind, _Counted], model: str) -> tuple[str, ...]:
     """Return what was read, in up to five lines."""
     labels = Counter(label for id in dataset.judged for label in dataset.relevant(id))
     lines = [f"{len(dataset.judged):,} labelled queries, {len(dataset.corpus):,} documents, {sum(labels.values()):,} relevant pairs"]
@@ -126,14 +176,9 @@ def _summary(config: Config, dataset: Dataset, counted: Mapping[Kind, Truncation
     source += f", documents from {config.data.documents}" if source and config.data.documents else ""
     lines += [line for line in (source, "; ".join(further)) if line]
     if counted and len(dataset.queries):
-        spans = "; ".join(_span(kind, truncation) for kind, truncation in counted.items())
-        lines.append(f"{spans}; {model or 'the model'} reads {counted['query'].limit:,}")
+        spans = "; ".join(count.span(kind) for kind, count in counted.items())
+        lines.append(f"{spans}; {model or 'the model'} reads {counted['query'].truncation.limit:,}")
     return tuple(lines)
-
-
-def _span(kind: Kind, truncation: Truncation) -> str:
-    counts = truncation.counts
-    return f"{int(counts.min()):,} to {int(counts.max()):,} tokens a {kind} (median {int(np.median(counts)):,})"
 
 
 def _examples(config: Config, dataset: Dataset, prompts: Mapping[Kind, str]) -> tuple[tuple[str, str], ...]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from embedfit import console
 from embedfit.data.dataset import Dataset, text_key
 from embedfit.data.split import group_numbers
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, complete
 from embedfit.encode.local import seconds_alone
+from embedfit.errors import DataError
 from embedfit.evaluation.compare import compare_scores
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.hub import public_name
@@ -62,6 +65,35 @@ def measure(
         metadata = {"fingerprint": encoder.fingerprint[:12], "document": template}
         tracker.add(public_name(encoder.name), dataset, run, scores, template=template, metadata=metadata, seconds=seconds)
     return scores
+
+
+def measure_run(path: str, dataset: Dataset, *, ks: Sequence[int] = KS, group_by: str | None = None) -> Scores:
+    """Return how well the rankings in a TREC run file are, for each query of a data set.
+
+    A query that the file leaves out counts as one for which nothing was found. A note says how many there are.
+
+    Args:
+        path: TREC run file; see `Run.from_trec`.
+        dataset: Data set; each of its queries must be judged.
+        ks: Ranks at which the rankings are cut.
+        group_by: Metadata field; queries with the same value count as dependent in the intervals, as near duplicates always do.
+
+    Raises:
+        DataError: The file is no run, or ranks documents for none of the queries.
+    """
+    rankings = Run.from_trec(path).to_dict()
+    missing = sum(id not in rankings for id in dataset.queries)
+    if missing == len(dataset.queries):
+        known, other = next(iter(dataset.queries)), next(iter(rankings))
+        raise DataError(path, f"ranks documents for none of the {missing:,} queries", expected=f"ids such as {known!r}, not {other!r}")
+    documents = {document for id in dataset.queries for document in rankings.get(id, ())}
+    unknown = documents - dataset.corpus.keys()
+    notes = [f"queries without a ranking, for which nothing counts as found: {missing:,}"] * bool(missing)
+    notes += [f"ranked documents that are not in the data, and count as wrong: {len(unknown):,}"] * bool(unknown)
+    for note in notes:
+        console.note(f"{path}: {note}")
+    run = Run.from_dict({id: rankings.get(id, {}) for id in dataset.queries})
+    return score_run(run, dataset.qrels, ks=ks, name=Path(path).name, groups=group_numbers(dataset, group_by))
 
 
 def evaluate(

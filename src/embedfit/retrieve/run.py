@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
@@ -12,7 +13,9 @@ import numpy.typing as npt
 
 from embedfit.data.dataset import Dataset
 from embedfit.data.duplicates import queries_that_are_documents
+from embedfit.data.formats.encodings import read_lines
 from embedfit.errors import DataError, shown
+from embedfit.files import writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,6 +68,64 @@ class Run:
             ranked[row, : len(best)] = [position[id] for id in best]
             kept[row, : len(best)] = [scores[id] for id in best]
         return cls(tuple(rankings), named(document_ids, ranked), ranked, kept)
+
+    @classmethod
+    def from_trec(cls, path: str | Path) -> Run:
+        """Return the rankings in a TREC run file: query id, Q0, document id, rank, score and name of the run in each line.
+
+        Scores decide the order, and not the rank in the fourth column, as in trec_eval. The file may be compressed.
+
+        Args:
+            path: Run file, with white space or tabs between the columns.
+
+        Raises:
+            DataError: A line is no line of a run, or ranks a document a second time for its query; or there is no line.
+        """
+        rankings: dict[str, dict[str, float]] = {}
+        try:
+            for number, line in read_lines(Path(path)):
+                cells = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
+                if not line.strip():
+                    continue
+                where = f"{path}:{number}"
+                try:
+                    query, _, document, _, score, _ = (cell.strip() for cell in cells)
+                    own = rankings.setdefault(query, {})
+                    if document in own:
+                        raise DataError(where, f"ranks document {shown(document)} a second time for query {shown(query)}")
+                    own[document] = float(score)
+                    _check_ranking(query, {document: own[document]})
+                except (ValueError, DataError) as error:
+                    if isinstance(error, DataError) and error.where == where:
+                        raise
+                    expected = "query id, Q0, document id, rank, score, name of the run"
+                    raise DataError(where, f"is {shown(line.strip())}", expected=expected) from None
+        except OSError as error:
+            raise DataError(str(path), f"cannot be read: {error.strerror or error}") from None
+        if not rankings:
+            raise DataError(str(path), "is empty", expected="at least one line")
+        return cls.from_dict(rankings)
+
+    def to_trec(self, path: str | Path, name: str = "embedfit") -> None:
+        """Write the rankings as a TREC run file, which trec_eval, ranx, ir_measures and `from_trec` read.
+
+        Args:
+            path: File to write.
+            name: Name of the run, without white space.
+
+        Raises:
+            DataError: An id, or the name, has white space, which stands between the columns.
+            StorageError: The file cannot be written.
+        """
+        lines = []
+        for query, scores in self.to_dict().items():
+            for rank, (document, score) in enumerate(scores.items(), 1):
+                for id in (query, document, name):
+                    if not id or len(id.split()) != 1 or id != id.strip():
+                        raise DataError("run", f"has {shown(id)}", expected="ids without white space", fix="Run.to_dict keeps all ids")
+                lines.append(f"{query} Q0 {document} {rank} {score:.9g} {name}\n")
+        with writing(Path(path)) as file:
+            file.write("".join(lines).encode())
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """Return query id -> {document id: score}, best first: the shape that ranx uses. `from_dict` makes the same rankings of it.

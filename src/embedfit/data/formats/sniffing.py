@@ -39,6 +39,7 @@ class Sniffed:
         document_id: Column of the id of a document that the rows bring along; empty if they do not.
         document_title: Column of that document's title.
         document_text: Column of that document's text.
+        why: Reason for a choice of columns that their names do not explain; empty for none.
         options: Settings of [data] that reading this file needs: those that were passed, and the encoding if it is not UTF-8.
     """
 
@@ -58,6 +59,7 @@ class Sniffed:
     document_id: str = ""
     document_title: str = ""
     document_text: str = ""
+    why: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -69,7 +71,8 @@ class Sniffed:
         if self.shape:
             return f"the shape of {self.shape}"
         roles = ("query", "label", "id", "grade", "part", "document_id", "document_title", "document_text")
-        return ", ".join(f"{role} = column {name!r}" for role in roles if (name := getattr(self, role)))
+        taken = ", ".join(f"{role} = column {name!r}" for role in roles if (name := getattr(self, role)))
+        return f"{taken}; {self.why}" if self.why else taken
 
 
 def sniff(
@@ -120,7 +123,7 @@ def sniff(
         columns=names,
         rows=tuple(sample[:rows]),
         shape="sections apart" if table.sections else shape.name if shape else "",
-        **({} if shape else taken),
+        **({} if shape else {**taken, "why": found.why}),
         options={name: value for name, value in given.items() if value},
     )
 

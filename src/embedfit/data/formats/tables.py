@@ -111,6 +111,7 @@ def _named_rows(
     """Yield (place, row or error) for each row, and the error that ends the file early."""
     swallowed = _swallowed([cells for _, cells in rows], len(header), delimiter)
     for place, (number, cells) in enumerate(rows):
+        rows[place] = (number, [])  # a million rows are large
         if place in swallowed:
             before, cell = swallowed[place]
             seen = f"begins a cell of {cell.count(chr(10)) + 1:,} lines that read like rows of their own: {shown(cell)}"
@@ -179,6 +180,8 @@ def _swallowed(rows: Sequence[Sequence[str]], width: int, delimiter: str) -> dic
     suspects = []
     for place, cells in enumerate(rows):
         for column, cell in enumerate(cells) if len(cells) == width > 1 else ():
+            if "\n" not in cell:
+                continue
             # The cells before this one are those of its first line, and those behind it of its last.
             texts = [line.rstrip("\r") for line in cell.split("\n")]
             first, *rest = ([*enumerate(line.split(delimiter))] for line in texts)

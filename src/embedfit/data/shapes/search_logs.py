@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -36,6 +37,35 @@ def _quepid(where: str, number: int, row: Row, library: Library) -> Iterator[Pai
         raise DataError(where, f"rating {shown(rating)}", expected="a whole number") from None
 
 
+def _fits_book(keys: frozenset[str], rows: Sequence[Row]) -> bool:
+    """Return whether rows have a column of ratings for each rater, by the rater's name or address."""
+    raters = [key for key in keys if key not in ("query", "docid")]
+    named = all(key[:1].isupper() or "@" in key or " " in key for key in raters)
+    values = [row[key] for row in rows for key in raters if row.get(key) is not None]
+    return {"query", "docid"} < keys and named and bool(values) and all(_rating(value) is not None for value in values)
+
+
+def _book(where: str, number: int, row: Row, library: Library) -> Iterator[Pair]:
+    """Read the ratings that several people gave to a document. The lower median counts."""
+    ratings = {name: _rating(value) for name, value in row.items() if name not in ("query", "docid") and value is not None}
+    for name, rating in ratings.items():
+        if rating is None:
+            raise DataError(where, f"rating {shown(row[name])} of {name}", expected="a number")
+    middle = statistics.median_low(rating for rating in ratings.values() if rating is not None) if ratings else None
+    flat = {"query": str(row.get("query") or "").strip(), "docid": row.get("docid"), "rating": middle}
+    yield from _quepid(where, number, flat, library)
+
+
+def _rating(value: Any) -> float | None:
+    try:
+        rating = float(value)
+    except (TypeError, ValueError):
+        return None
+    return rating if not isinstance(value, bool) and abs(rating) <= _HIGHEST else None
+
+
+_HIGHEST = 100
+"""Highest rating that tells a rater's column from a column of counts or prices."""
 _CHOSEN = {
     *("click", "itemclick", "productclick", "resultclick", "addtocart", "addtobasket", "purchase", "buy", "order", "checkout"),
     *(
@@ -132,5 +162,6 @@ def _object(event: Mapping[str, Any]) -> str:
 
 SHAPES = (
     Shape("Quepid", _fits_quepid, each_row(_quepid)),
+    Shape("Quepid, book", _fits_book, each_row(_book)),
     Shape("UBI", _fits_ubi, _ubi, mined=True),
 )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from embedfit import console
-from embedfit.data.cells import id_of, read_grade, read_text
+from embedfit.data.cells import id_of, read_grade, read_text, spelling, whole_number
 from embedfit.data.library import Library
 from embedfit.data.shapes.shape import Lines, Shape, each_row, graded, id_in, passages_in, rest_of, texts_of
 from embedfit.data.texts import Pair, Row
@@ -68,32 +68,102 @@ _SENTENCES = (
 )
 
 
+_SCALES = (1, 5)
+"""Highest similarities of sentence-transformers, and of the STS tasks."""
+
+
 def _fits_scores(keys: frozenset[str], rows: Sequence[Row]) -> bool:
     return any(set(names) <= keys for names in _SENTENCES) and any(key in keys for key in _SCORES)
 
 
 def _scores(lines: Lines, library: Library) -> Iterator[Pair | DataError]:
-    """Read pairs of sentences with a score from 0 to 1, or a label of 0 and 1."""
+    """Read pairs of sentences with a similarity from 0 to 1 or to 5, a whole grade, or a label of 0 and 1."""
     lines = list(lines)
     keys = {key for _, row in lines for key in row}
     key = next(name for name in _SCORES if name in keys)
     first, second = next(names for names in _SENTENCES if set(names) <= keys)
     scores = [_number(row.get(key)) for _, row in lines]
     known = [score for score in scores if score is not None]
-    shares = bool(known) and all(0 <= score <= 1 for score in known) and any(0 < score < 1 for score in known)
-    if shares:
-        console.note(f"{lines[0][0].rpartition(':')[0]}: {key!r} is a similarity: from 0.5 the second sentence is right, below it is not")
+    highest = max(known, default=0)
+    scale = next((scale for scale in _SCALES if highest <= scale), 0)
+    similarities = bool(known) and bool(scale) and min(known) >= 0 and not all(score.is_integer() for score in known)
+    if similarities:
+        source = lines[0][0].rpartition(":")[0]
+        console.note(
+            f"{source}: {key!r} is a similarity from 0 to {scale}: from {scale / 2:g} the second sentence is right, below it is not"
+        )
     for number, ((where, row), score) in enumerate(zip(lines, scores, strict=True), 1):
         try:
             texts = [read_text(row, name, where) for name in (first, second)]
-            grade = None if row.get(key) is None else int((score or 0) >= 0.5) if shares and score is not None else read_grade(row[key])
+            similar = similarities and score is not None and score >= scale / 2
+            grade = None if row.get(key) is None else int(similar) if similarities and score is not None else read_grade(row[key])
             document = library.add(texts[1], where=where)
             yield Pair(where, number, texts[0], None if grade is None else {document: grade})
         except ValueError:
             fix = "divide the scores by the highest one, or round them to whole grades"
-            yield DataError(where, f"key {key!r} is {shown(row[key])}", expected="a whole grade, or a similarity from 0 to 1", fix=fix)
+            yield DataError(
+                where, f"key {key!r} is {shown(row[key])}", expected="a whole grade, or a similarity from 0 to 1 or to 5", fix=fix
+            )
         except DataError as error:
             yield error
+
+
+_INFERENCES = {
+    **dict.fromkeys(("entailment", "entails", "entailed"), "entailment"),
+    "neutral": "neutral",
+    **dict.fromkeys(("contradiction", "contradicts", "contradictory", "notentailment"), "contradiction"),
+    **dict.fromkeys(("", "-1"), ""),
+}
+"""Label of a pair of sentences, as `spelling` spells it -> its meaning; empty for a pair without an agreed label."""
+_NUMBERED = {"0": "entailment", "1": "neutral", "2": "contradiction"}
+"""Labels of SNLI and MNLI by their numbers."""
+_NLI_LABELS = ("label", "gold_label", "label_text", "labels")
+
+
+def _inference(row: Row) -> str:
+    """Return the label of a pair of sentences as a word: the first that is one, else a number."""
+    values = [str(whole_number(row[key])).strip() for key in _NLI_LABELS if row.get(key) is not None]
+    values = [re.sub(r"\.0+$", "", value) if re.match(r"-?\d", value) else spelling(value) for value in values]
+    return next((value for value in values if value in _INFERENCES), values[0] if values else "")
+
+
+def _fits_inferences(keys: frozenset[str], rows: Sequence[Row]) -> bool:
+    values = {_inference(row) for row in rows if any(key in row for key in _NLI_LABELS)}
+    words = values <= _INFERENCES.keys() and bool(values - {"", "-1"})
+    if {"premise", "hypothesis"} <= keys:
+        return words or (bool(values) and values <= {*_NUMBERED, *_INFERENCES})
+    return words and any(set(names) <= keys for names in _SENTENCES)
+
+
+def _inferences(lines: Lines, library: Library) -> Iterator[Pair | DataError]:
+    """Read pairs of sentences: what is entailed is right, what is contradicted is not, and what is neither is not judged."""
+    lines = list(lines)
+    keys = {key for _, row in lines for key in row}
+    first, second = next(names for names in (("premise", "hypothesis"), *_SENTENCES) if set(names) <= keys)
+    numbered = {_inference(row) for _, row in lines} - _INFERENCES.keys()
+    source, neutral = lines[0][0].rpartition(":")[0], 0
+    if numbered and "2" not in numbered:
+        fix = f"write words; or, if 1 is right, set query = {first!r}, label = {second!r}, grade = 'label' in [data]"
+        seen = f"has no label but {' and '.join(sorted(numbered))} in all {len(lines):,} rows, and either may be entailment"
+        yield DataError(source, seen, expected="0, 1 and 2, or words such as 'entailment'", fix=fix)
+        return
+    for number, (where, row) in enumerate(lines, 1):
+        try:
+            texts = [read_text(row, name, where) for name in (first, second)]
+            own = _inference(row)
+            meaning = _INFERENCES.get(own, _NUMBERED.get(own))
+            if meaning is None:
+                raise DataError(where, f"has the label {shown(own)}", expected="entailment, neutral or contradiction, or 0, 1 or 2")
+            neutral += meaning == "neutral"
+            judged = {"entailment": 1, "contradiction": 0}.get(meaning)
+            grades = None if judged is None else {library.add(texts[1], where=where): judged}
+            yield Pair(where, number, texts[0], grades)
+        except DataError as error:
+            yield error
+    of_numbers = "; of the numbers, 0 is entailment and 2 contradiction" if numbered else ""
+    console.note(
+        f"{source}: entailed sentences are right, contradicted ones are not, and {neutral:,} neutral ones are not judged{of_numbers}"
+    )
 
 
 def _number(value: Any) -> float | None:
@@ -153,6 +223,7 @@ SHAPES = (
     Shape("DPR", lambda keys, rows: {"question", "positive_ctxs"} <= keys, each_row(_dpr), mined=True),
     Shape("FlagEmbedding", lambda keys, rows: {"query", "pos"} <= keys, each_row(_tuples), mined=True),
     Shape("sentence-transformers, tuples", _fits_tuples, each_row(_tuples), mined=True),
+    Shape("NLI", _fits_inferences, _inferences),
     Shape("sentence-transformers, pairs with a score", _fits_scores, _scores),
     Shape("sentence-transformers, examples", _fits_examples, _examples, mined=True),
     Shape("MS MARCO, triples", _fits_triples, each_row(_triple), mined=True),
