@@ -6,9 +6,11 @@ import threading
 
 import pytest
 
+from embedfit.config import make_config
 from embedfit.data.load import load
 from embedfit.errors import DataError, StorageError
 from embedfit.serve.feedback import Feedback, Search, new_id, one_line
+from embedfit.serve.places import read_picks
 from embedfit.serve.summary import summarise, write_labels
 
 SHOWN = [{"id": "taxi", "score": 0.9, "probability": 0.8, "because": []}, {"id": "food", "score": 0.5, "probability": 0.1, "because": []}]
@@ -208,6 +210,35 @@ def test_the_labels_are_a_data_set_that_is_read_as_any_other(store, tmp_path):
     dataset = load(tmp_path / "labels.jsonl")
     answers = {query.text: list(dataset.qrels[id]) for id, query in dataset.queries.items()}
     assert answers == {"uber\nride": ["taxi"], "dinner": ["food"]}
+
+
+def test_the_picks_of_all_runs_of_a_configuration_are_read_once_each(store, tmp_path, said):
+    config = make_config({"name": "x", "output": str(tmp_path), "data": {"queries": "q"}})
+    for folder, query in {"x-0123456789": "uber", "x-live": "dinner", "x-other-0123456789": "of another"}.items():
+        (tmp_path / folder).mkdir()
+        kept = Feedback(tmp_path / folder / "feedback.db")
+        search = Search(new_id(), query, {"a": 1} if query == "dinner" else None, "", "api", "model", SHOWN)
+        kept.record([search])
+        kept.pick(search.id, "taxi")
+        kept.close()
+    store.pick(asked(store, "train"), "taxi")
+    picks = read_picks(["feedback", str(store.path), str(tmp_path / "x-live"), str(tmp_path / "x-live")], config)
+    assert [(pick.text, pick.document, pick.record) for pick in picks] == [
+        ("uber", "taxi", None),
+        ("dinner", "taxi", {"a": 1}),
+        ("train", "taxi", None),
+    ]
+    with pytest.raises(DataError, match="does not exist; expected the feedback that 'embedfit serve' keeps"):
+        read_picks([str(tmp_path / "nowhere")], config)
+    with pytest.raises(DataError, match="holds no run with feedback"):
+        read_picks(["feedback"], make_config({"name": "y", "output": str(tmp_path), "data": {"queries": "q"}}))
+    (tmp_path / "q.csv").write_text("query,expected\nride,taxi\nlunch,food\n")
+    Feedback(tmp_path / "none.db").close()
+    code, _, err = said("run", tmp_path / "q.csv", "--add", tmp_path / "none.db")
+    assert (code, err) == (
+        2,
+        "embedfit: feedback: has no labels yet; fix: pick in the page of 'embedfit serve', or send /feedback\n",
+    )
 
 
 def test_the_command_shows_exports_and_deletes(store, said):

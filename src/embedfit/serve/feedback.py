@@ -22,6 +22,10 @@ Agreement: TypeAlias = Literal["once", "twice", "second-person"]
 Kind: TypeAlias = Literal["pick", "click"]
 """A pick is an answer to the question which document is right, and so a label. A click is not: people click what stands first."""
 NAME = "feedback.db"
+_ROW = (
+    *("search", "person", "choice", "place", "kind", "time", "model", "key", "query", "record", "asked", "source", "shown"),
+    *("order_probability", "abstained"),
+)
 _VERSION = "1"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -249,14 +253,14 @@ class Feedback:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield each pick with its search, oldest first."""
-        names = "search, person, choice, place, kind, time, model, key, query, asked, source, shown, order_probability, abstained"
+        names = {"person": "picks.person", "time": "picks.time", "model": "picks.model", "asked": "searches.time"}
+        columns = ", ".join(names.get(name, name) for name in _ROW)
         with self._connected() as database:
             picks = database.execute(
-                "SELECT search, picks.person, choice, place, kind, picks.time, picks.model, key, query, searches.time, source, shown, "
-                "order_probability, abstained FROM picks JOIN searches ON id = search ORDER BY picks.time, picks.rowid"
+                f"SELECT {columns} FROM picks JOIN searches ON id = search ORDER BY picks.time, picks.rowid"
             ).fetchall()
         for row in picks:
-            yield dict(zip(names.split(", "), row, strict=True))
+            yield dict(zip(_ROW, row, strict=True))
 
     def searches(self) -> list[tuple[float, bool, float | None]]:
         """Return (time, whether it abstained, probability of the best answer) for each search, oldest first."""

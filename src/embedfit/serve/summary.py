@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from embedfit.errors import DataError
 from embedfit.files import json_bytes, writing
+from embedfit.pipeline.picked import Pick
 from embedfit.serve.feedback import Feedback
 
 
@@ -150,6 +152,14 @@ def write_labels(feedback: Feedback, path: Path) -> int:
             content = {"id": row["search"], "query": row["query"], "expected": row["choice"], "time": when, "model": row["model"]}
             file.write(json_bytes(content) + b"\n")
     return len(labels)
+
+
+def picks_of(stores: Iterable[Feedback]) -> list[Pick]:
+    """Return the labels of several feedbacks: the first pick of each text whose picks agree on a document."""
+    rows = {(row["search"], row["person"]): row for feedback in stores for row in feedback.rows() if row["kind"] == "pick"}
+    labels, _ = _labels(sorted(rows.values(), key=lambda row: row["time"]))
+    records = [None if row["record"] is None else json.loads(row["record"]) for row in labels]
+    return [Pick(row["search"], row["query"], row["choice"], row["time"], record) for row, record in zip(labels, records, strict=True)]
 
 
 def _labels(picks: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Conflict]]:
