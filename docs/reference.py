@@ -97,6 +97,7 @@ NOTES = {
     "serve": "[Serving](serve.md).",
     "label": "[From zero labels](serve.md#from-zero-labels).",
     "feedback": "[What counts as a label](serve.md#what-counts-as-a-label).",
+    "refresh": "[A new version, live](serve.md#a-new-version-live).",
     "mcp": "[Agents](serve.md#agents).",
     "generate records": "Nothing that was paid for is lost; the same command continues. [Generating](generate.md).",
     "generate queries": "[Generating](generate.md).",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from databases import databases, postgres  # noqa: F401 (fixtures)
 
 from embedfit.data.load import load
 from embedfit.samples import TRANSACTIONS

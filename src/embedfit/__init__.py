@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from embedfit.pipeline.generating import run_generate
     from embedfit.pipeline.measuring import evaluate, measure
     from embedfit.pipeline.parts import load_data
+    from embedfit.pipeline.picked import Pick
     from embedfit.pipeline.publishing import prepare_publications, publish_run
     from embedfit.pipeline.result import Result, read_result
     from embedfit.retrieve.finder import BaseRetriever, Finder, Hit
@@ -137,6 +138,7 @@ _ROOMS = {
         "evaluate",
         "measure",
     ),
+    "pipeline.picked": ("Pick",),
     "pipeline.publishing": (
         "prepare_publications",
         "publish_run",

@@ -32,11 +32,11 @@ def searcher(encoder, texts=TEXTS):
 
 
 @contextlib.contextmanager
-def serving(searcher, folder=None, items=None, **settings):
+def serving(searcher, folder=None, items=None, served="folder", **settings):
     """Yield a client of a server in a thread of this process."""
     if folder is not None:
         settings["feedback"] = str(folder / "feedback.db")
-    settings = Settings("folder", **settings)
+    settings = Settings(served, **settings)
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     config = uvicorn.Config(make_app(searcher, settings, items), log_level="warning", access_log=False, timeout_graceful_shutdown=20)

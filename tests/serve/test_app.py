@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -211,6 +213,23 @@ def test_shown_orders_are_recorded_with_their_probability(word_encoder, tmp_path
     for row, answer in zip(rows, answers, strict=True):
         assert [hit["id"] for hit in json.loads(row["shown"])] == ids(answer)
         assert row["place"] == ids(answer).index("taxi") + 1
+
+
+def test_a_signal_does_not_wait_for_a_worker_that_is_only_starting():
+    from uvicorn import Config
+
+    from embedfit.serve.workers import Workers
+
+    workers = object.__new__(Workers)
+    workers.config = Config("app", timeout_worker_healthcheck=60)
+    workers.signal_queue = []
+    ours, theirs = multiprocessing.Pipe()
+    workers.processes = [SimpleNamespace(process=SimpleNamespace(is_alive=lambda: True), parent_conn=ours)]
+    threading.Timer(0.1, workers.signal_queue.append, [signal.SIGTERM]).start()
+    started = time.monotonic()
+    workers.keep_subprocess_alive()
+    assert time.monotonic() - started < 20
+    assert theirs.recv() == b"ping"
 
 
 @pytest.mark.slow

@@ -6,16 +6,31 @@ import threading
 
 import pytest
 
+from embedfit.config import make_config
 from embedfit.data.load import load
 from embedfit.errors import DataError, StorageError
 from embedfit.serve.feedback import Feedback, Search, new_id, one_line
+from embedfit.serve.places import read_picks
 from embedfit.serve.summary import summarise, write_labels
 
 SHOWN = [{"id": "taxi", "score": 0.9, "probability": 0.8, "because": []}, {"id": "food", "score": 0.5, "probability": 0.1, "because": []}]
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def location(request, tmp_path):
+    """Where feedback is kept: an SQLite file, and a real PostgreSQL."""
+    return tmp_path / "feedback.db" if request.param == "sqlite" else request.getfixturevalue("postgres")()
+
+
 @pytest.fixture
-def store(tmp_path):
+def store(location):
+    store = Feedback(location)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def file_store(tmp_path):
     store = Feedback(tmp_path / "feedback.db")
     yield store
     store.close()
@@ -82,8 +97,8 @@ def test_a_click_is_no_label(store):
         ("second-person", [("a", "Ann"), ("b", "Bob")], True),
     ],
 )
-def test_when_a_pick_becomes_an_example(tmp_path, agreement, picks, expected):
-    store = Feedback(tmp_path / "f.db", agreement)
+def test_when_a_pick_becomes_an_example(location, agreement, picks, expected):
+    store = Feedback(location, agreement)
     ids = {name: asked(store, "uber") for name in "ab"}
     for name, person in picks:
         stored = store.pick(ids[name], "taxi", person=person)
@@ -104,7 +119,21 @@ def test_readers_learn_of_what_was_taken_back(store):
     assert store.examples(later) == (later, [])
 
 
-def test_what_is_deleted_is_nowhere_in_the_files(store):
+def test_what_is_deleted_is_gone(store):
+    mine = asked(store, "a very private taxi", person="Ann")
+    theirs = asked(store, "a public taxi", person="Bob")
+    store.pick(mine, "taxi", person="Bob")
+    store.pick(theirs, "taxi", person="Ann")
+    assert store.delete(person="Ann") == 3
+    assert list(store.rows()) == []
+    assert learned(store) == {}
+    assert len(store.asked()) == 1
+    assert store.delete(search=theirs) == 1
+    assert store.asked() == []
+
+
+def test_what_is_deleted_is_nowhere_in_the_files(file_store):
+    store = file_store
     mine = asked(store, "a very private taxi", person="Ann")
     theirs = asked(store, "a public taxi", person="Bob")
     store.pick(mine, "taxi", person="Bob")
@@ -113,7 +142,7 @@ def test_what_is_deleted_is_nowhere_in_the_files(store):
     assert [(row["query"], row["person"]) for row in store.rows()] == []
     assert learned(store) == {}
     assert store.delete(search=theirs) == 1
-    for path in store.path.parent.iterdir():
+    for path in store.database.path.parent.iterdir():
         content = path.read_bytes()
         assert b"private" not in content, path.name
         assert b"public" not in content, path.name
@@ -151,10 +180,9 @@ for number in range(10_000):
 """
 
 
-def test_no_accepted_pick_is_lost_when_writers_are_killed(store):
+def test_no_accepted_pick_is_lost_when_writers_are_killed(store, location):
     writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(store.path), name], stdout=subprocess.PIPE, text=True)
-        for name in ("Ann", "Bob")
+        subprocess.Popen([sys.executable, "-c", WRITER, str(location), name], stdout=subprocess.PIPE, text=True) for name in ("Ann", "Bob")
     ]
     accepted = []
     for writer in writers:
@@ -210,8 +238,37 @@ def test_the_labels_are_a_data_set_that_is_read_as_any_other(store, tmp_path):
     assert answers == {"uber\nride": ["taxi"], "dinner": ["food"]}
 
 
-def test_the_command_shows_exports_and_deletes(store, said):
-    run = store.path.parent
+def test_the_picks_of_all_runs_of_a_configuration_are_read_once_each(store, location, tmp_path, said):
+    config = make_config({"name": "x", "output": str(tmp_path), "data": {"queries": "q"}})
+    for folder, query in {"x-0123456789": "uber", "x-live": "dinner", "x-other-0123456789": "of another"}.items():
+        (tmp_path / folder).mkdir()
+        kept = Feedback(tmp_path / folder / "feedback.db")
+        search = Search(new_id(), query, {"a": 1} if query == "dinner" else None, "", "api", "model", SHOWN)
+        kept.record([search])
+        kept.pick(search.id, "taxi")
+        kept.close()
+    store.pick(asked(store, "train"), "taxi")
+    picks = read_picks(["feedback", str(location), str(tmp_path / "x-live"), str(tmp_path / "x-live")], config)
+    assert [(pick.text, pick.document, pick.record) for pick in picks] == [
+        ("uber", "taxi", None),
+        ("dinner", "taxi", {"a": 1}),
+        ("train", "taxi", None),
+    ]
+    with pytest.raises(DataError, match="does not exist; expected the feedback that 'embedfit serve' keeps"):
+        read_picks([str(tmp_path / "nowhere")], config)
+    with pytest.raises(DataError, match="holds no run with feedback"):
+        read_picks(["feedback"], make_config({"name": "y", "output": str(tmp_path), "data": {"queries": "q"}}))
+    (tmp_path / "q.csv").write_text("query,expected\nride,taxi\nlunch,food\n")
+    Feedback(tmp_path / "none.db").close()
+    code, _, err = said("run", tmp_path / "q.csv", "--add", tmp_path / "none.db")
+    assert (code, err) == (
+        2,
+        "embedfit: feedback: has no labels yet; fix: pick in the page of 'embedfit serve', or send /feedback\n",
+    )
+
+
+def test_the_command_shows_exports_and_deletes(file_store, said):
+    store, run = file_store, file_store.database.path.parent
     id = asked(store, "uber", person="Ann")
     store.pick(id, "taxi", person="Ann")
     store.pick(asked(store, "uber"), "food", person="Bob")

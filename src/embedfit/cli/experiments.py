@@ -48,6 +48,10 @@ def run(
     folds: Folds = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of training seeds; the report shows how much results vary.")] = None,
     keep: Annotated[float | None, typer.Option(help="Share of the base model's score on general queries to keep, such as 0.98.")] = None,
+    add: Annotated[
+        list[str] | None,
+        typer.Option(help="Picks to train on too; repeatable: a run, a file of feedback, or 'feedback' for that of all runs of SOURCE."),
+    ] = None,
     allow_leaks: AllowLeaks = False,
     price: Price = None,
     engine: EngineName = None,
@@ -58,7 +62,13 @@ def run(
 
     options: dict[str, dict[str, Any]] = {"evaluate": {"seeds": seeds}, "general": {"keep": keep}, "model": {"name": model, "price": price}}
     settings = settings_of(config, folds, allow_leaks, {"data": data_options(query, label, documents), **options})
-    print_result(experiment.run(with_engine(settings, engine)), as_json)
+    settings = with_engine(settings, engine)
+    picks = None
+    if add:
+        from embedfit.serve.places import read_picks
+
+        picks = read_picks(add, settings)
+    print_result(experiment.run(settings, picks=picks), as_json)
 
 
 @app.command()

@@ -10,7 +10,7 @@ import typer
 
 from embedfit import console
 from embedfit.cli.app import app
-from embedfit.cli.options import AsJson
+from embedfit.cli.options import HERE, AsJson, SourcePath
 from embedfit.cli.printing import print_rows
 
 if TYPE_CHECKING:
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
     from embedfit.serve.summary import Summary
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Finished run directory.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Finished run directory, or the live folder of 'refresh'.")]
+
+_LOCATION = "File of the feedback, or postgresql://..., or env:NAME. Default: feedback.db in the run directory."
+
+Location = Annotated[str | None, typer.Option(help=_LOCATION)]
 
 Host = Annotated[str, typer.Option(help="Address to listen at. Beyond this machine, a token is needed.")]
 
@@ -33,7 +37,7 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     token_env: TokenVariable = "EMBEDFIT_TOKEN",  # noqa: S107
-    feedback: Annotated[Path | None, typer.Option(help="File of the feedback. Default: feedback.db in the run directory.")] = None,
+    feedback: Location = None,
     no_feedback: Annotated[bool, typer.Option("--no-feedback", help="Store no searches and no picks.")] = False,
     learn: Annotated[
         Literal["once", "twice", "second-person"],
@@ -111,7 +115,7 @@ def label(
 @app.command()
 def feedback(
     run: RunPath,
-    file: Annotated[Path | None, typer.Option(help="File of the feedback. Default: feedback.db in the run directory.")] = None,
+    file: Location = None,
     output: Annotated[Path | None, typer.Option(help="Write the labels as JSONL that 'embedfit run' reads.")] = None,
     delete: Annotated[str | None, typer.Option(metavar="SEARCH_ID", help="Delete a search with its picks.")] = None,
     forget: Annotated[str | None, typer.Option(metavar="PERSON", help="Delete the searches and picks of a person.")] = None,
@@ -120,16 +124,17 @@ def feedback(
     """Show what people picked. Counts, conflicts, agreement, and how use changes from week to week."""
     import json
 
-    from embedfit.errors import ConfigError, DataError
-    from embedfit.serve.feedback import NAME, Feedback
+    from embedfit.errors import ConfigError
+    from embedfit.serve.drift import drift_of
+    from embedfit.serve.feedback import Feedback
+    from embedfit.serve.live import LiveFolder
+    from embedfit.serve.places import existing
     from embedfit.serve.summary import summarise, write_labels
 
-    path = file or run / NAME
-    if not path.is_file():
-        raise DataError(str(path), "does not exist", expected="the feedback that 'embedfit serve' keeps")
+    location = existing(file, run)
     if sum(option is not None for option in (output, delete, forget)) > 1:
         raise ConfigError("--output, --delete and --forget are three things to do; fix: give one of them")
-    store = Feedback(path)
+    store = Feedback(location)
     try:
         if delete is not None or forget is not None:
             count = store.delete(search=delete, person=forget)
@@ -137,20 +142,47 @@ def feedback(
         elif output is not None:
             count = write_labels(store, output)
             console.echo(json.dumps({"labels": count}) if as_json else f"Labels written to {output}: {count:,}")
-        elif as_json:
-            console.echo(json.dumps(summarise(store).to_dict(), ensure_ascii=False))
         else:
-            _print(summarise(store))
+            summary = summarise(store, drift_of(store, LiveFolder(run).running()))
+            console.echo(json.dumps(summary.to_dict(), ensure_ascii=False)) if as_json else _print(summary)
     finally:
         store.close()
 
 
 @app.command()
+def refresh(
+    source: SourcePath = HERE,
+    live: Annotated[Path | None, typer.Option(help="Live folder. Default: the name of the runs with -live, beside them.")] = None,
+    feedback: Annotated[
+        list[str] | None,
+        typer.Option(help="Picks to train on; repeatable: a run, a live folder, or a file. Default: those of all runs of SOURCE."),
+    ] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Make the previous version live again. Nothing is trained.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train on what people picked, and switch if that is better. Exit code 1 if the new version is not shown to be better."""
+    import json
+
+    from embedfit.cli.options import settings_of
+    from embedfit.errors import ConfigError
+    from embedfit.serve.live import LiveFolder
+    from embedfit.serve.refreshing import refresh as start
+    from embedfit.serve.refreshing import roll_back
+
+    if rollback and feedback:
+        raise ConfigError("--rollback trains nothing, and so has no use for --feedback; fix: give one of them")
+    settings = settings_of(source, None, False, {})
+    folder = LiveFolder(live or Path(settings.output) / f"{settings.name}-live")
+    refreshed = roll_back(folder) if rollback else start(settings, folder, feedback or ())
+    console.echo(json.dumps(refreshed.to_dict()) if as_json else refreshed.sentence)
+    if refreshed.outcome == "kept":
+        raise typer.Exit(1)
+
+
+@app.command()
 def mcp(
     run: RunPath,
-    file: Annotated[
-        Path | None, typer.Option("--feedback", help="File of the feedback. Default: feedback.db in the run directory.")
-    ] = None,
+    file: Annotated[str | None, typer.Option("--feedback", help=_LOCATION)] = None,
     no_feedback: Annotated[bool, typer.Option("--no-feedback", help="Store no searches and no picks.")] = False,
 ) -> None:
     """Offer search and feedback to agents. They speak the Model Context Protocol on stdin and stdout."""
@@ -159,11 +191,11 @@ def mcp(
 
     for package in ("mcp", "prometheus_client"):
         check_package(package, extra="mcp")
+    from embedfit.serve.live import load
     from embedfit.serve.mcp import make_server
-    from embedfit.serve.searching import Served
 
     console.quiet = True
-    make_server(Served.load(run), None if no_feedback else file or run / NAME).run("stdio")
+    make_server(load(run), None if no_feedback else file or str(run / NAME), str(run)).run("stdio")
 
 
 def _print(summary: Summary) -> None:
@@ -177,6 +209,12 @@ def _print(summary: Summary) -> None:
             for conflict in summary.conflicts
         ]
         print_rows(["conflict", "picks"], rows)
+    if summary.drift:
+        changes = [
+            [shift.name, f"{shift.before:.3f}", f"{shift.after:.3f}", f"{shift.low:+.3f} to {shift.high:+.3f}", f"{shift.p:.2g}"]
+            for shift in summary.drift
+        ]
+        print_rows(["drift", "before", "now", "95% interval", "p"], changes)
     names = ["week of", "searches", "no answer", "probability", "picks", "first", "none", "1 / place"]
     shares = [
         [week.start, f"{week.searches:,}", f"{week.abstained:.0%}", _shown(week.probability), f"{week.picks:,}"]

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def print_result(result: Result, as_json: bool) -> None:
     """Print the verdict of a run, and where its model and report are."""
     if as_json:
-        console.echo(json.dumps({**result.comparison.to_dict(), "folder": str(result.folder), "reused": result.reused}))
+        today = {"today": result.today.to_dict()} if result.today else {}
+        console.echo(json.dumps({**result.comparison.to_dict(), **today, "folder": str(result.folder), "reused": result.reused}))
         return
     from embedfit.report.tables import terminal_table
 

@@ -25,6 +25,7 @@ from embedfit.pipeline.job import Job, locked
 from embedfit.pipeline.needs import check_installed, local, note_unused
 from embedfit.pipeline.notes import MIXED, alerts, facts, notes_on, seeds
 from embedfit.pipeline.parts import read
+from embedfit.pipeline.picked import Pick
 from embedfit.pipeline.result import Result, read_result
 from embedfit.pipeline.searching import (
     ALONE,
@@ -39,6 +40,7 @@ from embedfit.pipeline.searching import (
     trusted,
 )
 from embedfit.pipeline.source import Inputs, Model, Source
+from embedfit.pipeline.today import Today, measure_today
 from embedfit.pipeline.training import help_training, train_all, training_steps, tune_part
 from embedfit.pipeline.written import write_run, write_study
 from embedfit.report.pages import curve_html, ladder_html
@@ -61,7 +63,7 @@ if TYPE_CHECKING:
     from embedfit.tune.result import Tuned
 
 
-def run(source: Source, *, model: Model | None = None, **settings: Any) -> Result:
+def run(source: Source, *, model: Model | None = None, picks: Sequence[Pick] | None = None, **settings: Any) -> Result:
     """Measure a model, tune it, measure it again on the same held-out queries, and write down the verdict.
 
     The name of the run directory holds a hash of the data, the base weights and the settings. A repeated call reads the
@@ -70,6 +72,7 @@ def run(source: Source, *, model: Model | None = None, **settings: Any) -> Resul
     Args:
         source: A Dataset, a Config, or the path of an embedfit.toml.
         model: Model to start from: a name, a folder or an Encoder; by default that of the settings.
+        picks: Picks of people, to train on too. The newest ones are held out as a test of their own.
         settings: Sections and keys of embedfit.toml, such as ``tune={"epochs": 2}`` or ``output="runs"``.
 
     Raises:
@@ -82,7 +85,7 @@ def run(source: Source, *, model: Model | None = None, **settings: Any) -> Resul
     if config.tune.method == "adapter" and config.general.keep is not None:
         raise ConfigError("general.keep merges weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'")
     general = read_general(config.general)
-    job = Job.of(config, inputs.dataset, inputs.base, trains=True)
+    job = Job.of(config, inputs.dataset, inputs.base, trains=True, picks=picks)
     folder = job.folder("", "general", "searcher", more=[general.digest() if general else ""])
     if not (folder / "manifest.json").exists():
         job.checked  # noqa: B018 (raises before the folder is made)
@@ -117,6 +120,7 @@ class _Measured:
         forgetting: Retrieval that merges of base and tuned keep on the general set; None for an adapter.
         forms: Scores of the model in other forms; empty for an adapter over an API.
         published: Scores of the model to use, checked after publishing; None if they are those of the comparison.
+        today: Base model and searcher on the newest picks; None without them.
         seconds: Duration of the measurements and trainings, in seconds.
     """
 
@@ -133,6 +137,7 @@ class _Measured:
     forgetting: Forgetting | None
     forms: tuple[Form, ...]
     published: Scores | None
+    today: Today | None
     seconds: float
 
 
@@ -170,6 +175,8 @@ def _measure(job: Job, folder: Path, general: Dataset | None, plan: console.Plan
             untuned = job.scored(deployed.untuned, UNTUNED)
             others += (untuned, replace(alone.tuned, name=ALONE))
             advice = need_for_tuning(job, untuned, alone.tuned, comparison.tuned)
+        today = measure_today(job, deployed.searcher)
+        advice += (today.sentence,) if today else ()
     with plan.step("other forms of the model"):
         forms = _forms(job, model, final, whole=weight == 1)
     seconds = time.monotonic() - started
@@ -187,6 +194,7 @@ def _measure(job: Job, folder: Path, general: Dataset | None, plan: console.Plan
         forgetting,
         forms,
         published,
+        today,
         seconds,
     )
 
@@ -237,6 +245,8 @@ def _write(job: Job, folder: Path, measured: _Measured) -> None:
     )
     manifest = _manifest(job, folder, measured)
     measured.searcher.save(folder / "searcher")
+    if measured.today:
+        measured.today.write(folder)
     write_run(folder, comparison, measured.alone, measured.others, queries, suspects, manifest, report, measured.published)
     with tracking(config.name, folder, wanted=config.track.langwatch) as tracker:
         if tracker:
@@ -278,6 +288,7 @@ def _manifest(job: Job, folder: Path, measured: _Measured) -> dict[str, Any]:
         "forms": [{**vars(form), "passed": form.passed} for form in measured.forms],
         "forgetting": measured.forgetting.to_dict() if measured.forgetting else None,
         "bought": vars(job.base.spent) if isinstance(job.base, RemoteEncoder) else None,
+        **({"feedback": job.picked.to_dict()} if job.picked else {}),
     }
 
 

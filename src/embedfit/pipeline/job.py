@@ -29,6 +29,7 @@ from embedfit.files import clear_leftovers, digest
 from embedfit.pipeline.generating import write_queries
 from embedfit.pipeline.needs import check_method
 from embedfit.pipeline.parts import answer_texts, folds_of, gated, read, splits_of, without_held_out
+from embedfit.pipeline.picked import Pick, Picked, with_picks
 from embedfit.pipeline.source import IN_MEMORY
 from embedfit.retrieve.engine import Engine, LocalEngine, RayEngine
 from embedfit.retrieve.retrievers import DenseRetriever
@@ -49,14 +50,24 @@ class Job:
         config: All settings.
         dataset: Data set from the files or from memory.
         base: Encoder to start from, local or behind an API; loaded on first use.
+        picked: What people picked, which is part of the data set; None if there is none.
     """
 
     config: Config
     dataset: Dataset
     base: Encoder
+    picked: Picked | None = None
 
     @classmethod
-    def of(cls, config: Config, dataset: Dataset | None = None, base: Encoder | None = None, *, trains: bool = False) -> Job:
+    def of(
+        cls,
+        config: Config,
+        dataset: Dataset | None = None,
+        base: Encoder | None = None,
+        *,
+        trains: bool = False,
+        picks: Sequence[Pick] | None = None,
+    ) -> Job:
         """Find the model and read the data. An LLM writes the queries before that, if the settings ask for it.
 
         Args:
@@ -64,6 +75,7 @@ class Job:
             dataset: Data set in memory, in place of the files that the settings name.
             base: Encoder to start from, in place of the model that the settings name.
             trains: Whether the model is going to be trained by the method of the settings, which is checked before an LLM is paid.
+            picks: What people picked, to train on too; None for nothing.
 
         Raises:
             EmbedfitError: The data or the model is missing or unusable.
@@ -78,19 +90,20 @@ class Job:
                 processes.agreed(None)  # no process reads before everything is written
             dataset = read(config.data, model=config.model)
         dataset.document_texts(config.data.document_template)  # raises on a wrong template before anything is encoded
-        return cls(config, dataset, base)
+        picked = None if picks is None else with_picks(dataset, processes.agreed(picks), config)
+        return cls(config, picked.dataset if picked else dataset, base, picked)
 
     def kept_data(self, folder: Path) -> DataConfig:
-        """Return the settings that read a run's data again. Data in memory is written into the run directory first.
+        """Return the settings that read a run's data again. Data in memory, or with picks, is written into the run directory first.
 
         Raises:
             StorageError: The data cannot be written.
         """
-        if self.config.data.queries != IN_MEMORY:
+        if self.config.data.queries != IN_MEMORY and not self.picked:
             return self.config.data
         write_jsonl(self.dataset, folder / "data")
         files = {name: str(folder / "data" / f"{name}.jsonl") for name in ("queries", "documents")}
-        return self.config.data.model_copy(update=files)
+        return DataConfig(**files, document_template=self.template)
 
     @property
     def template(self) -> str:
@@ -142,7 +155,13 @@ class Job:
 
     @cached_property
     def _gated(self) -> tuple[list[Split], list[Finding]]:
-        return gated(self.config, self.dataset, splits_of(self.config, self.dataset))
+        splits, leaks = gated(self.config, self._labelled, splits_of(self.config, self._labelled))
+        return [self.picked.joined(split, self.config) for split in splits] if self.picked else splits, leaks
+
+    @property
+    def _labelled(self) -> Dataset:
+        """The data set without picks."""
+        return self.picked.labelled if self.picked else self.dataset
 
     @property
     def further(self) -> list[tuple[Dataset, str]]:
@@ -155,7 +174,11 @@ class Job:
 
     @cached_property
     def _further(self) -> list[tuple[Dataset, list[Finding]]]:
-        return [without_held_out(self.config, source, read(source, model=self.config.model), self.test) for source in self.config.mix.data]
+        test = self.test
+        if self.picked:
+            ids = [*test.queries, *self.picked.today.queries]
+            test = self.picked.everything.select(ids)
+        return [without_held_out(self.config, source, read(source, model=self.config.model), test) for source in self.config.mix.data]
 
     @cached_property
     def test(self) -> Dataset:
@@ -204,9 +227,10 @@ class Job:
             self.template,
             self.base.fingerprint,
             {**self.config.model_dump(include={"split", "evaluate", *sections}), "tune": self.config.tune.identity()},
-            folds_of(self.config, self.dataset),
+            folds_of(self.config, self._labelled),
             [self.config.mix.model_dump(include={"temperature"}), [(dataset.digest(), template) for dataset, template in self.further]],
             *(["judged negatives"] if has_judged_negatives(self.dataset) else []),  # they were not drawn once
+            *([self.picked.today.digest()] if self.picked else []),
             *more,
         ]
         identity = digest(described)

@@ -123,6 +123,7 @@ def facts(job: Job, tuned: Sequence[Tuned]) -> dict[str, str]:
         spent += f" for {sum(training.tokens or 0 for training in tuned):,} tokens"
     return {
         "Data": f"{len(job.dataset.judged):,} labelled queries, {len(job.dataset.corpus):,} documents ({Path(config.data.queries).name})",
+        **({"Feedback": job.picked.describe()} if job.picked else {}),
         "Split": f"{len(job.splits)} folds, each {parts}" if len(job.splits) > 1 else f"{parts}, seed {config.split.seed}",
         "Document template": job.template,
         "Base model": f"{job.base.name} (fingerprint {job.base.fingerprint[:12]})",

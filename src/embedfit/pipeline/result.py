@@ -38,6 +38,7 @@ class Result:
         findings: Problems, warnings and notes about the data.
         manifest: Contents of manifest.json: configuration, identities, sizes and times.
         reused: Whether the run was already finished, so that nothing was computed.
+        today: Base model and searcher on the newest picks; None if the run was not given any.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class Result:
     findings: tuple[Finding, ...]
     manifest: dict[str, Any]
     reused: bool = False
+    today: Comparison | None = None
 
     @property
     def model(self) -> Path:
@@ -131,14 +133,9 @@ def read_result(folder: str | Path, *, reused: bool = True) -> Result:
         raise DataError(
             str(folder), f"is not a finished run directory: {error}", fix="run 'embedfit run' again; it continues where it stopped"
         ) from None
-    ids = tuple(queries.query_id)
 
     def scores(prefix: str, name: str) -> Scores:
-        columns = {
-            name.removeprefix(prefix): queries[name].to_numpy() for name in map(str, queries) if name.startswith(prefix) and "@" in name
-        }
-        groups = queries["group"].to_numpy() if "group" in queries else None
-        return Scores(name, ids, columns, queries[f"{prefix}rank"].to_numpy(), groups)
+        return _scores(queries, prefix, name)
 
     seen = queries.seen.tolist() if "seen" in queries else None
     comparison = Comparison.from_dict(payload, scores("base_", payload["base"]), scores("tuned_", payload["tuned"]), seen)
@@ -148,7 +145,29 @@ def read_result(folder: str | Path, *, reused: bool = True) -> Result:
         alone = Comparison.from_dict(payload, scores("base_", payload["base"]), scores("alone_", payload["tuned"]), seen)
     baselines = tuple(scores(f"{name.lower()}_", name) for name in manifest["others"])
     findings = tuple(Finding(**{**row, "ids": tuple(row["ids"])}) for row in manifest["findings"])
-    return Result(folder, comparison, alone, baselines, findings, manifest, reused)
+    return Result(folder, comparison, alone, baselines, findings, manifest, reused, _today(folder))
+
+
+def _scores(queries: pd.DataFrame, prefix: str, name: str) -> Scores:
+    """Return the scores in the columns of a frame whose names begin with a prefix."""
+    columns = {column.removeprefix(prefix): queries[column].to_numpy() for column in map(str, queries) if _is_of(column, prefix)}
+    groups = queries["group"].to_numpy() if "group" in queries else None
+    return Scores(name, tuple(queries.query_id), columns, queries[f"{prefix}rank"].to_numpy(), groups)
+
+
+def _is_of(column: str, prefix: str) -> bool:
+    return column.startswith(prefix) and "@" in column
+
+
+def _today(folder: Path) -> Comparison | None:
+    """Return the comparison on the newest picks; None if there are none."""
+    import pandas as pd
+
+    if not (folder / "today.json").exists():
+        return None
+    payload = json.loads((folder / "today.json").read_text(encoding="utf-8"))
+    queries = pd.read_parquet(folder / "today.parquet")
+    return Comparison.from_dict(payload, _scores(queries, "base_", payload["base"]), _scores(queries, "tuned_", payload["tuned"]))
 
 
 def check_unchanged(result: Result) -> None:

@@ -8,13 +8,8 @@ from typing import Any
 from embedfit.serve.service import Answer
 
 
-def content_of(answer: Answer, fingerprint: str) -> dict[str, Any]:
-    """Return an answer as JSON values.
-
-    Args:
-        answer: Answer to a search.
-        fingerprint: Fingerprint of the searcher.
-    """
+def content_of(answer: Answer) -> dict[str, Any]:
+    """Return an answer as JSON values."""
     hits = [
         {
             "id": hit.id,
@@ -29,6 +24,6 @@ def content_of(answer: Answer, fingerprint: str) -> dict[str, Any]:
         "hits": hits,
         "abstained": answer.abstained,
         "needs_person": answer.needs_person,
-        "model": fingerprint,
+        "model": answer.model,
         "search_id": answer.search_id,
     }

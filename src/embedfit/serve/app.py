@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from embedfit import console
+from embedfit.serve import live
 from embedfit.serve.answers import content_of
 from embedfit.serve.conventions import add_conventions
 from embedfit.serve.feedback import Feedback
@@ -78,7 +80,9 @@ def make_app(searcher: Served, settings: Settings, items: Labelling | None = Non
             feedback.forget_unpicked(settings.keep_days)
         if items is not None:
             await items.start(service)
+        following = asyncio.create_task(live.follow(service, settings.folder))
         yield
+        following.cancel()
         if items is not None:
             await items.close()
         await service.close()
@@ -122,7 +126,7 @@ def load(folder: str | Path) -> Served:
     Raises:
         EmbedfitError: The folder holds no searcher.
     """
-    searcher = Served.load(folder)
+    searcher = live.load(folder)
     console.quiet = True  # progress bars and notes are for people at a terminal
     return searcher
 
@@ -142,7 +146,7 @@ def _add_routes(app: FastAPI, meters: Meters) -> None:
             raise Refused(422, "expected either 'query' or 'queries'", code="invalid_body")
         queries = [body.query] if body.query is not None else body.queries or []
         answers = await service.search(queries, body.k, body.filter, person=body.person)
-        contents = [content_of(answer, service.searcher.fingerprint) for answer in answers]
+        contents = [content_of(answer) for answer in answers]
         return JSONResponse(contents[0] if body.query is not None else {"answers": contents})
 
     @app.post("/feedback", summary="Say what was right", tags=["embedfit"])

@@ -279,6 +279,7 @@ def _document(document: str | dict[str, Any], number: int) -> str:
 async def _similarities(service: Service, query: str, texts: list[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
     if len(texts) > service.settings.texts:
         raise Refused(422, f"{len(texts):,} documents; expected at most {service.settings.texts:,}", code="too_many_texts")
-    [vector] = await service.encode([query], "query")
-    scores: np.ndarray[Any, np.dtype[np.float32]] = await service.encode(texts, "document") @ vector
+    version = service.version
+    [vector] = await service.encode([query], "query", version)
+    scores: np.ndarray[Any, np.dtype[np.float32]] = await service.encode(texts, "document", version) @ vector
     return scores

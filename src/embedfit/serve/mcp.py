@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from embedfit.errors import require
 from embedfit.serve.answers import content_of
 from embedfit.serve.feedback import Feedback
+from embedfit.serve.live import follow
 from embedfit.serve.metering import Meters
 from embedfit.serve.problems import Refused
 from embedfit.serve.searching import Served
@@ -22,12 +24,13 @@ if TYPE_CHECKING:
 _PERSON = "agent"
 
 
-def make_server(searcher: Served, file: Path | None) -> MCPServer[None]:
+def make_server(searcher: Served, file: str | Path | None, folder: str = "") -> MCPServer[None]:
     """Return a server with the tools ``search`` and ``feedback``.
 
     Args:
         searcher: Searcher to offer.
-        file: File of the feedback; None to keep none, and to offer ``search`` alone.
+        file: File or address of the feedback; None to keep none, and to offer ``search`` alone.
+        folder: Live folder that the searcher was loaded from, to follow it.
 
     Raises:
         StorageError: The feedback cannot be opened.
@@ -38,7 +41,9 @@ def make_server(searcher: Served, file: Path | None) -> MCPServer[None]:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
+        following = asyncio.create_task(follow(service, folder))
         yield
+        following.cancel()
         await service.close()
 
     server: MCPServer[None] = server_class("embedfit", lifespan=lifespan, log_level="WARNING")
@@ -51,7 +56,7 @@ def make_server(searcher: Served, file: Path | None) -> MCPServer[None]:
         """
         with _in_words():
             [answer] = await service.search([query], max(1, min(k, MOST_HITS)), person=_PERSON)
-        return content_of(answer, searcher.fingerprint)
+        return content_of(answer)
 
     if file is not None:
 

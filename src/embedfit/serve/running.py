@@ -72,14 +72,16 @@ def serve(settings: Settings, workers: int = 1, app: Callable[[], ASGIApp] | Non
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="embedfit-"))
         settings.pass_on()
         console.echo(f"Serving {settings.folder} at {address} with {workers} workers", err=True)
-        uvicorn.run(
+        from embedfit.serve.workers import Workers
+
+        config = uvicorn.Config(
             "embedfit.serve.app:from_environment",
             factory=True,
-            fd=listener.fileno(),
             workers=workers,
             timeout_worker_healthcheck=_ALIVE_SECONDS,
             **shared,  # type: ignore[arg-type]
         )
+        Workers(config, [listener]).run()
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -18,6 +18,7 @@ from embedfit.searcher.parts import Parts
 from embedfit.searcher.saving import searcher_digest
 from embedfit.searcher.searcher import Query, Searcher, SearchHit
 from embedfit.searcher.views import DOCUMENTS, EXAMPLES, Asked
+from embedfit.serve.feedback import key_of
 from embedfit.template import Template
 
 _FEEDBACK = "feedback:"
@@ -42,6 +43,9 @@ class Served:
         self.searcher, self.name, self.fingerprint = searcher, name, fingerprint
         # Each change replaces the parts. The view of examples is there from the start, since the weights may name it.
         searcher.parts = searcher.parts.with_examples(searcher.parts.examples)
+        examples = searcher.parts.examples
+        # A pick that the run was trained on is no second example.
+        self._own = {(key_of(examples.texts[member]), owner) for member, owner in zip(examples.members, examples.owners, strict=True)}
 
     @classmethod
     def load(cls, folder: str | Path) -> Served:
@@ -132,6 +136,7 @@ class Served:
         place_of = {id: place for place, id in enumerate(self.searcher.parts.corpus.ids)}
         latest = {key: (text, document) for key, text, document in changes}
         added = {_FEEDBACK + key: (text, place_of[id]) for key, (text, id) in latest.items() if id in place_of}
+        added = {key: (text, place) for key, (text, place) in added.items() if (key_of(text), place) not in self._own}
         gone = {_FEEDBACK + key for key in latest}
         texts = [text for text, _ in added.values()]
         examples = self.searcher.parts.examples

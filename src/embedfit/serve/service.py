@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from embedfit.data.texts import Document
-from embedfit.encode.encoder import Kind, Vectors, complete
+from embedfit.encode.encoder import BaseEncoder, Kind, Vectors
 from embedfit.encode.local import local_of
 from embedfit.errors import DataError, EmbedfitError, StorageError, did_you_mean
 from embedfit.searcher.searcher import Query, SearchHit
@@ -25,6 +25,7 @@ from embedfit.serve.metering import Meters
 from embedfit.serve.problems import Refused
 from embedfit.serve.searching import Served
 from embedfit.serve.settings import Settings
+from embedfit.serve.version import Asked, Version, by_version
 from embedfit.store.base import is_encodable
 
 log = logging.getLogger("embedfit.serve")
@@ -42,6 +43,7 @@ class Answer:
         hits: Hits in the order to show them.
         abstained: Whether the searcher has no answer; the hits are then its guesses.
         needs_person: Whether the best answer's probability is under the threshold; None without one.
+        model: Fingerprint of the searcher that answered.
     """
 
     search_id: str | None
@@ -49,9 +51,10 @@ class Answer:
     hits: Sequence[SearchHit]
     abstained: bool
     needs_person: bool | None
+    model: str
 
 
-class _Asked(NamedTuple):
+class _Search(NamedTuple):
     """A search in the batcher's queue."""
 
     text: str
@@ -70,17 +73,16 @@ class Service:
     """
 
     def __init__(self, searcher: Served, settings: Settings, meters: Meters, feedback: Feedback | None) -> None:
-        self.searcher, self.settings, self.meters, self.feedback = searcher, settings, meters, feedback
-        self.encoder = complete(searcher.encoder)
+        self.settings, self.meters, self.feedback = settings, meters, feedback
+        self.version = Version(searcher)
+        self._gone: Collection[str] = ()
         self._files = ThreadPoolExecutor(1, thread_name_prefix="embedfit-feedback")
         self._random = random.Random()
-        self._learned = 0
-        self._titles: list[tuple[str, str, str]] | None = None
         self.batcher = Batcher(
             {
-                "query": lambda texts: list(self.searcher.encoder.encode(texts, "query")),
-                "document": lambda texts: list(self.searcher.encoder.encode(texts, "document")),
-                "search": self._search,
+                "query": by_version(lambda version, texts: list(version.encoder.encode(texts, "query"))),
+                "document": by_version(lambda version, texts: list(version.encoder.encode(texts, "document"))),
+                "search": by_version(self._search),
             },
             largest=settings.largest,
             wait=settings.wait,
@@ -89,7 +91,29 @@ class Service:
         )
         meters.waiting.set_function(lambda: self.batcher.waiting) if not meters.together else None
         self.learn()
-        self.encoder.encode(["ready"], "query")  # the first text takes longest
+        self.version.warm()
+
+    @property
+    def searcher(self) -> Served:
+        """Searcher of the version that new requests get."""
+        return self.version.searcher
+
+    @property
+    def encoder(self) -> BaseEncoder:
+        """Encoder of the version that new requests get."""
+        return self.version.encoder
+
+    def switch(self, searcher: Served) -> None:
+        """Make a searcher the one that new requests get. Those that have begun end with the one they began with.
+
+        It may run in any thread: the searcher learns all picks first, and searches go on meanwhile.
+        """
+        version = Version(searcher)
+        version.learn(self.feedback)
+        version.warm()
+        # A pick of a document that was shown a moment ago is still a pick.
+        self._gone = frozenset(self.searcher.documents) - frozenset(searcher.documents)
+        self.version = version
 
     async def close(self) -> None:
         """Finish what was accepted."""
@@ -99,12 +123,8 @@ class Service:
             self.feedback.close()
 
     def learn(self) -> None:
-        """Bring the searcher's examples in line with the picks, also those that other processes stored."""
-        if self.feedback is None:
-            return
-        self._learned, changes = self.feedback.examples(self._learned)
-        if changes:
-            self.searcher.learn(changes)
+        """Bring the examples of the newest version in line with the picks."""
+        self.version.learn(self.feedback)
 
     async def search(
         self,
@@ -120,20 +140,22 @@ class Service:
         Raises:
             Refused: A query cannot be used, or the server is busy.
         """
-        texts = [self.query_text(query, f"query {number}") for number, query in enumerate(queries, 1)]
-        allowed = self._allowed(filters) if filters else None
+        version = self.version
+        texts = [self.query_text(query, f"query {number}", version) for number, query in enumerate(queries, 1)]
+        allowed = _allowed(version.searcher, filters) if filters else None
         k = min(k, MOST_HITS)
-        ranked = await self._submit("search", [_Asked(text, k, allowed) for text in texts], texts)
+        ranked = await self._submit("search", version, [_Search(text, k, allowed) for text in texts], texts)
         answers, searches = [], []
         for query, text, hits in zip(queries, texts, ranked, strict=True):
-            answer, probability = self._answer(text, list(hits[:k]))
+            answer, probability = self._answer(version.searcher, text, list(hits[:k]))
             answers.append(answer)
             self.meters.searches.labels("yes" if answer.abstained else "no").inc()
             if answer.search_id:
                 record = None if isinstance(query, str) else query
                 evidence = [_as_shown(hit) for hit in answer.hits]
-                model = self.searcher.fingerprint
-                searches.append(Search(answer.search_id, text, record, person, source, model, evidence, probability, answer.abstained))
+                searches.append(
+                    Search(answer.search_id, text, record, person, source, answer.model, evidence, probability, answer.abstained)
+                )
         if searches:
             try:
                 await self._in_file(self._feedback.record, searches)
@@ -143,16 +165,22 @@ class Service:
                 self.meters.unrecorded.inc(len(searches))
         return answers
 
-    async def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
+    async def encode(self, texts: Sequence[str], kind: Kind, version: Version | None = None) -> Vectors:
         """Return one unit vector per text.
+
+        Args:
+            texts: Texts.
+            kind: Whether they are queries or documents.
+            version: Version that encodes them; by default the newest. Vectors of two versions cannot be compared.
 
         Raises:
             Refused: A text cannot be used, or the server is busy.
         """
         for number, text in enumerate(texts, 1):
             self._check_text(text, f"text {number}")
-        vectors = await self._submit(kind, texts, texts)
-        return np.stack(vectors) if vectors else np.zeros((0, self.encoder.dimension or 0), np.float32)
+        version = version or self.version
+        vectors = await self._submit(kind, version, texts, texts)
+        return np.stack(vectors) if vectors else np.zeros((0, version.encoder.dimension or 0), np.float32)
 
     async def pick(self, search: str, choice: str | None, *, person: str = "", kind: PickKind = "pick") -> Stored:
         """Store a pick, and learn from it at once.
@@ -160,7 +188,7 @@ class Service:
         Raises:
             Refused: The search or the document is unknown, or no feedback is kept.
         """
-        if choice is not None and choice not in self.searcher.documents:
+        if choice is not None and choice not in self.searcher.documents and choice not in self._gone:
             near = did_you_mean(choice, self.searcher.documents) if len(self.searcher.documents) <= MOST_HITS else ""
             raise Refused(422, f"choice: no document has this id{near}", code="unknown_document")
         try:
@@ -188,30 +216,22 @@ class Service:
         await self.batcher.call(self.learn)
         return count
 
-    def query_text(self, query: Query, where: str) -> str:
+    def query_text(self, query: Query, where: str, version: Version | None = None) -> str:
         """Return the text of a query, checked.
 
         Raises:
             Refused: The query cannot be used.
         """
         try:
-            text = self.searcher.text_of(query, where)
+            text = (version or self.version).searcher.text_of(query, where)
         except EmbedfitError as error:
             raise Refused(422, str(error), code="invalid_query") from None
         self._check_text(text, where)
         return text
 
-    def find_titles(self, words: str, most: int = 50) -> list[tuple[str, str]]:
+    def find_titles(self, words: str) -> list[tuple[str, str]]:
         """Return (id, text) of the documents whose id or text has all words, those that begin with them first."""
-        if self._titles is None:
-            self._titles = [(f"{id} {text}".casefold(), text, id) for id, text in self.searcher.texts.items()]
-        parts = words.casefold().split()
-        hits = [
-            (not folded.startswith(tuple(parts[:1])), id, text)
-            for folded, text, id in self._titles
-            if all(part in folded for part in parts)
-        ]
-        return [(id, text) for _, id, text in sorted(hits)[:most]] if parts else []
+        return self.version.find_titles(words)
 
     def tokens(self, texts: Sequence[str], kind: Kind) -> int:
         """Return the number of tokens of texts; of words, if the model is not on this machine."""
@@ -236,31 +256,25 @@ class Service:
         if not is_encodable(text):
             raise Refused(422, f"{where}: contains half of a character (a lone surrogate)", code="invalid_text")
 
-    def _allowed(self, filters: Mapping[str, str | int | float | bool]) -> set[str]:
-        wanted = {key: _plain(value) for key, value in filters.items()}
-        return {
-            id for id, document in self.searcher.documents.items() if all(_matches(document, key, value) for key, value in wanted.items())
-        }
-
-    def _search(self, asked: list[_Asked]) -> list[Sequence[SearchHit]]:
-        self.learn()
+    def _search(self, version: Version, asked: list[_Search]) -> list[Sequence[SearchHit]]:
+        searcher = version.searcher
+        version.learn(self.feedback)
         results: list[Sequence[SearchHit]] = [()] * len(asked)
         free = [place for place, one in enumerate(asked) if one.allowed is None]
         if free:
             most = max(asked[place].k for place in free)
-            encoded = self.searcher.searcher.encode([asked[place].text for place in free])
-            results_of_free = self.searcher.search(encoded, most)
-            for place, hits in zip(free, results_of_free, strict=True):
+            encoded = searcher.searcher.encode([asked[place].text for place in free])
+            for place, hits in zip(free, searcher.search(encoded, most), strict=True):
                 results[place] = hits
         for place, one in enumerate(asked):
             if one.allowed is not None:
-                [results[place]] = self.searcher.search(self.searcher.searcher.encode([one.text]), one.k, one.allowed)
+                [results[place]] = searcher.search(searcher.searcher.encode([one.text]), one.k, one.allowed)
         return results
 
-    def _answer(self, text: str, hits: list[SearchHit]) -> tuple[Answer, float]:
+    def _answer(self, searcher: Served, text: str, hits: list[SearchHit]) -> tuple[Answer, float]:
         """Return the answer, and the probability of the order that it shows."""
         best = hits[0].probability if hits else None
-        abstention, threshold = self.settings.abstain, self.searcher.threshold
+        abstention, threshold = self.settings.abstain, searcher.threshold
         abstained = not hits or (best is not None and best < abstention)
         needs_person = None if threshold is None or best is None else best < threshold
         probability, share = 1.0, self.settings.explore
@@ -270,13 +284,14 @@ class Service:
                 self._random.shuffle(hits)
             same = all(hit is other for hit, other in zip(hits, ranked, strict=True))
             probability = share / math.factorial(min(len(hits), 170)) + (1 - share) * same
-        return Answer(new_id() if self.feedback else None, text, hits, abstained, needs_person), probability
+        search_id = new_id() if self.feedback else None
+        return Answer(search_id, text, hits, abstained, needs_person, searcher.fingerprint), probability
 
-    async def _submit(self, lane: str, items: Sequence[Any], texts: Sequence[str]) -> list[Any]:
+    async def _submit(self, lane: str, version: Version, items: Sequence[Any], texts: Sequence[str]) -> list[Any]:
         if len(items) > self.settings.texts:
             raise Refused(422, f"{len(items):,} texts; expected at most {self.settings.texts:,} in a request", code="too_many_texts")
         try:
-            return await self.batcher.submit(lane, items, [len(text) for text in texts])
+            return await self.batcher.submit(lane, [Asked(version, item) for item in items], [len(text) for text in texts])
         except Busy as busy:
             raise Refused(429, str(busy), code="overloaded", headers={"Retry-After": str(busy.seconds)}) from None
         except Closed:
@@ -293,6 +308,11 @@ def _as_shown(hit: SearchHit) -> dict[str, Any]:
     # Without the texts of examples: who deletes theirs must find them nowhere else.
     because = [{"kind": reason.kind, "score": reason.score} for reason in hit.because]
     return {"id": hit.id, "score": hit.score, "probability": hit.probability, "because": because}
+
+
+def _allowed(searcher: Served, filters: Mapping[str, str | int | float | bool]) -> set[str]:
+    wanted = {key: _plain(value) for key, value in filters.items()}
+    return {id for id, document in searcher.documents.items() if all(_matches(document, key, value) for key, value in wanted.items())}
 
 
 def _plain(value: Any) -> str:

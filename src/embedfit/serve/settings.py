@@ -27,7 +27,7 @@ class Settings:
         port: Port to listen at; 0 for a free one.
         token: Secret that every request must show; empty if none is needed.
         secret: Secret of this server, from which the tokens of forms are made.
-        feedback: File of the feedback; empty to keep none.
+        feedback: File of the feedback, or address of a PostgreSQL; empty to keep none.
         agreement: When a pick becomes an example.
         explore: Share of the searches whose hits are shown in random order, from 0 to 1.
         abstain: Probability under which an answer is none, from 0 to 1; 0 to always answer.
@@ -48,7 +48,7 @@ class Settings:
     port: int = 8000
     token: str = field(default="", repr=False)
     secret: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
-    feedback: str = ""
+    feedback: str = field(default="", repr=False)
     agreement: Agreement = "once"
     explore: float = 0.0
     abstain: float = 0.0

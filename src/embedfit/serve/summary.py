@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from embedfit.errors import DataError
+from embedfit.evaluation.shift import Shift
 from embedfit.files import json_bytes, writing
-from embedfit.serve.feedback import Feedback
+from embedfit.pipeline.picked import Pick
+from embedfit.serve.feedback import Asked, Feedback
+
+_DRAWS = 10_000
+_HITS = 4
+"""Number of hits of which one in 24 random orders, or fewer, is the model's own."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,23 @@ class Week:
     first: float | None
     none: float | None
     rank: float | None
+
+
+@dataclass(frozen=True)
+class Explored:
+    """Picks from answers in random order, where the place says nothing about the answer.
+
+    Attributes:
+        picks: Number of picks.
+        first: Share of them at the first place.
+        expected: Share that would be there if the place made no difference.
+        p: p-value of so large a share by chance.
+    """
+
+    picks: int
+    first: float
+    expected: float
+    p: float
 
 
 @dataclass(frozen=True)
@@ -72,6 +98,8 @@ class Summary:
         agreement: Share of these pairs with the same document; None without pairs.
         conflicts: Texts with different picks.
         weeks: Weeks with a search, oldest first.
+        explored: Picks from answers in random order; None without any.
+        drift: Differences between today's queries and earlier ones.
     """
 
     searches: int
@@ -86,10 +114,12 @@ class Summary:
     agreement: float | None
     conflicts: tuple[Conflict, ...]
     weeks: tuple[Week, ...]
+    explored: Explored | None = None
+    drift: tuple[Shift, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as JSON values."""
-        return asdict(self)
+        return {**asdict(self), "drift": [{**asdict(one), "shown": one.shown} for one in self.drift]}
 
     @property
     def sentences(self) -> list[str]:
@@ -101,17 +131,31 @@ class Summary:
             lines.append(f"Where two people picked for the same text, they agree in {self.agreement:.0%} of {self.twice:,} pairs.")
         if self.conflicts:
             lines.append(f"Texts held back because their picks conflict: {len(self.conflicts):,}.")
+        if self.explored:
+            lines.append(
+                f"Of {self.explored.picks:,} picks from answers in random order, {self.explored.first:.0%} were at the first place; "
+                f"{self.explored.expected:.0%} would be there if places made no difference (p = {self.explored.p:.2g})."
+            )
+        shown = [one for one in self.drift if one.shown]
+        lines += [f"Drift is shown: '{one.name}' was {one.before:.2f} and is {one.after:.2f} (p = {one.p:.2g})." for one in shown]
+        if self.drift and not shown:
+            lines.append("No drift is shown.")
         return lines
 
 
-def summarise(feedback: Feedback) -> Summary:
-    """Return what the feedback says."""
+def summarise(feedback: Feedback, drift: tuple[Shift, ...] = ()) -> Summary:
+    """Return what the feedback says.
+
+    Args:
+        feedback: Searches and picks.
+        drift: Differences between today's queries and earlier ones, from `drift_of`.
+    """
     rows = list(feedback.rows())
     picks = [row for row in rows if row["kind"] == "pick"]
     labels, conflicts = _labels(picks)
     same, pairs = _agreement(picks)
     _, changes = feedback.examples()
-    searches = feedback.searches()
+    searches = feedback.asked()
     return Summary(
         searches=len(searches),
         picks=len(picks),
@@ -125,6 +169,8 @@ def summarise(feedback: Feedback) -> Summary:
         agreement=same / pairs if pairs else None,
         conflicts=tuple(conflicts),
         weeks=tuple(_weeks(searches, picks)),
+        explored=_explored(picks),
+        drift=drift,
     )
 
 
@@ -143,13 +189,21 @@ def write_labels(feedback: Feedback, path: Path) -> int:
     """
     labels, _ = _labels([row for row in feedback.rows() if row["kind"] == "pick"])
     if not labels:
-        raise DataError(str(feedback.path), "has no labels yet", fix="pick in the page of 'embedfit serve', or send /feedback")
+        raise DataError(feedback.name, "has no labels yet", fix="pick in the page of 'embedfit serve', or send /feedback")
     with writing(path) as file:
         for row in labels:
             when = datetime.datetime.fromtimestamp(row["time"], datetime.UTC).isoformat(timespec="seconds")
             content = {"id": row["search"], "query": row["query"], "expected": row["choice"], "time": when, "model": row["model"]}
             file.write(json_bytes(content) + b"\n")
     return len(labels)
+
+
+def picks_of(stores: Iterable[Feedback]) -> list[Pick]:
+    """Return the labels of several feedbacks: the first pick of each text whose picks agree on a document."""
+    rows = {(row["search"], row["person"]): row for feedback in stores for row in feedback.rows() if row["kind"] == "pick"}
+    labels, _ = _labels(sorted(rows.values(), key=lambda row: row["time"]))
+    records = [None if row["record"] is None else json.loads(row["record"]) for row in labels]
+    return [Pick(row["search"], row["query"], row["choice"], row["time"], record) for row, record in zip(labels, records, strict=True)]
 
 
 def _labels(picks: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Conflict]]:
@@ -176,24 +230,47 @@ def _agreement(picks: Iterable[dict[str, Any]]) -> tuple[int, int]:
     return sum(one == other for one, other in pairs), len(pairs)
 
 
-def _weeks(searches: Sequence[tuple[float, bool, float | None]], picks: Sequence[dict[str, Any]]) -> list[Week]:
-    asked: defaultdict[str, list[tuple[float, bool, float | None]]] = defaultdict(list)
+def _explored(picks: Sequence[dict[str, Any]]) -> Explored | None:
+    """Return how many picks of answers in random order were at the first place.
+
+    Answers of few hits are left out: a random order that happens to be the model's own cannot be told from it.
+    """
+    random_ones = [(row, len(json.loads(row["shown"]))) for row in picks if row["place"] and not as_ranked(row)]
+    rows = [row for row, hits in random_ones if hits >= _HITS]
+    if not rows:
+        return None
+    chances = np.array([1 / hits for _, hits in random_ones if hits >= _HITS])
+    first = sum(row["place"] == 1 for row in rows)
+    drawn = (np.random.default_rng(0).random((_DRAWS, len(rows))) < chances).sum(axis=1)
+    return Explored(len(rows), first / len(rows), float(chances.mean()), (1 + int((drawn >= first).sum())) / (1 + _DRAWS))
+
+
+def as_ranked(row: Mapping[str, Any]) -> bool:
+    """Return whether a search was shown in the model's own order, and not in one that chance made.
+
+    Of the orders of one answer, the model's own is the likeliest, with more than one half while ``explore`` is under one half.
+    """
+    return bool(row["order_probability"] > 0.5)
+
+
+def _weeks(searches: Sequence[Asked], picks: Sequence[dict[str, Any]]) -> list[Week]:
+    asked: defaultdict[str, list[Asked]] = defaultdict(list)
     picked: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for search in searches:
-        asked[_monday(search[0])].append(search)
+        asked[_monday(search.time)].append(search)
     for row in picks:
         picked[_monday(row["asked"])].append(row)
     weeks = []
     for start, those in sorted(asked.items()):
         rows = picked[start]
-        probabilities = [probability for *_, probability in those if probability is not None]
+        probabilities = [search.probability for search in those if search.probability is not None]
         # A place that chance gave says nothing about the model.
-        ranked = [row for row in rows if row["order_probability"] == 1]
+        ranked = [row for row in rows if as_ranked(row)]
         weeks.append(
             Week(
                 start,
                 len(those),
-                _mean([abstained for _, abstained, _ in those]) or 0.0,
+                _mean([search.abstained for search in those]) or 0.0,
                 _mean(probabilities),
                 len(rows),
                 _mean([row["place"] == 1 for row in ranked]),

@@ -320,12 +320,17 @@ def one_line(method: Callable[Concatenate[_Self, _Arguments], _Returned]) -> Cal
         except EmbedfitError:
             raise
         except self.errors as error:
-            message = str(error)
-            for form in _written_forms(self.secrets):
-                message = message.replace(form, "***")
-            raise StorageError(f"{self.where}: {' '.join(message.split()) or type(error).__name__}") from None
+            raise StorageError(f"{self.where}: {message_of(error, self.secrets)}") from None
 
     return call
+
+
+def message_of(error: Exception, secrets: Sequence[str]) -> str:
+    """Return the message of a library's error on one line, without secrets."""
+    message = str(error)
+    for form in _written_forms(secrets):
+        message = message.replace(form, "***")
+    return " ".join(message.split()) or type(error).__name__
 
 
 def _written_forms(secrets: Sequence[str]) -> list[str]:

@@ -1,0 +1,181 @@
+"""The live folder: a file names the run that is live, and a server of the folder follows it without a restart.
+
+    runs/support-live/
+      live.json     the run that is live, the one before, and those that were taken back
+      feedback.db   what people picked, whichever run answered
+
+The file is replaced as a whole, so a reader sees one version or the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedfit.errors import DataError, EmbedfitError, StorageError
+from embedfit.files import writing
+from embedfit.searcher.saving import searcher_digest
+from embedfit.serve.searching import Served
+from embedfit.serve.service import Service
+
+log = logging.getLogger("embedfit.serve")
+
+NAME = "live.json"
+_LOOK_SECONDS = 0.5
+_TRY_AGAIN_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Live:
+    """What a live folder says.
+
+    Attributes:
+        run: Run directory that is live, relative to the live folder.
+        fingerprint: Fingerprint of its searcher.
+        since: Time of the switch, in seconds since 1970.
+        previous: Run directory that was live before; empty for none.
+        taken_back: Run directories that were taken back. They do not go live again by themselves.
+    """
+
+    run: str
+    fingerprint: str
+    since: float
+    previous: str = ""
+    taken_back: tuple[str, ...] = ()
+
+
+class LiveFolder:
+    """A live folder.
+
+    Args:
+        path: Path of the folder, which need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def read(self) -> Live | None:
+        """Return what is live; None before the first version.
+
+        Raises:
+            DataError: The file is damaged, or of another version.
+        """
+        try:
+            content = json.loads((self.path / NAME).read_text(encoding="utf-8"))
+            return Live(**{**content, "taken_back": tuple(content["taken_back"])})
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise DataError(str(self.path / NAME), f"cannot be read: {error}", fix="restore it, or remove it and refresh again") from None
+
+    def run_of(self, name: str) -> Path:
+        """Return the path of a run directory that `Live` names."""
+        return Path(os.path.normpath(self.path / name))
+
+    def running(self) -> Path:
+        """Return the run directory that is live; the folder itself if it is no live folder.
+
+        Raises:
+            DataError: The file is damaged, or of another version.
+        """
+        live = self.read()
+        return self.path if live is None else self.run_of(live.run)
+
+    def switch(self, run: str | Path) -> Live:
+        """Make the searcher of a run directory live. The one that is live becomes the previous one.
+
+        Raises:
+            DataError: The run has no searcher.
+            StorageError: The folder cannot be written.
+        """
+        before = self.read()
+        name = os.path.relpath(Path(run).resolve(), self.path.resolve())
+        if before and before.run == name:
+            return before
+        taken_back = tuple(run for run in before.taken_back if run != name) if before else ()
+        return self._write(name, before.run if before else "", taken_back)
+
+    def roll_back(self) -> Live:
+        """Make the previous version live again.
+
+        Raises:
+            DataError: There is no previous version, or its run directory is gone.
+            StorageError: The folder cannot be written.
+        """
+        before = self.read()
+        if before is None or not before.previous:
+            raise DataError(str(self.path), "has no previous version", expected="a folder with two versions, which 'refresh' makes")
+        return self._write(before.previous, "", (*before.taken_back, before.run))
+
+    def _write(self, name: str, previous: str, taken_back: tuple[str, ...]) -> Live:
+        place = self.run_of(name) / "searcher"
+        if not (place / "searcher.json").exists():
+            raise DataError(str(place.parent), "has no searcher", expected="a finished run directory")
+        live = Live(name, searcher_digest(place), time.time(), previous, taken_back)
+        content = {"run": name, "fingerprint": live.fingerprint, "since": live.since, "previous": previous, "taken_back": taken_back}
+        with writing(self.path / NAME) as file:
+            file.write(json.dumps(content, indent=1).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        return live
+
+
+def load(folder: str | Path) -> Served:
+    """Return the searcher of a run directory, of a live folder, or of a searcher's own folder.
+
+    Raises:
+        EmbedfitError: The folder holds no searcher.
+    """
+    place = LiveFolder(folder)
+    live = place.read()
+    if live is None:
+        return Served.load(folder)
+    served = Served.load(place.run_of(live.run))
+    return Served(served.searcher, place.path.resolve().name, served.fingerprint)
+
+
+async def follow(service: Service, folder: str, load: Callable[[str], Served] = load) -> None:
+    """Switch a server to each version that goes live in its folder. It ends when it is cancelled.
+
+    A version that cannot be loaded is logged, and the server stays at the one it has.
+
+    Args:
+        service: Service to switch.
+        folder: Folder that the service was loaded from.
+        load: Loads the searcher of the folder.
+    """
+    place, refused, again = LiveFolder(folder), "", 0.0
+    if not folder or not (place.path / NAME).exists():
+        return
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        try:
+            live = await loop.run_in_executor(None, place.read)
+            if live is None or live.fingerprint == service.searcher.fingerprint:
+                continue
+            if live.fingerprint == refused and time.monotonic() < again:
+                continue
+            refused, again = live.fingerprint, time.monotonic() + _TRY_AGAIN_SECONDS
+            searcher: Any = await loop.run_in_executor(None, load, folder)
+            await loop.run_in_executor(None, service.switch, searcher)
+            log.info("now live: %s", place.run_of(live.run).name)
+        except (EmbedfitError, OSError) as error:
+            log.error("%s", error)
+
+
+def check_live(path: Path) -> None:
+    """Check that a path can be a live folder.
+
+    Raises:
+        StorageError: It is a file, or a run directory.
+    """
+    if path.is_file() or (path / "manifest.json").exists():
+        raise StorageError(f"{path}: is {'a file' if path.is_file() else 'a run directory'}; expected a folder that 'refresh' keeps")

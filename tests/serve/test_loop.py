@@ -1,0 +1,225 @@
+"""The whole way with real parts: items are labelled in the page, a run goes live, picks teach it, and a better version takes over."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from browser import CHROMIUM, Browser
+from loop_data import KINDS, expenses, kind_of
+from serve_data import serving
+
+from embedfit.serve.feedback import Feedback
+from embedfit.serve.labelling import ItemSource, Labelling
+from embedfit.serve.live import LiveFolder
+from embedfit.serve.searching import Served
+
+VARIABLE = "EMBEDFIT_TEST_FEEDBACK"
+
+
+def until(condition, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def database(monkeypatch):
+    """A PostgreSQL of this test alone, which may be killed; its address is in a variable."""
+    import pgserver
+
+    server = pgserver.get_server(tempfile.mkdtemp(), cleanup_mode="delete")
+    monkeypatch.setenv(VARIABLE, server.get_uri())
+    yield server
+    server.cleanup()
+
+
+@pytest.fixture
+def browser(tmp_path):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
+    browser = Browser(tmp_path / "chromium")
+    yield browser
+    browser.close()
+
+
+class Server:
+    """`embedfit serve` with two workers, started again at the same address."""
+
+    def __init__(self, folder):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = str(free.getsockname()[1])
+        self.address, self.folder = f"http://127.0.0.1:{self.port}", folder
+        self.start()
+
+    def start(self):
+        command = [sys.executable, "-m", "embedfit", "serve", str(self.folder), "--port", self.port, "--workers", "2"]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        command += ["--feedback", f"env:{VARIABLE}"]
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment, start_new_session=True)
+
+    def workers(self):
+        children = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True).stdout.split()
+        return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+    def kill(self):
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class Picker(threading.Thread):
+    """A client that sends everything again until it is accepted."""
+
+    def __init__(self, address, rows):
+        super().__init__()
+        self.address, self.rows, self.accepted, self.stop = address, rows, {}, False
+
+    def run(self):
+        for text, kind in self.rows:
+            while not self.stop and text not in self.accepted:
+                try:
+                    self.pick(text, kind)
+                except httpx.TransportError:
+                    time.sleep(0.05)
+
+    def pick(self, text, kind):
+        with httpx.Client(base_url=self.address, timeout=60, trust_env=False) as client:
+            found = client.post("/search", json={"query": text, "person": "Ann"})
+            if found.status_code == 200:
+                search = found.json()["search_id"]
+                for _ in range(2):  # as a client that did not hear the answer
+                    stored = client.post("/feedback", json={"search_id": search, "choice": kind, "person": "Ann"})
+                    if stored.status_code == 200:
+                        self.accepted[text] = search
+
+
+def label_in_the_page(browser, folder, model, count):
+    """Label items by keys alone; return the file of the labels."""
+    items = folder / "items.csv"
+    items.write_text("text\n" + "".join(f"{text}\n" for text, _ in expenses(count, 0)))
+    (folder / "documents.jsonl").write_text("".join(json.dumps({"id": kind, "text": f"{kind} expenses"}) + "\n" for kind in KINDS))
+    queries, searcher = ItemSource(items, None, folder / "documents.jsonl", str(model), "{text}", None).read()
+    output = folder / "labels.jsonl"
+    with serving(searcher, folder, Labelling("items", queries, output)) as client:
+        browser.open(str(client.base_url))
+        for done in range(count):
+            right = kind_of(browser.value("document.getElementById('item').textContent.trim()"))
+            names = browser.value("[...document.querySelectorAll('section .answers .id')].map((name) => name.textContent)")
+            key = str(names.index(right) + 1)
+            browser.press(key, 48 + int(key))
+            status = f"document.querySelector('.progress p').textContent.startsWith('{done + 1} of {count}')"
+            until(lambda status=status: browser.value(status))
+    return output
+
+
+def settings_file(folder, labels, model):
+    (folder / "embedfit.toml").write_text(
+        f"""
+        name = "loop"
+        data = {{ queries = {json.dumps(str(labels))}, documents = "documents.jsonl" }}
+        model = {{ name = {json.dumps(str(model))} }}
+        split = {{ folds = 2 }}
+        tune = {{ method = "adapter" }}
+        general = {{ measure = "off" }}
+        evaluate = {{ bm25 = false }}
+        searcher = {{ views = ["documents", "examples", "terms"] }}
+        """
+    )
+    return folder / "embedfit.toml"
+
+
+def ask_in_the_page(browser, text):
+    """Search in the page; return the ids of the answers, and what speaks for the first one."""
+    until(lambda: browser.value("document.activeElement.id === 'query'"))
+    browser.tell("Input.insertText", text=text)
+    browser.press("Enter", 13)
+    until(lambda: browser.value("document.querySelectorAll('section .answers button').length > 0"))
+    names = browser.value("[...document.querySelectorAll('section .answers .id')].map((name) => name.textContent)")
+    return names, browser.value("document.querySelector('section .answers').textContent")
+
+
+@pytest.mark.slow
+def test_from_unlabelled_items_to_a_new_version_live_through_kills(browser, database, tiny_model, tmp_path, said):
+    toml = settings_file(tmp_path, label_in_the_page(browser, tmp_path, tiny_model, 40), tiny_model)
+    feedback = ("--feedback", f"env:{VARIABLE}")
+    assert said("refresh", toml, *feedback)[1].startswith("Live, as the first version: loop-")
+    live = LiveFolder(tmp_path / "runs" / "loop-live")
+    first = Served.load(live.running())
+    server = Server(live.path)
+    try:
+        with httpx.Client(base_url=server.address, timeout=60, trust_env=False) as client:
+            until(lambda: answers(client))
+            browser.open(server.address)
+            names, evidence = ask_in_the_page(browser, "zorbing voucher")
+            key = str(names.index("Office") + 1)
+            browser.press(key, 48 + int(key))
+            until(lambda: browser.value("document.getElementById('status').textContent === 'Saved: Office.'"))
+            names, after = ask_in_the_page(browser, "zorbing voucher")
+            assert names[0] == "Office"
+            assert "zorbing voucher" in after
+            assert "zorbing voucher" not in evidence
+
+        picker = Picker(server.address, expenses(160, 5))
+        picker.start()
+        until(lambda: len(picker.accepted) > 20)
+        os.kill(server.workers()[0], signal.SIGKILL)
+        until(lambda: len(picker.accepted) > 50)
+        os.kill(int((database.pgdata / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        database.ensure_postgres_running()
+        until(lambda: len(picker.accepted) > 80)
+        server.kill()
+        server.start()
+        picker.join(180)
+        picker.stop = True
+        stored = Feedback(f"env:{VARIABLE}")
+        rows = [(row["search"], row["choice"]) for row in stored.rows() if row["person"] == "Ann"]
+        stored.close()
+        assert len(rows) == len(set(rows)) == len({search for search, _ in rows})
+        assert {(picker.accepted[text], kind) for text, kind in picker.rows} <= set(rows)
+
+        answered, stop = [], threading.Event()
+
+        def ask():
+            with httpx.Client(base_url=server.address, timeout=60, trust_env=False) as client:
+                while not stop.is_set():
+                    answered.append(client.post("/search", json={"query": "a cloud server beside the ocean", "k": 4}))
+                    time.sleep(0.02)
+
+        askers = [threading.Thread(target=ask) for _ in range(2)]
+        for asker in askers:
+            asker.start()
+        code, out, _ = said("refresh", toml, *feedback)
+        assert (code, out.startswith("Live now: loop-")) == (0, True), out
+        second = Served.load(live.running())
+        until(lambda: len([1 for one in answered[-20:] if second.fingerprint in one.text]) == 20)
+        stop.set()
+        for asker in askers:
+            asker.join()
+        assert {answer.status_code for answer in answered} == {200}
+        orders = {}
+        for answer in map(httpx.Response.json, answered):
+            orders.setdefault(answer["model"], set()).add(tuple((hit["id"], round(hit["score"], 2)) for hit in answer["hits"]))
+        assert set(orders) == {first.fingerprint, second.fingerprint}
+        assert {len(order) for order in orders.values()} == {1}  # each version always gives its own answer
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+    finally:
+        if server.process.poll() is None:
+            server.kill()
+
+
+def answers(client):
+    try:
+        return client.get("/health").status_code == 200
+    except httpx.TransportError:
+        return False
