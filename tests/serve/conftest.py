@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from browser import CHROMIUM, Browser
 from serve_data import searcher, serving
 
 from embedfit.data.dataset import Dataset, Document
@@ -57,3 +58,12 @@ def client(word_encoder, tmp_path):
     """A client of a server whose model counts words."""
     with serving(searcher(word_encoder), tmp_path) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
