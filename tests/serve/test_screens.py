@@ -1,10 +1,5 @@
 """Every page in Chromium: light, dark, on a phone and at 200% zoom, with long labels, many documents, none, and an error."""
 
-import json
-import os
-import sys
-from pathlib import Path
-
 import pytest
 from screen import ANSWERED, STATUS, type_in, until
 from serve_data import searcher, serving
@@ -12,31 +7,12 @@ from serve_data import searcher, serving
 from embedfit.serve.labelling import Labelling
 from embedfit.serve.pages import beyond, brief, fields_of, percent
 
-READERS = Path(os.environ.get("EMBEDFIT_TEST_READERS", Path(sys.prefix) / "readers"))
-AXE = READERS / "axe" / "axe_playwright_python" / "axe.min.js"
 RECORD = "Name: Nobu\nMemo: dinner for two\nAmount: 12"
 LONG = {
     "W" * 300: "uber train",
     "a label of many words " * 14: "taxi uber",
     **{f"Category {number}": f"kind {number}" for number in range(1000)},
 }
-
-
-@pytest.fixture
-def sound(browser):
-    """Return a function that checks the page which the browser shows: nothing sticks out, and axe-core finds no violation."""
-    if not AXE.is_file():
-        pytest.skip(f"no {AXE}; 'make test' installs it")
-    axe = AXE.read_text()
-
-    def check():
-        browser.value(f"if (!window.axe) {{ {axe} }}; null")
-        code = "axe.run().then((found) => JSON.stringify(found.violations.map((one) => [one.id, one.nodes.map((node) => node.html)])))"
-        answer = browser.tell("Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True)
-        assert json.loads(answer["result"]["value"]) == []
-        assert browser.value("document.documentElement.scrollWidth <= innerWidth")
-
-    return check
 
 
 def ask(browser, text):

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from embedfit import console
 from embedfit.serve.answers import content_of
 from embedfit.serve.conventions import add_conventions
+from embedfit.serve.doubts import Doubts
 from embedfit.serve.feedback import Feedback
 from embedfit.serve.guard import Guard
 from embedfit.serve.labelling import ItemSource, Labelling
@@ -92,6 +93,8 @@ def make_app(searcher: Served, settings: Settings, items: Labelling | None = Non
     _add_routes(app, meters)
     add_conventions(app)
     Picker(pages, items).add_to(app)
+    if settings.suspects:
+        Doubts(pages, Path(settings.suspects)).add_to(app)
     return Guard(app, settings, meters.request)
 
 
