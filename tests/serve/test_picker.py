@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from browser import CHROMIUM, Browser
+from screen import ANSWERED, KEYS, STATUS, type_in, until
 from serve_data import TEXTS, searcher, serving
 
 from embedfit.data.load import load
@@ -139,7 +139,7 @@ def test_items_come_once_each_and_are_still_done_after_a_restart(word_encoder, t
         with serving(searcher(word_encoder), tmp_path, Labelling("items", items, output)) as client:
             page = client.get("/")
             for _ in range(2):
-                text = html.unescape(re.search(r'class="item"[^>]*>(.*?)</h2>', page.text)[1]).strip()
+                text = html.unescape(re.search(r'class="item"[^>]*>(.*?)</div>', page.text)[1]).strip()
                 seen.append(text)
                 page = posted(client, "pick", page, search=search_of(page), choice=answers[text], item=item_of(page))
     assert sorted(seen) == sorted(answers)
@@ -195,31 +195,6 @@ def test_items_of_every_format_are_read_and_a_missing_column_is_named(tiny_model
         "did you mean 'text'?; fix: --column NAME, the column of the text\n"
     )
     assert said("label", tmp_path / "items.csv")[0] == 2
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if CHROMIUM is None:
-        pytest.skip("no Chromium")
-    browser = Browser(tmp_path_factory.mktemp("chromium"))
-    yield browser
-    browser.close()
-
-
-def until(browser, condition):
-    deadline = time.monotonic() + 30
-    while not browser.value(condition):
-        assert time.monotonic() < deadline, browser.value("document.body.innerText")
-
-
-def type_in(browser, text, box="query"):
-    until(browser, f"document.activeElement.id === '{box}'")  # by itself, or by a key
-    browser.tell("Input.insertText", text=text)
-
-
-KEYS = {"Enter": 13, "Escape": 27, "/": 191, "n": 78, "s": 83, "u": 85, **{str(number): 48 + number for number in range(10)}}
-ANSWERED = "document.querySelectorAll('section .answers button').length > 0"
-STATUS = "document.getElementById('status').textContent"
 
 
 def test_a_pick_is_made_taken_back_and_searched_for_by_keys_alone(browser, client):

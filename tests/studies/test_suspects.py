@@ -1,5 +1,6 @@
 import csv
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from embedfit.data.load import load
 from embedfit.data.write import write_jsonl
 from embedfit.errors import DataError
 from embedfit.retrieve.run import Run
-from embedfit.studies.suspects import COUNTED, find_suspects, relabelled, write_suspects
+from embedfit.studies.suspects import COUNTED, decide, find_suspects, read_decisions, relabelled, write_suspects
 
 DOCUMENTS = ("food", "hotel", "taxi")
 
@@ -222,3 +223,37 @@ def test_a_corrected_data_set_is_the_same_after_it_was_on_disk(dataset, decided,
     again = load(folder / "queries.jsonl", folder / "documents.jsonl")
     assert again.qrels == {**dataset.qrels, "q1": {"food": 1, "hotel": 1}, "q2": {"food": 2, "hotel": 0}}
     assert again.digest() == corrected.digest()
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_decision_is_written_and_all_else_stays(tmp_path, delimiter):
+    path = tmp_path / "suspects.csv"
+    rows = [
+        ["note", "decision ", "query_id", "suggested"],
+        ["see; mail, now", "", "'=1+1", "a|b"],
+        ["", "keep", "q2"],
+        ["line\nbreak", "", "q3", "c"],
+    ]
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+    assert decide(path, "'=1+1", "", "replace")
+    assert not decide(path, "'=1+1", "", "keep")  # somebody else was there first
+    assert not decide(path, "q4", "", "keep")
+    assert decide(path, "q2", "keep", "")
+    assert [list(row.values()) for row in read_decisions(path)] == [
+        ["see; mail, now", "replace", "'=1+1", "a|b"],
+        ["", "", "q2", ""],
+        ["line\nbreak", "", "q3", "c"],
+    ]
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf")
+    path.write_text("query_id,suggested\n")
+    with pytest.raises(DataError, match="has no columns query_id, suggested, decision"):
+        decide(path, "q", "", "keep")
+
+
+def test_decisions_made_at_once_are_all_kept(tmp_path):
+    path = tmp_path / "suspects.csv"
+    path.write_text("query_id,suggested,decision\n" + "".join(f"q{number},a,\n" for number in range(40)))
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(lambda number: decide(path, f"q{number}", "", "keep"), range(40)))
+    assert {row["decision"] for row in read_decisions(path)} == {"keep"}

@@ -63,6 +63,7 @@ def serve(
         token=token_from(token_env, host),
         feedback="" if no_feedback else str(feedback or run / NAME),
         agreement=learn,
+        suspects=_suspects_of(run),
         explore=explore,
         abstain=abstain,
         log=log,
@@ -99,6 +100,7 @@ def label(
         token=token_from(token_env, host),
         feedback=str(output.with_suffix(".db")),
         agreement="once" if people == 1 else "second-person",
+        suspects=_suspects_of(run) if run else "",
         keep_days=math.inf,
     )
     console.note(f"Labels go to {output}")
@@ -196,6 +198,11 @@ def mcp(
 
     console.quiet = True
     make_server(load(run), None if no_feedback else file or str(run / NAME), str(run)).run("stdio")
+
+
+def _suspects_of(run: Path) -> str:
+    path = run / "suspects.csv"
+    return str(path) if path.is_file() else ""
 
 
 def _print(summary: Summary) -> None:

@@ -21,10 +21,12 @@ from embedfit import console
 from embedfit.serve import live
 from embedfit.serve.answers import content_of
 from embedfit.serve.conventions import add_conventions
+from embedfit.serve.doubts import Doubts
 from embedfit.serve.feedback import Feedback
 from embedfit.serve.guard import Guard
 from embedfit.serve.labelling import ItemSource, Labelling
 from embedfit.serve.metering import Meters
+from embedfit.serve.pages import Pages, service_of
 from embedfit.serve.picker import Picker
 from embedfit.serve.problems import Refused, problem
 from embedfit.serve.searching import Served
@@ -90,10 +92,13 @@ def make_app(searcher: Served, settings: Settings, items: Labelling | None = Non
     app = FastAPI(
         title="embedfit", version=version("embedfit"), lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
     )
-    _add_errors(app)
+    pages = Pages(items.name if items is not None else "")
+    _add_errors(app, pages)
     _add_routes(app, meters)
     add_conventions(app)
-    Picker(items).add_to(app)
+    Picker(pages, items).add_to(app)
+    if settings.suspects:
+        Doubts(pages, Path(settings.suspects)).add_to(app)
     return Guard(app, settings, meters.request)
 
 
@@ -131,12 +136,6 @@ def load(folder: str | Path) -> Served:
     return searcher
 
 
-def service_of(request: Request) -> Service:
-    """Return the service behind a request."""
-    service: Service = request.app.state.service
-    return service
-
-
 def _add_routes(app: FastAPI, meters: Meters) -> None:
     @app.post("/search", summary="Search", tags=["embedfit"])
     async def search(body: SearchBody, request: Request) -> Response:
@@ -168,26 +167,31 @@ def _add_routes(app: FastAPI, meters: Meters) -> None:
         return Response(meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_errors(app: FastAPI, pages: Pages) -> None:
+    def answer(request: Request, refused: Refused) -> Response:
+        if "text/html" in request.headers.get("accept", ""):  # a browser that shows the answer to a person
+            return pages.problem(request, refused)
+        return problem(request.url.path, refused)
+
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
-        return problem(request.url.path, error)
+        return answer(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part != "body")
         message = f"{place}: {first['msg']}" if place else str(first["msg"])
-        return problem(request.url.path, Refused(422, message, code="invalid_body"))
+        return answer(request, Refused(422, message, code="invalid_body"))
 
     @app.exception_handler(RecursionError)
     async def too_deep(request: Request, error: RecursionError) -> Response:
-        return problem(request.url.path, Refused(422, "the body is nested too deeply", code="invalid_body"))
+        return answer(request, Refused(422, "the body is nested too deeply", code="invalid_body"))
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:
-        return problem(request.url.path, Refused(error.status_code, str(error.detail), headers=dict(error.headers or {})))
+        return answer(request, Refused(error.status_code, str(error.detail), headers=dict(error.headers or {})))
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        return problem(request.url.path, Refused(500, "an error of the server; its log names the place"))
+        return answer(request, Refused(500, "an error of the server; its log names the place"))

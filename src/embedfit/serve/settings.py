@@ -29,6 +29,7 @@ class Settings:
         secret: Secret of this server, from which the tokens of forms are made.
         feedback: File of the feedback, or address of a PostgreSQL; empty to keep none.
         agreement: When a pick becomes an example.
+        suspects: File of the doubtful labels that people decide on; empty for none.
         explore: Share of the searches whose hits are shown in random order, from 0 to 1.
         abstain: Probability under which an answer is none, from 0 to 1; 0 to always answer.
         largest: Maximum number of texts encoded together.
@@ -50,6 +51,7 @@ class Settings:
     secret: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
     feedback: str = field(default="", repr=False)
     agreement: Agreement = "once"
+    suspects: str = ""
     explore: float = 0.0
     abstain: float = 0.0
     largest: int = 32

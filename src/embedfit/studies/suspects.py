@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from embedfit.data.dataset import Dataset
 from embedfit.errors import DataError, did_you_mean, shown
@@ -91,6 +91,50 @@ def write_suspects(suspects: pd.DataFrame, path: str | Path) -> Path:
     with writing(path) as file:
         file.write(text.getvalue().encode("utf-8-sig"))
     return path
+
+
+def read_decisions(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a file of suspects, with the decisions so far. Ids are as in the file.
+
+    Raises:
+        DataError: The file cannot be read, or is not such a table.
+    """
+    return [row for _, row in _table(path)]
+
+
+def decide(path: Path, query_id: str, before: str, decision: str) -> bool:
+    """Write a decision into a file of suspects. All else in it stays; several processes may do so at once.
+
+    Args:
+        path: Path of the file.
+        query_id: Id of the query, as in the file.
+        before: Decision that is replaced; empty for an undecided one.
+        decision: New decision; empty to leave it undecided.
+
+    Returns:
+        Whether it was written. It is not if the file has no such query any more, or another decision than ``before``.
+
+    Raises:
+        DataError: The file cannot be read, or is not such a table.
+        StorageError: The file cannot be written.
+    """
+    import filelock
+
+    with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+        delimiter, header, rows = _parsed(path)
+        place, id = header.index("decision"), header.index("query_id")
+        cells = next((cells for _, cells in rows if cells[id] == query_id), None)
+        if cells is None:
+            return False
+        cells += [""] * (len(header) - len(cells))
+        if cells[place].strip() != before:
+            return False
+        cells[place] = decision
+        text = io.StringIO(newline="")
+        csv.writer(text, delimiter=delimiter, quoting=csv.QUOTE_ALL).writerows([header, *(cells for _, cells in rows)])
+        with writing(path) as file:
+            file.write(text.getvalue().encode("utf-8-sig"))
+    return True
 
 
 def relabelled(dataset: Dataset, path: str | Path) -> tuple[Dataset, dict[str, int]]:
@@ -185,28 +229,46 @@ def _documents(decision: str, known: Mapping[str, str], where: str) -> list[str]
 
 def _table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield (file and line, row) of a CSV as spreadsheets save it."""
+    _, header, rows = _parsed(path)
+    for where, cells in rows:
+        yield where, dict.fromkeys(header, "") | dict(zip(header, cells, strict=False))
+
+
+def _parsed(path: Path) -> tuple[str, list[str], list[tuple[str, list[str]]]]:
+    """Return the delimiter, the header, and (file and line, cells) of each row of a CSV as spreadsheets save it."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise DataError(str(path), f"cannot be read: {error.strerror}", fix="give the CSV of suspects") from None
     except UnicodeDecodeError:
         raise DataError(str(path), "is not UTF-8", fix="save it from the spreadsheet as 'CSV UTF-8'") from None
-    needed = ("query_id", "suggested", "decision")
     csv.field_size_limit(2**31 - 1)
+    found = []
     try:
-        for delimiter in ",;\t":
-            rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-            header = [name.strip() for name in next(rows, [])]
-            if set(needed) <= set(header):
-                break
-        else:
-            raise DataError(f"{path}:1", f"has no columns {', '.join(needed)}", expected="the CSV of suspects, with its header")
+        delimiter, rows, header = _opened(text, path)
         line = rows.line_num + 1
         for cells in rows:
             where, line = f"{path}:{line}", rows.line_num + 1
             if any(cells[len(header) :]):
                 raise DataError(where, f"has {len(cells)} cells", expected=f"{len(header)}, as in the header")
             if any(cells):  # Excel omits empty cells at the end of a line
-                yield where, dict.fromkeys(header, "") | dict(zip(header, cells, strict=False))
+                found.append((where, cells[: len(header)]))
     except csv.Error as error:
         raise DataError(f"{path}:{rows.line_num}", f"is not CSV ({error})", expected="quotes that close") from None
+    return delimiter, header, found
+
+
+def _opened(text: str, path: Path) -> tuple[str, Any, list[str]]:
+    """Return the delimiter, the reader behind the header, and the header."""
+    needed = ("query_id", "suggested", "decision")
+    problem = DataError(f"{path}:1", f"has no columns {', '.join(needed)}", expected="the CSV of suspects, with its header")
+    for delimiter in ",;\t":
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        try:
+            header = [name.strip() for name in next(rows, [])]
+        except csv.Error as error:  # a header in quotes, with another delimiter; or no CSV
+            problem = DataError(f"{path}:{rows.line_num}", f"is not CSV ({error})", expected="quotes that close")
+            continue
+        if set(needed) <= set(header):
+            return delimiter, rows, header
+    raise problem
