@@ -92,16 +92,17 @@ class Bridge:
         tensors = self.tensors
         offsets: _Floats = np.zeros(len(queries), np.float32)
         if self.kind == "affine":
-            moved, offsets = queries @ tensors["down"] @ tensors["up"], queries @ tensors["bias"]
+            moved = np.asarray(queries @ tensors["down"] @ tensors["up"], np.float32)
+            offsets = np.asarray(queries @ tensors["bias"], np.float32)
         else:
-            moved = queries @ tensors["rotation"]
+            moved = np.asarray(queries @ tensors["rotation"], np.float32)
         if self.kind == "residual":
             moved = moved + gelu(queries @ tensors["first"] + tensors["first_bias"]) @ tensors["second"] + tensors["second_bias"]
-        lengths = np.maximum(np.linalg.norm(moved, axis=1), np.finfo(np.float32).tiny)
+        lengths: _Floats = np.maximum(np.linalg.norm(moved, axis=1), np.finfo(np.float32).tiny).astype(np.float32)
         # Only the affine map estimates the new cosine by itself; the others give a cosine in the old space.
-        slopes = np.float32(self.slope) * (lengths if self.kind == "affine" else np.ones_like(lengths))
-        offsets = np.float32(self.slope) * offsets + np.float32(self.offset)
-        return Bridged((moved / lengths[:, None]).astype(np.float32), slopes.astype(np.float32), offsets.astype(np.float32))
+        slopes: _Floats = np.float32(self.slope) * (lengths if self.kind == "affine" else np.ones_like(lengths))
+        offsets = np.asarray(np.float32(self.slope) * offsets + np.float32(self.offset), np.float32)
+        return Bridged((moved / lengths[:, None]).astype(np.float32), slopes, offsets)
 
     def save(self, path: str | Path) -> Path:
         """Write the bridge as a safetensors file, whole or not at all.
