@@ -17,6 +17,7 @@ from embedfit.metrics import check_metric
 from embedfit.secrets import FROM_ENVIRONMENT, NO_SECRETS_IN, SECRET_KEYS, refuse_secrets, refuse_urls_with_secrets
 from embedfit.sections import (
     DataConfig,
+    DeployConfig,
     EvaluateConfig,
     GeneralConfig,
     GenerateConfig,
@@ -34,6 +35,7 @@ from embedfit.sections import (
 __all__ = [
     "Config",
     "DataConfig",
+    "DeployConfig",
     "EvaluateConfig",
     "GeneralConfig",
     "GenerateConfig",
@@ -68,6 +70,7 @@ class Config(Section):
     tune: TuneConfig = TuneConfig()
     mix: MixConfig = MixConfig()
     searcher: SearcherConfig = SearcherConfig()
+    deploy: DeployConfig = DeployConfig()
     general: GeneralConfig = GeneralConfig()
     ladder: LadderConfig = LadderConfig()
     store: StoreConfig = StoreConfig()

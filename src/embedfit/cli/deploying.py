@@ -10,7 +10,7 @@ import typer
 
 from embedfit import console
 from embedfit.cli.app import app
-from embedfit.cli.options import AsJson
+from embedfit.cli.options import AsJson, FormName
 from embedfit.cli.printing import print_conclusion
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Finished run directory.")]
@@ -19,8 +19,10 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Finished run dir
 @app.command()
 def export(
     run: RunFolder,
-    form: Annotated[Literal["onnx", "onnx-int8"], typer.Option(help="Form to export: ONNX in fp32, or with 8-bit weights.")],
-    tolerance: Annotated[float, typer.Option(min=0, max=1, help="Largest loss of the metric that passes.")] = 0.01,
+    form: Annotated[FormName, typer.Option(help="Form to export: ONNX in fp32, or with 8-bit weights.")],
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Largest loss of the metric that passes. Default: the run's deploy.loss.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a run's model in a form that is cheaper to run. If quality is lost, nothing is written and the exit code is 1."""
@@ -30,7 +32,7 @@ def export(
     if as_json:
         console.echo(json.dumps(measured.to_dict()))
     else:
-        place = f"Exported: {run / 'deploy'}" if measured.passed else "Not exported: the loss is more than is allowed."
+        place = f"Exported: {run / 'deploy'}" if measured.passed else f"Not exported: {measured.reason}."
         print_conclusion(measured.sentence, place)
     if not measured.passed:
         raise typer.Exit(1)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
 if TYPE_CHECKING:
     from embedfit.config import Config
 
+
+FormName: TypeAlias = Literal["onnx", "onnx-int8"]
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml, or a file of labelled queries.")]
 

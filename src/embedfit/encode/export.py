@@ -34,8 +34,7 @@ def export_onnx(encoder: LocalEncoder, folder: Path, form: str) -> Path:
         ModelError: The model has a layer that cannot be exported.
         EmbedfitError: A package of the extra ``onnx`` is not installed.
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        check_package(package, extra="onnx")
+    check_exporter()
     check_exportable(encoder.folder)
     folder.mkdir(parents=True, exist_ok=True)
     _copy_settings(encoder, folder)
@@ -55,6 +54,16 @@ def export_onnx(encoder: LocalEncoder, folder: Path, form: str) -> Path:
         for path in (whole, whole.with_name(f"{whole.name}.data")):
             path.unlink(missing_ok=True)
     return target
+
+
+def check_exporter() -> None:
+    """Check that the packages of an export are installed.
+
+    Raises:
+        EmbedfitError: A package of the extra ``onnx`` is not installed.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        check_package(package, extra="onnx")
 
 
 def _copy_settings(encoder: LocalEncoder, folder: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from embedfit.config import Config
+from embedfit import console, processes
+from embedfit.config import Config, DeployConfig
 from embedfit.data.dataset import Dataset, Query
 from embedfit.encode.encoder import Encoder, Kind, Vectors, WrappingEncoder, complete
 from embedfit.encode.export import export_onnx
@@ -15,7 +17,7 @@ from embedfit.encode.local import LocalEncoder, local_of
 from embedfit.encode.named import encoder_of
 from embedfit.encode.onnx import FILES, OnnxEncoder
 from embedfit.encode.remote import RemoteEncoder, is_remote
-from embedfit.errors import ConfigError, EmbedfitError
+from embedfit.errors import ConfigError, EmbedfitError, ModelError
 from embedfit.files import json_bytes, replace_folder, temporary_path, writing
 from embedfit.hub import weights_of
 from embedfit.pipeline.job import engine_of, locked
@@ -23,11 +25,13 @@ from embedfit.pipeline.needs import check_installed
 from embedfit.pipeline.parts import read
 from embedfit.pipeline.result import Result, check_unchanged, config_of, data_of, held_out_of, read_result
 from embedfit.report.pages import with_deployables
+from embedfit.searcher.forms import BASE_MODEL
 from embedfit.store.base import Store
 from embedfit.store.live import LiveIndex
 from embedfit.store.open import open_store
 from embedfit.store.opening import searcher_folder
 from embedfit.store.versions import Indexed, index_documents, index_searcher
+from embedfit.studies.answers import Answers, compare_answers
 from embedfit.studies.deployable import TOLERANCE, Deployable, measure_deployable
 from embedfit.studies.serving import Served, compare_served
 
@@ -151,16 +155,18 @@ def _other_models(result: Result, measured: LocalEncoder | None) -> dict[str, Lo
     return others
 
 
-def export_form(folder: str | Path, form: str, *, tolerance: float = TOLERANCE) -> Deployable:
+def export_form(folder: str | Path, form: str, *, tolerance: float | None = None) -> Deployable:
     """Export the model of a finished run, and keep the form if its loss on the run's held-out queries is within the tolerance.
 
-    A form that passes is in ``deploy`` in the run directory, with its measurement in ``forms.json``, in the report, and on the card of a
-    later publication. A form that fails is written nowhere.
+    The run's searcher is asked too: with the form, its best answers and their probabilities must stay what they are. A form that passes is
+    in ``deploy`` in the run directory, with its measurement in ``forms.json``, in the report, and on the card of a later publication. A
+    form that fails is written nowhere.
 
     Args:
         folder: Run directory.
         form: ``onnx`` or ``onnx-int8``.
-        tolerance: Largest loss of the run's metric that passes; one query's worth is always allowed.
+        tolerance: Largest loss that passes, of the run's metric and of right answers; one query's worth is always allowed. By default
+            the run's ``deploy.loss``.
 
     Raises:
         EmbedfitError: The run is not finished, its model or data has changed, or the model cannot be exported.
@@ -175,15 +181,17 @@ def export_form(folder: str | Path, form: str, *, tolerance: float = TOLERANCE) 
     check_unchanged(result)
     config, encoder = config_of(result), local_of(result.encoder)
     assert encoder
+    tolerance = config.deploy.loss if tolerance is None else tolerance
     held_out, _ = held_out_of(result, config.evaluate.metric)
     data = data_of(result).select(held_out)
     with locked(result.folder), temporary_path(result.deploy) as temporary:
         path = export_onnx(encoder, temporary, form)
         files = [str(file.relative_to(temporary)) for file in sorted(path.parent.glob(f"{path.name}*"))]
+        made = OnnxEncoder(temporary, form)
         measured = measure_deployable(
             form,
             encoder,
-            OnnxEncoder(temporary, form),
+            made,
             temporary,
             files,
             sum(file.stat().st_size for file in weights_of(encoder.folder)),
@@ -194,9 +202,51 @@ def export_form(folder: str | Path, form: str, *, tolerance: float = TOLERANCE) 
             group_by=config.split.group_by,
             seed=config.split.seed,
         )
+        measured = replace(measured, model=encoder.identity)
+        if measured.passed and (result.folder / "searcher").is_dir():
+            measured = replace(measured, answers=_answers(result, made, temporary, data, form))
         if measured.passed:
             _keep(result, temporary, measured)
     return measured
+
+
+def export_wanted(result: Result, wanted: DeployConfig) -> Result:
+    """Export the forms that the settings ask for, once each. Those that lose too much are named in the report, with the reason.
+
+    Args:
+        result: Finished run.
+        wanted: Forms, and the largest loss.
+    """
+    decided = {row.name for row in result.deployables} | set(result.rejected_forms)
+    for form in wanted.forms:
+        if form in decided or not processes.main():
+            continue
+        reason = ""
+        try:
+            measured = export_form(result.folder, form, tolerance=wanted.loss)
+            console.note(measured.sentence)
+            if not measured.passed:
+                reason = f"{measured.reason}: {measured.sentence}"
+        except (ConfigError, ModelError) as error:  # a map over an API, or a layer that cannot be exported
+            reason = str(error)
+        if reason:
+            console.note(f"Warning: the form {form} is not exported: {reason}")
+            with writing(result.folder / "rejected_forms.json") as file:
+                file.write(json_bytes({**result.rejected_forms, form: reason}))
+            _report(result)
+    return result
+
+
+def _answers(result: Result, made: OnnxEncoder, folder: Path, data: Dataset, form: str) -> Answers:
+    """Return the answers of the run's searcher with a form, whose model before tuning is exported too where it is read."""
+    searcher = result.searcher
+    forms: dict[str, Encoder] = {"model": made}
+    base = local_of(searcher.parts.base) if searcher.parts.base else None
+    if base:
+        export_onnx(base, folder / BASE_MODEL, form)
+        prompts = base.prompts
+        forms["base"] = OnnxEncoder(folder / BASE_MODEL, form, query_prompt=prompts["query"], document_prompt=prompts["document"])
+    return compare_answers(searcher, forms, data, seed=config_of(result).split.seed)
 
 
 def _keep(result: Result, made: Path, measured: Deployable) -> None:
@@ -204,14 +254,25 @@ def _keep(result: Result, made: Path, measured: Deployable) -> None:
     before = result.deploy
     rows = [row for row in result.deployables if row.name != measured.name]
     for row in rows:
-        for file in row.files:
-            shutil.copyfile(before / file, made / file)
+        for file in (*row.files, *(f"{BASE_MODEL}/{file}" for file in row.files)):
+            if (before / file).exists():
+                (made / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(before / file, made / file)
     rows = sorted([*rows, measured], key=lambda row: list(FILES).index(row.name))
     with writing(made / "forms.json") as file:
         file.write(json_bytes([row.to_dict() for row in rows]))
     replace_folder(made, before)
+    rejected = {form: reason for form, reason in result.rejected_forms.items() if form != measured.name}
+    if rejected != result.rejected_forms:
+        with writing(result.folder / "rejected_forms.json") as file:
+            file.write(json_bytes(rejected))
+    _report(result)
+
+
+def _report(result: Result) -> None:
+    """Put the forms into the report."""
     report = result.report.read_text(encoding="utf-8") if result.report.exists() else ""
-    changed = with_deployables(report, rows)
+    changed = with_deployables(report, result.deployables, result.rejected_forms)
     if changed != report:
         with writing(result.report) as file:
             file.write(changed.encode())

@@ -14,6 +14,7 @@ from embedfit.config import placed_in
 from embedfit.data.dataset import Dataset
 from embedfit.data.load import load
 from embedfit.encode.encoder import Encoder
+from embedfit.encode.export import check_exporter
 from embedfit.encode.local import local_of
 from embedfit.encode.remote import RemoteEncoder
 from embedfit.errors import ConfigError, check_package
@@ -21,6 +22,7 @@ from embedfit.evaluation.compare import compare_scores
 from embedfit.evaluation.comparison import Comparison
 from embedfit.evaluation.score import Scores
 from embedfit.hub import public_name
+from embedfit.pipeline.deploying import export_wanted
 from embedfit.pipeline.job import Job, locked
 from embedfit.pipeline.needs import check_installed, local, note_unused
 from embedfit.pipeline.notes import MIXED, alerts, facts, notes_on, seeds
@@ -82,6 +84,8 @@ def run(source: Source, *, model: Model | None = None, picks: Sequence[Pick] | N
     config = inputs.config
     processes.join()
     check_installed(config, trains=True)
+    if config.deploy.forms:
+        check_exporter()
     if config.tune.method == "adapter" and config.general.keep is not None:
         raise ConfigError("general.keep merges weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'")
     general = read_general(config.general)
@@ -90,16 +94,16 @@ def run(source: Source, *, model: Model | None = None, picks: Sequence[Pick] | N
     if not (folder / "manifest.json").exists():
         job.checked  # noqa: B018 (raises before the folder is made)
     with locked(folder):
-        if processes.agreed((folder / "manifest.json").exists()):
-            return read_result(folder)
-        if not processes.main():
+        reused = processes.agreed((folder / "manifest.json").exists())
+        if not reused and not processes.main():
             help_training(job, folder)
-        steps = ["base model", *training_steps(job), "tuned model", SEARCHER, "other forms of the model", "report"]
-        with console.plan("run", steps) as plan:
-            measured = _measure(job, folder, general, plan)
-            with plan.step("report"):
-                _write(job, folder, measured)
-    return read_result(folder, reused=False)
+        if not reused:
+            steps = ["base model", *training_steps(job), "tuned model", SEARCHER, "other forms of the model", "report"]
+            with console.plan("run", steps) as plan:
+                measured = _measure(job, folder, general, plan)
+                with plan.step("report"):
+                    _write(job, folder, measured)
+    return export_wanted(read_result(folder, reused=reused), config.deploy)
 
 
 @dataclass(frozen=True)

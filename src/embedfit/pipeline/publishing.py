@@ -57,6 +57,7 @@ def prepare_publications(
         examples=shown,
         forms=result.deployables,
         forms_folder=result.deploy,
+        rejected=result.rejected_forms,
     )
     if not (dataset and data):
         return [model]

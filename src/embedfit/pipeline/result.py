@@ -98,6 +98,12 @@ class Result:
         path = self.deploy / "forms.json"
         return [Deployable.from_dict(row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
 
+    @property
+    def rejected_forms(self) -> dict[str, str]:
+        """Forms that the settings asked for and that are not there -> the reason."""
+        path = self.folder / "rejected_forms.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
     def to_frame(self) -> pd.DataFrame:
         """Return one row per metric and k."""
         return self.comparison.to_frame()

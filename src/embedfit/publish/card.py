@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from embedfit.config import TuneConfig
@@ -24,6 +25,7 @@ def model_card(
     comparison: Comparison,
     examples: Sequence[tuple[str, Sequence[str]]] = (),
     forms: Sequence[Deployable] = (),
+    rejected: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Return the model card: what the model does, the evidence, the data and training, and how to use it.
 
@@ -34,6 +36,7 @@ def model_card(
         comparison: Comparison of the run.
         examples: Training queries to quote, each with its answers.
         forms: Exported forms that are published beside the model.
+        rejected: Forms that lose too much -> the reason.
     """
     config, base = manifest["config"], manifest["base"]["name"]
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
@@ -56,6 +59,7 @@ def model_card(
         differences=differences,
         strata=[(stratum.label, stratum[row.metric]) for stratum in comparison.strata for row in differences],
         forms=forms,
+        rejected={form: in_one_line(reason) for form, reason in rejected.items()},
         notes=[forgetting["sentence"]] if forgetting else [],
         data=_data_facts(manifest, prompts),
         template=in_one_line(config["data"]["document_template"]),

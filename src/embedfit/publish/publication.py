@@ -15,6 +15,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from embedfit import console
@@ -186,6 +187,7 @@ def model_publication(
     examples: Sequence[tuple[str, Sequence[str]]] = (),
     forms: Sequence[Deployable] = (),
     forms_folder: Path | None = None,
+    rejected: Mapping[str, str] = MappingProxyType({}),
 ) -> Publication:
     """Return the publication of a run's model.
 
@@ -198,6 +200,7 @@ def model_publication(
         examples: Training queries to quote in the card, each with its answers. No other training text is published.
         forms: Forms to publish beside the model.
         forms_folder: Folder that their files are in.
+        rejected: Forms that lose too much -> the reason.
     """
     files: dict[str, Content] = {
         str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "README.md"
@@ -205,7 +208,7 @@ def model_publication(
     files |= older_form(folder) or {}  # earlier versions of embedfit saved models without the older form
     if forms_folder:
         files |= {name: forms_folder / name for form in forms for name in form.files}
-    files["README.md"] = model_card(target, folder, manifest, comparison, examples, forms).encode()
+    files["README.md"] = model_card(target, folder, manifest, comparison, examples, forms, rejected).encode()
     summary = comparison.to_dict() | {"base": public_name(manifest["base"]["name"]), "tuned": target.title}
     config = manifest["config"]
     evidence = {

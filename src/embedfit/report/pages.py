@@ -6,9 +6,10 @@ import base64
 import hashlib
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -88,13 +89,19 @@ def html(report: Report) -> str:
     )
 
 
-def with_deployables(page: str, rows: Sequence[Deployable]) -> str:
-    """Return a report with the table of forms to deploy; the page itself if it is older than that table."""
+def with_deployables(page: str, rows: Sequence[Deployable], rejected: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return a report with the table of forms to deploy; the page itself if it is older than that table.
+
+    Args:
+        page: The report.
+        rows: Forms that passed.
+        rejected: Forms that did not -> the reason.
+    """
     before, mark, rest = page.partition("<!-- deployable forms -->")
     _, end, after = rest.partition("<!-- end -->")
-    if not end or not rows:
+    if not end or not (rows or rejected):
         return page
-    return "".join([before, mark, _environment().get_template("deployable.html").render(rows=rows), end, after])
+    return "".join([before, mark, _environment().get_template("deployable.html").render(rows=rows, rejected=rejected), end, after])
 
 
 def ladder_html(title: str, ladder: Ladder, *, notes: Sequence[str] = (), alerts: Sequence[str] = ()) -> str:

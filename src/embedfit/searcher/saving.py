@@ -31,6 +31,7 @@ from embedfit.evaluation.calibration import Calibrator
 from embedfit.evaluation.conformal import ConformalSets
 from embedfit.evaluation.threshold import Threshold
 from embedfit.files import digest, file_sha256, json_bytes, replace_folder, temporary_path, writing
+from embedfit.searcher.forms import form_of
 from embedfit.searcher.fusion import Fusion
 from embedfit.searcher.gather import Corpus, Examples, Views
 from embedfit.searcher.parts import Parts
@@ -95,17 +96,22 @@ def write_parts(parts: Parts, target: Path) -> Path:
     return target
 
 
-def read_parts(folder: Path) -> Parts:
+def read_parts(folder: Path, form: str | None = None) -> Parts:
     """Read the parts of a searcher from its folder.
 
+    Args:
+        folder: Folder of the searcher.
+        form: Form of the model to run, such as ``onnx-int8``, which its run exported; by default the model itself.
+
     Raises:
-        DataError: The folder is no searcher, or a file in it is missing or damaged.
+        DataError: The folder is no searcher, a file in it is missing or damaged, or its run has no such form.
         ModelError: The model is missing, or is another one than the searcher was made with.
     """
     settings = _settings(folder)
     models = settings["models"]
-    encoder = _model(folder, "model", models["model"])
-    base = _model(folder, "base", models["base"]) if "base" in models else None
+    forms: Mapping[str, Encoder] = form_of(folder, form, models) if form else {}
+    encoder = forms.get("model") or _model(folder, "model", models["model"])
+    base = forms.get("base") or (_model(folder, "base", models["base"]) if "base" in models else None)
     with np.load(folder / "vectors.npz", allow_pickle=False) as arrays:
         vectors = {name: arrays[name] for name in arrays.files}
     documents, corpus = _read_documents(folder, vectors["documents"])
@@ -128,9 +134,18 @@ def read_parts(folder: Path) -> Parts:
     )
 
 
-def searcher_digest(folder: str | Path) -> str:
-    """Return a text that changes whenever an answer of the searcher in a folder could."""
-    return digest(_settings(Path(folder)))
+def searcher_digest(folder: str | Path, form: str | None = None) -> str:
+    """Return a text that changes whenever an answer of the searcher in a folder could. With a form, it begins like the model's own.
+
+    Args:
+        folder: Folder of the searcher.
+        form: Form of the model that runs, such as ``onnx-int8``; by default the model itself.
+    """
+    settings = _settings(Path(folder))
+    if not form:
+        return digest(settings)
+    encoder = form_of(Path(folder), form, settings["models"])["model"]
+    return f"{digest(settings)}:{form}:{encoder.identity[:12]}"
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -74,14 +74,19 @@ class Searcher:
         self._position = {id: place for place, id in enumerate(parts.corpus.ids)}
 
     @classmethod
-    def load(cls, folder: str | Path) -> Searcher:
+    def load(cls, folder: str | Path, form: str | None = None) -> Searcher:
         """Read a searcher from its folder, such as ``runs/<run>/searcher``.
 
+        Args:
+            folder: Folder of the searcher.
+            form: Form of the model that encodes queries, such as ``onnx-int8``, which ``embedfit export`` made; by default the
+                model itself.
+
         Raises:
-            DataError: The folder is no searcher, or a file in it is missing or damaged.
+            DataError: The folder is no searcher, a file in it is missing or damaged, or its run has no such form.
             ModelError: The model is missing, or is another one than the searcher was made with.
         """
-        return cls(read_parts(Path(folder)))
+        return cls(read_parts(Path(folder), form))
 
     def save(self, folder: str | Path) -> Path:
         """Write the searcher into a folder, which is replaced as a whole.

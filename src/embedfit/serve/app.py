@@ -82,7 +82,7 @@ def make_app(searcher: Served, settings: Settings, items: Labelling | None = Non
             feedback.forget_unpicked(settings.keep_days)
         if items is not None:
             await items.start(service)
-        following = asyncio.create_task(live.follow(service, settings.folder))
+        following = asyncio.create_task(live.follow(service, settings.folder, settings.form))
         yield
         following.cancel()
         if items is not None:
@@ -105,7 +105,7 @@ def make_app(searcher: Served, settings: Settings, items: Labelling | None = Non
 def from_environment() -> ASGIApp:
     """Return the application of the settings that the parent process passed on. Each worker calls it."""
     settings = Settings.passed_on()
-    return make_app(load(settings.folder), settings)
+    return make_app(load(settings.folder, settings.form), settings)
 
 
 def make_labelling_app(settings: Settings, source: ItemSource, output: Path, people: int) -> ASGIApp:
@@ -125,13 +125,17 @@ def make_labelling_app(settings: Settings, source: ItemSource, output: Path, peo
     return make_app(searcher, settings, Labelling(source.items.name, queries, output, people))
 
 
-def load(folder: str | Path) -> Served:
+def load(folder: str | Path, form: str = "") -> Served:
     """Return the searcher of a folder.
 
+    Args:
+        folder: Run directory, or folder of a searcher.
+        form: Form of the model to run; empty for the model itself.
+
     Raises:
-        EmbedfitError: The folder holds no searcher.
+        EmbedfitError: The folder holds no searcher, or the run has no such form.
     """
-    searcher = live.load(folder)
+    searcher = live.load(folder, form)
     console.quiet = True  # progress bars and notes are for people at a terminal
     return searcher
 

@@ -127,21 +127,25 @@ class LiveFolder:
         return live
 
 
-def load(folder: str | Path) -> Served:
+def load(folder: str | Path, form: str = "") -> Served:
     """Return the searcher of a run directory, of a live folder, or of a searcher's own folder.
 
+    Args:
+        folder: The folder.
+        form: Form of the model to run; empty for the model itself.
+
     Raises:
-        EmbedfitError: The folder holds no searcher.
+        EmbedfitError: The folder holds no searcher, or the run has no such form.
     """
     place = LiveFolder(folder)
     live = place.read()
     if live is None:
-        return Served.load(folder)
-    served = Served.load(place.run_of(live.run))
+        return Served.load(folder, form or None)
+    served = Served.load(place.run_of(live.run), form or None)
     return Served(served.searcher, place.path.resolve().name, served.fingerprint)
 
 
-async def follow(service: Service, folder: str, load: Callable[[str], Served] = load) -> None:
+async def follow(service: Service, folder: str, form: str = "", load: Callable[[str, str], Served] = load) -> None:
     """Switch a server to each version that goes live in its folder. It ends when it is cancelled.
 
     A version that cannot be loaded is logged, and the server stays at the one it has.
@@ -149,6 +153,7 @@ async def follow(service: Service, folder: str, load: Callable[[str], Served] = 
     Args:
         service: Service to switch.
         folder: Folder that the service was loaded from.
+        form: Form of the model that it runs; empty for the model itself.
         load: Loads the searcher of the folder.
     """
     place, refused, again = LiveFolder(folder), "", 0.0
@@ -159,12 +164,12 @@ async def follow(service: Service, folder: str, load: Callable[[str], Served] = 
         await asyncio.sleep(_LOOK_SECONDS)
         try:
             live = await loop.run_in_executor(None, place.read)
-            if live is None or live.fingerprint == service.searcher.fingerprint:
+            if live is None or live.fingerprint == service.searcher.fingerprint.partition(":")[0]:
                 continue
             if live.fingerprint == refused and time.monotonic() < again:
                 continue
             refused, again = live.fingerprint, time.monotonic() + _TRY_AGAIN_SECONDS
-            searcher: Any = await loop.run_in_executor(None, load, folder)
+            searcher: Any = await loop.run_in_executor(None, load, folder, form)
             await loop.run_in_executor(None, service.switch, searcher)
             log.info("now live: %s", place.run_of(live.run).name)
         except (EmbedfitError, OSError) as error:

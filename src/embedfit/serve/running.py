@@ -56,7 +56,7 @@ def serve(settings: Settings, workers: int = 1, app: Callable[[], ASGIApp] | Non
         if workers == 1:
             from embedfit.serve.app import load, make_app
 
-            made = app() if app else make_app(load(settings.folder), settings)
+            made = app() if app else make_app(load(settings.folder, settings.form), settings)
             config = uvicorn.Config(made, **shared)  # type: ignore[arg-type]
             server = uvicorn.Server(config)
             start = server.startup

@@ -48,11 +48,15 @@ class Served:
         self._own = {(key_of(examples.texts[member]), owner) for member, owner in zip(examples.members, examples.owners, strict=True)}
 
     @classmethod
-    def load(cls, folder: str | Path) -> Served:
+    def load(cls, folder: str | Path, form: str | None = None) -> Served:
         """Return the searcher of a run directory, or of a searcher's own folder.
 
+        Args:
+            folder: Run directory, or folder of a searcher.
+            form: Form of the model to run, such as ``onnx-int8``; by default the model itself.
+
         Raises:
-            DataError: The folder does not exist or holds no searcher, or a file is missing or damaged.
+            DataError: The folder does not exist or holds no searcher, a file is missing or damaged, or the run has no such form.
             ModelError: The model is missing, or is another one than the searcher was made with.
         """
         folder = Path(folder)
@@ -62,7 +66,7 @@ class Served:
         place = folder if (folder / "searcher.json").exists() else folder / "searcher"
         if not place.is_dir():
             raise DataError(str(folder), "has no searcher", expected="a finished run directory", fix="run 'embedfit run' again")
-        return cls(Searcher.load(place), folder.resolve().name, searcher_digest(place))
+        return cls(Searcher.load(place, form), folder.resolve().name, searcher_digest(place, form))
 
     @classmethod
     def untrained(cls, encoder: Encoder, dataset: Dataset, template: str, name: str = "") -> Served:

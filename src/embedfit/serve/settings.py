@@ -23,6 +23,7 @@ class Settings:
 
     Attributes:
         folder: Run directory, or folder of a searcher.
+        form: Form of the model to run; empty for the model itself.
         host: Address to listen at.
         port: Port to listen at; 0 for a free one.
         token: Secret that every request must show; empty if none is needed.
@@ -45,6 +46,7 @@ class Settings:
     """
 
     folder: str
+    form: str = ""
     host: str = "127.0.0.1"
     port: int = 8000
     token: str = field(default="", repr=False)

@@ -21,6 +21,7 @@ from embedfit.evaluation.comparison import Difference
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.retrieve.exact import top_k
 from embedfit.retrieve.run import run_of
+from embedfit.studies.answers import Answers
 from embedfit.studies.forms import spread
 
 TOLERANCE = 0.01
@@ -42,6 +43,8 @@ class Deployable:
         bytes: Size of the weights, in bytes; also ``model_bytes`` for the model.
         texts_per_second: Texts encoded in a second, queries and documents in batches; also ``model_texts_per_second``.
         query_milliseconds: Median time for one query alone; also ``model_query_milliseconds``.
+        answers: Answers of the run's searcher with this form; None if it has not been asked.
+        model: Identity of the model that the form was made from.
     """
 
     name: str
@@ -55,11 +58,27 @@ class Deployable:
     model_texts_per_second: float
     query_milliseconds: float
     model_query_milliseconds: float
+    answers: Answers | None = None
+    model: str = ""
 
     @property
     def passed(self) -> bool:
-        """Whether the loss is within what is allowed; NaN is not."""
-        return self.difference.difference >= -self.allowed - 1e-12
+        """Whether nothing is lost beyond what is allowed."""
+        return not self.reason
+
+    @property
+    def reason(self) -> str:
+        """What is lost beyond what is allowed, as text; empty if nothing is. NaN is a loss."""
+        if not self.difference.difference >= -self.allowed - 1e-12:
+            return "the loss is more than is allowed"
+        if self.answers is None:
+            return ""
+        if not self.answers.difference.difference >= -self.allowed - 1e-12:
+            lost = self.answers.difference.difference
+            return f"the searcher's best answers lose more than is allowed ({lost:+.3f} right, allowed -{self.allowed:.3f})"
+        if self.answers.overstated is not None and not self.answers.overstated <= self.allowed + 1e-12:
+            return f"the searcher's probabilities are overstated by {self.answers.overstated:.3f} on average, allowed {self.allowed:.3f}"
+        return ""
 
     @property
     def sentence(self) -> str:
@@ -72,18 +91,27 @@ class Deployable:
         return (
             f"{self.name}: {quality}; {self.texts_per_second / self.model_texts_per_second:.1f} times the texts a second, "
             f"{self.query_milliseconds:.1f} ms for one query against {self.model_query_milliseconds:.1f} ms, "
-            f"{self.bytes / 1e6:,.0f} MB against {self.model_bytes / 1e6:,.0f} MB"
+            f"{self.bytes / 1e6:,.0f} MB against {self.model_bytes / 1e6:,.0f} MB{self._asked}"
         )
+
+    @property
+    def _asked(self) -> str:
+        if self.answers is None:
+            return ""
+        change = "" if self.answers.change is None else f", with probabilities that change by {self.answers.change:.3f} on average"
+        return f"; {self.answers.same:.1%} of the searcher's best answers are the same{change}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the measurement as JSON has it."""
-        return {**vars(self), "difference": vars(self.difference), "passed": self.passed}
+        answers = self.answers.to_dict() if self.answers else None
+        return {**vars(self), "difference": vars(self.difference), "answers": answers, "passed": self.passed}
 
     @classmethod
     def from_dict(cls, payload: dict[str, Any]) -> Deployable:
         """Return what `to_dict` described."""
         fields = {name: value for name, value in payload.items() if name != "passed"}
-        return cls(**{**fields, "files": tuple(payload["files"]), "difference": Difference(**payload["difference"])})
+        answers = Answers.from_dict(payload["answers"]) if payload.get("answers") else None
+        return cls(**{**fields, "files": tuple(payload["files"]), "difference": Difference(**payload["difference"]), "answers": answers})
 
 
 def measure_deployable(
