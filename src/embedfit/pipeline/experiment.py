@@ -207,7 +207,7 @@ def _forms(job: Job, model: Encoder, final: Tuned, *, whole: bool) -> tuple[Form
         metric=job.metric,
         ks=job.config.evaluate.k,
         matryoshka=final.matryoshka,
-        lora=lora if lora.is_dir() and whole else None,
+        lora=lora if lora.is_dir() and whole and job.config.tune.documents == "trained" else None,
     )
 
 
@@ -260,7 +260,7 @@ def _manifest(job: Job, folder: Path, measured: _Measured) -> dict[str, Any]:
         "base": {"name": placed.model.name if base else job.base.name, "fingerprint": job.base.fingerprint},
         "model": str((kept.folder if kept else measured.tuned[-1].model).relative_to(folder)),
         "fingerprint": measured.model.fingerprint,
-        "identity": kept.identity if kept else None,
+        "identity": kept.whole_identity if kept else None,
         "split": [
             {part: len(getattr(split, part)) for part in ("train", "dev", "test")} | {"seen": sum(job.seen[id] for id in split.test)}
             for split in job.splits

@@ -15,7 +15,7 @@ from embedfit.errors import ConfigError, ModelError, check_package
 from embedfit.retrieve.rerank import LocalReranker
 from embedfit.track.langwatch import langwatch_key
 
-_ADAPTERS_SETTINGS = {"method", "scale", "seed"}
+_ADAPTERS_SETTINGS = {"method", "documents", "scale", "seed"}
 """Keys of [tune] that an adapter uses; the command notes the rest as unused."""
 
 
@@ -89,7 +89,7 @@ def check_method(base: Encoder, config: TuneConfig, report_to: Sequence[str] = (
         console.note(f"an adapter is fitted without {', '.join(f'tune.{name}' for name in unused)}")
     elif config.method == "full" and "lora_rank" in config.model_fields_set:
         console.note("tune.lora_rank is not used: tune.method is 'full'")
-    if config.judge and config.method != "adapter":
+    if config.judge and config.method != "adapter" and config.documents == "trained":
         LocalReranker(config.judge)
     if model and config.freeze != "auto" and config.method != "adapter":
         layers = _number_of_layers(model.folder)

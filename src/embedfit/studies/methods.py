@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from embedfit.config import Config, with_method
 from embedfit.data.dataset import Dataset
@@ -151,7 +152,9 @@ def _index(name: str) -> Callable[[Setting, Dataset, Dataset | None, Path], Tune
     return fit
 
 
-def _tuned(method: str, template: Callable[[Setting], str]) -> Callable[[Setting, Dataset, Dataset | None, Path], Tuned]:
+def _tuned(
+    method: str, template: Callable[[Setting], str], documents: Literal["trained", "frozen"] = "trained"
+) -> Callable[[Setting, Dataset, Dataset | None, Path], Tuned]:
     def fit(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
         from embedfit.tune.full import tune_weights
 
@@ -159,7 +162,7 @@ def _tuned(method: str, template: Callable[[Setting], str]) -> Callable[[Setting
         assert base  # checked by `_no_weights`
         own_template, config = template(setting), setting.config
         train, dev, mixed_template = setting.mixed(train, dev, own_template)
-        settings = with_method(config.tune, method)
+        settings = with_method(config.tune, method).model_copy(update={"documents": documents})
         tuned = tune_weights(base, Training(train, dev, folder, settings, mixed_template, config.track.report_to, setting.engine))
         return replace(tuned, held=setting.dense(tuned.encoder, own_template))
 
@@ -218,6 +221,13 @@ METHODS: dict[str, Method] = {
     ),
     "documents": Method("tuned document vectors", "the base model, other vectors in the index", True, _index("tuned_documents")),
     "adapter": Method("query adapter", "the base model and a matrix", True, _adapter),
+    "queries": Method(
+        "index untouched",
+        "a tuned model for queries, the base model's index",
+        True,
+        _tuned("full", lambda setting: setting.template, "frozen"),
+        _no_weights,
+    ),
     "lora": Method("LoRA", "the tuned model", True, _tuned("lora", lambda setting: setting.template), _no_weights_or_peft),
     "full": Method("full fine-tuning", "the tuned model", True, _full, _no_weights),
     "merged": Method("half base, half tuned", "the merged model", True, _merged, _no_weights),

@@ -30,7 +30,7 @@ class DevScores(SentenceEvaluator):
     has decayed further.
 
     Args:
-        encoder: Model in training.
+        encoder: Model in training, as an encoder whose vectors are not cached.
         dev: Dev queries.
         template: Document template.
         seed: Seed of the draw of documents.
@@ -40,7 +40,7 @@ class DevScores(SentenceEvaluator):
         choice: Number of epochs kept so far. The trainer keeps the checkpoint where it is largest.
     """
 
-    def __init__(self, encoder: ModelEncoder, dev: Dataset, template: str, seed: int) -> None:
+    def __init__(self, encoder: Encoder, dev: Dataset, template: str, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         relevant = {id for query in dev.queries for id in dev.relevant(query)}
         irrelevant = [id for id in dev.corpus if id not in relevant]
@@ -49,7 +49,7 @@ class DevScores(SentenceEvaluator):
         corpus = {id: document for id, document in dev.corpus.items() if id in chosen}
         qrels = {id: {document: grade for document, grade in grades.items() if document in chosen} for id, grades in dev.qrels.items()}
         self._dev = Dataset(dev.queries, corpus, qrels)
-        self._retriever = DenseRetriever(InTraining(encoder), template)
+        self._retriever = DenseRetriever(encoder, template)
         numbers = group_numbers(self._dev)
         self._groups = np.array([numbers[id] for id in self._dev.queries])
         self.kept: list[float] = []
