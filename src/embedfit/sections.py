@@ -170,7 +170,7 @@ class SearcherConfig(Section):
     keep_texts: bool = Field(True, description="Keep the labelled queries' texts in the searcher; without them, their vectors alone.")
 
 
-_LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "adapter": 2e-4}
+_LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "adapter": 2e-4, "reranker": 2e-4}
 """Default learning rates, if every document is a candidate in every step."""
 _EPOCHS = 4
 """Default epochs, if every document is a candidate in every step."""
@@ -181,9 +181,15 @@ _MERGE = 0.75
 class TuneConfig(Section):
     """How the model is trained. The defaults are the same for every data set."""
 
-    method: Literal["full", "lora", "adapter"] = Field(
+    method: Literal["full", "lora", "adapter", "reranker"] = Field(
         "full",
-        description="What to train: all weights (full), small matrices beside them (lora), or a linear map of the query vector (adapter).",
+        description="What to train: all weights (full), small matrices beside them (lora), a linear map of the query vector (adapter), "
+        "or a cross-encoder that reranks what the model finds (reranker).",
+    )
+    reranker: str | None = Field(
+        None,
+        description="Cross-encoder to start from, with method = 'reranker' and in the ladder: a folder or a Hub name. Another model gets a "
+        "new head. By default the model itself does, and the ladder leaves the rung out.",
     )
     documents: Literal["trained", "frozen"] = Field(
         "trained",
@@ -274,7 +280,7 @@ class TuneConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that name a result. Where a later setting has no effect, it has the name from before that setting."""
-        later = {"freeze": 0, "documents": "trained", "merge": None}
+        later = {"freeze": 0, "documents": "trained", "merge": None, "reranker": None}
         return self.model_dump(exclude={name for name, value in later.items() if getattr(self, name) == value})
 
     def epochs_with(self, candidates: str) -> int:

@@ -22,7 +22,7 @@ from embedfit.evaluation.comparison import Comparison
 from embedfit.evaluation.score import Scores
 from embedfit.hub import public_name
 from embedfit.pipeline.job import Job, locked
-from embedfit.pipeline.needs import check_installed, local, note_unused
+from embedfit.pipeline.needs import check_installed, local, note_unused, refuse_reranker
 from embedfit.pipeline.notes import MIXED, alerts, facts, notes_on, seeds
 from embedfit.pipeline.parts import read
 from embedfit.pipeline.result import Result, read_result
@@ -78,6 +78,7 @@ def run(source: Source, *, model: Model | None = None, **settings: Any) -> Resul
     config = inputs.config
     processes.join()
     check_installed(config, trains=True)
+    refuse_reranker(config, "run")
     if config.tune.method == "adapter" and config.general.keep is not None:
         raise ConfigError("general.keep merges weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'")
     general = read_general(config.general)
@@ -295,6 +296,7 @@ def curve(source: Source, points: int = 4, *, model: Model | None = None, **sett
     inputs = Inputs.of(source, model, settings)
     config = inputs.config
     check_installed(config, trains=True)
+    refuse_reranker(config, "curve")
     note_unused(config, "curve")
     job = Job.of(config, inputs.dataset, inputs.base, trains=True)
     findings = job.findings

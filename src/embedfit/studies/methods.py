@@ -126,6 +126,10 @@ def _no_weights_or_peft(setting: Setting, train: Dataset) -> str:
     return _no_weights(setting, train) or ("" if importlib.util.find_spec("peft") else "it needs pip install 'embedfit[lora]'")
 
 
+def _no_reranker(setting: Setting, train: Dataset) -> str:
+    return _no_weights(setting, train) or ("" if setting.config.tune.reranker else "tune.reranker names no model to start from")
+
+
 def _no_labels(setting: Setting, train: Dataset) -> str:
     return "" if labels_repeat(train) else "labels hardly repeat"
 
@@ -183,6 +187,20 @@ def _merged(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path)
     return Tuned(setting.dense(merged, setting.template), full.seconds)
 
 
+def _reranked(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
+    from embedfit.tune.reranker import tune_reranker
+
+    full = _full(setting, train, dev, folder.parent.parent / "full" / folder.name)  # shared, like that of `_merged`
+    config, start = setting.config, setting.config.tune.reranker
+    base = local_of(setting.base)
+    assert base is not None  # both checked by `_no_reranker`
+    assert start is not None
+    settings = with_method(config.tune, "reranker")
+    training = Training(train, dev, folder, settings, setting.template, config.track.report_to, setting.engine)
+    encoder = CachedEncoder(setting.engine.encoder(full.encoder))
+    return tune_reranker(encoder, training, start=start, top=config.evaluate.rerank_top, precision=base.precision)
+
+
 def _base(setting: Setting) -> Retriever:
     return setting.dense(setting.base, setting.template)
 
@@ -231,6 +249,13 @@ METHODS: dict[str, Method] = {
     "lora": Method("LoRA", "the tuned model", True, _tuned("lora", lambda setting: setting.template), _no_weights_or_peft),
     "full": Method("full fine-tuning", "the tuned model", True, _full, _no_weights),
     "merged": Method("half base, half tuned", "the merged model", True, _merged, _no_weights),
+    "reranked": Method(
+        "full, reranked by a tuned cross-encoder",
+        "the tuned model and a cross-encoder",
+        True,
+        _reranked,
+        _no_reranker,
+    ),
     "full-richer": Method(
         "full, richer documents",
         "the tuned model, other document texts",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +12,21 @@ import torch
 from embedfit.encode.tokens import Tokens, length_batches
 from embedfit.tune.candidates import CandidateSource
 from embedfit.tune.lower import KEPT, KeptStates
+
+
+class Counting(Protocol):
+    """Makes a batch from the positions of its queries, and counts its tokens.
+
+    Attributes:
+        tokens: Number of tokens, without padding, of each batch that is made but not yet trained on; the trainer fetches one
+            batch ahead.
+    """
+
+    tokens: deque[int]
+
+    def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
+        """Return the features of each chunk under its own prefix, and what the loss needs as ``label``."""
+        ...
 
 
 class Collator:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from datasets import Dataset as Rows
-from sentence_transformers import SentenceTransformerTrainingArguments
-from transformers import EarlyStoppingCallback
 
 from embedfit import console, processes
 from embedfit.config import TuneConfig
@@ -22,23 +18,23 @@ from embedfit.data.dataset import Dataset
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, Precision
 from embedfit.encode.local import LocalEncoder, ModelEncoder, load_model
-from embedfit.encode.saving import save_in_place, why_not_written
+from embedfit.encode.saving import save_in_place
 from embedfit.encode.sides import TwoEncoders, save_two_sided, side_of, two_sided
-from embedfit.errors import EmbedfitError, ModelError, StorageError, require
+from embedfit.errors import require
 from embedfit.retrieve.engine import Engine, LocalEngine
 from embedfit.retrieve.rerank import LocalReranker
+from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.template import DOCUMENT_TEMPLATE
 from embedfit.tune.batches import Collator
 from embedfit.tune.candidates import AllDocuments, BatchAndOthers, CandidateSource, has_judged_negatives
-from embedfit.tune.dev import DevScores, InTraining
-from embedfit.tune.logged import logged, run_name
+from embedfit.tune.course import Course, failures_explained, run_course
+from embedfit.tune.dev import DevScores, InTraining, with_fewer_documents
 from embedfit.tune.lora import save_lora
 from embedfit.tune.loss import CandidateLoss
 from embedfit.tune.mine import Guards, MinedCandidates, mine, steps_between_minings
 from embedfit.tune.prepared import Prepared, kept_states, memory_tokens, prepare, random_negatives
 from embedfit.tune.query_side import CorpusLoss, FrozenDocuments
 from embedfit.tune.result import DONE, MODEL, Tuned, answer_keys, claim, keys_of, read_tuned, write_tuned
-from embedfit.tune.trainer import RecordingTrainer, TrainingRecord, diverged, last_checkpoint, stopped_early
 from embedfit.tune.training import Training
 
 _CHUNK_TOKENS = 1024
@@ -110,7 +106,7 @@ def tune_weights(encoder: LocalEncoder, training: Training) -> Tuned:
     claim(folder, described, keys_of(train, dev), answer_keys(train, dev, template))
     if processes.agreed((folder / DONE).exists()):
         return read_tuned(folder, template=template)
-    with _failures_explained(training):
+    with failures_explained(training):
         tuned = _train(encoder, training)
     if processes.main():
         write_tuned(tuned, folder)
@@ -119,26 +115,9 @@ def tune_weights(encoder: LocalEncoder, training: Training) -> Tuned:
     return processes.agreed(tuned)
 
 
-@contextlib.contextmanager
-def _failures_explained(training: Training) -> Iterator[None]:
-    """Raise exhausted memory, a failing tracker and a full disk as errors of one line."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
-            raise ModelError(f"training: memory ran out; fix: a smaller tune.batch_size than {training.config.batch_size}") from None
-        package = type(error).__module__.partition(".")[0]
-        if package in training.report_to:
-            raise EmbedfitError(f"training cannot be logged to {package}: {str(error).splitlines()[0]}") from None
-        reason = why_not_written(error)
-        if reason is None:
-            raise
-        raise StorageError(f"{training.folder}: cannot be written: {reason}; fix: make room, then the same command resumes") from None
-
-
 def _train(encoder: LocalEncoder, training: Training) -> Tuned:
     """Train a model from its start or its last checkpoint, and save it."""
-    prepared, config, checkpoints = prepare(encoder, training), training.config, training.folder / "checkpoints"
+    prepared, config = prepare(encoder, training), training.config
     base = CachedEncoder(training.engine.encoder(encoder))  # a comparison may have cached its vectors already
     source = _candidate_source(base, training, prepared)
     loss = _loss(base, training, prepared)
@@ -149,33 +128,30 @@ def _train(encoder: LocalEncoder, training: Training) -> Tuned:
     kept = kept_states(prepared, config, chunk_tokens)
     spent = time.monotonic() - started
     collator = Collator(prepared.queries, prepared.documents, source, chunk_tokens=chunk_tokens, kept=kept)
-    checkpoint = processes.agreed(last_checkpoint(checkpoints) if processes.main() else None)
-    if checkpoint:
-        console.note(f"resuming from {checkpoint.name}")
-    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    with console.progress("tuning", prepared.steps * prepared.epochs, done) as advance:
-        judge = _dev_scores(base, training, prepared)
-        miner = source if isinstance(source, MinedCandidates) else None
-        record = TrainingRecord(collator, miner, judge, advance, prepared.steps, spent)
-        trainer = _trainer(training, prepared, collator, record, loss, judge)
-        if checkpoint and training.dev and stopped_early(checkpoint, config.patience):
-            trainer.load_finished(checkpoint)
-        else:
-            with logged(trainer, training.folder):
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if not all(torch.isfinite(value).all() for value in prepared.model.parameters()):
-        raise diverged(trainer.state)
+    miner = source if isinstance(source, MinedCandidates) else None
+    course = Course(
+        prepared.model,
+        collator,
+        loss,
+        _dev_scores(base, training, prepared),
+        rows=len(prepared.queries),
+        epochs=prepared.epochs,
+        learning_rate=config.learning_rate_with(prepared.candidates),
+        bf16=prepared.encoder.bf16,
+        miner=miner,
+        spent=spent,
+    )
+    finished = run_course(training, course)
     _save(prepared, encoder, training)
-    best = trainer.state.best_global_step
     return Tuned(
         None,
-        round(record.seconds, 3),
+        finished.seconds,
         training.folder,
         training.template,
         encoder.precision,
-        history=tuple(record.history),
-        epoch=round(best / prepared.steps) if training.dev and best else len(record.history),
-        tokens=record.tokens,
+        history=finished.history,
+        epoch=finished.epoch,
+        tokens=finished.tokens,
         candidates=prepared.candidates,
         matryoshka=config.matryoshka,
         frozen=prepared.lower.count if prepared.lower else 0,
@@ -208,7 +184,7 @@ def _loss(base: CachedEncoder, training: Training, prepared: Prepared) -> Candid
     """Return the loss: over each batch's candidates, or over all documents if they are frozen."""
     config = training.config
     given = (prepared.model, config.scale, config.matryoshka)
-    memory = memory_tokens(prepared, config)
+    memory = memory_tokens(prepared.model, prepared.lower, config)
     if prepared.documents is not None:
         return CandidateLoss(*given, memory_tokens=memory, lower=prepared.lower)
     frozen = FrozenDocuments.of(base, training.train, training.template, config.seed)
@@ -220,8 +196,9 @@ def _dev_scores(base: CachedEncoder, training: Training, prepared: Prepared) -> 
     if not training.dev:
         return None
     now = InTraining(prepared.encoder)
-    encoder = now if prepared.documents is not None else TwoEncoders(now, base)
-    return DevScores(encoder, training.dev, training.template, training.config.seed)
+    retriever = DenseRetriever(now if prepared.documents is not None else TwoEncoders(now, base), training.template)
+    dev = with_fewer_documents(training.dev, training.config.seed)
+    return DevScores(dev, lambda: retriever.search(dev, 10))
 
 
 def _note_unused(config: TuneConfig, candidates: str, train: Dataset) -> None:
@@ -230,63 +207,6 @@ def _note_unused(config: TuneConfig, candidates: str, train: Dataset) -> None:
         unused.remove("hard_negatives")
     if unused:
         console.note(f"not used where candidates are {candidates!r}: {', '.join(f'tune.{name}' for name in unused)}")
-
-
-def _trainer(
-    training: Training, prepared: Prepared, collator: Collator, record: TrainingRecord, loss: CandidateLoss, judge: DevScores | None
-) -> RecordingTrainer:
-    """Return the trainer, which prints nothing."""
-    config, model = training.config, prepared.model
-    trainer = RecordingTrainer(
-        record,
-        model=model,
-        args=_arguments(training, prepared),
-        train_dataset=Rows.from_dict({"row": range(len(prepared.queries))}),
-        data_collator=collator,  # type: ignore[arg-type]
-        loss=loss,
-        evaluator=judge,
-        callbacks=[record, *([EarlyStoppingCallback(config.patience)] if judge else [])],
-    )
-    # The library's own callbacks print every log line to stdout.
-    for callback in list(trainer.callback_handler.callbacks):
-        if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
-            trainer.remove_callback(callback)
-    return trainer
-
-
-def _arguments(training: Training, prepared: Prepared) -> SentenceTransformerTrainingArguments:
-    """Return the settings in the trainer's own terms."""
-    config, device = training.config, prepared.model.device.type
-    when_dev = "epoch" if training.dev else "no"
-    arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(training.folder / "checkpoints"),
-        num_train_epochs=prepared.epochs,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate_with(prepared.candidates),
-        warmup_steps=config.warmup,
-        weight_decay=config.weight_decay,
-        optim="adamw_torch_fused",
-        use_cpu=device == "cpu",  # otherwise the library refuses bf16 without a GPU
-        bf16=prepared.encoder.bf16,
-        seed=config.seed,
-        data_seed=config.seed,
-        eval_strategy=when_dev,
-        save_strategy=when_dev,  # any epoch may be the best; `TrainingRecord` asks for further checkpoints
-        save_total_limit=2,
-        load_best_model_at_end=training.dev is not None,
-        metric_for_best_model="eval_choice" if training.dev else None,
-        greater_is_better=True,
-        restore_callback_states_from_checkpoint=True,
-        logging_strategy="epoch" if training.report_to else "no",
-        logging_nan_inf_filter=False,
-        report_to=list(training.report_to) or "none",
-        run_name=run_name(training.folder),
-        disable_tqdm=True,
-        dataloader_pin_memory=device == "cuda",
-    )
-    arguments.dataloader_drop_last = False  # the library sets it for several processes; here each sees the whole batch
-    arguments._n_gpu = min(1, arguments.n_gpu)  # one process drives one device (processes.py)
-    return arguments
 
 
 def _save(prepared: Prepared, base: LocalEncoder, training: Training) -> None:

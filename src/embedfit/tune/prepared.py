@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.model import BaseModel
 
 from embedfit import console
 from embedfit.config import TuneConfig
@@ -169,14 +170,13 @@ def choose_candidates(config: TuneConfig, document_tokens: int) -> str:
     return "all" if document_tokens <= _ALL_DOCUMENTS_TOKENS else "mined"
 
 
-def memory_tokens(prepared: Prepared, config: TuneConfig) -> float:
+def memory_tokens(model: BaseModel, lower: LowerLayers | None, config: TuneConfig) -> float:
     """Return the number of tokens whose activations fit in memory; infinite if the model does not say its layers and width."""
-    model = prepared.model
     settings = model.transformers_model.config if model.transformers_model is not None else None
     layers, width = getattr(settings, "num_hidden_layers", 0), getattr(settings, "hidden_size", 0)
     if not layers or not width:
         return math.inf
-    trained = layers - (prepared.lower.count if prepared.lower else 0)
+    trained = layers - (lower.count if lower else 0)
     share = 1 / 2 if model.device.type == "cuda" else 1 / 3
     memory = torch.cuda.get_device_properties(model.device).total_memory if model.device.type == "cuda" else _machine_memory()
     return (config.memory_gb * 2**30 if config.memory_gb is not None else memory * share) / (_ACTIVATION_BYTES * trained * width)
