@@ -208,7 +208,19 @@ def placed_in(config: Config, folder: Path) -> Config:
         store = store.model_copy(update={"location": str(folder / store.location)})
     rerankers = tuple(str(folder / name) if (folder / name).is_dir() else name for name in config.evaluate.rerankers)
     evaluate = config.evaluate.model_copy(update={"rerankers": rerankers})
-    sections = {"data": data, "mix": mix, "general": general, "generate": generate, "model": model, "evaluate": evaluate, "store": store}
+    tune = config.tune
+    if tune.reranker and (folder / tune.reranker).is_dir():
+        tune = tune.model_copy(update={"reranker": str(folder / tune.reranker)})
+    sections = {
+        "data": data,
+        "mix": mix,
+        "general": general,
+        "generate": generate,
+        "model": model,
+        "evaluate": evaluate,
+        "tune": tune,
+        "store": store,
+    }
     return config.model_copy(update={**sections, "output": str(folder / config.output)})
 
 

@@ -170,18 +170,31 @@ class SearcherConfig(Section):
     keep_texts: bool = Field(True, description="Keep the labelled queries' texts in the searcher; without them, their vectors alone.")
 
 
-_LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "adapter": 2e-4}
+_LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "adapter": 2e-4, "reranker": 2e-4}
 """Default learning rates, if every document is a candidate in every step."""
 _EPOCHS = 4
 """Default epochs, if every document is a candidate in every step."""
+_MERGE = 0.75
+"""Default weight of the trained weights in the merge with the base model's, if documents are frozen."""
 
 
 class TuneConfig(Section):
     """How the model is trained. The defaults are the same for every data set."""
 
-    method: Literal["full", "lora", "adapter"] = Field(
+    method: Literal["full", "lora", "adapter", "reranker"] = Field(
         "full",
-        description="What to train: all weights (full), small matrices beside them (lora), or a linear map of the query vector (adapter).",
+        description="What to train: all weights (full), small matrices beside them (lora), a linear map of the query vector (adapter), "
+        "or a cross-encoder that reranks what the model finds (reranker).",
+    )
+    reranker: str | None = Field(
+        None,
+        description="Cross-encoder to start from, with method = 'reranker' and in the ladder: a folder or a Hub name. Another model gets a "
+        "new head. By default the model itself does, and the ladder leaves the rung out.",
+    )
+    documents: Literal["trained", "frozen"] = Field(
+        "trained",
+        description="Whether documents are encoded by the trained model. frozen: their vectors stay as they are, so that an index stays "
+        "valid; only the encoder of queries is trained.",
     )
     lora_rank: int = Field(16, ge=1, description="Rank of LoRA's matrices.")
     epochs: int | None = Field(
@@ -236,6 +249,13 @@ class TuneConfig(Section):
         description="Memory for the activations of a step, and as much for the states above frozen layers, in GiB. What exceeds it is "
         "computed again. By default a third and an eighth of all memory.",
     )
+    merge: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Weight of the trained weights in a merge with the base model's, which keeps more of what the base model knows. "
+        "By default 0.75 if documents = 'frozen', else 1.",
+    )
     matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (), description="Smaller dimensions to train for, so that vectors can be truncated to them."
     )
@@ -259,11 +279,12 @@ class TuneConfig(Section):
         return value
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that name a result. Without frozen layers it has the name from before they could be frozen."""
-        return self.model_dump(exclude={"freeze"} if self.freeze == 0 else None)
+        """Return the settings that name a result. Where a later setting has no effect, it has the name from before that setting."""
+        later = {"freeze": 0, "documents": "trained", "merge": None, "reranker": None}
+        return self.model_dump(exclude={name for name, value in later.items() if getattr(self, name) == value})
 
     def epochs_with(self, candidates: str) -> int:
-        """Return the number of epochs: the setting, or the default for ``all``, ``mined`` or ``batch`` candidates.
+        """Return the number of epochs: the setting, or the default for ``all``, ``mined``, ``batch`` or ``corpus`` candidates.
 
         In a large corpus, few queries share a document, so training overfits sooner than on a list of labels that every query
         shares. It takes half the epochs at half the learning rate.
@@ -273,6 +294,11 @@ class TuneConfig(Section):
     def learning_rate_with(self, candidates: str) -> float:
         """Return the peak learning rate: the setting, or the default for the method and the candidates (see `epochs_with`)."""
         return self.learning_rate or _LEARNING_RATES[self.method] / (1 if candidates == "all" else 2)
+
+    @property
+    def merge_weight(self) -> float:
+        """Weight of the trained weights in the merge with the base model's: the setting, or the default."""
+        return self.merge or (_MERGE if self.documents == "frozen" else 1.0)
 
 
 class MixConfig(Section):

@@ -215,14 +215,17 @@ def check_table(command, read, err, *, apart=()):
 
 
 GENERATED = {key for key in EVERY if key.startswith("generate.")} | {"tune.lora_rank", "split.folds", "data.query"}
-"""Apart: writing by an LLM, and what excludes what is set here."""
+RERANKING = {"tune.reranker", "evaluate.rerank_top"}
+"""Apart: writing by an LLM, what excludes what is set here, and the keys of a reranker."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "ladder", "curve", "tune"])
 def test_a_training_command_uses_the_keys_that_the_docs_say(project, read, capsys, command):
     call(command, *{"curve": ["--points", 2], "tune": ["--output", "tuned"]}.get(command, []))
-    check_table(command, read - {"generate.records", "generate.questions", "data.query"}, capsys.readouterr().err, apart=GENERATED)
+    check_table(
+        command, read - {"generate.records", "generate.questions", "data.query"}, capsys.readouterr().err, apart=GENERATED | RERANKING
+    )
 
 
 @pytest.mark.slow
@@ -233,6 +236,13 @@ def test_folds_and_the_rank_of_lora_are_used(project, read, capsys):
     assert "split.folds" in re.search("'embedfit tune' does not use .*", capsys.readouterr().err)[0]
     found = json.loads(Path("tuned/lora/adapter_config.json").read_text())
     assert found["r"] == 2
+
+
+@pytest.mark.slow
+def test_the_keys_of_a_reranker_are_used(project, read, cross_encoder):
+    project(tune={"method": "reranker", "reranker": str(cross_encoder)})
+    call("tune", "--output", "tuned")
+    assert {*RERANKING, "tune.hard_negatives", "tune.mined_margin", "tune.judge"} <= read
 
 
 def test_the_commands_that_do_not_train_use_the_keys_that_the_docs_say(project, read, capsys, small_model):

@@ -152,8 +152,9 @@ def test_the_richer_template_adds_what_is_not_said_yet(transactions):
 
 @pytest.mark.slow
 def test_tuned_rungs_are_trained_once_for_each_fold_and_merged_from_the_full_one(setting, some, tmp_path):
-    found = climb(setting, some, [split_dataset(some)], tmp_path, ("base", "lora", "full", "merged", "full-richer"))
-    assert [rung.key for rung in found.rungs] == ["base", "lora", "full", "merged", "full-richer"]
+    found = climb(setting, some, [split_dataset(some)], tmp_path, ("base", "queries", "lora", "full", "merged", "full-richer"))
+    assert [rung.key for rung in found.rungs] == ["base", "queries", "lora", "full", "merged", "full-richer"]
     assert found["merged"].seconds == found["full"].seconds
     assert found["full"].scores.mean("mrr@10") != found["full-richer"].scores.mean("mrr@10")
     assert (tmp_path / "full" / "0" / "model" / "modules.json").exists()
+    assert LocalEncoder(tmp_path / "queries" / "0" / "model").identity == setting.base.identity

@@ -9,7 +9,7 @@ from embedfit.encode.tokens import Tokens
 from embedfit.errors import ConfigError
 from embedfit.hub import model_folder, weights_of
 from embedfit.pipeline.needs import check_method
-from embedfit.tune import full
+from embedfit.tune import prepared
 from embedfit.tune.full import tune_model
 from embedfit.tune.lower import KeptStates, LowerLayers, layers_of
 
@@ -113,7 +113,7 @@ def test_stopped_and_started_again_it_ends_with_the_same_model(two_layers, few, 
 )
 def test_auto_freezes_half_of_the_layers_for_few_labelled_queries_alone(two_layers, settings, candidates, queries, expected):
     transformer = in_training(two_layers).model.transformers_model
-    assert full._layers_to_freeze(transformer, TuneConfig(**settings), candidates, queries) == expected
+    assert prepared.layers_to_freeze(transformer, TuneConfig(**settings), candidates, queries) == expected
 
 
 def test_no_more_layers_than_there_are_can_be_frozen(two_layers, few, tmp_path):
@@ -135,10 +135,13 @@ def test_embeddings_below_frozen_layers_cannot_be_trained():
         make_config({"data": {"queries": "x"}, "tune": {"train_embeddings": True, "freeze": 2}})
 
 
-def test_a_training_of_all_layers_is_named_as_before_layers_could_be_frozen():
-    settings = TuneConfig(freeze=0)
-    assert settings.identity() == {name: value for name, value in settings.model_dump().items() if name != "freeze"}
-    assert TuneConfig().identity() == TuneConfig().model_dump()
+def test_a_training_is_named_as_before_the_settings_that_do_nothing_in_it():
+    whole = TuneConfig(freeze=0).model_dump()
+    before = {name: value for name, value in whole.items() if name not in ("freeze", "documents", "merge")}
+    assert TuneConfig(freeze=0).identity() == before
+    assert TuneConfig().identity() == {**before, "freeze": "auto"}
+    every = TuneConfig(documents="frozen", merge=0.5)
+    assert every.identity() == every.model_dump()
 
 
 # Architectures
@@ -205,7 +208,7 @@ def test_an_architecture_whose_layers_are_not_known_is_trained_whole_or_refused(
     encoder = in_training(two_layers)
     transformer = encoder.model.transformers_model
     transformer.config.num_hidden_layers = 5  # its list of layers has two
-    assert full._layers_to_freeze(transformer, TuneConfig(), "all", 24) == 0
+    assert prepared.layers_to_freeze(transformer, TuneConfig(), "all", 24) == 0
     assert "all layers are trained: those of a BertModel are not known" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"tune\.freeze: the layers of a BertModel are not known; fix: tune\.freeze = 0"):
         LowerLayers(encoder, 1)

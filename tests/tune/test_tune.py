@@ -18,7 +18,7 @@ from embedfit.encode.tokens import Tokens
 from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError, StorageError
 from embedfit.files import file_sha256
 from embedfit.hub import weights_of
-from embedfit.tune import dev, full, trainer
+from embedfit.tune import dev, prepared, trainer
 from embedfit.tune.batches import Collator
 from embedfit.tune.candidates import AllDocuments, BatchAndOthers
 from embedfit.tune.dev import clearly_worse
@@ -607,7 +607,7 @@ def test_with_lora_nothing_else_is_trained_whatever_follows_the_transformer(tiny
     encoder = LocalEncoder(tiny_model).loaded
     model = encoder.model
     model.append(Dense(384, 32))
-    full._set_trainable(encoder, TuneConfig(method="lora"), "all", 10)
+    prepared.set_trainable(encoder, TuneConfig(method="lora"), "all", 10)
     assert all("lora_" in name for name, value in model.named_parameters() if value.requires_grad)
 
 

@@ -115,6 +115,11 @@ class AdaptedEncoder(WrappingEncoder):
         return self.adapter.fingerprint
 
     @property
+    def document_fingerprint(self) -> str:
+        """That of the encoder inside, which gives the documents' vectors."""
+        return complete(self.encoder).document_fingerprint
+
+    @property
     def identity(self) -> str:
         """The identity of the encoder inside, which gives the documents' vectors."""
         return complete(self.encoder).identity

@@ -31,13 +31,18 @@ class CachedEncoder(WrappingEncoder):
         folder: Folder of the cache, with one SQLite file for each fingerprint; safe to delete.
 
     Attributes:
-        path: File of this encoder's vectors.
+        path: File of this encoder's vectors. Those of documents are in another file if the encoder has them from another model.
         misses: Number of texts that were not in the cache.
     """
 
     def __init__(self, encoder: Encoder, folder: Path | None = None) -> None:
         super().__init__(encoder)
-        self.path = (folder or cache_folder()) / f"{_file_name(encoder.fingerprint)}.sqlite"
+        folder = folder or cache_folder()
+        self.path = folder / f"{_file_name(encoder.fingerprint)}.sqlite"
+        self._paths: dict[Kind, Path] = {
+            "query": self.path,
+            "document": folder / f"{_file_name(complete(encoder).document_fingerprint)}.sqlite",
+        }
         self.misses = 0
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
@@ -55,14 +60,14 @@ class CachedEncoder(WrappingEncoder):
         same = _first_rows(keys)
         rows = np.flatnonzero(same == np.arange(len(texts)))
         vectors: Vectors | None = None
-        with contextlib.closing(VectorFile(self.path, self.name)) as file:
+        with contextlib.closing(VectorFile(self._paths[kind], self.name)) as file:
             is_cached = np.zeros(len(texts), np.bool_)
             for some, cached in file.read(keys, rows):
                 vectors = np.empty((len(texts), cached.shape[1]), np.float32) if vectors is None else vectors
                 vectors[some], is_cached[some] = cached, True
             missing = rows[~is_cached[rows]]
             if file.damaged:
-                console.note(f"Warning: {file.damaged:,} of {len(rows):,} vectors in {self.path} are damaged; they are encoded again")
+                console.note(f"Warning: {file.damaged:,} of {len(rows):,} vectors in {file.path} are damaged; they are encoded again")
             self.misses += len(missing)
             with console.progress(f"encoding {kind} texts", len(rows), len(rows) - len(missing)) as done:
                 for part in complete(self.encoder).encode_parts([texts[row] for row in missing], kind):

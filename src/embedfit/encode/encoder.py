@@ -78,12 +78,25 @@ class BaseEncoder:
         raise NotImplementedError
 
     @property
+    def document_fingerprint(self) -> str:
+        """A text that changes whenever the vectors of documents could. They are cached under it. By default the fingerprint."""
+        return self.fingerprint
+
+    @property
     def identity(self) -> str:
         """A text that changes whenever the vectors of documents could, and is the same on every machine. Stores keep it.
 
         By default the fingerprint.
         """
         return self.fingerprint
+
+    @property
+    def whole_identity(self) -> str:
+        """A text that changes whenever the vectors of documents or queries could, and is the same on every machine.
+
+        By default the identity.
+        """
+        return self.identity
 
     @property
     def dimension(self) -> int | None:
@@ -126,9 +139,19 @@ class WrappingEncoder(BaseEncoder):
         return self.encoder.fingerprint
 
     @property
+    def document_fingerprint(self) -> str:
+        """That of the encoder inside; the fingerprint if that is another."""
+        return complete(self.encoder).document_fingerprint if self.is_same_model else self.fingerprint
+
+    @property
     def identity(self) -> str:
         """The identity of the encoder inside; the fingerprint if that is another."""
         return complete(self.encoder).identity if self.is_same_model else self.fingerprint
+
+    @property
+    def whole_identity(self) -> str:
+        """The whole identity of the encoder inside; the identity if the fingerprint is another."""
+        return complete(self.encoder).whole_identity if self.is_same_model else self.identity
 
     @property
     def dimension(self) -> int | None:

@@ -20,7 +20,8 @@ from embedfit import console
 from embedfit.encode.encoder import PROMPT_NAMES, BaseEncoder, Encoder, Kind, Part, Precision, Vectors, WrappingEncoder, complete, slices
 from embedfit.encode.pooling import Pooling, missing_pooling, note_changes, set_pooling, settings_of
 from embedfit.encode.precision import autocast, processor, use_bf16, without_cudnn_attention
-from embedfit.encode.tokens import Tokens, length_batches, tokenizer_suffices
+from embedfit.encode.sides import documents_read_as
+from embedfit.encode.tokens import Tokens, input_module, length_batches, tokenizer_suffices
 from embedfit.errors import ModelError
 from embedfit.files import digest, file_sha256
 from embedfit.hub import model_folder, weights_of
@@ -59,7 +60,7 @@ class ModelEncoder:
         finally:
             self._parts = None
         for kind, truncations in parts.items():
-            self._warn(Truncation(np.concatenate([part.counts for part in truncations]), self._limit()), kind)
+            self._warn(Truncation(np.concatenate([part.counts for part in truncations]), self._limit(kind)), kind)
 
     def _warn(self, truncation: Truncation, kind: Kind) -> None:
         if kind not in self._to_warn_of:
@@ -78,11 +79,11 @@ class ModelEncoder:
     def truncation(self, texts: Sequence[str], kind: Kind) -> Truncation:
         """Return how much of the texts the model does not read."""
         counts = self._token_counts(texts, kind)
-        return Truncation(counts, self._limit())
+        return Truncation(counts, self._limit(kind))
 
-    def _limit(self) -> int:
+    def _limit(self, kind: Kind) -> int:
         """Return the number of tokens that the model reads of a text; a huge number if it has no limit, or one like transformers' 1e30."""
-        return min(self.model.max_seq_length or sys.maxsize, sys.maxsize)
+        return min(getattr(input_module(self.model, kind), "max_seq_length", None) or sys.maxsize, sys.maxsize)
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions).
@@ -134,7 +135,7 @@ class ModelEncoder:
 
         It warns of texts that the model does not read whole.
         """
-        prompt, limit = self.prompts[kind], self._limit()
+        prompt, limit = self.prompts[kind], self._limit(kind)
 
         def by_library(positions: npt.NDArray[np.int64]) -> dict[str, Any]:
             return dict(self.model.preprocess([texts[position] for position in positions], prompt=prompt or None, task=kind))
@@ -155,7 +156,7 @@ class ModelEncoder:
         """Return the number of tokens of each text with its prompt, untruncated; of characters, if the model has no tokenizer."""
         if not texts:
             return np.zeros(0, np.int64)  # the tokenizer refuses an empty list
-        tokenizer = self.model.tokenizer
+        tokenizer = input_module(self.model, kind).tokenizer
         whole = [self.prompts[kind] + text for text in texts]
         if not callable(tokenizer):
             return np.array([len(text) for text in whole], np.int64)
@@ -237,14 +238,26 @@ class LocalEncoder(BaseEncoder):
     @cached_property
     def fingerprint(self) -> str:
         """A hash of weights, tokenizer, pooling, prompts and precision, and of the versions of the libraries."""
+        return self._here(self._read_as)
+
+    @cached_property
+    def document_fingerprint(self) -> str:
+        """The fingerprint; if only the encoder of queries was trained, that of the model whose document vectors this one has."""
+        return self._here(self.documents_read_as)
+
+    def _here(self, read_as: list[Any]) -> str:
         libraries = [version(name) for name in ("sentence-transformers", "transformers", "torch")]
         # What "auto" becomes depends on the device and the processor. To ask torch would take seconds.
         where = [processor(), Path("/dev/nvidia0").exists(), os.environ.get("CUDA_VISIBLE_DEVICES")]
-        described = [*self._read_as, libraries, where, self.prompts, self.precision]
-        return digest(described, sort_keys=False)
+        return digest([*read_as, libraries, where, self.prompts, self.precision], sort_keys=False)
 
     @cached_property
     def identity(self) -> str:
+        """A hash of the documents' weights, tokenizer and pooling, and of the prompts, the same on every machine."""
+        return digest([*self.documents_read_as, self.prompts], sort_keys=False)
+
+    @cached_property
+    def whole_identity(self) -> str:
         """A hash of weights, tokenizer, pooling and prompts alone, the same on every machine."""
         return digest([*self._read_as, self.prompts], sort_keys=False)
 
@@ -262,6 +275,11 @@ class LocalEncoder(BaseEncoder):
     def _read_as(self) -> list[Any]:
         """Hashes of the files, and the pooling that is added."""
         return [self._files, *([self.pooling] if self.pooling else [])]
+
+    @cached_property
+    def documents_read_as(self) -> list[Any]:
+        """What identifies the model whose document vectors this one has: hashes of its files, and the pooling that is added."""
+        return documents_read_as(self.folder) or self._read_as
 
     @cached_property
     def _files(self) -> list[list[str]]:

@@ -46,11 +46,12 @@ class Tokens:
         self, model: SentenceTransformer, texts: Sequence[str], prompt: str, task: str | None = None, *, alone: bool | None = None
     ) -> None:
         self._model, self._prompt, self._task = model, prompt, task
+        self._input = input_module(model, task)
         self._same: dict[str, Any] = {}
         if alone is None:
             alone = tokenizer_suffices(model, texts, prompt, task)
         self._by_library(texts[:1] or ["a text"])  # sets what the library adds to the tokens
-        read = partial(_by_tokenizer, model, prompt) if alone else self._by_library
+        read = partial(_by_tokenizer, self._input, prompt) if alone else self._by_library
         parts = [read(texts[start : start + _SLICE]) for start in range(0, len(texts), _SLICE)]
         self.lengths = np.concatenate([np.zeros(0, np.int64), *(lengths for lengths, _ in parts)])
         self._ends = np.cumsum(self.lengths)
@@ -63,7 +64,7 @@ class Tokens:
         """Return the features of the texts at some positions: one matrix (texts, longest length) for each input of the model."""
         import torch
 
-        tokenizer = self._model.tokenizer
+        tokenizer = self._input.tokenizer
         inside, where = self.places(positions)
         pads = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
         features: dict[str, Any] = {"attention_mask": torch.from_numpy(inside.astype(np.int64))}
@@ -82,7 +83,7 @@ class Tokens:
         """
         lengths = self.lengths[positions]
         columns = np.arange(lengths.max(initial=0))
-        left = self._model.tokenizer.padding_side == "left"
+        left = self._input.tokenizer.padding_side == "left"
         inside = columns >= len(columns) - lengths[:, None] if left else columns < lengths[:, None]
         # Counted within the batch, and moved to where its text lies.
         return inside, np.arange(lengths.sum()) + np.repeat(self._ends[positions] - np.cumsum(lengths), lengths)
@@ -100,7 +101,7 @@ def tokenizer_suffices(model: SentenceTransformer, texts: Sequence[str], prompt:
     """
     from sentence_transformers.base.modules import Transformer
 
-    module: Any = model[0]
+    module = input_module(model, task)
     plain = (
         type(module) is Transformer
         and module.processor is module.tokenizer
@@ -110,7 +111,13 @@ def tokenizer_suffices(model: SentenceTransformer, texts: Sequence[str], prompt:
     if not plain or not texts:
         return plain
     tried = [*texts[:_TRIED], *sorted(texts, key=len)[-_TRIED:]]
-    return _equal(_by_library(model, prompt, task, tried)[0], _by_tokenizer(model, prompt, tried))
+    return _equal(_by_library(model, prompt, task, tried)[0], _by_tokenizer(module, prompt, tried))
+
+
+def input_module(model: SentenceTransformer, task: str | None) -> Any:
+    """Return the module that reads the texts: the first one, or the first of the task's route."""
+    routes = getattr(model[0], "sub_modules", {})
+    return routes[task][0] if task in routes else model[0]
 
 
 def _by_library(model: SentenceTransformer, prompt: str, task: str | None, texts: Sequence[str]) -> tuple[_Read, dict[str, Any]]:
@@ -127,8 +134,8 @@ def _by_library(model: SentenceTransformer, prompt: str, task: str | None, texts
     return (inside.sum(dim=1).numpy(), rows), {key: value for key, value in whole.items() if not torch.is_tensor(value)}
 
 
-def _by_tokenizer(model: SentenceTransformer, prompt: str, texts: Sequence[str]) -> _Read:
-    tokens = model.tokenizer([prompt + text for text in texts], truncation=True, return_attention_mask=False, verbose=False)
+def _by_tokenizer(module: Any, prompt: str, texts: Sequence[str]) -> _Read:
+    tokens = module.tokenizer([prompt + text for text in texts], truncation=True, return_attention_mask=False, verbose=False)
     lengths = np.array([len(ids) for ids in tokens["input_ids"]], np.int64)
     count = int(lengths.sum())
     return lengths, {key: _small(key, np.fromiter(chain.from_iterable(rows), np.int64, count)) for key, rows in tokens.items()}

@@ -143,7 +143,7 @@ def _other_models(result: Result, measured: LocalEncoder | None) -> dict[str, Lo
     prompts: dict[Kind, str] = measured.prompts
     try:
         base = local_of(encoder_of(config_of(result).model))
-        if base and base.identity != measured.identity:
+        if base and base.whole_identity != measured.whole_identity:
             others["the base model"] = base
         tuned = result.folder / "model"
         if tuned != result.model and tuned.is_dir():

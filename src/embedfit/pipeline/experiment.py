@@ -24,7 +24,7 @@ from embedfit.evaluation.score import Scores
 from embedfit.hub import public_name
 from embedfit.pipeline.deploying import export_wanted
 from embedfit.pipeline.job import Job, locked
-from embedfit.pipeline.needs import check_installed, local, note_unused
+from embedfit.pipeline.needs import check_installed, local, note_unused, refuse_reranker
 from embedfit.pipeline.notes import MIXED, alerts, facts, notes_on, seeds
 from embedfit.pipeline.parts import read
 from embedfit.pipeline.picked import Pick
@@ -84,6 +84,7 @@ def run(source: Source, *, model: Model | None = None, picks: Sequence[Pick] | N
     config = inputs.config
     processes.join()
     check_installed(config, trains=True)
+    refuse_reranker(config, "run")
     if config.deploy.forms:
         check_exporter()
     if config.tune.method == "adapter" and config.general.keep is not None:
@@ -220,7 +221,7 @@ def _forms(job: Job, model: Encoder, final: Tuned, *, whole: bool) -> tuple[Form
         metric=job.metric,
         ks=job.config.evaluate.k,
         matryoshka=final.matryoshka,
-        lora=lora if lora.is_dir() and whole else None,
+        lora=lora if lora.is_dir() and whole and job.config.tune.documents == "trained" else None,
     )
 
 
@@ -275,7 +276,7 @@ def _manifest(job: Job, folder: Path, measured: _Measured) -> dict[str, Any]:
         "base": {"name": placed.model.name if base else job.base.name, "fingerprint": job.base.fingerprint},
         "model": str((kept.folder if kept else measured.tuned[-1].model).relative_to(folder)),
         "fingerprint": measured.model.fingerprint,
-        "identity": kept.identity if kept else None,
+        "identity": kept.whole_identity if kept else None,
         "split": [
             {part: len(getattr(split, part)) for part in ("train", "dev", "test")} | {"seen": sum(job.seen[id] for id in split.test)}
             for split in job.splits
@@ -311,6 +312,7 @@ def curve(source: Source, points: int = 4, *, model: Model | None = None, **sett
     inputs = Inputs.of(source, model, settings)
     config = inputs.config
     check_installed(config, trains=True)
+    refuse_reranker(config, "curve")
     note_unused(config, "curve")
     job = Job.of(config, inputs.dataset, inputs.base, trains=True)
     findings = job.findings

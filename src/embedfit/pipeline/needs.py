@@ -12,11 +12,18 @@ from embedfit.encode.encoder import Encoder
 from embedfit.encode.local import LocalEncoder, local_of
 from embedfit.encode.remote import is_remote
 from embedfit.errors import ConfigError, ModelError, check_package
+from embedfit.hub import model_folder
 from embedfit.retrieve.rerank import LocalReranker
 from embedfit.track.langwatch import langwatch_key
 
-_ADAPTERS_SETTINGS = {"method", "scale", "seed"}
+_ADAPTERS_SETTINGS = {"method", "documents", "scale", "seed"}
 """Keys of [tune] that an adapter uses; the command notes the rest as unused."""
+
+_RERANKERS_SETTINGS = {
+    *("method", "reranker", "epochs", "batch_size", "learning_rate", "warmup", "weight_decay", "dropout", "train_embeddings"),
+    *("hard_negatives", "mined_margin", "judge", "memory_gb", "patience", "seed"),
+}
+"""Keys of [tune] that a reranker uses; the command notes the rest as unused."""
 
 
 def local(encoder: Encoder) -> LocalEncoder:
@@ -82,6 +89,9 @@ def check_method(base: Encoder, config: TuneConfig, report_to: Sequence[str] = (
         raise ConfigError(
             "track.report_to follows the training of weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'"
         )
+    if config.method == "reranker":
+        _check_reranker(model, config)
+        return
     if config.method != "adapter" and not model:
         raise ConfigError(f'{base.name} has no weights here to train; fix: method = "adapter" in [tune] fits a map of its query vectors')
     unused = sorted(config.model_fields_set - _ADAPTERS_SETTINGS) if config.method == "adapter" else []
@@ -89,12 +99,36 @@ def check_method(base: Encoder, config: TuneConfig, report_to: Sequence[str] = (
         console.note(f"an adapter is fitted without {', '.join(f'tune.{name}' for name in unused)}")
     elif config.method == "full" and "lora_rank" in config.model_fields_set:
         console.note("tune.lora_rank is not used: tune.method is 'full'")
-    if config.judge and config.method != "adapter":
+    if config.judge and config.method != "adapter" and config.documents == "trained":
         LocalReranker(config.judge)
     if model and config.freeze != "auto" and config.method != "adapter":
         layers = _number_of_layers(model.folder)
         if layers is not None and config.freeze >= layers:
             raise ConfigError(f"tune.freeze is {config.freeze}, and {model.name} has {layers} layers; fix: a smaller number")
+
+
+def _check_reranker(model: LocalEncoder | None, config: TuneConfig) -> None:
+    """Check that there is a model to start a reranker from, and note the settings that it does not use."""
+    if not (config.reranker or model):
+        raise ConfigError("tune.method 'reranker' needs a model to start from; fix: tune.reranker, such as a cross-encoder's folder")
+    for name in filter(None, (config.reranker, config.judge)):
+        model_folder(name, proof="config.json")
+    unused = sorted(config.model_fields_set - _RERANKERS_SETTINGS)
+    if unused:
+        console.note(f"a reranker is tuned without {', '.join(f'tune.{name}' for name in unused)}")
+
+
+def refuse_reranker(config: Config, command: str) -> None:
+    """Refuse the tuning of a reranker where the command measures models that encode.
+
+    Raises:
+        ConfigError: ``tune.method`` is ``reranker``.
+    """
+    if config.tune.method == "reranker":
+        raise ConfigError(
+            f"'embedfit {command}' measures models that encode; fix: 'embedfit tune' for the reranker, and 'embedfit ladder --rung full "
+            "--rung reranked' to measure one over the tuned model"
+        )
 
 
 def _number_of_layers(folder: Path) -> int | None:

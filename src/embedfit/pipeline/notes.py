@@ -22,6 +22,7 @@ _CANDIDATES = {
     "all": "all documents",
     "mined": "the batch's documents, mined and random ones",
     "batch": "the batch's documents and random ones",
+    "corpus": "all documents, whose vectors are the base model's",
 }
 MIXED = "The further data of [mix] trains the query adapter, LoRA and full fine-tuning; the other methods learn from [data] alone."
 
@@ -108,9 +109,12 @@ def facts(job: Job, tuned: Sequence[Tuned]) -> dict[str, str]:
     weights = "all weights" if settings.train_embeddings else "all weights but the token embeddings"
     if tuned[0].frozen:
         weights = f"the layers above the lowest {tuned[0].frozen}"
+    if settings.documents == "frozen":
+        weights = f"of the encoder of queries alone, {weights}"
     where = f" above the lowest {tuned[0].frozen} layers" if tuned[0].frozen else ""
     trained = f"LoRA of rank {settings.lora_rank} on all linear layers{where}" if settings.method == "lora" else weights
     kind = tuned[0].candidates
+    merged = f"trained weights merged with the base model's, {settings.merge_weight:g} of the former; " if settings.merge_weight < 1 else ""
     spent = f"{sum(training.seconds for training in tuned):.0f} s"
     if kind is None:
         tuning = f"a linear map of the query vector, fitted on frozen vectors; scale {settings.scale:g}"
@@ -118,6 +122,7 @@ def facts(job: Job, tuned: Sequence[Tuned]) -> dict[str, str]:
         tuning = (
             f"{trained}; softmax over {_CANDIDATES[kind]}, scale {settings.scale:g}, "
             f"AdamW at {settings.learning_rate_with(kind):g}, batch {settings.batch_size}, at most {settings.epochs_with(kind)} epochs; "
+            f"{merged}"
             f"kept: epoch {', '.join(str(training.epoch) for training in tuned)}"
         )
         spent += f" for {sum(training.tokens or 0 for training in tuned):,} tokens"

@@ -183,7 +183,7 @@ def check_unchanged(result: Result) -> None:
         ModelError: A file of the model has changed.
     """
     identity = result.manifest.get("identity")
-    if identity and LocalEncoder(result.model).identity != identity:
+    if identity and LocalEncoder(result.model).whole_identity != identity:
         raise ModelError(f"{result.model}: is not the model that was measured: a file in it has changed; fix: restore it, or run again")
 
 

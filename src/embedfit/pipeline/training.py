@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from embedfit import console, processes
-from embedfit.config import Config
+from embedfit.config import Config, EvaluateConfig
 from embedfit.console import Plan
 from embedfit.data.check import Finding
 from embedfit.data.dataset import Dataset
 from embedfit.data.mix import with_further
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder
+from embedfit.encode.local import local_of
 from embedfit.errors import ConfigError
 from embedfit.pipeline.job import Job, locked
 from embedfit.pipeline.kept_out import parts_for_weights
@@ -159,12 +160,19 @@ def tune_part(job: Job, train: Dataset, dev: Dataset | None, folder: Path, chang
     temperature = job.config.mix.temperature
     train, dev, template = with_further(train, dev, job.template, job.further, temperature=temperature, seed=config.seed)
     engine = job.engine if processes.count() == 1 else LocalEngine()
-    return tune(job.base, Training(train, dev, folder, config, template, job.config.track.report_to, engine))
+    training = Training(train, dev, folder, config, template, job.config.track.report_to, engine)
+    return tune(job.base, training, job.config.evaluate)
 
 
-def tune(base: Encoder, training: Training) -> Tuned:
+def tune(base: Encoder, training: Training, evaluate: EvaluateConfig) -> Tuned:
     """Tune a model by the method that the settings name (see `embedfit.pipeline.needs.check_method`)."""
     config = training.config
+    if config.method == "reranker":
+        from embedfit.tune.reranker import tune_reranker
+
+        start, model = config.reranker or local(base).folder, local_of(base)
+        retriever = CachedEncoder(training.engine.encoder(base))
+        return tune_reranker(retriever, training, start=start, top=evaluate.rerank_top, precision=model.precision if model else "auto")
     if config.method == "adapter":
         if processes.count() > 1:
             raise ConfigError("tune.method 'adapter' trains in seconds, in one process; fix: run it without torchrun")

@@ -95,6 +95,8 @@ def _training_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
     settings, kind = TuneConfig.model_validate(manifest["config"]["tune"]), tuned[0]["candidates"]
     frozen = tuned[0].get("frozen")
     weights = f"weights above the lowest {frozen} layers" if frozen else "all weights"
+    if settings.documents == "frozen":
+        weights += " of the encoder of queries; documents are encoded by the base model"
     method = {"full": weights, "lora": f"LoRA of rank {settings.lora_rank}", "adapter": "linear map of query vectors"}
     rows = {
         "method": method[settings.method],
@@ -105,6 +107,7 @@ def _training_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "warm-up": settings.warmup,
         "weight decay": settings.weight_decay,
         "seed": settings.seed,
+        **({"weight of the trained weights": settings.merge_weight} if settings.merge_weight < 1 else {}),
         "kept epoch": ", ".join(str(training["epoch"]) for training in tuned),
         "training time": f"{sum(training['seconds'] for training in tuned):.0f} s",
         "base model": f"{in_one_line(public_name(base['name']))} (fingerprint {base['fingerprint'][:12]})",
@@ -174,9 +177,13 @@ def _dimensions(folder: Path) -> int:
     """Return the number of dimensions of a saved model's vectors, from the last module that states it."""
     keys = ("out_features", "embedding_dimension", "word_embedding_dimension", "hidden_size")
     dimensions = 0
+    paths: list[Path] = []
     for module in json.loads((folder / "modules.json").read_text(encoding="utf-8")):
-        path = folder / module["path"] / "config.json"
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        path = folder / module["path"]
+        routes = json.loads((path / "router_config.json").read_text(encoding="utf-8")) if (path / "router_config.json").exists() else {}
+        paths += [path / part for part in routes.get("structure", {}).get("document", ())] or [path]
+    for path in paths:
+        settings = json.loads((path / "config.json").read_text(encoding="utf-8")) if (path / "config.json").exists() else {}
         dimensions = next((settings[key] for key in keys if key in settings), dimensions)
     return int(dimensions)
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from embedfit import console
 from embedfit.data.dataset import Dataset
-from embedfit.encode.encoder import Precision
+from embedfit.encode.encoder import Encoder, Precision
 from embedfit.encode.local import quiet_libraries
 from embedfit.encode.precision import autocast, use_bf16
 from embedfit.errors import ConfigError, ModelError
@@ -92,22 +92,30 @@ class LocalReranker:
         Raises:
             ModelError: A score is not finite.
         """
-        import torch
+        return score_pairs(self.loaded, pairs, bf16=use_bf16(self.precision, self.loaded.device.type), name=self.name)
 
-        device = self.loaded.device.type
-        scores = np.empty(len(pairs), np.float32)
-        # Texts of like lengths go together, so that there is little padding. The library sorts within a slice alone.
-        order = np.argsort([-len(query) - len(document) for query, document in pairs], kind="stable")
-        with autocast(device, use_bf16(self.precision, device)), console.progress("reranking", len(pairs)) as done:
-            for start in range(0, len(pairs), _SLICE):
-                some = order[start : start + _SLICE]
-                # Logits, because the sigmoid that models end with by default rounds good scores to 1, which makes ties.
-                logits = self.loaded.predict([pairs[index] for index in some], activation_fn=torch.nn.Identity(), show_progress_bar=False)
-                scores[some] = np.asarray(logits, np.float32)
-                done(len(some))
-        if not np.isfinite(scores).all():
-            raise ModelError(f"model {self.name!r} gives scores that are not finite; fix: precision = 'fp32', or another model")
-        return scores
+
+def score_pairs(model: CrossEncoder, pairs: Sequence[tuple[str, str]], *, bf16: bool, name: str) -> npt.NDArray[np.float32]:
+    """Return the logit of a cross-encoder in memory for each pair (query text, document text).
+
+    Raises:
+        ModelError: A score is not finite.
+    """
+    import torch
+
+    scores = np.empty(len(pairs), np.float32)
+    # Texts of like lengths go together, so that there is little padding. The library sorts within a slice alone.
+    order = np.argsort([-len(query) - len(document) for query, document in pairs], kind="stable")
+    with autocast(model.device.type, bf16), console.progress("reranking", len(pairs)) as done:
+        for start in range(0, len(pairs), _SLICE):
+            some = order[start : start + _SLICE]
+            # Logits, because the sigmoid that models end with by default rounds good scores to 1, which makes ties.
+            logits = model.predict([pairs[index] for index in some], activation_fn=torch.nn.Identity(), show_progress_bar=False)
+            scores[some] = np.asarray(logits, np.float32)
+            done(len(some))
+    if not np.isfinite(scores).all():
+        raise ModelError(f"model {name!r} gives scores that are not finite; fix: precision = 'fp32', or another model")
+    return scores
 
 
 class RerankedRetriever(BaseRetriever):
@@ -123,6 +131,12 @@ class RerankedRetriever(BaseRetriever):
     def __init__(self, retriever: Retriever, reranker: Reranker, template: str = DOCUMENT_TEMPLATE, *, top: int = TOP) -> None:
         self.retriever, self.reranker, self.template, self.top = retriever, reranker, template, top
         self.name = f"{retriever.name}, reranked by {reranker.name}"
+
+    @property
+    def encoder(self) -> Encoder:
+        """Encoder of the retriever that finds the documents."""
+        encoder: Encoder = self.retriever.encoder  # type: ignore[attr-defined]
+        return encoder
 
     def prepared(self, dataset: Dataset) -> RerankedRetriever:
         """Return the same reranking over the prepared retriever."""

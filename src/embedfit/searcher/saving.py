@@ -169,17 +169,17 @@ def _keep_model(encoder: Encoder, target: Path) -> dict[str, Any]:
     local = local_of(encoder)
     if local is not None:
         shutil.copytree(local.folder, target, copy_function=_link)
-        return {"identity": whole.identity, "name": encoder.name, "local": True, "precision": local.precision, **prompts}
+        return {"identity": whole.whole_identity, "name": encoder.name, "local": True, "precision": local.precision, **prompts}
     if isinstance(encoder, OnnxEncoder):
         shutil.copytree(encoder.folder, target, copy_function=_link)
-        return {"identity": whole.identity, "name": encoder.name, "form": encoder.form, **prompts}
+        return {"identity": whole.whole_identity, "name": encoder.name, "form": encoder.form, **prompts}
     saved = whole.saved_at
     if saved is not None and saved.is_file():
         target.mkdir()
         _link(str(saved), str(target / saved.name))
-        return {"identity": whole.identity, "name": encoder.name, "file": saved.name, **prompts}
+        return {"identity": whole.whole_identity, "name": encoder.name, "file": saved.name, **prompts}
     if whole.remote:
-        return {"identity": whole.identity, "name": encoder.name, **prompts}
+        return {"identity": whole.whole_identity, "name": encoder.name, **prompts}
     raise ModelError(f"{encoder.name}: an encoder of your own cannot be saved with a searcher; fix: keep the searcher in memory")
 
 
@@ -195,7 +195,7 @@ def _model(folder: Path, place: str, kept: Mapping[str, Any]) -> Encoder:
     else:
         name = str(folder / place / kept["file"]) if "file" in kept else kept["name"]
         encoder = encoder_of(ModelConfig(name=name, **prompts))
-    if complete(encoder).identity != kept["identity"]:
+    if complete(encoder).whole_identity != kept["identity"]:
         raise ModelError(f"{folder / place}: is another model than the searcher was made with; fix: write the searcher again")
     return encoder
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from embedfit.data.dataset import Dataset
 from embedfit.data.split import Split, group_numbers
+from embedfit.errors import ConfigError
 from embedfit.evaluation.calibrate import calibrate
-from embedfit.retrieve.retrievers import VectorIndex
+from embedfit.retrieve.retrievers import DenseRetriever, VectorIndex
 from embedfit.retrieve.run import NOTHING, Run
 from embedfit.searcher.fit import fit_searcher
 from embedfit.searcher.gather import Views
@@ -36,6 +37,9 @@ def recommended_searcher(ladder: Ladder, setting: Setting, dataset: Dataset, spl
         dataset: Data set of the ladder.
         splits: Splits of the ladder.
         folder: Folder of the ladder's models and rankings.
+
+    Raises:
+        ConfigError: The recommended rung reranks, which a searcher does not.
     """
     key, folder = ladder.recommended, Path(folder)
     method, single = METHODS[key], len(splits) == 1
@@ -43,6 +47,8 @@ def recommended_searcher(ladder: Ladder, setting: Setting, dataset: Dataset, spl
     if method.views:
         return setting.searcher(known, method.views)
     tuned = _tuned(key, setting, dataset, splits, folder)
+    if not isinstance(tuned.retriever, DenseRetriever | VectorIndex):
+        raise ConfigError(f"{method.name} is recommended, and cannot be saved as a searcher; fix: leave it out of the rungs")
     parts = fit_searcher(known, tuned.encoder, template=tuned.retriever.template, views=(DOCUMENTS,), trusted=False).parts  # type: ignore[attr-defined]
     if isinstance(tuned.retriever, VectorIndex):
         parts = _moved(parts, tuned.retriever)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from embedfit.config import Config, with_method
 from embedfit.data.dataset import Dataset
@@ -152,6 +153,10 @@ def _no_weights_or_peft(setting: Setting, train: Dataset) -> str:
     return _no_weights(setting, train) or ("" if importlib.util.find_spec("peft") else "it needs pip install 'embedfit[lora]'")
 
 
+def _no_reranker(setting: Setting, train: Dataset) -> str:
+    return _no_weights(setting, train) or ("" if setting.config.tune.reranker else "tune.reranker names no model to start from")
+
+
 def _no_labels(setting: Setting, train: Dataset) -> str:
     return "" if labels_repeat([label for id in train.judged for label in train.relevant(id)]) else "labels hardly repeat"
 
@@ -195,7 +200,9 @@ def _index(name: str) -> Callable[[Setting, Dataset, Dataset | None, Path], Tune
     return fit
 
 
-def _tuned(method: str, template: Callable[[Setting], str]) -> Callable[[Setting, Dataset, Dataset | None, Path], Tuned]:
+def _tuned(
+    method: str, template: Callable[[Setting], str], documents: Literal["trained", "frozen"] = "trained"
+) -> Callable[[Setting, Dataset, Dataset | None, Path], Tuned]:
     def fit(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
         from embedfit.tune.full import tune_weights
 
@@ -203,7 +210,7 @@ def _tuned(method: str, template: Callable[[Setting], str]) -> Callable[[Setting
         assert base  # checked by `_no_weights`
         own_template, config = template(setting), setting.config
         train, dev, mixed_template = setting.mixed(train, dev, own_template)
-        settings = with_method(config.tune, method)
+        settings = with_method(config.tune, method).model_copy(update={"documents": documents})
         tuned = tune_weights(base, Training(train, dev, folder, settings, mixed_template, config.track.report_to, setting.engine))
         return replace(tuned, held=setting.dense(tuned.encoder, own_template))
 
@@ -222,6 +229,20 @@ def _merged(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path)
     full = _full(setting, train, dev, tuned)  # shared with the rung of that name: trained once, then read from its folder
     merged = merge_models(base, tuned / "model", _MERGED, folder)
     return Tuned(setting.dense(merged, setting.template), full.seconds)
+
+
+def _reranked(setting: Setting, train: Dataset, dev: Dataset | None, folder: Path) -> Tuned:
+    from embedfit.tune.reranker import tune_reranker
+
+    full = _full(setting, train, dev, folder.parent.parent / "full" / folder.name)  # shared, like that of `_merged`
+    config, start = setting.config, setting.config.tune.reranker
+    base = local_of(setting.base)
+    assert base is not None  # both checked by `_no_reranker`
+    assert start is not None
+    settings = with_method(config.tune, "reranker")
+    training = Training(train, dev, folder, settings, setting.template, config.track.report_to, setting.engine)
+    encoder = CachedEncoder(setting.engine.encoder(full.encoder))
+    return tune_reranker(encoder, training, start=start, top=config.evaluate.rerank_top, precision=base.precision)
 
 
 def _base(setting: Setting) -> Retriever:
@@ -278,9 +299,23 @@ METHODS: dict[str, Method] = {
     ),
     "documents": Method("tuned document vectors", "the base model, other vectors in the index", True, _index("tuned_documents")),
     "adapter": Method("query adapter", "the base model and a matrix", True, _adapter, fit_to_keep=_kept_adapter),
+    "queries": Method(
+        "index untouched",
+        "a tuned model for queries, the base model's index",
+        True,
+        _tuned("full", lambda setting: setting.template, "frozen"),
+        _no_weights,
+    ),
     "lora": Method("LoRA", "the tuned model", True, _tuned("lora", lambda setting: setting.template), _no_weights_or_peft),
     "full": Method("full fine-tuning", "the tuned model", True, _full, _no_weights),
     "merged": Method("half base, half tuned", "the merged model", True, _merged, _no_weights),
+    "reranked": Method(
+        "full, reranked by a tuned cross-encoder",
+        "the tuned model and a cross-encoder",
+        True,
+        _reranked,
+        _no_reranker,
+    ),
     "full-richer": Method(
         "full, richer documents",
         "the tuned model, other document texts",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,13 +14,28 @@ from embedfit.tune.candidates import CandidateSource
 from embedfit.tune.lower import KEPT, KeptStates
 
 
+class Counting(Protocol):
+    """Makes a batch from the positions of its queries, and counts its tokens.
+
+    Attributes:
+        tokens: Number of tokens, without padding, of each batch that is made but not yet trained on; the trainer fetches one
+            batch ahead.
+    """
+
+    tokens: deque[int]
+
+    def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
+        """Return the features of each chunk under its own prefix, and what the loss needs as ``label``."""
+        ...
+
+
 class Collator:
     """Makes a batch of tokens and grades from the positions of its queries.
 
     Args:
         queries: Tokens of each training query.
-        documents: Tokens of each document.
-        source: Source of each batch's candidate documents.
+        documents: Tokens of each document; None if no document is encoded.
+        source: Source of each batch's candidate documents; None if no document is encoded.
         chunk_tokens: Most tokens, padding included, in one chunk of texts of similar length.
         kept: Kept states of the texts after the frozen layers, by kind (``query``, ``document``).
 
@@ -34,8 +49,8 @@ class Collator:
     def __init__(
         self,
         queries: Tokens,
-        documents: Tokens,
-        source: CandidateSource,
+        documents: Tokens | None,
+        source: CandidateSource | None,
         *,
         chunk_tokens: int,
         kept: Mapping[str, KeptStates] | None = None,
@@ -45,22 +60,25 @@ class Collator:
         self.tokens: deque[int] = deque()
 
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
-        """Return the features of each chunk under a prefix of its own, and the grades as ``label``."""
+        """Return the features of each chunk under its own prefix; as ``label`` the grades, or the rows if no document is encoded."""
         # The order within a batch has no effect, and sorted by length the chunks need little padding.
         batch = sorted((row["row"] for row in rows), key=lambda row: (-self._queries.lengths[row], row))
-        candidates = self._source.candidates(batch)
-        order = np.argsort(-self._documents.lengths[candidates.documents], kind="stable")
         inputs: dict[str, Any] = {"return_loss": True}
+        texts = [("query", self._queries, np.array(batch))]
+        if self._source is None or self._documents is None:
+            label = torch.tensor(batch)
+        else:
+            candidates = self._source.candidates(batch)
+            order = np.argsort(-self._documents.lengths[candidates.documents], kind="stable")
+            texts.append(("document", self._documents, candidates.documents[order]))
+            label = torch.from_numpy(candidates.grades[:, order])
         count = 0
-        for kind, tokens, chosen in (
-            ("query", self._queries, np.array(batch)),
-            ("document", self._documents, candidates.documents[order]),
-        ):
+        for kind, tokens, chosen in texts:
             count += int(tokens.lengths[chosen].sum())
             for number, chunk in enumerate(length_batches(tokens.lengths[chosen], self._chunk_tokens)):
                 inputs |= {f"{kind}{number}_{key}": value for key, value in tokens.padded(chosen[chunk]).items()}
                 if kind in self._kept:
                     inputs[f"{kind}{number}_{KEPT}"] = self._kept[kind].padded(chosen[chunk])
         self.tokens.append(count)
-        inputs["label"] = torch.from_numpy(candidates.grades[:, order])
+        inputs["label"] = label
         return inputs

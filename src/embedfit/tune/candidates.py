@@ -69,7 +69,7 @@ class BatchAndOthers:
 
     def __init__(self, train: Dataset, *, random: int, hard: int = 0, seed: int) -> None:
         self._relevant, self._own = relevant_positions(train), own_positions(train, list(train.corpus))
-        self._judged = _judged_negatives(train)
+        self._judged = judged_negatives(train)
         self._size, self._random, self._hard, self._seed = len(train.corpus), random, hard, seed
         self.mined = np.empty((len(self._relevant), 0), np.int64)
 
@@ -97,7 +97,7 @@ def has_judged_negatives(dataset: Dataset) -> bool:
     return any(grade <= 0 for id in dataset.judged for grade in dataset.qrels[id].values())
 
 
-def _judged_negatives(train: Dataset) -> list[npt.NDArray[np.int64]]:
+def judged_negatives(train: Dataset) -> list[npt.NDArray[np.int64]]:
     """Return the positions of the documents judged irrelevant for each query, in order."""
     position = {id: index for index, id in enumerate(train.corpus)}
     grades = [train.qrels.get(query, {}).items() for query in train.queries]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from embedfit.data.split import group_numbers
 from embedfit.encode.encoder import BaseEncoder, Encoder, Kind, Vectors
 from embedfit.encode.local import ModelEncoder
 from embedfit.evaluation.score import score_run
-from embedfit.retrieve.retrievers import DenseRetriever
+from embedfit.retrieve.run import Run
 
 _DEV_DOCUMENTS = 2000
 """Most documents that are scored besides the dev queries' own."""
@@ -30,38 +30,42 @@ class DevScores(SentenceEvaluator):
     has decayed further.
 
     Args:
-        encoder: Model in training.
-        dev: Dev queries.
-        template: Document template.
-        seed: Seed of the draw of documents.
+        dev: Dev queries, with the documents that are searched.
+        search: Function that returns the rankings of the dev queries by the model in its present state.
 
     Attributes:
         kept: MRR@10 of each dev query at the kept epoch; empty before the first.
         choice: Number of epochs kept so far. The trainer keeps the checkpoint where it is largest.
     """
 
-    def __init__(self, encoder: ModelEncoder, dev: Dataset, template: str, seed: int) -> None:
+    def __init__(self, dev: Dataset, search: Callable[[], Run]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        relevant = {id for query in dev.queries for id in dev.relevant(query)}
-        irrelevant = [id for id in dev.corpus if id not in relevant]
-        # The choice of an epoch needs no exact figure, and encoding a large corpus would cost more than the training.
-        chosen = relevant | set(random.Random(seed).sample(irrelevant, min(len(irrelevant), _DEV_DOCUMENTS)))
-        corpus = {id: document for id, document in dev.corpus.items() if id in chosen}
-        qrels = {id: {document: grade for document, grade in grades.items() if document in chosen} for id, grades in dev.qrels.items()}
-        self._dev = Dataset(dev.queries, corpus, qrels)
-        self._retriever = DenseRetriever(InTraining(encoder), template)
+        self._dev, self._search = dev, search
         numbers = group_numbers(self._dev)
         self._groups = np.array([numbers[id] for id in self._dev.queries])
         self.kept: list[float] = []
         self.choice = 0
 
     def __call__(self, model: Any, output_path: str | None = None, epoch: int = -1, steps: int = -1) -> dict[str, float]:
-        scores = score_run(self._retriever.search(self._dev, 10), self._dev.qrels, ks=(1, 10))
+        scores = score_run(self._search(), self._dev.qrels, ks=(1, 10))
         now = scores.values["mrr@10"]
         keep = not self.kept or not clearly_worse(now, np.array(self.kept), self._groups)
         if keep:
             self.kept, self.choice = now.tolist(), self.choice + 1
         return {"mrr@10": scores.mean("mrr@10"), "recall@1": scores.mean("recall@1"), "choice": self.choice if keep else self.choice - 1}
+
+
+def with_fewer_documents(dev: Dataset, seed: int) -> Dataset:
+    """Return the dev part with its own documents and a random share of the others.
+
+    The choice of an epoch needs no exact figure, and encoding a large corpus would cost more than the training.
+    """
+    relevant = {id for query in dev.queries for id in dev.relevant(query)}
+    irrelevant = [id for id in dev.corpus if id not in relevant]
+    chosen = relevant | set(random.Random(seed).sample(irrelevant, min(len(irrelevant), _DEV_DOCUMENTS)))
+    corpus = {id: document for id, document in dev.corpus.items() if id in chosen}
+    qrels = {id: {document: grade for document, grade in grades.items() if document in chosen} for id, grades in dev.qrels.items()}
+    return Dataset(dev.queries, corpus, qrels)
 
 
 def clearly_worse(now: npt.NDArray[np.float64], before: npt.NDArray[np.float64], groups: npt.NDArray[np.int64] | None = None) -> bool:

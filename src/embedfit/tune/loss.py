@@ -20,7 +20,7 @@ _BACKWARD = 0.5
 """Weight of the direction from documents to queries (docs/decisions.md)."""
 
 
-def multi_positive_softmax(logits: Tensor, grades: Tensor) -> Tensor:
+def multi_positive_softmax(logits: Tensor, grades: Tensor, negatives: Tensor | None = None) -> Tensor:
     """Return the cross-entropy of each relevant document against the irrelevant ones, in both directions.
 
     For a query q with relevant documents P and irrelevant candidates N, and logits s,
@@ -36,13 +36,16 @@ def multi_positive_softmax(logits: Tensor, grades: Tensor) -> Tensor:
         logits: Scaled similarities, shape (queries, candidates).
         grades: Grades, shape (queries, candidates): above 0 for a relevant document, of which each query needs one; 0 for a
             negative; below 0 if the query and the document are not compared.
+        negatives: log sum exp(s_qn) over each query's negatives, shape (queries, 1), if they are not among the columns; None if
+            they are.
 
     Returns:
         Mean over the queries, a scalar.
     """
     positive = grades > 0
     weights = grades / grades.clamp(min=0).sum(dim=1, keepdim=True)
-    both = _against_negatives(logits, grades, 1) + _BACKWARD * _against_negatives(logits, grades, 0)
+    forth = _against_negatives(logits, grades, 1) if negatives is None else torch.logaddexp(logits, negatives) - logits
+    both = forth + _BACKWARD * _against_negatives(logits, grades, 0)
     return (both.masked_fill(~positive, 0.0) * weights).sum() / len(logits)
 
 
@@ -95,10 +98,13 @@ class CandidateLoss(nn.Module):
         whole = self._gathered(features)
         losses = []
         for size in (*self.dimensions, whole.shape[1]):
-            vectors = nn.functional.normalize(whole[:, :size], dim=-1)
-            queries, documents = vectors[: len(labels)], vectors[len(labels) :]
-            losses.append(multi_positive_softmax(queries @ documents.T * self.scale, labels))
+            losses.append(self._loss_of(nn.functional.normalize(whole[:, :size], dim=-1), labels))
         return torch.stack(losses).mean()
+
+    def _loss_of(self, vectors: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of unit vectors; shape (texts, dimensions)."""
+        queries, documents = vectors[: len(labels)], vectors[len(labels) :]
+        return multi_positive_softmax(queries @ documents.T * self.scale, labels)
 
     def _gathered(self, features: list[dict[str, Tensor]]) -> Tensor:
         """Return the vectors of all chunks; shape (texts, dimensions)."""

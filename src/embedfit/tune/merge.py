@@ -18,6 +18,7 @@ from embedfit.encode.encoder import BaseEncoder, Kind, Vectors
 from embedfit.encode.local import LocalEncoder, ModelEncoder, load_model
 from embedfit.encode.precision import use_bf16
 from embedfit.encode.saving import save_in_place, why_not_written
+from embedfit.encode.sides import is_two_sided, save_two_sided, two_sided
 from embedfit.errors import ConfigError, ModelError, StorageError
 from embedfit.files import digest
 from embedfit.tune.result import claim, seen_by
@@ -51,7 +52,10 @@ def merge_models(base: LocalEncoder | str | Path, tuned: LocalEncoder | str | Pa
         described = ["merge", merges.base.fingerprint, merges.tuned.fingerprint, weight]
         claim(folder, described, seen_by(tuned_folder), seen_by(tuned_folder, "answers"))
         if model is not None:
-            save_in_place(partial(model.save_pretrained, create_model_card=False), folder / "model")
+            if is_two_sided(model) and merges.tuned.document_fingerprint == merges.base.document_fingerprint:
+                save_two_sided(model, merges.base.documents_read_as, folder / "model")
+            else:
+                save_in_place(partial(model.save_pretrained, create_model_card=False), folder / "model")
     except Exception as error:
         reason = why_not_written(error)
         if reason is None:
@@ -109,6 +113,8 @@ class Merges:
     def _ends(self) -> tuple[ModelEncoder, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
         """The model whose weights are set, and {name: (before, after)} of the tensors that tuning changed."""
         base, model = self.base.loaded.model, load_model(self.tuned.folder, self.tuned.prompts)
+        if is_two_sided(model) and not is_two_sided(base):
+            base = two_sided(base, base)
         before, after = base.state_dict(), model.state_dict()
         difference = _difference(base, model)
         if difference:
@@ -138,6 +144,12 @@ class MergedEncoder(BaseEncoder):
         if self.weight in (0, 1):
             return tuned if self.weight else base
         return digest(["merge", base, tuned, self.weight])
+
+    @property
+    def document_fingerprint(self) -> str:
+        """That of both models if they have the same document vectors, else the fingerprint."""
+        base, tuned = self._merges.base.document_fingerprint, self._merges.tuned.document_fingerprint
+        return base if base == tuned else self.fingerprint
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions)."""

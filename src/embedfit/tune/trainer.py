@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerState
 from embedfit import processes
 from embedfit.errors import ModelError
 from embedfit.files import writing
-from embedfit.tune.batches import Collator
+from embedfit.tune.batches import Counting
 from embedfit.tune.dev import DevScores
 from embedfit.tune.mine import MinedCandidates
 
@@ -152,7 +152,7 @@ class TrainingRecord(TrainerCallback):  # type: ignore[misc]
     It also decides when to write a checkpoint. The trainer itself counts steps and epochs, which take milliseconds or hours.
 
     Args:
-        collator: Collator, which counts the tokens of each batch.
+        collator: Counting, which counts the tokens of each batch.
         miner: Source of mined negatives; None if none are mined.
         judge: Scores of the dev part; None without a dev part.
         advance: Function that moves the progress bar by a number of steps.
@@ -167,7 +167,7 @@ class TrainingRecord(TrainerCallback):  # type: ignore[misc]
 
     def __init__(
         self,
-        collator: Collator,
+        collator: Counting,
         miner: MinedCandidates | None,
         judge: DevScores | None,
         advance: Callable[[int], None],

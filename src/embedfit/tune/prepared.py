@@ -1,0 +1,186 @@
+"""What a training begins with: the model with its trainable weights, the tokens of its texts, and the states after frozen layers."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.model import BaseModel
+
+from embedfit import console
+from embedfit.config import TuneConfig
+from embedfit.encode.local import LocalEncoder, ModelEncoder, load_model
+from embedfit.encode.precision import use_bf16
+from embedfit.encode.sides import is_two_sided, side_of
+from embedfit.encode.tokens import Tokens
+from embedfit.errors import ConfigError, ModelError
+from embedfit.tune.lora import add_lora
+from embedfit.tune.lower import KeptStates, LowerLayers, layers_of
+from embedfit.tune.training import Training
+
+_ALL_DOCUMENTS_TOKENS = 4096
+"""Largest corpus, in tokens, that is encoded whole in every step."""
+_ACTIVATION_BYTES = 68
+"""Bytes kept for the gradients per token, layer and hidden dimension, in fp32 and without attention's square matrices
+(Korthikanti et al. 2022, section 4.1, has 34 in 16 bits)."""
+_FROZEN_SHARE = 1 / 2
+_FROZEN_QUERIES = 2000
+"""Share of the layers that are frozen for a list of labels, and the most training queries for which they are. Larger sets were
+not tried (docs/decisions.md)."""
+_KEPT_SHARE = 1 / 8
+"""Largest share of the machine's memory for kept states of frozen layers."""
+_RANDOM = 32
+"""Random documents per step if none are mined."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model ready for training, with its tokenised texts.
+
+    Attributes:
+        encoder: Model in training; the query side alone if documents are frozen.
+        lora: peft's model around the transformer; None without LoRA.
+        queries: Tokens of each training query.
+        documents: Tokens of each document; None if documents are frozen.
+        candidates: ``all``, ``mined`` or ``batch``; ``corpus`` if documents are frozen.
+        epochs: Most epochs to train for.
+        steps: Steps per epoch.
+        lower: Frozen layers; None if none are frozen.
+    """
+
+    encoder: ModelEncoder
+    lora: Any
+    queries: Tokens
+    documents: Tokens | None
+    candidates: str
+    epochs: int
+    steps: int
+    lower: LowerLayers | None
+
+    @property
+    def model(self) -> SentenceTransformer:
+        """The library's model."""
+        return self.encoder.model
+
+
+def prepare(encoder: LocalEncoder, training: Training) -> Prepared:
+    """Load the model, set its trainable weights, and tokenise the texts that it will encode.
+
+    Raises:
+        ConfigError: A Matryoshka dimension is not below the model's.
+        ModelError: The model cannot be tuned.
+    """
+    config, prompts = training.config, encoder.prompts
+    model = load_model(encoder.folder, prompts, encoder.pooling)
+    documents = None
+    if config.documents == "frozen":
+        model = side_of(model, "query")
+    elif is_two_sided(model):
+        raise ModelError(
+            f"{encoder.name} encodes queries and documents with two models; fix: tune.documents = 'frozen', which trains that of queries"
+        )
+    if model.transformers_model is None:
+        raise ModelError(f"a {type(model[0]).__name__} cannot be tuned; expected a model whose first module is a transformer")
+    dimension = model.get_embedding_dimension()
+    for size in config.matryoshka:
+        if dimension and size >= dimension:
+            raise ConfigError(f"tune.matryoshka: {size} is not below the {dimension} dimensions of {encoder.name}")
+    candidates = "corpus"
+    if config.documents == "trained":
+        documents = Tokens(model, training.train.document_texts(training.template), prompts["document"], "document")
+        candidates = choose_candidates(config, int(documents.lengths.sum()))
+    queries = Tokens(model, training.train.query_texts(), prompts["query"], "query")
+    in_training = ModelEncoder(model, prompts, bf16=use_bf16(encoder.precision, model.device.type), warns=False)
+    lora, lower = set_trainable(in_training, config, candidates, len(queries))
+    steps = -(-len(queries) // config.batch_size)
+    return Prepared(in_training, lora, queries, documents, candidates, config.epochs_with(candidates), steps, lower)
+
+
+def kept_states(prepared: Prepared, config: TuneConfig, batch_tokens: int) -> dict[str, KeptStates]:
+    """Return the kept states of the texts after the frozen layers, by kind, where that saves work and memory allows it.
+
+    The frozen layers run again in every step for the other texts, without gradients.
+    """
+    if not prepared.lower:
+        return {}
+    # How often a text is encoded in the training.
+    uses, texts = {"query": float(prepared.epochs)}, {"query": prepared.queries}
+    if prepared.documents is not None:
+        all_steps, count = prepared.steps * prepared.epochs, len(prepared.documents)
+        drawn = config.batch_size * (1 + config.hard_negatives) + random_negatives(config, prepared.candidates)
+        texts["document"], uses["document"] = prepared.documents, all_steps * (1 if prepared.candidates == "all" else drawn / count)
+    room = config.memory_gb * 2**30 if config.memory_gb is not None else _machine_memory() * _KEPT_SHARE
+    kept: dict[str, KeptStates] = {}
+    for kind in sorted(uses, key=lambda kind: -uses[kind]):
+        tokens = texts[kind]
+        size = prepared.lower.bytes_of(tokens)
+        if uses[kind] >= 2 and size <= room and prepared.lower.can_be_left_out(tokens):
+            kept[kind] = prepared.lower.keep(tokens, batch_tokens=batch_tokens)
+            room -= size
+    return kept
+
+
+def set_trainable(encoder: ModelEncoder, config: TuneConfig, candidates: str, queries: int) -> tuple[Any, LowerLayers | None]:
+    """Set the trainable weights and the dropout. Returns peft's model around the transformer for LoRA, else None; and the frozen layers.
+
+    Token embeddings are frozen by default: a few hundred pairs touch few of them, and they make gradients and checkpoints
+    large. Dropout is off by default: in so few steps it costs time and gains nothing (docs/decisions.md has both figures).
+    """
+    model = encoder.model
+    transformer: Any = model.transformers_model
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = config.dropout
+    count = layers_to_freeze(transformer, config, candidates, queries)
+    lower = LowerLayers(encoder, count) if count else None
+    if config.method == "lora":
+        return add_lora(model, transformer, config, lower.layers if lower else ()), lower
+    if not config.train_embeddings:
+        transformer.get_input_embeddings().weight.requires_grad_(False)
+    return None, lower
+
+
+def layers_to_freeze(transformer: torch.nn.Module, config: TuneConfig, candidates: str, queries: int) -> int:
+    """Return the number of lower layers to freeze: the setting, or by default half of them for labels and few queries."""
+    if config.freeze != "auto":
+        return config.freeze
+    if candidates != "all" or queries > _FROZEN_QUERIES or config.method != "full" or config.train_embeddings:
+        return 0
+    layers = layers_of(transformer)
+    if not layers:
+        console.note(f"all layers are trained: those of a {type(transformer).__name__} are not known, so the lower half is not frozen")
+    return int(len(layers) * _FROZEN_SHARE)
+
+
+def random_negatives(config: TuneConfig, kind: str) -> int:
+    """Return the number of random documents per step: beside mined ones they gain nothing (docs/decisions.md)."""
+    if config.negatives is not None:
+        return config.negatives
+    return 0 if kind == "mined" else _RANDOM
+
+
+def choose_candidates(config: TuneConfig, document_tokens: int) -> str:
+    """Return ``all`` if encoding every document in every step is cheap, else ``mined``, unless the settings say."""
+    if config.candidates != "auto":
+        return config.candidates
+    return "all" if document_tokens <= _ALL_DOCUMENTS_TOKENS else "mined"
+
+
+def memory_tokens(model: BaseModel, lower: LowerLayers | None, config: TuneConfig) -> float:
+    """Return the number of tokens whose activations fit in memory; infinite if the model does not say its layers and width."""
+    settings = model.transformers_model.config if model.transformers_model is not None else None
+    layers, width = getattr(settings, "num_hidden_layers", 0), getattr(settings, "hidden_size", 0)
+    if not layers or not width:
+        return math.inf
+    trained = layers - (lower.count if lower else 0)
+    share = 1 / 2 if model.device.type == "cuda" else 1 / 3
+    memory = torch.cuda.get_device_properties(model.device).total_memory if model.device.type == "cuda" else _machine_memory()
+    return (config.memory_gb * 2**30 if config.memory_gb is not None else memory * share) / (_ACTIVATION_BYTES * trained * width)
+
+
+def _machine_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
