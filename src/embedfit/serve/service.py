@@ -229,9 +229,9 @@ class Service:
         self._check_text(text, where)
         return text
 
-    def find_titles(self, words: str) -> list[tuple[str, str]]:
-        """Return (id, text) of the documents whose id or text has all words, those that begin with them first."""
-        return self.version.find_titles(words)
+    def find_titles(self, words: str, most: int = 50) -> list[tuple[str, str]]:
+        """Return (id, text) of up to ``most`` documents whose id or text has all words, those that begin with them first."""
+        return self.version.find_titles(words, most)
 
     def tokens(self, texts: Sequence[str], kind: Kind) -> int:
         """Return the number of tokens of texts; of words, if the model is not on this machine."""
