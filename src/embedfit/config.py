@@ -29,8 +29,8 @@ from embedfit.sections import (
     SplitConfig,
     StoreConfig,
     TrackConfig,
-    TuneConfig,
 )
+from embedfit.tuning_section import TuneConfig
 
 __all__ = [
     "Config",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from embedfit.errors import ConfigError
@@ -168,137 +168,6 @@ class SearcherConfig(Section):
     )
     coverage: float = Field(0.95, gt=0, lt=1, description="Probability that the shown candidates hold a right answer.")
     keep_texts: bool = Field(True, description="Keep the labelled queries' texts in the searcher; without them, their vectors alone.")
-
-
-_LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "adapter": 2e-4, "reranker": 2e-4}
-"""Default learning rates, if every document is a candidate in every step."""
-_EPOCHS = 4
-"""Default epochs, if every document is a candidate in every step."""
-_MERGE = 0.75
-"""Default weight of the trained weights in the merge with the base model's, if documents are frozen."""
-
-
-class TuneConfig(Section):
-    """How the model is trained. The defaults are the same for every data set."""
-
-    method: Literal["full", "lora", "adapter", "reranker"] = Field(
-        "full",
-        description="What to train: all weights (full), small matrices beside them (lora), a linear map of the query vector (adapter), "
-        "or a cross-encoder that reranks what the model finds (reranker).",
-    )
-    reranker: str | None = Field(
-        None,
-        description="Cross-encoder to start from, with method = 'reranker' and in the ladder: a folder or a Hub name. Another model gets a "
-        "new head. By default the model itself does, and the ladder leaves the rung out.",
-    )
-    documents: Literal["trained", "frozen"] = Field(
-        "trained",
-        description="Whether documents are encoded by the trained model. frozen: their vectors stay as they are, so that an index stays "
-        "valid; only the encoder of queries is trained.",
-    )
-    lora_rank: int = Field(16, ge=1, description="Rank of LoRA's matrices.")
-    epochs: int | None = Field(
-        None,
-        ge=1,
-        description="Maximum number of epochs. By default 4 if all documents are candidates, else 2.",
-    )
-    batch_size: int = Field(32, ge=1, description="Queries in a step.")
-    learning_rate: float | None = Field(
-        None,
-        gt=0,
-        description="Peak learning rate of AdamW. By default 2e-4 (2e-3 with LoRA) if all documents are candidates, else half of that.",
-    )
-    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the learning rate rises.")
-    weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in training.")
-    train_embeddings: bool = Field(False, description="Train the token embeddings too, which are half of a small model's weights.")
-    freeze: int | Literal["auto"] = Field(
-        "auto",
-        description="Number of lower layers to freeze, with the embeddings. auto: half of them if all documents are candidates, "
-        "method = 'full' and there are at most 2,000 training queries, else none.",
-    )
-    scale: float = Field(14.0, gt=0, description="Factor of the cosine similarities in the loss (1 / temperature).")
-    candidates: Literal["auto", "all", "mined", "batch"] = Field(
-        "auto",
-        description="Documents that a training query is scored against. all: the corpus. batch: in-batch and random negatives. "
-        "mined: hard negatives too. auto: all for a small corpus, else mined.",
-    )
-    negatives: int | None = Field(
-        None, ge=0, description="Random negatives in a step, unless candidates = 'all'. By default 32 for 'batch' and 0 for 'mined'."
-    )
-    hard_negatives: int = Field(
-        1, ge=0, description="Hard negatives for each query in a step: documents judged irrelevant first, then mined ones."
-    )
-    mined_margin: float = Field(
-        1.0,
-        gt=0,
-        description="Maximum similarity of a hard negative to its query, as a share of the similarity of the least "
-        "similar relevant document.",
-    )
-    judge: str | None = Field(
-        None, description="A cross-encoder (a folder or a Hub name). It must score a hard negative lower than every relevant document."
-    )
-    mine_every: int | None = Field(
-        None,
-        ge=1,
-        description="Steps between two minings. By default one epoch, and more if the corpus is large compared with the queries.",
-    )
-    memory_gb: float | None = Field(
-        None,
-        gt=0,
-        description="Memory for the activations of a step, and as much for the states above frozen layers, in GiB. What exceeds it is "
-        "computed again. By default a third and an eighth of all memory.",
-    )
-    merge: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="Weight of the trained weights in a merge with the base model's, which keeps more of what the base model knows. "
-        "By default 0.75 if documents = 'frozen', else 1.",
-    )
-    matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (), description="Smaller dimensions to train for, so that vectors can be truncated to them."
-    )
-    patience: int = Field(2, ge=1, description="Epochs without a better dev score after which training stops.")
-    seed: int = Field(0, ge=0, description="Seed of dropout, batch order, random negatives and LoRA's initial weights.")
-
-    @field_validator("freeze", mode="before")
-    @classmethod
-    def _layers_or_auto(cls, value: Any, info: ValidationInfo) -> Any:
-        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise PydanticCustomError("freeze", "expected 'auto' or a number of layers")
-        if value not in ("auto", 0) and info.data.get("train_embeddings"):
-            raise PydanticCustomError("freeze", "the embeddings below a frozen layer are frozen; needs train_embeddings = false")
-        return value
-
-    @field_validator("train_embeddings")
-    @classmethod
-    def _only_with_full(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("method") == "lora":
-            raise PydanticCustomError("method", "needs method = 'full'")
-        return value
-
-    def identity(self) -> dict[str, Any]:
-        """Return the settings that name a result. Where a later setting has no effect, it has the name from before that setting."""
-        later = {"freeze": 0, "documents": "trained", "merge": None, "reranker": None}
-        return self.model_dump(exclude={name for name, value in later.items() if getattr(self, name) == value})
-
-    def epochs_with(self, candidates: str) -> int:
-        """Return the number of epochs: the setting, or the default for ``all``, ``mined``, ``batch`` or ``corpus`` candidates.
-
-        In a large corpus, few queries share a document, so training overfits sooner than on a list of labels that every query
-        shares. It takes half the epochs at half the learning rate.
-        """
-        return self.epochs or (_EPOCHS if candidates == "all" else _EPOCHS // 2)
-
-    def learning_rate_with(self, candidates: str) -> float:
-        """Return the peak learning rate: the setting, or the default for the method and the candidates (see `epochs_with`)."""
-        return self.learning_rate or _LEARNING_RATES[self.method] / (1 if candidates == "all" else 2)
-
-    @property
-    def merge_weight(self) -> float:
-        """Weight of the trained weights in the merge with the base model's: the setting, or the default."""
-        return self.merge or (_MERGE if self.documents == "frozen" else 1.0)
 
 
 class MixConfig(Section):
