@@ -77,7 +77,8 @@ wheel: .venv/small
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	$(PYTHON) -m venv build/empty
 	build/empty/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt "$$(ls dist/embedfit-*.whl)[offline]"
-	cd build/empty && env -u PYTHONPATH bin/embedfit demo
+	cd build/empty && env -u PYTHONPATH bin/embedfit demo --json > demo.json
+	$(BIN)/python tests/demo.py build/empty/demo.json
 
 clean:
 	rm -rf .venv build dist site src/*.egg-info

@@ -137,7 +137,7 @@ def test_the_steps_in_python_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_shell_commands_of_the_readme_run(tmp_path):
+def test_the_shell_commands_of_the_readme_run(tmp_path, tiny_model):
     blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     commands = [
         line.removeprefix("$ ").partition(" #")[0].strip() for block in blocks for line in block.splitlines() if line.startswith("$ ")
@@ -149,6 +149,8 @@ def test_the_shell_commands_of_the_readme_run(tmp_path):
         command = command.replace("'{category}'", "'{text}'").replace("'{category}: {sample_transactions}'", "'{id}: {text}'")
         done = subprocess.run(f"{sys.executable} -m {command}", shell=True, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}: {done.stderr}"
+        for settings in tmp_path.rglob("embedfit.toml"):  # the first layer is enough to see that the commands work
+            settings.write_text(settings.read_text().replace('"all-MiniLM-L6-v2"', json.dumps(str(tiny_model))))
 
 
 def test_links_between_pages_lead_somewhere():

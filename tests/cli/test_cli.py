@@ -364,15 +364,7 @@ def test_every_setting_is_in_the_docs():
             assert f"`{key}`" in documented, f"{section}.{key}"
 
 
-@pytest.mark.slow
-def test_the_demo_shows_a_better_model(tmp_path, said):
-    code, out, _ = said("demo", "--output", tmp_path, "--json")
-    found = json.loads(out)
-    assert code == 0
-    assert found["verdict"] == "better"
-    recall = {row["metric"]: row["tuned"] for row in found["differences"]}
-    assert recall["recall@1"] >= 0.6
-    assert recall["recall@5"] >= 0.9
+def test_the_sample_has_326_transactions():  # the demo itself runs from the wheel: tests/demo.py
     assert len((TRANSACTIONS / "transactions.jsonl").read_text().splitlines()) == 326
 
 

@@ -148,14 +148,14 @@ def stores_count(config, store, collection):
 @pytest.mark.parametrize(
     ("kind", "batch_bytes", "moments"),
     [
-        ("pgvector", 48 * 2**20, [("create", 1), ("add", 2), ("add", 5), ("finish", 1), ("nearest", 1)]),
-        ("chroma", 24 * 2**20, [("create", 1), ("add", 2), ("add", 3), ("nearest", 1), ("switch", 1)]),
+        ("pgvector", 12 * 2**20, [("create", 1), ("add", 2), ("add", 5), ("finish", 1), ("nearest", 1)]),
+        ("chroma", 6 * 2**20, [("create", 1), ("add", 2), ("add", 3), ("nearest", 1), ("switch", 1)]),
     ],
 )
 def test_fifty_thousand_documents_killed_at_five_moments_are_all_there_once_and_the_live_index_answered(
     config_of, kind, batch_bytes, moments
 ):
-    written = killed_and_resumed(config_of(kind), 50_000, 384, batch_bytes, moments, reads=True)
+    written = killed_and_resumed(config_of(kind), 50_000, 96, batch_bytes, moments, reads=True)
     assert written == 0  # all were there by the fourth kill
 
 
