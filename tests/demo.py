@@ -12,4 +12,4 @@ recall = {row["metric"]: row["tuned"] for row in result["differences"]}
 assert result["verdict"] == "better", result["verdict"]
 assert recall["recall@1"] >= 0.6, recall
 assert recall["recall@5"] >= 0.9, recall
-print(result["sentence"] if "sentence" in result else recall)
+print(result.get("sentence", recall))
