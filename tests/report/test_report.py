@@ -17,7 +17,7 @@ from embedfit.evaluation.score import Scores, score_run
 from embedfit.metrics import metric_label
 from embedfit.report import pages
 from embedfit.report.pages import curve_html, html, ladder_html
-from embedfit.report.tables import Report, confusions, per_query, shown_differences, terminal_table
+from embedfit.report.tables import Report, by_label, confusions, per_query, shown_differences, terminal_table
 from embedfit.retrieve.run import Run
 from embedfit.studies.forecast import Point
 from embedfit.studies.forgetting import Forgetting
@@ -398,3 +398,16 @@ def test_the_page_has_every_figure_of_both_strata_and_marks_their_queries(data, 
 def test_where_there_are_no_strata_the_page_says_nothing_of_them(page):
     assert "new answer" not in page.casefold()
     assert 'data-show="seen"' not in page
+
+
+def test_the_figures_of_each_label_are_there_where_labels_repeat_and_what_to_do_next(comparison, queries):
+    repeated = queries.assign(expected=[["taxi"] if row % 2 else ["hotel", "taxi"] for row in range(len(queries))])
+    labels = {label.id: label for label in by_label(repeated)}
+    ranks = repeated.tuned_rank[[row for row in range(len(queries)) if not row % 2]]
+    assert labels["taxi"].queries == len(queries)
+    assert labels["hotel"].after == (ranks == 1).mean()
+    page = html(Report("x", comparison, repeated, {}, next=(("Try it", f"embedfit serve {HOSTILE}"),)))
+    text = Elements(page).text
+    assert "Every label" in text
+    assert f"embedfit serve {HOSTILE}" in text
+    assert "Every label" not in html(Report("x", comparison, queries.assign(expected=[[f"d{row}"] for row in range(len(queries))]), {}))

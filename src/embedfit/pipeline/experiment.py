@@ -25,7 +25,7 @@ from embedfit.hub import public_name
 from embedfit.pipeline.deploying import export_wanted
 from embedfit.pipeline.job import Job, locked
 from embedfit.pipeline.needs import check_installed, local, note_unused, refuse_reranker
-from embedfit.pipeline.notes import MIXED, alerts, facts, notes_on, seeds
+from embedfit.pipeline.notes import MIXED, alerts, facts, next_steps, notes_on, seeds
 from embedfit.pipeline.parts import read
 from embedfit.pipeline.picked import Pick
 from embedfit.pipeline.result import Result, read_result
@@ -247,6 +247,7 @@ def _write(job: Job, folder: Path, measured: _Measured) -> None:
         forgetting=measured.forgetting,
         trust=(assessed.trust.threshold, assessed.evidence) if assessed else None,
         deployed=_deployed(measured),
+        next=next_steps(job, folder, comparison, len(suspects)),
     )
     manifest = _manifest(job, folder, measured)
     measured.searcher.save(folder / "searcher")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedfit.data.check import Finding, warnings
+from embedfit.encode.local import local_of
 from embedfit.evaluation.comparison import Comparison
 from embedfit.metrics import metric_label
 from embedfit.pipeline.job import Job
@@ -63,6 +65,31 @@ def notes_on(job: Job, forgetting: Forgetting | None = None, *, final: bool = Fa
     if forgetting and forgetting.warning:
         notes.append(forgetting.warning)
     return (*notes, *warnings(job.findings))
+
+
+def next_steps(job: Job, folder: Path, comparison: Comparison, doubtful: int) -> tuple[tuple[str, str], ...]:
+    """Return what can be done with a finished run, each step with its command.
+
+    Args:
+        job: Data and settings.
+        folder: Run directory.
+        comparison: Base model and what is deployed.
+        doubtful: Number of queries whose label is in doubt.
+    """
+    run = shlex.quote(str(folder))
+    steps = []
+    if comparison.verdict != "better":
+        steps.append(("See which settings are worth changing", f"embedfit doctor {run}"))
+    steps.append(("Try it in a browser, and collect picks", f"embedfit serve {run}"))
+    if doubtful:
+        count = "the label that is" if doubtful == 1 else f"the {doubtful:,} labels that are"
+        steps.append((f"Look at {count} in doubt", f"embedfit serve {run}  # the tab 'Doubtful labels'"))
+    if comparison.verdict == "better":
+        steps.append(("Search from a vector database", f"embedfit index {run}"))
+        if local_of(job.base):
+            steps.append(("Publish the model with its evidence", f"embedfit publish {run} NAME/MODEL"))
+            steps.append(("Make a smaller and faster form", f"embedfit export {run} --form onnx-int8"))
+    return tuple(steps)
 
 
 def _note_on_new_answers(job: Job) -> str:

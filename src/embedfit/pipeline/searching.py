@@ -254,7 +254,7 @@ def need_for_tuning(job: Job, untuned: Scores, tuned: Scores, deployed: Scores) 
     if difference.verdict == "better":
         return ()
     return (
-        f"No need to fine-tune is shown: a searcher over the base model is not shown to be worse ({metric_label(metric)} "
+        f"Fine-tuning is not shown to be needed: a searcher over the base model is not worse beyond chance ({metric_label(metric)} "
         f"{untuned.mean(metric):.3f} against {deployed.mean(metric):.3f}).",
     )
 

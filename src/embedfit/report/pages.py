@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from embedfit.metrics import metric_label
-from embedfit.report.tables import Report, confusions, shown_differences
+from embedfit.report.tables import Report, by_label, confusions, shown_differences
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -36,6 +36,8 @@ _MOST_DIFFICULT = 50
 """Maximum number of labels or passages in the table of difficulty, hardest first."""
 _MOST_SUSPECTS = 20
 """Maximum number of doubtful labels in their list; the table of queries marks all of them."""
+_EXAMPLE_CHARACTERS = 160
+"""Maximum length of a query among the examples."""
 _CHIPS = {
     "all": "all",
     "fixed": "fixed",
@@ -84,6 +86,9 @@ def html(report: Report) -> str:
         suspects=None if report.suspects is None else _records(report.suspects.head(_MOST_SUSPECTS)),
         known_id=known_id,
         has_first=any(difference.metric == "recall@1" for difference in comparison.differences),
+        examples=_examples(rows),
+        by_label=by_label(report.queries)[:_MOST_LABELS],
+        methods=_methods(report),
         trust=trust_axes(*report.trust) if report.trust else None,
         **chart,
     )
@@ -265,6 +270,26 @@ def _rows(queries: pd.DataFrame, doubted: Collection[str]) -> list[dict[str, Any
             }
         )
     return rows
+
+
+def _examples(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return up to three queries whose right answer came first, each of another label, and one whose right answer no longer does."""
+    fixed: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: (-row["change"], len(row["query"]))):
+        if "fixed" in row["is"] and len(row["query"]) <= _EXAMPLE_CHARACTERS:
+            fixed.setdefault(row["expected"][0], row)
+    broken = [row for row in sorted(rows, key=lambda row: row["change"]) if "broken" in row["is"]]
+    return [*fixed.values()][:3] + broken[:1]
+
+
+def _methods(report: Report) -> list[tuple[str, float]]:
+    """Return the main recall of every method, best first; none if only two were measured."""
+    comparison = report.comparison
+    if not report.others:
+        return []
+    metric = "recall@1" if any(difference.metric == "recall@1" for difference in comparison.differences) else comparison.metric
+    methods = {"base": comparison.base, **{scores.name: scores for scores in report.others}, report.deployed: comparison.tuned}
+    return sorted(((name, scores.mean(metric)) for name, scores in methods.items()), key=lambda method: -method[1])
 
 
 def known_id(id: str) -> str:

@@ -47,6 +47,7 @@ class Report:
         forgetting: Scores on general queries before and after tuning; None if the weights did not change.
         trust: Threshold of answers that need no person, and the evidence for the probabilities; None for too few queries.
         deployed: What is compared with the base, in a word.
+        next: What can be done next, each with its command.
     """
 
     title: str
@@ -64,6 +65,7 @@ class Report:
     forgetting: Forgetting | None = None
     trust: tuple[Threshold, TrustEvidence] | None = None
     deployed: str = "tuned"
+    next: tuple[tuple[str, str], ...] = ()
 
     @property
     def headline(self) -> str:
@@ -74,6 +76,38 @@ class Report:
         if self.trust and self.trust[0].value is not None:
             text += f" {round(100 * self.trust[0].coverage)} could be answered without a person."
         return text
+
+
+@dataclass(frozen=True)
+class Label:
+    """How often the queries of one label were answered.
+
+    Attributes:
+        id: Document id.
+        queries: Number of held-out queries that it answers.
+        before: Share of them for which a right answer came first with the base model.
+        after: The share with what is deployed.
+    """
+
+    id: str
+    queries: int
+    before: float
+    after: float
+
+
+def by_label(queries: pd.DataFrame) -> list[Label]:
+    """Return the figures of each label, those answered worst first; none if labels hardly repeat.
+
+    Args:
+        queries: Frame from `per_query`.
+    """
+    rows = queries[["expected", "base_rank", "tuned_rank"]].explode("expected").dropna()
+    sizes = rows.groupby("expected").size()
+    if len(sizes) < 2 or len(rows) < 2 * len(sizes):
+        return []
+    shares = rows.assign(before=rows.base_rank == 1, after=rows.tuned_rank == 1).groupby("expected")[["before", "after"]].mean()
+    labels = [Label(str(id), int(sizes[id]), float(row.before), float(row.after)) for id, row in shares.iterrows()]
+    return sorted(labels, key=lambda label: (label.after, -label.queries, label.id))
 
 
 def per_query(dataset: Dataset, comparison: Comparison, base: Run, tuned: Run, chances: Mapping[str, float] | None = None) -> pd.DataFrame:
@@ -118,6 +152,7 @@ def terminal_table(comparison: Comparison, others: tuple[Scores, ...] = (), depl
         comparison: Comparison with the base.
         others: Scores of further methods.
         deployed: What is compared with the base, in a word.
+        next: What can be done next, each with its command.
     """
     from rich.table import Table
     from rich.text import Text
