@@ -426,3 +426,81 @@ def test_queries_without_an_answer_go_through_checks_splits_scores_and_files(tmp
         assert nothing.keys().isdisjoint([*train.queries, *test.queries])
     assert embedfit.evaluate(data, [word_encoder]).value.notna().all()
     assert load(write_jsonl(data, tmp_path / "again") / "queries.jsonl", tmp_path / "again" / "documents.jsonl") == data
+
+
+# Variants of tables and exports
+
+
+TICKET_ROWS = [["Ticket", "Subject", "Category"], ["1001", "The printer is broken", "Hardware"], ["1002", "Cannot sign in", "Access"]]
+
+
+@pytest.mark.parametrize("title", [["Support tickets 2026", "", ""], ["Exported by", "Ann", ""]])
+@pytest.mark.parametrize("kind", ["xlsx", "csv", "plain csv"])
+def test_a_title_above_the_header_is_left_out_and_said(tmp_path, capsys, title, kind):
+    rows = [title, ["", "", ""], *TICKET_ROWS]
+    if kind == "xlsx":
+        path = xlsx(tmp_path / "t.xlsx", {"Cover": [title], "Tickets": rows, "Old": TICKET_ROWS[:2]})
+    else:
+        path = delimited(tmp_path / "t.csv", rows if kind == "csv" else [[title[0]], [], *TICKET_ROWS], ";")
+    data = load(path)
+    assert data.qrels == {"1001": {"Hardware": 1}, "1002": {"Access": 1}}
+    said = capsys.readouterr().err
+    assert f"rows above the header that are left out: 1 ('{title[0]}" in said
+    assert ("sheet 'Tickets' of 3 is read" in said) == (kind == "xlsx")
+    assert sniff(path).query == "Subject"
+
+
+def test_a_header_without_a_known_name_is_not_looked_for_further_down(tmp_path):
+    path = delimited(
+        tmp_path / "t.csv", [["Nr", "Frage", "Thema"], ["1", "Wo ist die Karte", "x"], ["2", "text", "label"], ["3", "a b", "c"]], ","
+    )
+    assert load(path, query="Frage", label="Thema").query_texts() == ["Wo ist die Karte", "text", "a b"]
+    assert sniff(path).columns == ("Nr", "Frage", "Thema")
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape"),
+    [
+        ([{"Query": CARD, "Pos": [ARRIVE], "Neg": [OPEN]}], "FlagEmbedding"),
+        ([{"Anchor": CARD, "Positive": ARRIVE, "Negative 1": OPEN}], "sentence-transformers, tuples"),
+        (
+            [{"Premise": CARD, "Hypothesis": text, "Label": label} for text, label in ((ARRIVE, "Entailment"), (OPEN, "Contradiction"))],
+            "NLI",
+        ),
+    ],
+)
+def test_capitalised_keys_make_no_other_shape(tmp_path, rows, shape):
+    path = lines(tmp_path / "t.jsonl", rows)
+    assert load(path).qrels == {"q1": {ARRIVE: 1, OPEN: 0}}
+    assert sniff(path).shape == shape
+
+
+def test_nested_values_in_the_cells_of_a_table_are_read(tmp_path):
+    arrays = ["{'text': array(['ten'], dtype=object), 'answer_start': array([3])}", "{'text': array([], dtype=object), 'answer_start': []}"]
+    rows = [["id", "context", "question", "answers"], ["a", ARRIVE, CARD, arrays[0]], ["b", ARRIVE, PIN, arrays[1]]]
+    assert load(delimited(tmp_path / "s.csv", rows, ",")).qrels == {"a": {ARRIVE: 1}, "b": {ARRIVE: 0}}
+    passages = [[{"docid": id, "text": DOCUMENTS[id]}] for id in ("d1", "d3")]
+    rows = [["query_id", "query", "positive_passages", "negative_passages"], ["a", CARD, *map(str, passages)]]
+    assert load(delimited(tmp_path / "t.csv", rows, ",")).qrels == {"a": {"d1": 1, "d3": 0}}
+
+
+def test_label_studios_csv_may_have_its_columns_in_alphabetical_order(tmp_path):
+    header = ["annotation_id", "annotator", "created_at", "id", "label", "lead_time", "text", "updated_at"]
+    rows = [
+        ["1", "1", "2026", "7", "cards", "2.2", CARD, "2026"],
+        ["2", "1", "2026", "8", '{"choices": ["pins", "cards"]}', "3", PIN, "2026"],
+    ]
+    assert load(delimited(tmp_path / "p.csv", [header, *rows], ",")).qrels == {"7": {"cards": 1}, "8": {"pins": 1, "cards": 1}}
+
+
+def test_sets_of_texts_and_rows_by_id_are_read(tmp_path):
+    assert load(lines(tmp_path / "sets.jsonl", [{"set": [CARD, ARRIVE, CHANGE]}])).qrels == {"q1": {ARRIVE: 1, CHANGE: 1}}
+    assert "sets.jsonl:1: key 'set' is ['x']; expected a list of two texts" in refusal(lines(tmp_path / "sets.jsonl", [{"set": ["x"]}]))
+    by_id = whole(tmp_path / "index.json", {"7": {"query": CARD, "label": "cards"}, "9": {"query": PIN, "label": "pins"}})
+    assert load(by_id).qrels == {"7": {"cards": 1}, "9": {"pins": 1}}
+
+
+def test_a_note_beside_the_tables_of_a_folder_is_no_table(tmp_path):
+    lines(tmp_path / "set" / "train.jsonl", [{"query": CARD, "label": "cards"}])
+    (tmp_path / "set" / "notes.txt").write_text("")
+    assert load(tmp_path / "set").parts == {"train": ("q1",)}

@@ -43,10 +43,11 @@ _CLASSES = (
 _DOCUMENT_IDS = (
     *("document_id", "documentid", "doc_id", "corpus_id", "passage_id", "pid", "docno", "article_id", "product_id", "answer_id", "faq_id"),
     *("relevant_docs", "relevant_documents", "relevant_ids", "relevant_doc_ids", "expected_ids", "expected_doc_ids", "gold_doc_ids"),
+    *("document_ids", "doc_ids", "passage_ids", "positive_id", "positive_ids", "positive_doc_ids", "answer_ids", "gold_ids"),
 )
 _PASSAGES = (
     *("positive", "positives", "relevant_passage", "document", "doc", "passage", "context", "contexts", "positive_passage", "corpus"),
-    *("document_text", "doc_text", "passage_text", "article", "answer", "answers", "response", "reply", "solution", "reference"),
+    *("document_text", "doc_text", "passage_text", "article", "answer", "answers", "reference", "response", "reply", "solution"),
 )
 LABEL_COLUMNS = ("expected", *_CLASSES, *_DOCUMENT_IDS, *_PASSAGES)
 """Names of a column of labels. Ids and texts of documents come before classes where the query column is one of searches."""

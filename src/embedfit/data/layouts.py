@@ -133,6 +133,8 @@ def rows_of_folder(folder: Path, options: Options) -> Rows:
         return saved_rows(folder)
     files = _tables(folder) or [path for inside in sorted(folder.iterdir()) if inside.is_dir() for path in _tables(inside)]
     files = [path for path in files if path.name not in ("dataset_infos.json", "dataset_info.json") and path.stem.lower() != "readme"]
+    if any(suffix_of(path) != ".txt" for path in files):  # else a note beside the tables would be one
+        files = [path for path in files if suffix_of(path) != ".txt"]
     if not files:
         raise DataError(str(folder), "holds no table", expected=f"{_EXPECTED}; or files such as train.jsonl, test.parquet")
     parts = [part_name(path.stem) or PART_OF_WORD.get(path.parent.name.casefold() if path.parent != folder else "", "") for path in files]

@@ -58,11 +58,12 @@ def _tuples(where: str, number: int, row: Row, library: Library) -> Iterator[Pai
     yield Pair(where, number, read_text(row, anchor, where), graded(*grades) or None, id, "", metadata)
 
 
-_SCORES = ("score", "label", "similarity_score", "similarity", "labels")
+_SCORES = ("score", "label", "similarity_score", "similarity", "relatedness_score", "labels")
 _SENTENCES = (
     ("sentence1", "sentence2"),
     ("sentence_1", "sentence_2"),
     ("sentence_A", "sentence_B"),
+    ("sentence_a", "sentence_b"),
     ("text1", "text2"),
     ("question1", "question2"),
 )
@@ -192,6 +193,14 @@ def _examples(lines: Lines, library: Library) -> Iterator[Pair | DataError]:
     yield from (_scores if pairs and "score" in pairs[0][1] else each_row(_tuples))(pairs, library)
 
 
+def _alike(where: str, number: int, row: Row, library: Library) -> Iterator[Pair]:
+    """Read a set of texts that say the same, of which the first is the query."""
+    texts = row.get("set")
+    if not isinstance(texts, list) or len(texts) < 2:
+        raise DataError(where, f"key 'set' is {shown(texts)}", expected="a list of two texts or more")
+    yield from _tuples(where, number, {"anchor": texts[0], "positive": texts[1:]}, library)
+
+
 def _tevatron(where: str, number: int, row: Row, library: Library) -> Iterator[Pair]:
     right = passages_in(row, "positive_passages", where, library)
     wrong = passages_in(row, "negative_passages", where, library)
@@ -226,5 +235,6 @@ SHAPES = (
     Shape("NLI", _fits_inferences, _inferences),
     Shape("sentence-transformers, pairs with a score", _fits_scores, _scores),
     Shape("sentence-transformers, examples", _fits_examples, _examples, mined=True),
+    Shape("sentence-transformers, sets", lambda keys, rows: keys == {"set"}, each_row(_alike), mined=True),
     Shape("MS MARCO, triples", _fits_triples, each_row(_triple), mined=True),
 )
