@@ -504,3 +504,68 @@ def test_a_note_beside_the_tables_of_a_folder_is_no_table(tmp_path):
     lines(tmp_path / "set" / "train.jsonl", [{"query": CARD, "label": "cards"}])
     (tmp_path / "set" / "notes.txt").write_text("")
     assert load(tmp_path / "set").parts == {"train": ("q1",)}
+
+
+def test_a_folder_of_labelled_queries_and_documents_is_read_whole(tmp_path, capsys):
+    data = Dataset(QUERIES, DOCUMENTS, QRELS)
+    write_jsonl(data, tmp_path / "own")
+    assert load(tmp_path / "own") == data
+    assert "own: the documents are in documents.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("readme", [True, False])
+def test_a_task_of_one_language_is_read_and_several_are_named(tmp_path, readme):
+    def written(language):
+        rows = [{"query-id": query, "corpus-id": id, "score": grade} for query, grades in QRELS.items() for id, grade in grades.items()]
+        tables = {"corpus": DOCUMENTS, "queries": QUERIES}
+        for name, texts in tables.items():
+            lines(tmp_path / f"{language}-{name}" / "test.jsonl", [{"_id": id, "text": text} for id, text in texts.items()])
+        lines(tmp_path / f"{language}-qrels" / "test.jsonl", rows)
+
+    written("de")
+    if readme:
+        configurations = "".join(
+            f"- config_name: de-{name}\n  data_files: de-{name}/test.jsonl\n" for name in ("corpus", "queries", "qrels")
+        )
+        (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configurations}---\n")
+    assert load(tmp_path).qrels == QRELS
+    written("en")
+    assert f"{tmp_path}: holds 2 data sets (de, en); expected one; fix: give a folder of one" in refusal(tmp_path)
+
+
+def test_answers_of_argilla_in_the_cells_of_a_table_count(tmp_path):
+    header = ["id", "text", "label.responses", "label.responses.users", "label.responses.status"]
+    rows = [["1", CARD, "['cards', 'lost']", "['u', 'v']", "['submitted', 'draft']"], ["2", PIN, "", "", ""]]
+    assert load(delimited(tmp_path / "a.csv", [header, *rows], ",")).qrels == {"1": {"cards": 1}}
+    rows[0][2] = "['cards"
+    assert "a.csv:2: key 'label.responses' is \"['cards\", which looks like a list but is none" in refusal(
+        delimited(tmp_path / "a.csv", [header, *rows], ",")
+    )
+
+
+def test_grades_of_esci_are_words_or_letters_and_other_letters_are_none(tmp_path):
+    rows = [["query", "product_id", "esci_label"], *([CARD, f"B{place}", label] for place, label in enumerate("ESCI"))]
+    assert load(delimited(tmp_path / "e.csv", rows, ",")).qrels == {"q1": {"B0": 3, "B1": 2, "B2": 1, "B3": 0}}
+    rows = [["query", "product_id", "label"], [CARD, "p1", "Exact"], [CARD, "p2", "Partial"], [CARD, "p3", "Irrelevant"]]
+    assert load(delimited(tmp_path / "w.tsv", rows, "\t")).qrels == {"q1": {"p1": 3, "p2": 1, "p3": 0}}
+    assert load(delimited(tmp_path / "t.csv", [["text", "label"], [CARD, "e"], [PIN, "s"]], ",")).qrels == {"q1": {"e": 1}, "q2": {"s": 1}}
+
+
+def test_further_keys_of_other_tools_are_known(tmp_path):
+    rows = [{"query": CARD, "relevant_passages": [ARRIVE], "hard_negatives": [OPEN]}]  # Cohere
+    assert load(lines(tmp_path / "c.jsonl", rows)).qrels == {"q1": {ARRIVE: 1, OPEN: 0}}
+    assert load(lines(tmp_path / "p.jsonl", [{"prompt": CARD, "completion": ARRIVE}])).qrels == {"q1": {ARRIVE: 1}}  # OpenAI
+    assert load(lines(tmp_path / "i.jsonl", [{"instruction": CARD, "input": "", "output": ARRIVE}])).qrels == {"q1": {ARRIVE: 1}}
+    assert load(whole(tmp_path / "t.json", {"total": 1, "tickets": [{"subject": CARD, "category": "cards"}]})).qrels == {"q1": {"cards": 1}}
+    assert load(lines(tmp_path / "ids.jsonl", [{"question": CARD, "positive_ids": ["d1", "d2"]}])).qrels == {"q1": {"d1": 1, "d2": 1}}
+    lines(
+        tmp_path / "ubi" / "events.jsonl", [{"action_name": "click", "query_id": "a", "event_attributes": {"object": {"object_id": "d2"}}}]
+    )
+    lines(tmp_path / "ubi" / "queries.jsonl", [{"query_id": "a", "user_query": CARD, "query_response_hit_ids": "d1, d2,d3"}])
+    assert list(load(tmp_path / "ubi").qrels.values()) == [{"d2": 1, "d1": 0}]
+
+
+def test_the_sheet_with_queries_and_labels_is_read(tmp_path):
+    sheets = {"Documents": [["id", "text"], *map(list, DOCUMENTS.items())], "Queries": [["query", "doc_id"], [CARD, "d1"], [PIN, "d2"]]}
+    assert load(xlsx(tmp_path / "t.xlsx", sheets)).qrels == {"q1": {"d1": 1}, "q2": {"d2": 1}}
+    assert load(xlsx(tmp_path / "t.xlsx", sheets), sheet="Queries").qrels == {"q1": {"d1": 1}, "q2": {"d2": 1}}

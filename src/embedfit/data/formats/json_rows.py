@@ -92,6 +92,10 @@ def _object_rows(path: Path, value: Mapping[str, Any], details: Mapping[str, str
     for key in _ROW_KEYS:
         if isinstance(value.get(key), list) and value[key] and all(isinstance(row, Mapping) for row in value[key]):
             return Rows(str(path), "JSON", ((f"{path}.{key}[{index}]", row) for index, row in enumerate(value[key])), details=details)
+    tables = {key: rows for key, rows in value.items() if _is_rows(rows)}
+    if len(tables) == 1:
+        [(key, rows)] = tables.items()
+        return Rows(str(path), "JSON", ((f"{path}.{key}[{index}]", row) for index, row in enumerate(rows)), details=details)
     columns = list(value.values())
     lists = all(isinstance(column, list) for column in columns)
     indexed = all(isinstance(column, Mapping) for column in columns) and len({tuple(column) for column in columns}) == 1

@@ -9,6 +9,7 @@ from typing import Any
 
 from embedfit import console
 from embedfit.data.cells import whole_number
+from embedfit.data.columns import ANY_COLUMNS, labelled_columns
 from embedfit.data.formats.compressed import opened
 from embedfit.data.formats.source import Options, Rows
 from embedfit.data.formats.tables import check_distinct, has_known, without_title
@@ -17,7 +18,7 @@ from embedfit.errors import DataError, did_you_mean, shown
 
 
 def sheet_rows(path: Path, options: Options) -> Rows:
-    """Return the rows of a sheet: the one that the options name, else the first one with known columns, else the first one with rows.
+    """Return the rows of a sheet: the one that the options name, else the first one of labelled queries, else the first one with rows.
 
     Cells are read as a CSV file would show them: numbers and dates as texts.
     """
@@ -50,11 +51,23 @@ def sheet_rows(path: Path, options: Options) -> Rows:
 
 
 def _likeliest(full: Sequence[str], tables: Mapping[str, Sequence[tuple[int, list[str]]]], options: Options) -> str:
-    """Return the first sheet with a known column and rows below it, else the first one with rows."""
-    known = (
-        name for name in full if len(table := without_title(tables[name], options.names)) > 1 and has_known(table[0][1], options.names)
-    )
-    return next(known, full[0] if full else "")
+    """Return the first sheet with columns of a query and a label, else the first with a known column and rows, else the first with rows."""
+    known = []
+    for name in full:
+        table = without_title(tables[name], options.names)
+        if len(table) > 1 and has_known(table[0][1], options.names):
+            header = [cell.strip() for cell in table[0][1]]
+            found = labelled_columns(
+                [dict(zip(header, cells, strict=False)) for _, cells in table[1:_SAMPLE]], ANY_COLUMNS, with_documents=True
+            )
+            if found.query in header and found.label in header:
+                return name
+            known.append(name)
+    return (known or full or [""])[0]
+
+
+_SAMPLE = 100
+"""Rows of a sheet by which its columns are recognised."""
 
 
 def _rows(path: Path, header: Sequence[str], rows: Sequence[tuple[int, list[str]]]) -> Iterator[tuple[str, Row | DataError]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -133,6 +134,8 @@ def _search(where: str, number: int, search: Row, events: Sequence[tuple[str, Ro
             hits = listed(hits)
         except ValueError:
             hits = [hits]
+        if isinstance(hits, str):
+            hits = re.split(r"[\s,;|]+", hits.strip())
     shown_ids = [id for hit in (hits if isinstance(hits, list) else [hits]) if (id := id_of(hit))]
     right: list[str] = []
     wrong: list[str] = []

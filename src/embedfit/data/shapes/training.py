@@ -15,7 +15,7 @@ from embedfit.errors import DataError, shown
 
 _ANCHORS = ("anchor", "query", "question", "sentence", "text", "input")
 _WRONG = re.compile(r"(hard_)?neg(ative)?s?([_-]?\d+)?")
-_RIGHT = re.compile(r"pos(itive)?s?([_-]?\d+)?")
+_RIGHT = re.compile(r"pos(itive)?s?([_-]?\d+)?|relevant_passages?")
 
 
 def _anchor(keys: frozenset[str]) -> str:
@@ -23,7 +23,7 @@ def _anchor(keys: frozenset[str]) -> str:
 
 
 def _fits_tuples(keys: frozenset[str], rows: Sequence[Row]) -> bool:
-    right = [key for key in keys if _RIGHT.fullmatch(key) and key.startswith("positive")]  # "pos" may be a part of speech
+    right = [key for key in keys if _RIGHT.fullmatch(key) and key.startswith(("positive", "relevant"))]  # "pos" may be a part of speech
     texts = all(_texts_only(row[key]) for row in rows for key in right if key in row)
     return bool(_anchor(keys)) and bool(right) and texts
 
