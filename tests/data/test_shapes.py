@@ -1,6 +1,8 @@
 """What the rows of other tools say besides right answers: negatives, several annotators, nothing at all; and rows that say it badly."""
 
 import datasets
+import pandas as pd
+import pyarrow as pa
 import pytest
 from written import (
     ARRIVE,
@@ -569,3 +571,21 @@ def test_the_sheet_with_queries_and_labels_is_read(tmp_path):
     sheets = {"Documents": [["id", "text"], *map(list, DOCUMENTS.items())], "Queries": [["query", "doc_id"], [CARD, "d1"], [PIN, "d2"]]}
     assert load(xlsx(tmp_path / "t.xlsx", sheets)).qrels == {"q1": {"d1": 1}, "q2": {"d2": 1}}
     assert load(xlsx(tmp_path / "t.xlsx", sheets), sheet="Queries").qrels == {"q1": {"d1": 1}, "q2": {"d2": 1}}
+
+
+def test_a_table_of_pyarrow_or_polars_is_a_frame_and_a_series_is_none(capsys):
+    rows = {"premise": [CARD, CARD, PIN], "hypothesis": [ARRIVE, OPEN, None], "label": [0, 2, 0]}
+    problems = []
+    assert Dataset.from_frame(pa.table(rows), problems=problems).qrels == {"q1": {ARRIVE: 1, OPEN: 0}}
+    assert "row 2: key 'hypothesis' is missing" in str(problems[0])
+    assert "rows: entailed sentences are right" in capsys.readouterr().err
+
+    class Polars:
+        columns = ("text", "label")
+
+        def to_dicts(self):
+            return [{"text": CARD, "label": "cards"}, {"text": PIN, "label": None}]
+
+    assert Dataset.from_frame(Polars()).qrels == {"q1": {"cards": 1}}
+    with pytest.raises(DataError, match=r"expected a DataFrame, a datasets\.Dataset, or a list of records"):
+        Dataset.from_frame(pd.DataFrame({"text": [CARD], "label": ["cards"]})["text"])

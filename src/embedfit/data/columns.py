@@ -25,8 +25,16 @@ PERHAPS_GRADES = (
 )
 """Names of a column that is a grade column if its values are grades. ``label`` and ``target`` may also hold class numbers."""
 GRADE_OF_WORD = {
-    "true": 1, "false": 0, "relevant": 1, "irrelevant": 0, "nonrelevant": 0, "notrelevant": 0,
-    "exact": 3, "substitute": 2, "complement": 1, "partial": 1,
+    "true": 1,
+    "false": 0,
+    "relevant": 1,
+    "irrelevant": 0,
+    "nonrelevant": 0,
+    "notrelevant": 0,
+    "exact": 3,
+    "substitute": 2,
+    "complement": 1,
+    "partial": 1,
 }
 """Grade in words, as `spelling` spells it; the second line has those of ESCI and WANDS."""
 GRADE_OF_LETTER = {"e": 3, "s": 2, "c": 1, "i": 0}

@@ -11,7 +11,7 @@ from typing import Any
 from embedfit import console
 from embedfit.data.cells import id_of, listed, read_grade, read_text, spelling
 from embedfit.data.library import Library, check_known
-from embedfit.data.shapes.shape import Lines, Shape, each_row, graded, id_in
+from embedfit.data.shapes.shape import Lines, Shape, each_row, graded, id_in, source_of
 from embedfit.data.texts import Pair, Row
 from embedfit.errors import DataError, shown
 
@@ -124,7 +124,7 @@ def _ubi(lines: Lines, library: Library) -> Iterator[Pair | DataError]:
         yield from (DataError(at, "is an event of a search that is not in the log", fix="add the searches (ubi_queries)") for at, _ in left)
     if others:
         seen = ", ".join(f"{name} {count:,}" for name, count in others.most_common(5))
-        console.note(f"{place.rpartition(':')[0]}: events that say neither yes nor no, and are left out: {seen}")
+        console.note(f"{source_of(place)}: events that say neither yes nor no, and are left out: {seen}")
 
 
 def _search(where: str, number: int, search: Row, events: Sequence[tuple[str, Row]], library: Library, others: Counter[str]) -> Pair:

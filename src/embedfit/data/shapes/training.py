@@ -9,7 +9,7 @@ from typing import Any
 from embedfit import console
 from embedfit.data.cells import id_of, read_grade, read_text, spelling, whole_number
 from embedfit.data.library import Library
-from embedfit.data.shapes.shape import Lines, Shape, each_row, graded, id_in, passages_in, rest_of, texts_of
+from embedfit.data.shapes.shape import Lines, Shape, each_row, graded, id_in, passages_in, rest_of, source_of, texts_of
 from embedfit.data.texts import Pair, Row
 from embedfit.errors import DataError, shown
 
@@ -89,7 +89,7 @@ def _scores(lines: Lines, library: Library) -> Iterator[Pair | DataError]:
     scale = next((scale for scale in _SCALES if highest <= scale), 0)
     similarities = bool(known) and bool(scale) and min(known) >= 0 and not all(score.is_integer() for score in known)
     if similarities:
-        source = lines[0][0].rpartition(":")[0]
+        source = source_of(lines[0][0])
         console.note(
             f"{source}: {key!r} is a similarity from 0 to {scale}: from {scale / 2:g} the second sentence is right, below it is not"
         )
@@ -142,7 +142,7 @@ def _inferences(lines: Lines, library: Library) -> Iterator[Pair | DataError]:
     keys = {key for _, row in lines for key in row}
     first, second = next(names for names in (("premise", "hypothesis"), *_SENTENCES) if set(names) <= keys)
     numbered = {_inference(row) for _, row in lines} - _INFERENCES.keys()
-    source, neutral = lines[0][0].rpartition(":")[0], 0
+    source, neutral = source_of(lines[0][0]), 0
     if numbered and "2" not in numbered:
         fix = f"write words; or, if 1 is right, set query = {first!r}, label = {second!r}, grade = 'label' in [data]"
         seen = f"has no label but {' and '.join(sorted(numbered))} in all {len(lines):,} rows, and either may be entailment"
