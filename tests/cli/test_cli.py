@@ -301,6 +301,10 @@ def test_relabel_applies_what_was_decided_and_says_what_to_set(project, tmp_path
     assert "1 replace" in out
     corrected = json.loads((tmp_path / "corrected" / "queries.jsonl").read_text().splitlines()[0])
     assert corrected["expected"] == {other: 1}
+    assert "Leave out" not in out
+    project.write_text(project.read_text().replace("[data]", '[data]\nquery = "query"\nlabel = "expected"', 1))
+    _, out, _ = said("relabel", project, csv, "--output", tmp_path / "again")
+    assert "Leave out query and label there: the texts are written out, under the usual names." in out
 
 
 @pytest.mark.slow

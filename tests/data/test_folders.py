@@ -171,6 +171,33 @@ def test_a_label_names_a_passage_a_section_or_a_file(handbook, capsys):
         load(queries, handbook, cutting=CUTTING)
 
 
+def test_the_id_of_a_passage_that_has_changed_is_an_error_that_says_what_outlasts_edits(handbook):
+    [weekend] = [id for id in read(handbook)[0] if "weekend" in id]
+    queries, qrels = handbook.parent / "queries.jsonl", handbook.parent / "qrels.tsv"
+    queries.write_text(json.dumps({"id": "a", "query": "duty manager"}) + "\n" + json.dumps({"id": "b", "query": "days off"}))
+    qrels.write_text(f"a\t{weekend}\t1\nb\tleave.md\t1\n")
+    assert load(queries, handbook, qrels, cutting=CUTTING).qrels["a"] == {weekend: 1}
+    (handbook / "leave.md").write_text(LEAVE.replace("*duty* manager", "*new* manager"))
+    [now] = [id for id in read(handbook)[0] if "weekend" in id]
+    expected = (
+        f"qrels.tsv:1: document '{weekend}' is a passage whose text is not in leave.md any more; the nearest passage there is '{now}'; "
+        "fix: name it, or name 'leave.md#sick-leave/at-the-weekend', which outlasts edits of the text"
+    )
+    with pytest.raises(DataError) as error:
+        load(queries, handbook, qrels, cutting=CUTTING)
+    assert expected in str(error.value)
+    qrels.write_text("a\tleave.md#sick-leave\t1\nb\tleave.md\t1\n")
+    data = load(queries, handbook, qrels, cutting=CUTTING)
+    assert now in data.qrels["a"]
+    assert now in data.qrels["b"]
+    (handbook / "leave.md").write_text("# Leave\n\nAll is new.\n")
+    queries.write_text(json.dumps({"query": "duty manager", "expected": weekend}))
+    with pytest.raises(
+        DataError, match=r"queries\.jsonl:1: label 'leave.* the nearest passage there is 'leave\.md:\w{6}'; .*name 'leave\.md', which"
+    ):
+        load(queries, handbook, cutting=CUTTING)
+
+
 def test_what_is_not_read_is_said_in_one_line_with_counts(handbook, capsys):
     written(handbook, a_png="", b_png="", c_docx="", LICENSE="x", empty_md=" \n", heading_txt="")
     (handbook / ".git").mkdir()

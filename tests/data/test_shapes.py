@@ -1,6 +1,8 @@
 """What the rows of other tools say besides right answers: negatives, several annotators, nothing at all; and rows that say it badly."""
 
 import datasets
+import pandas as pd
+import pyarrow as pa
 import pytest
 from written import (
     ARRIVE,
@@ -426,3 +428,164 @@ def test_queries_without_an_answer_go_through_checks_splits_scores_and_files(tmp
         assert nothing.keys().isdisjoint([*train.queries, *test.queries])
     assert embedfit.evaluate(data, [word_encoder]).value.notna().all()
     assert load(write_jsonl(data, tmp_path / "again") / "queries.jsonl", tmp_path / "again" / "documents.jsonl") == data
+
+
+# Variants of tables and exports
+
+
+TICKET_ROWS = [["Ticket", "Subject", "Category"], ["1001", "The printer is broken", "Hardware"], ["1002", "Cannot sign in", "Access"]]
+
+
+@pytest.mark.parametrize("title", [["Support tickets 2026", "", ""], ["Exported by", "Ann", ""]])
+@pytest.mark.parametrize("kind", ["xlsx", "csv", "plain csv"])
+def test_a_title_above_the_header_is_left_out_and_said(tmp_path, capsys, title, kind):
+    rows = [title, ["", "", ""], *TICKET_ROWS]
+    if kind == "xlsx":
+        path = xlsx(tmp_path / "t.xlsx", {"Cover": [title], "Tickets": rows, "Old": TICKET_ROWS[:2]})
+    else:
+        path = delimited(tmp_path / "t.csv", rows if kind == "csv" else [[title[0]], [], *TICKET_ROWS], ";")
+    data = load(path)
+    assert data.qrels == {"1001": {"Hardware": 1}, "1002": {"Access": 1}}
+    said = capsys.readouterr().err
+    assert f"rows above the header that are left out: 1 ('{title[0]}" in said
+    assert ("sheet 'Tickets' of 3 is read" in said) == (kind == "xlsx")
+    assert sniff(path).query == "Subject"
+
+
+def test_a_header_without_a_known_name_is_not_looked_for_further_down(tmp_path):
+    path = delimited(
+        tmp_path / "t.csv", [["Nr", "Frage", "Thema"], ["1", "Wo ist die Karte", "x"], ["2", "text", "label"], ["3", "a b", "c"]], ","
+    )
+    assert load(path, query="Frage", label="Thema").query_texts() == ["Wo ist die Karte", "text", "a b"]
+    assert sniff(path).columns == ("Nr", "Frage", "Thema")
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape"),
+    [
+        ([{"Query": CARD, "Pos": [ARRIVE], "Neg": [OPEN]}], "FlagEmbedding"),
+        ([{"Anchor": CARD, "Positive": ARRIVE, "Negative 1": OPEN}], "sentence-transformers, tuples"),
+        (
+            [{"Premise": CARD, "Hypothesis": text, "Label": label} for text, label in ((ARRIVE, "Entailment"), (OPEN, "Contradiction"))],
+            "NLI",
+        ),
+    ],
+)
+def test_capitalised_keys_make_no_other_shape(tmp_path, rows, shape):
+    path = lines(tmp_path / "t.jsonl", rows)
+    assert load(path).qrels == {"q1": {ARRIVE: 1, OPEN: 0}}
+    assert sniff(path).shape == shape
+
+
+def test_nested_values_in_the_cells_of_a_table_are_read(tmp_path):
+    arrays = ["{'text': array(['ten'], dtype=object), 'answer_start': array([3])}", "{'text': array([], dtype=object), 'answer_start': []}"]
+    rows = [["id", "context", "question", "answers"], ["a", ARRIVE, CARD, arrays[0]], ["b", ARRIVE, PIN, arrays[1]]]
+    assert load(delimited(tmp_path / "s.csv", rows, ",")).qrels == {"a": {ARRIVE: 1}, "b": {ARRIVE: 0}}
+    passages = [[{"docid": id, "text": DOCUMENTS[id]}] for id in ("d1", "d3")]
+    rows = [["query_id", "query", "positive_passages", "negative_passages"], ["a", CARD, *map(str, passages)]]
+    assert load(delimited(tmp_path / "t.csv", rows, ",")).qrels == {"a": {"d1": 1, "d3": 0}}
+
+
+def test_label_studios_csv_may_have_its_columns_in_alphabetical_order(tmp_path):
+    header = ["annotation_id", "annotator", "created_at", "id", "label", "lead_time", "text", "updated_at"]
+    rows = [
+        ["1", "1", "2026", "7", "cards", "2.2", CARD, "2026"],
+        ["2", "1", "2026", "8", '{"choices": ["pins", "cards"]}', "3", PIN, "2026"],
+    ]
+    assert load(delimited(tmp_path / "p.csv", [header, *rows], ",")).qrels == {"7": {"cards": 1}, "8": {"pins": 1, "cards": 1}}
+
+
+def test_sets_of_texts_and_rows_by_id_are_read(tmp_path):
+    assert load(lines(tmp_path / "sets.jsonl", [{"set": [CARD, ARRIVE, CHANGE]}])).qrels == {"q1": {ARRIVE: 1, CHANGE: 1}}
+    assert "sets.jsonl:1: key 'set' is ['x']; expected a list of two texts" in refusal(lines(tmp_path / "sets.jsonl", [{"set": ["x"]}]))
+    by_id = whole(tmp_path / "index.json", {"7": {"query": CARD, "label": "cards"}, "9": {"query": PIN, "label": "pins"}})
+    assert load(by_id).qrels == {"7": {"cards": 1}, "9": {"pins": 1}}
+
+
+def test_a_note_beside_the_tables_of_a_folder_is_no_table(tmp_path):
+    lines(tmp_path / "set" / "train.jsonl", [{"query": CARD, "label": "cards"}])
+    (tmp_path / "set" / "notes.txt").write_text("")
+    assert load(tmp_path / "set").parts == {"train": ("q1",)}
+
+
+def test_a_folder_of_labelled_queries_and_documents_is_read_whole(tmp_path, capsys):
+    data = Dataset(QUERIES, DOCUMENTS, QRELS)
+    write_jsonl(data, tmp_path / "own")
+    assert load(tmp_path / "own") == data
+    assert "own: the documents are in documents.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("readme", [True, False])
+def test_a_task_of_one_language_is_read_and_several_are_named(tmp_path, readme):
+    def written(language):
+        rows = [{"query-id": query, "corpus-id": id, "score": grade} for query, grades in QRELS.items() for id, grade in grades.items()]
+        tables = {"corpus": DOCUMENTS, "queries": QUERIES}
+        for name, texts in tables.items():
+            lines(tmp_path / f"{language}-{name}" / "test.jsonl", [{"_id": id, "text": text} for id, text in texts.items()])
+        lines(tmp_path / f"{language}-qrels" / "test.jsonl", rows)
+
+    written("de")
+    if readme:
+        configurations = "".join(
+            f"- config_name: de-{name}\n  data_files: de-{name}/test.jsonl\n" for name in ("corpus", "queries", "qrels")
+        )
+        (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configurations}---\n")
+    assert load(tmp_path).qrels == QRELS
+    written("en")
+    assert f"{tmp_path}: holds 2 data sets (de, en); expected one; fix: give a folder of one" in refusal(tmp_path)
+
+
+def test_answers_of_argilla_in_the_cells_of_a_table_count(tmp_path):
+    header = ["id", "text", "label.responses", "label.responses.users", "label.responses.status"]
+    rows = [["1", CARD, "['cards', 'lost']", "['u', 'v']", "['submitted', 'draft']"], ["2", PIN, "", "", ""]]
+    assert load(delimited(tmp_path / "a.csv", [header, *rows], ",")).qrels == {"1": {"cards": 1}}
+    rows[0][2] = "['cards"
+    assert "a.csv:2: key 'label.responses' is \"['cards\", which looks like a list but is none" in refusal(
+        delimited(tmp_path / "a.csv", [header, *rows], ",")
+    )
+
+
+def test_grades_of_esci_are_words_or_letters_and_other_letters_are_none(tmp_path):
+    rows = [["query", "product_id", "esci_label"], *([CARD, f"B{place}", label] for place, label in enumerate("ESCI"))]
+    assert load(delimited(tmp_path / "e.csv", rows, ",")).qrels == {"q1": {"B0": 3, "B1": 2, "B2": 1, "B3": 0}}
+    rows = [["query", "product_id", "label"], [CARD, "p1", "Exact"], [CARD, "p2", "Partial"], [CARD, "p3", "Irrelevant"]]
+    assert load(delimited(tmp_path / "w.tsv", rows, "\t")).qrels == {"q1": {"p1": 3, "p2": 1, "p3": 0}}
+    assert load(delimited(tmp_path / "t.csv", [["text", "label"], [CARD, "e"], [PIN, "s"]], ",")).qrels == {"q1": {"e": 1}, "q2": {"s": 1}}
+
+
+def test_further_keys_of_other_tools_are_known(tmp_path):
+    rows = [{"query": CARD, "relevant_passages": [ARRIVE], "hard_negatives": [OPEN]}]  # Cohere
+    assert load(lines(tmp_path / "c.jsonl", rows)).qrels == {"q1": {ARRIVE: 1, OPEN: 0}}
+    assert load(lines(tmp_path / "p.jsonl", [{"prompt": CARD, "completion": ARRIVE}])).qrels == {"q1": {ARRIVE: 1}}  # OpenAI
+    assert load(lines(tmp_path / "i.jsonl", [{"instruction": CARD, "input": "", "output": ARRIVE}])).qrels == {"q1": {ARRIVE: 1}}
+    assert load(whole(tmp_path / "t.json", {"total": 1, "tickets": [{"subject": CARD, "category": "cards"}]})).qrels == {"q1": {"cards": 1}}
+    assert load(lines(tmp_path / "ids.jsonl", [{"question": CARD, "positive_ids": ["d1", "d2"]}])).qrels == {"q1": {"d1": 1, "d2": 1}}
+    lines(
+        tmp_path / "ubi" / "events.jsonl", [{"action_name": "click", "query_id": "a", "event_attributes": {"object": {"object_id": "d2"}}}]
+    )
+    lines(tmp_path / "ubi" / "queries.jsonl", [{"query_id": "a", "user_query": CARD, "query_response_hit_ids": "d1, d2,d3"}])
+    assert list(load(tmp_path / "ubi").qrels.values()) == [{"d2": 1, "d1": 0}]
+
+
+def test_the_sheet_with_queries_and_labels_is_read(tmp_path):
+    sheets = {"Documents": [["id", "text"], *map(list, DOCUMENTS.items())], "Queries": [["query", "doc_id"], [CARD, "d1"], [PIN, "d2"]]}
+    assert load(xlsx(tmp_path / "t.xlsx", sheets)).qrels == {"q1": {"d1": 1}, "q2": {"d2": 1}}
+    assert load(xlsx(tmp_path / "t.xlsx", sheets), sheet="Queries").qrels == {"q1": {"d1": 1}, "q2": {"d2": 1}}
+
+
+def test_a_table_of_pyarrow_or_polars_is_a_frame_and_a_series_is_none(capsys):
+    rows = {"premise": [CARD, CARD, PIN], "hypothesis": [ARRIVE, OPEN, None], "label": [0, 2, 0]}
+    problems = []
+    assert Dataset.from_frame(pa.table(rows), problems=problems).qrels == {"q1": {ARRIVE: 1, OPEN: 0}}
+    assert "row 2: key 'hypothesis' is missing" in str(problems[0])
+    assert "rows: entailed sentences are right" in capsys.readouterr().err
+
+    class Polars:
+        columns = ("text", "label")
+
+        def to_dicts(self):
+            return [{"text": CARD, "label": "cards"}, {"text": PIN, "label": None}]
+
+    assert Dataset.from_frame(Polars()).qrels == {"q1": {"cards": 1}}
+    with pytest.raises(DataError, match=r"expected a DataFrame, a datasets\.Dataset, or a list of records"):
+        Dataset.from_frame(pd.DataFrame({"text": [CARD], "label": ["cards"]})["text"])

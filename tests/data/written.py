@@ -219,6 +219,18 @@ def with_documents(folder):
     return (delimited(folder / "judged.csv", rows, ","),)
 
 
+@format("queries and documents in a folder", "ids")
+def own_folder(folder):
+    documents(folder / "data")
+    return (lines(folder / "data" / "queries.jsonl", LABELLED).parent,)
+
+
+@format("ESCI", "ids no query ids")
+def esci(folder):
+    rows = [[query, QUERIES[query], document, "C" if grade else "I"] for query, document, grade in JUDGED]
+    return delimited(folder / "examples.csv", [["query_id", "query", "product_id", "esci_label"], *rows], ","), documents(folder)
+
+
 @format("classes", "classes")
 def classes(folder):
     return (delimited(folder / "tickets.csv", CLASSES, ","),)
@@ -323,6 +335,11 @@ def st_triplets(folder):
 @format("sentence-transformers, lists", "texts")
 def st_lists(folder):
     return (lines(folder / "triplets.jsonl", TUPLES),)
+
+
+@format("sentence-transformers, sets", "texts right")
+def st_sets(folder):
+    return (lines(folder / "sets.jsonl", ({"set": row[:2]} for row in TUPLES)),)
 
 
 @format("sentence-transformers, pairs with a score or a label", "texts")

@@ -241,6 +241,10 @@ def test_a_record_is_searched_as_its_template_says(searcher):
         (5, "is 5"),
         ({}, "has none of the fields merchant_name, memo"),
         ({"x": 1}, "has none"),
+        (
+            {"merchant_name": "Uber", "Memo": "taxi"},
+            "has no field 'memo', but 'Memo'; expected a record of the fields merchant_name, memo; fix",
+        ),
     ],
 )
 def test_a_wrong_query_is_one_line(searcher, query, message):

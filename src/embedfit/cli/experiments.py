@@ -156,7 +156,9 @@ def relabel(
     write_jsonl(corrected, output)
     console.echo(", ".join(f"{count:,} {name}" for name, count in counts.items()))
     console.echo(f'In [data], set queries = "{output / "queries.jsonl"}" and documents = "{output / "documents.jsonl"}".')
-    console.echo("Leave out record, query_template, query and label there: the texts are written out.")
+    unused = [name for name in parts.OF_THE_FILE if getattr(settings.data, name) is not None]
+    if unused:
+        console.echo(f"Leave out {' and '.join(unused)} there: the texts are written out, under the usual names.")
     if not sum(count for name, count in counts.items() if name != "undecided"):
         console.echo("Nothing was decided: fill the column 'decision' with keep, replace, add, or document ids.", err=True)
 

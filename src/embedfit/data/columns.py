@@ -15,7 +15,7 @@ from embedfit.errors import shown
 
 GRADE_COLUMNS = (
     *("grade", "relevance", "relevance_grade", "relevance_score", "relevance_label", "relevance_judgement", "relevance_judgment"),
-    *("graded_relevance", "relevant", "is_relevant", "relevancy", "relevancy_score", "rel", "qrel", "qrels"),
+    *("graded_relevance", "relevant", "is_relevant", "relevancy", "relevancy_score", "rel", "qrel", "qrels", "esci_label"),
     *("judgement", "judgment", "score"),
 )
 """Names of a grade column. If several are present, the first in this list is used."""
@@ -24,13 +24,28 @@ PERHAPS_GRADES = (
     *("positive", "is_positive", "is_duplicate", "duplicate", "is_answer", "clicked"),
 )
 """Names of a column that is a grade column if its values are grades. ``label`` and ``target`` may also hold class numbers."""
-GRADE_OF_WORD = {"true": 1, "false": 0, "relevant": 1, "irrelevant": 0, "nonrelevant": 0, "notrelevant": 0}
+GRADE_OF_WORD = {
+    "true": 1,
+    "false": 0,
+    "relevant": 1,
+    "irrelevant": 0,
+    "nonrelevant": 0,
+    "notrelevant": 0,
+    "exact": 3,
+    "substitute": 2,
+    "complement": 1,
+    "partial": 1,
+}
+"""Grade in words, as `spelling` spells it; the second line has those of ESCI and WANDS."""
+GRADE_OF_LETTER = {"e": 3, "s": 2, "c": 1, "i": 0}
+"""Grade in the letters of ESCI, in a column ``esci_label``."""
 _OTHER_JUDGEMENTS = ("0", "1", "-1", "yes", "no", "positive", "negative", "correct", "incorrect", "match", "nomatch")
 """Values that may judge a document, but not always the label. As grades they are refused rather than interpreted."""
 
 _SEARCHES = ("query", "question", "search_query", "query_text", "search_term", "search_text", "user_query", "user_question", "anchor")
 _TEXTS = (
-    *("text", "utterance", "sentence", "user_input", "input", "input_text", "user_message", "message", "prompt", "request"),
+    *("text", "utterance", "sentence", "user_input", "instruction", "input", "input_text"),
+    *("user_message", "message", "prompt", "request"),
     *("ticket_text", "ticket", "body", "description", "complaint", "comment", "review", "content", "subject", "title"),
 )
 _SPELT_SEARCHES = {spelling(name) for name in _SEARCHES}
@@ -43,10 +58,24 @@ _CLASSES = (
 _DOCUMENT_IDS = (
     *("document_id", "documentid", "doc_id", "corpus_id", "passage_id", "pid", "docno", "article_id", "product_id", "answer_id", "faq_id"),
     *("relevant_docs", "relevant_documents", "relevant_ids", "relevant_doc_ids", "expected_ids", "expected_doc_ids", "gold_doc_ids"),
+    *("document_ids", "doc_ids", "passage_ids", "positive_id", "positive_ids", "positive_doc_ids", "answer_ids", "gold_ids"),
 )
 _PASSAGES = (
-    *("positive", "positives", "relevant_passage", "document", "doc", "passage", "context", "contexts", "positive_passage", "corpus"),
-    *("document_text", "doc_text", "passage_text", "article", "answer", "answers", "response", "reply", "solution", "reference"),
+    *(
+        "positive",
+        "positives",
+        "relevant_passage",
+        "relevant_passages",
+        "document",
+        "doc",
+        "passage",
+        "context",
+        "contexts",
+        "positive_passage",
+        "corpus",
+    ),
+    *("document_text", "doc_text", "passage_text", "article", "answer", "answers", "reference", "response", "reply", "solution"),
+    *("completion", "output"),
 )
 LABEL_COLUMNS = ("expected", *_CLASSES, *_DOCUMENT_IDS, *_PASSAGES)
 """Names of a column of labels. Ids and texts of documents come before classes where the query column is one of searches."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from embedfit.data.cells import id_of, listed, read_grade, spelling
-from embedfit.data.columns import GRADE_OF_WORD, SURE_GRADES, Columns
+from embedfit.data.columns import GRADE_OF_LETTER, GRADE_OF_WORD, SURE_GRADES, Columns
 from embedfit.data.library import Library
 from embedfit.data.texts import Row
 from embedfit.errors import DataError, did_you_mean, shown
@@ -94,7 +94,8 @@ def read_grades(row: Row, labels: list[Any] | dict[Any, Any], columns: Columns, 
             if isinstance(labels, dict) and isinstance(own, str):
                 raise ValueError
             if isinstance(own, (str, bool)) and not isinstance(labels, dict):
-                own = GRADE_OF_WORD.get(spelling(own), own)
+                words = GRADE_OF_WORD | GRADE_OF_LETTER if spelling(column) == "escilabel" else GRADE_OF_WORD
+                own = words.get(spelling(own), own)
             value = read_grade(own, negative=negative)
         except ValueError:
             guessed = column and columns.by_name and not isinstance(labels, dict)

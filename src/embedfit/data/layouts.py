@@ -20,7 +20,7 @@ from embedfit.errors import DataError
 _SECTIONS = {
     "corpus": ("corpus", "collection", "documents"),
     "queries": ("queries", "topics"),
-    "qrels": ("qrels", "default", "data", "relevance"),
+    "qrels": ("qrels", "default", "data", "relevance", "relevant_docs", "judgements", "judgments"),
 }
 """Section -> names of its file or folder. The first is BEIR's."""
 _EXPECTED = "a BEIR folder: corpus.jsonl, queries.jsonl, qrels/*.tsv"
@@ -30,9 +30,35 @@ _MORE_QRELS = (".qrels", ".qrel", ".trec")
 def stands_apart(folder: Path) -> bool:
     """Return whether a folder holds queries, documents and judgements apart, rather than labelled rows."""
     names = {stem_of(path) for path in folder.iterdir() if not path.name.startswith(".")}
+    if _languages(names):
+        return True
     return (
         sum(any(name == own or name.startswith(f"{own}.") for own in _SECTIONS[section][:2] for name in names) for section in _SECTIONS) > 1
     )
+
+
+def _languages(names: Iterable[str]) -> list[str]:
+    """Return the languages of a data set that has a corpus, queries and judgements for each, such as ``de-corpus``."""
+    names = set(names)
+    found = [name.removesuffix("-corpus") for name in sorted(names) if name.endswith("-corpus")]
+    return [language for language in found if {f"{language}-queries", f"{language}-qrels"} <= names]
+
+
+def documents_beside(folder: Path) -> Path | None:
+    """Return the file of documents in a folder of labelled queries, as `write_jsonl` writes one; None if there is none."""
+    tables = _tables(folder)
+    files = [path for path in tables if stem_of(path) in ("documents", "corpus", "collection")]
+    return files[0] if len(files) == 1 and len(tables) > 1 else None
+
+
+def holds_tables(folder: Path) -> bool:
+    """Return whether a folder holds a data set, and not documents to read: tables, and no text but a README."""
+    names = {path.name for path in folder.iterdir()}
+    texts = [
+        name for name in names if Path(name).suffix.lower() in (".md", ".html", ".htm", ".pdf", ".rst") and stem_of(Path(name)) != "readme"
+    ]
+    tables = [path for path in _tables(folder) if suffix_of(path) != ".txt"]
+    return stands_apart(folder) or not names.isdisjoint(("dataset_dict.json", "state.json")) or bool(tables and not texts)
 
 
 def contents_of_folder(folder: Path, options: Options, columns: Columns, errors: list[DataError]) -> Contents:
@@ -49,9 +75,15 @@ def contents_of_folder(folder: Path, options: Options, columns: Columns, errors:
         DataError: The corpus, the queries or the judgements are missing.
     """
     configurations = _configurations(folder)
-    found = {section: _section(folder, section, configurations) for section in _SECTIONS}
+    languages = _languages([*configurations, *(stem_of(path) for path in folder.iterdir())])
+    if len(languages) > 1:
+        fix = "give a folder of one: its corpus, queries and qrels"
+        raise DataError(str(folder), f"holds {len(languages)} data sets ({', '.join(languages)})", expected="one", fix=fix)
+    prefix = f"{languages[0]}-" if languages else ""
+    configurations = {name.removeprefix(prefix): files for name, files in configurations.items()}
+    found = {section: _section(folder, section, configurations, prefix) for section in _SECTIONS}
     for section, paths in found.items():
-        if not paths and not (folder / section).is_dir():
+        if not paths and not (folder / f"{prefix}{section}").is_dir():
             name = section if section == "qrels" else f"{section}.jsonl"
             raise DataError(str(folder), f"has no {name}", expected=_EXPECTED)
     corpus = documents_of(_one_table(found["corpus"], options), errors, columns)
@@ -60,12 +92,13 @@ def contents_of_folder(folder: Path, options: Options, columns: Columns, errors:
     return contents_apart(queries, corpus, judgements, str(folder), errors, queries_in=found["queries"][0][1].name)
 
 
-def _section(folder: Path, section: str, configurations: Mapping[str, list[tuple[str, Path]]]) -> list[tuple[str, Path]]:
-    """Return (name of the part, file) for each file of a section."""
-    for name in _SECTIONS[section]:
+def _section(folder: Path, section: str, configurations: Mapping[str, list[tuple[str, Path]]], prefix: str) -> list[tuple[str, Path]]:
+    """Return (name of the part, file) for each file of a section. All names begin with the prefix."""
+    for own in _SECTIONS[section]:
+        name = f"{prefix}{own}"
         inside = folder / name
-        if name in configurations:
-            return configurations[name]
+        if own in configurations:
+            return configurations[own]
         if inside.is_dir():
             return [(path.stem if section == "qrels" else "", path) for path in _tables(inside, qrels=section == "qrels")]
         files = [
@@ -131,8 +164,13 @@ def rows_of_folder(folder: Path, options: Options) -> Rows:
         return _joined(folder, [(part_name(path.name), saved_rows(path)) for path in splits])
     if (folder / "state.json").is_file():
         return saved_rows(folder)
-    files = _tables(folder) or [path for inside in sorted(folder.iterdir()) if inside.is_dir() for path in _tables(inside)]
+    beside = documents_beside(folder)
+    files = [path for path in _tables(folder) if path != beside] or [
+        path for inside in sorted(folder.iterdir()) if inside.is_dir() for path in _tables(inside)
+    ]
     files = [path for path in files if path.name not in ("dataset_infos.json", "dataset_info.json") and path.stem.lower() != "readme"]
+    if any(suffix_of(path) != ".txt" for path in files):  # else a note beside the tables would be one
+        files = [path for path in files if suffix_of(path) != ".txt"]
     if not files:
         raise DataError(str(folder), "holds no table", expected=f"{_EXPECTED}; or files such as train.jsonl, test.parquet")
     parts = [part_name(path.stem) or PART_OF_WORD.get(path.parent.name.casefold() if path.parent != folder else "", "") for path in files]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,6 +27,10 @@ HINTS = 20
 def check_known(id: str, corpus: Mapping[str, Document], where: str, kind: str, *, hint: bool = True) -> None:
     """Raise a DataError if there is no document with this id."""
     if id not in corpus:
+        section, _, digest = id.rpartition(":")
+        file = section.partition("#")[0]
+        if file in corpus and _DIGEST.fullmatch(digest):
+            raise _changed_passage(id, section, file, corpus, where, kind, hint=hint)
         whole = without_point(id)
         near = (f"; did you mean {whole!r}?" if whole in corpus else did_you_mean(id, corpus)) if hint else ""
         raise DataError(
@@ -33,6 +38,25 @@ def check_known(id: str, corpus: Mapping[str, Document], where: str, kind: str, 
             f"{kind} {shown(id)} is not among the {len(corpus):,} documents{near}",
             fix="correct it, or add the document",
         )
+
+
+_DIGEST = re.compile(r"[0-9a-f]{6}(-\d+)?")
+"""End of a passage's id: a hash of its text, and a number if another passage has the same."""
+
+
+def _changed_passage(id: str, section: str, file: str, corpus: Mapping[str, Document], where: str, kind: str, *, hint: bool) -> DataError:
+    """Return the error for the passage of a file that is there, but has no passage with this text."""
+    inside = [name for name in corpus if name.startswith((f"{file}#", f"{file}:")) and _DIGEST.fullmatch(name.rpartition(":")[2])]
+
+    def alike(name: str) -> tuple[int, int]:
+        common = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, f"{section}:", strict=False))
+        return sum(1 for _ in common), -len(name)
+
+    nearest = max(inside, key=alike, default="") if hint else ""
+    near = f"; the nearest passage there is {nearest!r}" if nearest else ""
+    outlasts = section if section in corpus else file
+    fix = f"name it, or name {outlasts!r}, which outlasts edits of the text" if nearest else f"name {outlasts!r}, which outlasts edits"
+    return DataError(where, f"{kind} {shown(id)} is a passage whose text is not in {file} any more{near}", fix=fix)
 
 
 class Library:

@@ -12,7 +12,7 @@ from embedfit.words import words_of
 
 _SAMPLE = 200
 """Number of values by which a column is judged."""
-_FEWEST = 3
+_FEWEST = 2
 """Minimum number of values that say what a column holds."""
 _CODE = re.compile(r"[-+]?[\d.,:/]+%?|(?=\S*\d)\S+|\d{1,4}[-./]\d{1,2}[-./]\d{1,4}[T ][\d:.]+\S*")
 """A number, a word with a digit (``INC0012``, ``T-12``), or a date with a time."""

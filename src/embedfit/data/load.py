@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from embedfit import console
 from embedfit.data.apart import contents_apart, queries_of
 from embedfit.data.columns import Columns
 from embedfit.data.dataset import Dataset, finished
@@ -14,7 +15,7 @@ from embedfit.data.folders import Cutting, Folder, read_folder
 from embedfit.data.formats.opening import open_rows, with_last_error
 from embedfit.data.formats.source import Options
 from embedfit.data.judgements import judgements_of, stem_of
-from embedfit.data.layouts import contents_of_folder, rows_of_folder, stands_apart
+from embedfit.data.layouts import contents_of_folder, documents_beside, rows_of_folder, stands_apart
 from embedfit.data.memory import contents_of_sections
 from embedfit.data.records import RecordType, record_type
 from embedfit.data.rows import contents_of
@@ -97,6 +98,10 @@ def load(
         contents = contents_of_folder(Path(source), options, columns, errors)
         return finished(contents, str(source), errors, problems, hint=_HINT)
     table = rows_of_folder(Path(source), options) if folder else open_rows(source, options)
+    beside = documents_beside(Path(source)) if folder and documents is None else None
+    if beside:
+        console.note(f"{source}: the documents are in {beside.name}")
+        documents = beside
     if table.sections:
         _refuse(source, "has documents and judgements of its own", {"documents": documents, "qrels": qrels, **given})
         return finished(contents_of_sections(table, errors), str(source), errors, problems, hint=_HINT)

@@ -25,7 +25,8 @@ from embedfit.errors import ConfigError, DataError, shown
 from embedfit.files import json_bytes
 
 Source: TypeAlias = Any
-"""A DataFrame, a `datasets.Dataset`, an iterable of dicts, dataclasses or Pydantic models, or the path of a file."""
+"""A DataFrame of pandas or polars, a pyarrow table, a `datasets.Dataset`, an iterable of dicts, dataclasses or Pydantic models, or the
+path of a file."""
 
 
 def table_contents(
@@ -146,7 +147,13 @@ def rows_of(source: Source, name: str, place: str = "row") -> Rows:
     if isinstance(source, Mapping) and hasattr(source, "column_names"):
         splits = list(source)
         raise DataError(name, f"has splits: {', '.join(map(str, splits))}", fix=f"pass one of them, such as dataset[{splits[0]!r}]")
-    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+    for to_rows in ("to_dicts", "to_pylist"):  # polars, pyarrow
+        if hasattr(source, to_rows):
+            names = tuple(map(str, getattr(source, "column_names", None) or source.columns))
+            cells = ({key: value for key, value in row.items() if value is not None} for row in getattr(source, to_rows)())
+            return Rows(name, "rows in memory", _checked(((f"{place} {number}", row) for number, row in enumerate(cells)), name), names)
+    is_series = hasattr(source, "iloc") and not hasattr(source, "columns")
+    if isinstance(source, Mapping) or not isinstance(source, Iterable) or is_series:
         raise DataError(name, f"is {shown(source)}", expected="a DataFrame, a datasets.Dataset, or a list of records")
     columns: tuple[str, ...] = ()
     table: Any = source

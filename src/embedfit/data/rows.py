@@ -17,7 +17,7 @@ from embedfit.data.labels import joined_by, read_grades, read_labels
 from embedfit.data.library import HINTS, Library, check_known
 from embedfit.data.merging import merged
 from embedfit.data.records import RecordType
-from embedfit.data.shapes.known import shape_of
+from embedfit.data.shapes.known import shaped
 from embedfit.data.shapes.shape import Shape
 from embedfit.data.texts import Contents, Document, Pair, Row
 from embedfit.errors import DataError, did_you_mean, shown
@@ -39,7 +39,9 @@ def contents_of(
     lines = list(table.rows)
     rows = [row for _, row in lines if not isinstance(row, DataError)]
     named = columns.query or columns.label or columns.id or columns.part or columns.grade is not None or columns.separator or record
-    shape = None if named else shape_of(rows)
+    shape, as_read = (None, None) if named else shaped(rows)
+    if shape and as_read:
+        lines = [(where, row if isinstance(row, DataError) else as_read(row)) for where, row in lines]
     contents = _shaped(shape, lines, table, library, errors) if shape else _by_columns(lines, rows, table, library, columns, record, errors)
     if library.matched:
         console.note(f"{table.source}: labels that are the text of a document, and were matched to it: {library.matched:,}")

@@ -22,6 +22,8 @@ _FOLDS, _FEW_QUERIES = 5, 1000
 """Default number of folds, and the number of judged queries below which folds are the default."""
 _COLUMNS = ("query", "label", "id", "grade", "part", "separator", "document_id", "document_title", "document_text", "delimiter", "sheet")
 """Settings that say how the rows of a file are read."""
+OF_THE_FILE = ("record", "query_template", "qrels", "encoding", *_COLUMNS)
+"""Settings of [data] that describe the files as they are, and not the data."""
 LISTED = 20
 """Maximum number of leaks that an error or an alert lists."""
 

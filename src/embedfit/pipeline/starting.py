@@ -14,6 +14,7 @@ from typing import Any
 from embedfit.data.folders import SUFFIXES
 from embedfit.data.formats.encodings import read_lines
 from embedfit.data.formats.sniffing import Sniffed, sniff
+from embedfit.data.layouts import holds_tables
 from embedfit.errors import ConfigError, DataError, shown
 from embedfit.hub import MINILM
 from embedfit.samples.starting import toml_for
@@ -60,13 +61,13 @@ def start_for(source: Path, folder: Path, *, query: str | None, label: str | Non
     """
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.resolve().name.partition(".")[0]).strip("-.") or "run"
     model = model or MINILM
-    if source.is_dir() and not (source / "corpus.jsonl").exists():
+    if source.is_dir() and not holds_tables(source):
         if query or label or documents:
             raise ConfigError(f"--from {source} is a folder of documents, which have no columns; fix: --from alone")
         return _for_documents(source, folder, name, model)
     settings: dict[str, Any] = {"queries": _beside(source, folder)}
     if source.is_dir():
-        return Start(toml_for(name, settings, model=model), (f"{source}: a BEIR folder",))
+        return Start(toml_for(name, settings, model=model), (f"{source}: a folder with a data set",))
     seen = _sniffed(source, query, label)
     roles = {"query": seen.query, "label": seen.label}
     missing = [role for role, column in roles.items() if not column]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from embedfit.data.cells import spelling
 from embedfit.data.dataset import Dataset, Document
 from embedfit.errors import ConfigError, DataError, did_you_mean, shown
 from embedfit.retrieve.exact import best_of
@@ -23,6 +25,8 @@ from embedfit.template import Template
 
 Query: TypeAlias = str | Mapping[str, Any]
 """A text, or the fields of a record that the query template renders."""
+_TYPO = 0.8
+"""Similarity of two names from which one is taken for a misspelling of the other."""
 
 
 @dataclass(frozen=True)
@@ -188,15 +192,20 @@ class Searcher:
         """Return the text that a query is searched as.
 
         Raises:
-            DataError: It is neither a text nor a record, is empty, or lacks a field.
+            DataError: It is neither a text nor a record, is empty, or has a field with nearly the name of one that it lacks.
         """
         if isinstance(query, Mapping):
             if self.parts.query_template is None:
                 raise DataError(where, "is a record", expected="a text", fix="this searcher was made of texts")
             missing = [name for name in self.parts.query_template.fields if name not in query]
+            known = ", ".join(self.parts.query_template.fields)
             if len(missing) == len(self.parts.query_template.fields):
-                known = ", ".join(self.parts.query_template.fields)
                 raise DataError(where, f"has none of the fields {known}", expected="a record of these fields")
+            others = {spelling(name): name for name in query if name not in self.parts.query_template.fields}
+            for name in missing if others else ():
+                if near := difflib.get_close_matches(spelling(name), others, n=1, cutoff=_TYPO):
+                    expected = f"a record of the fields {known}"
+                    raise DataError(where, f"has no field {name!r}, but {others[near[0]]!r}", expected=expected, fix="rename it")
             query = self.parts.query_template.render(query)
         if not isinstance(query, str) or not query.strip():
             raise DataError(where, f"is {shown(query)}", expected="a text that is not empty")

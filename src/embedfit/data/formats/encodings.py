@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -87,13 +88,18 @@ def encoding_of(path: Path, encoding: str = "") -> str:
             if head.startswith(mark):
                 return name[:6]
             if encoding[:6] not in ("utf-16", "utf-32") and _has_zeros(head, name):
-                console.note(f"{path}: is not UTF-8, and is read as {name}")
+                _note(path, name, path.stat().st_mtime_ns)
                 return name
         if not encoding or encoding == "utf-8":
             return "utf-8"
         if _SEVEN_BIT.match(encoding) or (encoding[:6] in ("utf-16", "utf-32") and _has_zeros(head, encoding.upper())):
             return encoding
         return "utf-8" if _is_utf8(head, file) else encoding
+
+
+@functools.lru_cache(maxsize=32)  # a file is opened several times
+def _note(path: Path, name: str, time: int) -> None:
+    console.note(f"{path}: is not UTF-8, and is read as {name}")
 
 
 def _is_utf8(head: bytes, file: BinaryIO) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from embedfit.data.cells import parse_json
+from embedfit.data.cells import parse_json, spelling
+from embedfit.data.columns import KNOWN
 from embedfit.data.formats.encodings import carriage_return, encoding_of, read_lines
 from embedfit.data.formats.source import Options, Rows
 from embedfit.data.formats.tables import cells_by_name
@@ -91,12 +92,22 @@ def _object_rows(path: Path, value: Mapping[str, Any], details: Mapping[str, str
     for key in _ROW_KEYS:
         if isinstance(value.get(key), list) and value[key] and all(isinstance(row, Mapping) for row in value[key]):
             return Rows(str(path), "JSON", ((f"{path}.{key}[{index}]", row) for index, row in enumerate(value[key])), details=details)
+    tables = {key: rows for key, rows in value.items() if _is_rows(rows)}
+    if len(tables) == 1:
+        [(key, rows)] = tables.items()
+        return Rows(str(path), "JSON", ((f"{path}.{key}[{index}]", row) for index, row in enumerate(rows)), details=details)
     columns = list(value.values())
     lists = all(isinstance(column, list) for column in columns)
     indexed = all(isinstance(column, Mapping) for column in columns) and len({tuple(column) for column in columns}) == 1
+    if indexed and not _known(value) and _known(columns[0]):  # pandas, orient="index"
+        return Rows(str(path), "JSON by id", ((f"{path}[{id!r}]", {"id": id, **row}) for id, row in value.items()), details=details)
     if len(columns) > 1 and (lists or indexed):
         return Rows(str(path), "JSON columns", _rows_of_columns(path, value), tuple(map(str, value)), details)
     raise DataError(str(path), f"is {shown(value)}", expected="a JSON list of objects")
+
+
+def _known(names: Iterable[Any]) -> bool:
+    return not {spelling(name) for name in names}.isdisjoint(KNOWN)
 
 
 def sections_of(value: Mapping[str, Any]) -> dict[str, Any]:

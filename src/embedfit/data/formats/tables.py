@@ -31,16 +31,17 @@ def delimited_rows(path: Path, options: Options) -> Rows:
     with contextlib.suppress(DataError):  # which reading the whole file raises too, with the rows before it
         first.extend(line for _, line in itertools.islice(read_lines(path, options.encoding), 20))
     excel = re.fullmatch(r'"?sep=(.)"?\s*', first[0]) if first else None  # a first line that Excel writes and reads
-    delimiter = options.delimiter or (excel[1] if excel else _delimiter(first))
+    delimiter = options.delimiter or (excel[1] if excel else _delimiter(first, options.names))
     return csv_rows(path, delimiter, options, skip=1 if excel else 0)
 
 
-def _delimiter(lines: Sequence[str]) -> str:
+def _delimiter(lines: Sequence[str], names: Sequence[str]) -> str:
     """Return the delimiter of the first lines of a file: one that the header has, and that gives the most rows as many cells."""
     widths = {}
     for delimiter in DELIMITERS:
         try:
-            rows = [cells for cells in csv.reader(lines, delimiter=delimiter) if any(cells)]
+            numbered = [(0, cells) for cells in csv.reader(lines, delimiter=delimiter) if any(cells)]
+            rows = [cells for _, cells in without_title(numbered, names)]
         except csv.Error:
             continue
         if rows and len(rows[0]) > 1:
@@ -58,8 +59,9 @@ def csv_rows(path: Path, delimiter: str, options: Options, *, skip: int = 0) -> 
         skip: Number of lines before the header.
     """
     table, problem = _parsed(path, delimiter, options, skip)
-    (start, names), *rows = table or [(1, [])]
-    if _is_header(table or [(1, [])], options, _WORDS_OF_NAME):
+    table = without_title(table, options.names, str(path)) or [(1, [])]
+    (start, names), *rows = table
+    if _is_header(table, options, _WORDS_OF_NAME):
         header, short = _header(names, f"{path}:{start}"), tuple(map(spelling, names)) in _SHORT_ROWS
     else:
         header, short, rows = _numbered(names), False, table
@@ -125,13 +127,44 @@ def _named_rows(
         yield problem.where, problem
 
 
+_TITLE_ROWS = 10
+"""Maximum number of rows above a header."""
+
+
+def without_title(lines: Sequence[tuple[int, list[str]]], names: Sequence[str], source: str = "") -> list[tuple[int, list[str]]]:
+    """Return rows from the header on. Rows above it, such as a title, have fewer cells and no known name, and a note shows them.
+
+    Args:
+        lines: (number, cells) for each row that is not empty.
+        names: Names of columns that the user gave.
+        source: Name of the file for the note; empty for none.
+    """
+    widest = 0
+    for place, (_, cells) in enumerate(lines[: _TITLE_ROWS + 1]):
+        filled = sum(bool(cell.strip()) for cell in cells)
+        if has_known(cells, names):
+            if not 0 < place < len(lines) - 1 or filled <= max(1, widest):
+                break
+            if source:
+                shown_cells = shown(" ".join(cell for cell in lines[0][1] if cell.strip()))
+                console.note(f"{source}: rows above the header that are left out: {place} ({shown_cells})")
+            return list(lines[place:])
+        widest = max(widest, filled)
+    return list(lines)
+
+
+def has_known(cells: Sequence[str], names: Sequence[str]) -> bool:
+    """Return whether one of the cells is a common name of a column, or one that the user gave."""
+    return bool({spelling(cell) for cell in cells} & KNOWN) or not {cell.strip() for cell in cells}.isdisjoint(names)
+
+
 def _is_header(lines: Sequence[tuple[int, list[str]]], options: Options, longest: int) -> bool:
     """Return whether the first row has names of columns.
 
     A known name is one. A row is values if a cell is a number, as is the one below it, or has more words than a name.
     """
     names, below = lines[0][1], lines[1][1] if len(lines) > 1 else lines[0][1]
-    if {spelling(name) for name in names} & KNOWN or not {name.strip() for name in names}.isdisjoint(options.names):
+    if has_known(names, options.names):
         return True
     numbers = any(_NUMBER.fullmatch(name.strip()) and _NUMBER.fullmatch(cell.strip()) for name, cell in zip(names, below, strict=False))
     return not numbers and all(len(name.split()) <= longest for name in names)

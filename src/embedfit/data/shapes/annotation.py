@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from embedfit.data.cells import id_of, read_text
+from embedfit.data.cells import id_of, listed, read_text
 from embedfit.data.library import HINTS, Library, check_known
 from embedfit.data.shapes.fields import roles_of
 from embedfit.data.shapes.shape import Shape, answered, each_row, id_in
@@ -33,6 +33,7 @@ def _record(where: str, number: int, row: Row, library: Library) -> Iterator[Pai
 def _flat_record(where: str, number: int, row: Row, library: Library) -> Iterator[Pair]:
     """Read a record as ``to_list(flatten=True)`` and ``to_datasets()`` write it: ``label.responses``, ``label.responses.users`` ..."""
     answers: dict[str, list[tuple[str, Any]]] = {}
+    row = {key: _list_in(value, key, where) if ".responses" in key and isinstance(value, str) else value for key, value in row.items()}
     for key, values in row.items():
         if key.endswith(".responses") and isinstance(values, list):
             users = row.get(f"{key}.users") or [str(place) for place in range(len(values))]
@@ -44,6 +45,14 @@ def _flat_record(where: str, number: int, row: Row, library: Library) -> Iterato
     about = ("id", "status", "_server_id", "score")
     fields = {key: value for key, value in row.items() if "." not in key and key not in about and value is not None}
     yield _about(where, number, fields, {}, answers, library, row)
+
+
+def _list_in(cell: str, key: str, where: str) -> Any:
+    """Return the list that a cell of a table holds."""
+    try:
+        return listed(cell)
+    except ValueError:
+        raise DataError(where, f"key {key!r} is {shown(cell)}, which looks like a list but is none") from None
 
 
 def _about(

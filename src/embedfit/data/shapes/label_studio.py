@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from embedfit.data.cells import id_of, listed, read_text
+from embedfit.data.cells import id_of, listed, read_text, spelling
+from embedfit.data.columns import GRADE_COLUMNS, LABEL_COLUMNS, PERHAPS_GRADES
 from embedfit.data.library import Library
 from embedfit.data.shapes.fields import roles_of
 from embedfit.data.shapes.shape import Shape, answered, each_row, id_in
@@ -34,6 +35,7 @@ def _annotator(note: Mapping[str, Any]) -> str:
     return str(who.get("email") or who.get("id")) if isinstance(who, Mapping) else str(who)
 
 
+_SPELT_LABELS = {spelling(name) for name in (*LABEL_COLUMNS, *GRADE_COLUMNS, *PERHAPS_GRADES, "sentiment", "choice")}
 _ABOUT = ("annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement", "id")
 
 
@@ -42,6 +44,11 @@ def _flat(where: str, number: int, row: Row, library: Library) -> Iterator[Pair]
     names = list(row)
     start = names.index("id") + 1 if "id" in names else 0
     answers = [name for name in names[start : names.index("annotator") if "annotator" in names else None] if name not in _ABOUT]
+    if not answers or names == sorted(names):  # CSV, with its columns in alphabetical order
+        rest = {name: value for name, value in row.items() if name not in _ABOUT}
+        query, passage, _, _ = roles_of(rest)
+        others = [name for name in rest if name not in (query, passage)]
+        answers = [name for name in others if spelling(name) in _SPELT_LABELS] or others[:1]
     data = {name: value for name, value in row.items() if name not in (*_ABOUT, *answers)}
     values = [(str(row.get("annotator")), name, _unpacked(row[name], where)) for name in answers]
     yield _read(where, number, data, values, library, id_in(row, "id"))

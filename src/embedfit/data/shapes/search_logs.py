@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 from embedfit import console
 from embedfit.data.cells import id_of, listed, read_grade, read_text, spelling
 from embedfit.data.library import Library, check_known
-from embedfit.data.shapes.shape import Lines, Shape, each_row, graded, id_in
+from embedfit.data.shapes.shape import Lines, Shape, each_row, graded, id_in, source_of
 from embedfit.data.texts import Pair, Row
 from embedfit.errors import DataError, shown
 
@@ -123,7 +124,7 @@ def _ubi(lines: Lines, library: Library) -> Iterator[Pair | DataError]:
         yield from (DataError(at, "is an event of a search that is not in the log", fix="add the searches (ubi_queries)") for at, _ in left)
     if others:
         seen = ", ".join(f"{name} {count:,}" for name, count in others.most_common(5))
-        console.note(f"{place.rpartition(':')[0]}: events that say neither yes nor no, and are left out: {seen}")
+        console.note(f"{source_of(place)}: events that say neither yes nor no, and are left out: {seen}")
 
 
 def _search(where: str, number: int, search: Row, events: Sequence[tuple[str, Row]], library: Library, others: Counter[str]) -> Pair:
@@ -133,6 +134,8 @@ def _search(where: str, number: int, search: Row, events: Sequence[tuple[str, Ro
             hits = listed(hits)
         except ValueError:
             hits = [hits]
+        if isinstance(hits, str):
+            hits = re.split(r"[\s,;|]+", hits.strip())
     shown_ids = [id for hit in (hits if isinstance(hits, list) else [hits]) if (id := id_of(hit))]
     right: list[str] = []
     wrong: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,11 @@ class Shape:
     pairs: Callable[[Lines, Library], Iterator[Pair | DataError]]
     mined: bool = False
     passages: Callable[[Row], list[str]] | None = None
+
+
+def source_of(where: str) -> str:
+    """Return the name of the source in the place of a row, for notes; ``rows`` for rows in memory."""
+    return re.sub(r"(:\d+|\[\d+\]|row \S+)$", "", where) or "rows"
 
 
 def each_row(

@@ -9,13 +9,13 @@ from typing import Any
 from embedfit import console
 from embedfit.data.cells import id_of, read_grade, read_text, spelling, whole_number
 from embedfit.data.library import Library
-from embedfit.data.shapes.shape import Lines, Shape, each_row, graded, id_in, passages_in, rest_of, texts_of
+from embedfit.data.shapes.shape import Lines, Shape, each_row, graded, id_in, passages_in, rest_of, source_of, texts_of
 from embedfit.data.texts import Pair, Row
 from embedfit.errors import DataError, shown
 
 _ANCHORS = ("anchor", "query", "question", "sentence", "text", "input")
 _WRONG = re.compile(r"(hard_)?neg(ative)?s?([_-]?\d+)?")
-_RIGHT = re.compile(r"pos(itive)?s?([_-]?\d+)?")
+_RIGHT = re.compile(r"pos(itive)?s?([_-]?\d+)?|relevant_passages?")
 
 
 def _anchor(keys: frozenset[str]) -> str:
@@ -23,7 +23,7 @@ def _anchor(keys: frozenset[str]) -> str:
 
 
 def _fits_tuples(keys: frozenset[str], rows: Sequence[Row]) -> bool:
-    right = [key for key in keys if _RIGHT.fullmatch(key) and key.startswith("positive")]  # "pos" may be a part of speech
+    right = [key for key in keys if _RIGHT.fullmatch(key) and key.startswith(("positive", "relevant"))]  # "pos" may be a part of speech
     texts = all(_texts_only(row[key]) for row in rows for key in right if key in row)
     return bool(_anchor(keys)) and bool(right) and texts
 
@@ -58,11 +58,12 @@ def _tuples(where: str, number: int, row: Row, library: Library) -> Iterator[Pai
     yield Pair(where, number, read_text(row, anchor, where), graded(*grades) or None, id, "", metadata)
 
 
-_SCORES = ("score", "label", "similarity_score", "similarity", "labels")
+_SCORES = ("score", "label", "similarity_score", "similarity", "relatedness_score", "labels")
 _SENTENCES = (
     ("sentence1", "sentence2"),
     ("sentence_1", "sentence_2"),
     ("sentence_A", "sentence_B"),
+    ("sentence_a", "sentence_b"),
     ("text1", "text2"),
     ("question1", "question2"),
 )
@@ -88,7 +89,7 @@ def _scores(lines: Lines, library: Library) -> Iterator[Pair | DataError]:
     scale = next((scale for scale in _SCALES if highest <= scale), 0)
     similarities = bool(known) and bool(scale) and min(known) >= 0 and not all(score.is_integer() for score in known)
     if similarities:
-        source = lines[0][0].rpartition(":")[0]
+        source = source_of(lines[0][0])
         console.note(
             f"{source}: {key!r} is a similarity from 0 to {scale}: from {scale / 2:g} the second sentence is right, below it is not"
         )
@@ -141,7 +142,7 @@ def _inferences(lines: Lines, library: Library) -> Iterator[Pair | DataError]:
     keys = {key for _, row in lines for key in row}
     first, second = next(names for names in (("premise", "hypothesis"), *_SENTENCES) if set(names) <= keys)
     numbered = {_inference(row) for _, row in lines} - _INFERENCES.keys()
-    source, neutral = lines[0][0].rpartition(":")[0], 0
+    source, neutral = source_of(lines[0][0]), 0
     if numbered and "2" not in numbered:
         fix = f"write words; or, if 1 is right, set query = {first!r}, label = {second!r}, grade = 'label' in [data]"
         seen = f"has no label but {' and '.join(sorted(numbered))} in all {len(lines):,} rows, and either may be entailment"
@@ -192,6 +193,14 @@ def _examples(lines: Lines, library: Library) -> Iterator[Pair | DataError]:
     yield from (_scores if pairs and "score" in pairs[0][1] else each_row(_tuples))(pairs, library)
 
 
+def _alike(where: str, number: int, row: Row, library: Library) -> Iterator[Pair]:
+    """Read a set of texts that say the same, of which the first is the query."""
+    texts = row.get("set")
+    if not isinstance(texts, list) or len(texts) < 2:
+        raise DataError(where, f"key 'set' is {shown(texts)}", expected="a list of two texts or more")
+    yield from _tuples(where, number, {"anchor": texts[0], "positive": texts[1:]}, library)
+
+
 def _tevatron(where: str, number: int, row: Row, library: Library) -> Iterator[Pair]:
     right = passages_in(row, "positive_passages", where, library)
     wrong = passages_in(row, "negative_passages", where, library)
@@ -226,5 +235,6 @@ SHAPES = (
     Shape("NLI", _fits_inferences, _inferences),
     Shape("sentence-transformers, pairs with a score", _fits_scores, _scores),
     Shape("sentence-transformers, examples", _fits_examples, _examples, mined=True),
+    Shape("sentence-transformers, sets", lambda keys, rows: keys == {"set"}, each_row(_alike), mined=True),
     Shape("MS MARCO, triples", _fits_triples, each_row(_triple), mined=True),
 )
