@@ -157,7 +157,7 @@ def _resolved(job: Job, result: Result) -> Resolved:
     local = local_of(job.base)
     usual: Candidates = "all"
     if local and config.method != "adapter":
-        from embedfit.tune.full import choose_candidates
+        from embedfit.tune.prepared import choose_candidates
 
         tokens = Lengths(local).count(job.dataset.document_texts(job.template)).sum()
         usual = cast(Candidates, choose_candidates(TuneConfig(), int(tokens)))

@@ -15,8 +15,9 @@ from embedfit.encode.encoder import Encoder, Vectors
 from embedfit.errors import DataError
 from embedfit.evaluation.comparison import Comparison
 from embedfit.metrics import metric_label
-from embedfit.retrieve.run import Run, joined
-from embedfit.tune.classifier import WordsClassifier, labels_repeat
+from embedfit.retrieve.run import Run
+from embedfit.searcher.gather import labels_repeat
+from embedfit.searcher.views import Asked, TermsView
 
 SHARE = 0.1
 """Smallest share of the training queries that a flaw of the data must concern to be named as a cause."""
@@ -123,16 +124,16 @@ def unrelated(train: Dataset, run: Run, encoder: Encoder, groups: dict[str, int]
         return []
     rng = np.random.default_rng(seed)
     train = train.select(ids)
-    by_rank = _at_chance(*_gains(train, run), rng)
+    by_rank = _at_chance(*_gains(train, {id: run.documents(id)[:_DEPTH] for id in ids}), rng)
     if by_rank is None:
         return []
     sentence = f"the base model ranks the documents of {len(ids):,} training queries no better than chance ({by_rank})"
-    if not labels_repeat(train):
+    if not labels_repeat([label for id in ids for label in train.relevant(id)]):
         fix = "check that ids of labels and documents match, and that the model reads this language"
         return [Cause("labels or documents", sentence, fix)]
     nearest = _at_chance_of_neighbours(train, encoder, groups, rng)
     by_words = _by_words(train, seed)
-    words = _at_chance(*_gains(train, by_words), rng) if by_words else "no words"
+    words = _at_chance(*_gains(train, by_words), rng) if by_words else "they have none"
     if nearest and words:
         evidence = f"{sentence}, and neither similar queries ({nearest}) nor their words ({words}) tell the answers"
         return [Cause("labels", evidence, "check that each label belongs to its query: they look shuffled")]
@@ -140,26 +141,36 @@ def unrelated(train: Dataset, run: Run, encoder: Encoder, groups: dict[str, int]
     return [Cause("documents", evidence, "check that each document's text belongs to its id, and what data.document_template shows of it")]
 
 
-def _by_words(train: Dataset, seed: int) -> Run | None:
-    """Return the rankings by a linear model on words that was fitted without each query; None for too few groups, labels or words."""
+def _by_words(train: Dataset, seed: int) -> dict[str, list[str]]:
+    """Return each query's ranking by a linear model on words that was fitted without it; empty for too few groups, labels or words."""
+    place = {id: number for number, id in enumerate(train.corpus)}
+    documents, rankings = list(train.corpus), dict[str, list[str]]()
     try:
-        parts = [split.datasets(train) for split in split_folds(train, _FOLDS, dev=0, seed=seed)]
-        return joined([WordsClassifier(known).search(asked, _DEPTH) for known, _, asked in parts])
-    except (DataError, ValueError):
-        return None
+        splits = split_folds(train, _FOLDS, dev=0, seed=seed)
+    except DataError:
+        return {}
+    for split in splits:
+        texts, labels = [train.queries[id].text for id in split.train], [place[min(train.relevant(id))] for id in split.train]
+        view = TermsView.fit(texts, np.array(labels), len(place)) if len(set(labels)) > 1 else None
+        if view is None:
+            return {}
+        scores = view.scores(Asked([train.queries[id].text for id in split.test], np.zeros((len(split.test), 0), np.float32)))
+        order = np.argsort(-np.nan_to_num(scores, nan=-np.inf), axis=1, kind="stable")[:, :_DEPTH]
+        rankings |= {id: [documents[number] for number in row] for id, row in zip(split.test, order.tolist(), strict=True)}
+    return rankings
 
 
-def _gains(train: Dataset, run: Run) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def _gains(train: Dataset, rankings: dict[str, list[str]]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Return the reciprocal rank that each query has with each set of answers, shape (queries, sets), and the number of its own set."""
     sets: dict[tuple[str, ...], int] = {}
-    own = np.array([sets.setdefault(tuple(sorted(train.relevant(id))), len(sets)) for id in run.query_ids])
+    own = np.array([sets.setdefault(tuple(sorted(train.relevant(id))), len(sets)) for id in rankings])
     members: dict[str, list[int]] = {}
     for answers, number in sets.items():
         for document in answers:
             members.setdefault(document, []).append(number)
-    gains = np.zeros((len(run.query_ids), len(sets)))
-    for row in range(len(run.query_ids)):
-        for rank, document in enumerate(run.documents_at(row, _DEPTH), 1):
+    gains = np.zeros((len(rankings), len(sets)))
+    for row, ranking in enumerate(rankings.values()):
+        for rank, document in enumerate(ranking, 1):
             for number in members.get(document, ()):
                 gains[row, number] = max(gains[row, number], 1 / rank)
     return gains, own
