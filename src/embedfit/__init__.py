@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from embedfit.evaluation.statistics import holm
     from embedfit.generate.outcome import Generated
     from embedfit.pipeline.checking import Check, check
+    from embedfit.pipeline.choosing import Choice, choose_model
+    from embedfit.pipeline.doctoring import diagnose_run
     from embedfit.pipeline.experiment import curve, ladder, run
     from embedfit.pipeline.generating import run_generate
     from embedfit.pipeline.measuring import evaluate, measure
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from embedfit.store.live import LiveIndex
     from embedfit.store.open import open_store
     from embedfit.store.versions import index_documents, index_searcher, roll_back
+    from embedfit.studies.doctor import Diagnosis
     from embedfit.studies.forecast import Curve
     from embedfit.studies.forgetting import Forgetting, general_set, measure_forgetting
     from embedfit.studies.ladder import Ladder
@@ -127,6 +130,8 @@ _ROOMS = {
     "evaluation.statistics": ("holm",),
     "generate.outcome": ("Generated",),
     "pipeline.checking": ("Check", "check"),
+    "pipeline.choosing": ("Choice", "choose_model"),
+    "pipeline.doctoring": ("diagnose_run",),
     "pipeline.experiment": (
         "run",
         "curve",
@@ -178,6 +183,7 @@ _ROOMS = {
         "index_searcher",
         "roll_back",
     ),
+    "studies.doctor": ("Diagnosis",),
     "studies.forecast": ("Curve",),
     "studies.forgetting": (
         "Forgetting",

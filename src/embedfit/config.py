@@ -203,6 +203,9 @@ def placed_in(config: Config, folder: Path) -> Config:
     model = config.model
     if (folder / model.name).exists():  # a model's folder, or an adapter's file
         model = model.model_copy(update={"name": str(folder / model.name)})
+    if model.candidates:
+        names = (str(folder / name) if (folder / name).exists() else name for name in model.candidates)
+        model = model.model_copy(update={"candidates": tuple(names)})
     store = config.store
     if store.kind != "pgvector" and "://" not in store.location and not store.location.startswith(FROM_ENVIRONMENT):
         store = store.model_copy(update={"location": str(folder / store.location)})

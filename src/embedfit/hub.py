@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -186,6 +187,17 @@ def weights_of(folder: Path) -> list[Path]:
     return sorted(
         path for path in folder.rglob("*.safetensors") if not any("checkpoint" in part for part in path.relative_to(folder).parts[:-1])
     )
+
+
+def parameters_of(folder: Path) -> int:
+    """Return the number of weights of a model folder, from the headers of its safetensors files."""
+    total = 0
+    for path in weights_of(folder):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+        total += sum(math.prod(entry["shape"]) for entry in tensors if "F" in entry["dtype"])  # others are positions and the like
+    return total
 
 
 def _with_weights(folder: Path) -> Path:

@@ -120,6 +120,10 @@ class ModelConfig(Section):
         description="A Hub name, a local folder, all-MiniLM-L6-v2 (works offline), or a remote encoder such as "
         "openai:text-embedding-3-large.",
     )
+    candidates: tuple[str, ...] = Field(
+        (),
+        description="Models to choose the base from, in place of name: the smallest that is within chance of the best before tuning.",
+    )
     query_prompt: str | None = Field(None, description="Text before each query. By default the model's own prompt.")
     document_prompt: str | None = Field(None, description="Text before each document. By default the model's own prompt.")
     pooling: Literal["auto", "mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"] = Field(
@@ -131,6 +135,19 @@ class ModelConfig(Section):
     price: float | None = Field(
         None, ge=0, description="Price of a million tokens of a remote encoder, in US dollars. By default OpenAI's list price."
     )
+
+    @field_validator("candidates")
+    @classmethod
+    def _name_is_a_candidate(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        name = info.data.get("name")
+        if value and name not in (cls.model_fields["name"].default, *value):
+            raise PydanticCustomError("candidates", "name is {name}, which is no candidate; fix: leave one of them out", {"name": name})
+        return value
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the model is still to be chosen."""
+        return bool(self.candidates) and self.name not in self.candidates
 
 
 class EvaluateConfig(Section):

@@ -21,7 +21,18 @@ from embedfit.errors import ConfigError
 
 TEMPLATES = Path(configuration.__file__).parent / "generate" / "templates"
 DOCS = Path(__file__).parents[2] / "docs" / "config.md"
-NO_USE = {"make_config", "placed_in", "beside", "placed", "check_installed", "unused_settings", "check_method", "check_package", "identity"}
+NO_USE = {
+    "make_config",
+    "placed_in",
+    "beside",
+    "placed",
+    "check_installed",
+    "unused_settings",
+    "check_method",
+    "check_package",
+    "identity",
+    "is_open",
+}
 """Functions whose reading of a key is no use of it."""
 SECTIONS = {field.annotation: f"{name}." for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")}
 EVERY = {f"{prefix}{key}" for section, prefix in SECTIONS.items() for key in section.model_fields} | {"name", "output", "engine"}
@@ -131,7 +142,13 @@ def project(tmp_path, small_model, cross_encoder, monkeypatch):
         "output": "out",
         "data": {**data, **record},
         "split": {"test": 0.25, "dev": 0.2, "leaks": "allow", "seed": 1, "group_by": "team"},
-        "model": {"name": str(small_model), "query_prompt": "q: ", "document_prompt": "d: ", "precision": "fp32"},
+        "model": {
+            "name": str(small_model),
+            "candidates": [str(small_model)],
+            "query_prompt": "q: ",
+            "document_prompt": "d: ",
+            "precision": "fp32",
+        },
         "evaluate": {
             "k": [1, 3],
             "metric": "recall@3",

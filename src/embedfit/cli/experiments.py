@@ -261,11 +261,12 @@ def tune(
 ) -> None:
     """Tune a model without measuring it. Trains on the train part of one split, and picks the best epoch on dev."""
     from embedfit.pipeline import training
+    from embedfit.pipeline.choosing import config_with_choice
 
     check_folder("--output", output)
     options = {"data": data_options(query, label, documents), "model": {"name": model, "price": price}}
     settings = with_engine(settings_of(config, None, allow_leaks, options), engine)
-    tuned, findings = training.run_tune(settings, output)
+    tuned, findings = training.run_tune(config_with_choice(settings), output)
     if as_json:
         console.echo(json.dumps(tuned.to_dict()))
         return

@@ -11,7 +11,7 @@ from embedfit.encode.local import LocalEncoder
 from embedfit.encode.onnx import OnnxEncoder, is_exported
 from embedfit.encode.pooling import pooling_of, pools_itself
 from embedfit.encode.remote import RemoteEncoder, is_remote
-from embedfit.errors import ConfigError
+from embedfit.errors import ConfigError, ModelError
 from embedfit.hub import model_folder
 from embedfit.sections import ModelConfig
 
@@ -27,6 +27,10 @@ def encoder_of(config: ModelConfig, name: str | None = None) -> Encoder:
     Raises:
         EmbedfitError: The model does not exist, or its API key is missing.
     """
+    if name is None and config.is_open:
+        raise ModelError(
+            "model.candidates leaves the model open, and this needs one; fix: 'embedfit candidates' chooses one, to be set as model.name"
+        )
     name = name or config.name
     if is_remote(name):
         if config.pooling != "auto":

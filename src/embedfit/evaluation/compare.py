@@ -34,7 +34,7 @@ import numpy as np
 
 from embedfit.errors import EmbedfitError
 from embedfit.evaluation.comparison import Comparison, Difference, Seeds, Stratum
-from embedfit.evaluation.score import Groups, Scores
+from embedfit.evaluation.score import Groups, PerQuery, Scores
 from embedfit.evaluation.statistics import ROUNDING, Evidence, Floats, check_scores, evidence, holm
 
 
@@ -46,6 +46,7 @@ def compare_scores(
     seed: int = 0,
     held_out: bool = False,
     seen: Sequence[bool] | None = None,
+    choices: int = 1,
 ) -> Comparison:
     """Compare two models query by query.
 
@@ -60,6 +61,8 @@ def compare_scores(
         held_out: Whether none of the queries was used in training; the sentence then says so.
         seen: One boolean per query: whether one of its right answers was also right for a training query
             (`embedfit.data.split.answers_seen`). Where both kinds occur, each stratum is also compared by itself.
+        choices: Number of pairs of models that this pair was chosen from by its scores on these queries. Intervals and p-values
+            then hold for all pairs at once (Bonferroni), so they hold for the chosen one.
 
     Raises:
         EmbedfitError: The queries or metrics differ, a value lies outside 0 to 1, ``metric`` was not measured, or ``seen`` has the
@@ -69,7 +72,8 @@ def compare_scores(
     groups = check_scores((base, *runs), metric)
     names = list(base.values)
     gaps = np.stack([np.stack([run.values[name] - base.values[name] for name in names], axis=1) for run in runs])
-    statistics = evidence(gaps, groups=groups, seed=seed)
+    statistics = evidence(gaps, groups=groups, seed=seed, level=0.05 / choices)
+    statistics = replace(statistics, p=np.minimum(1, choices * statistics.p))
     mean = runs[0] if len(runs) == 1 else _mean_over_seeds(runs)
     seeds = None
     if len(runs) > 1:
@@ -78,25 +82,34 @@ def compare_scores(
         seeds = Seeds(len(runs), means, spread, dict(zip(names, statistics.query_error.tolist(), strict=True)))
     seen = None if seen is None else tuple(map(bool, seen))
     base = _with_groups(base, groups)
-    strata = () if seen is None else _strata(base, runs, seen, metric=metric, seed=seed, held_out=held_out)
+    strata = () if seen is None else _strata(base, runs, seen, metric=metric, seed=seed, held_out=held_out, choices=choices)
     differences = _differences(base, mean, gaps.mean(axis=0), statistics)
     return Comparison(base, _with_groups(mean, groups), differences, metric, held_out, seeds, seen, strata)
 
 
 def _differences(base: Scores, tuned: Scores, gaps: Floats, statistics: Evidence) -> tuple[Difference, ...]:
-    """Return one Difference per metric.
+    names = list(base.values)
+    before, after = ([scores.values[name] for name in names] for scores in (base, tuned))
+    return differences_of(before, after, gaps, statistics, names)
+
+
+def differences_of(
+    before: Sequence[PerQuery], after: Sequence[PerQuery], gaps: Floats, statistics: Evidence, names: Sequence[str]
+) -> tuple[Difference, ...]:
+    """Return one Difference per column of gaps.
 
     Args:
-        base: Scores of the first model.
-        tuned: Scores of the second model, averaged over seeds.
-        gaps: Gap of each query, averaged over seeds; shape (queries, metrics).
-        statistics: Evidence with one value per metric.
+        before: Values of the first model in each column, each of shape (queries,).
+        after: Values of the second model in each column, averaged over seeds.
+        gaps: Gap of each query, averaged over seeds; shape (queries, columns).
+        statistics: Evidence with one value per column.
+        names: Name of the metric of each column.
     """
     return tuple(
         Difference(
             metric=name,
-            base=base.mean(name),
-            tuned=tuned.mean(name),
+            base=float(before[column].mean()),
+            tuned=float(after[column].mean()),
             difference=float(statistics.difference[column]),
             low=float(statistics.low[column]),
             high=float(statistics.high[column]),
@@ -106,7 +119,7 @@ def _differences(base: Scores, tuned: Scores, gaps: Floats, statistics: Evidence
             losses=int((gaps[:, column] < -ROUNDING).sum()),
             detectable=float(statistics.detectable[column]),
         )
-        for column, name in enumerate(base.values)
+        for column, name in enumerate(names)
     )
 
 

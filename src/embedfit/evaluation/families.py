@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
-from embedfit.evaluation.compare import compare_scores
+from embedfit.evaluation.compare import compare_scores, differences_of
 from embedfit.evaluation.comparison import Difference
 from embedfit.evaluation.score import Scores
-from embedfit.evaluation.statistics import ROUNDING, Floats, check_scores, extended_means, half_means, holm, only, randomised_means, unequal
+from embedfit.evaluation.statistics import (
+    ROUNDING,
+    Floats,
+    check_scores,
+    evidence,
+    extended_means,
+    half_means,
+    holm,
+    only,
+    randomised_means,
+    unequal,
+)
 
 _LEVEL = 0.025
 """One-sided level at which a model is rejected as worse than another."""
@@ -39,6 +52,60 @@ def compare_many(scores: Sequence[Scores], *, base: Scores | None = None, metric
     differences = [compare_scores(only(first, metric), only(second, metric), metric=metric, seed=seed)[metric] for first, second in pairs]
     adjusted = holm([difference.p for difference in differences])
     return [replace(difference, p=p) for difference, p in zip(differences, adjusted, strict=True)]
+
+
+def compare_all(
+    base: Sequence[Scores],
+    others: Sequence[Scores],
+    *,
+    metric: str,
+    family: int,
+    folds: npt.NDArray[np.int64] | None = None,
+    seed: int = 0,
+) -> list[Difference]:
+    """Compare several models with one base, by intervals that hold for all of them at once (Bonferroni).
+
+    Where the models were trained, the base is trained several times, and the spread of these trainings is counted in each
+    interval: a Student's t variate with a degree of freedom for each fold of each repeat after the first. It assumes that
+    the other trainings vary as much.
+
+    Args:
+        base: Scores of the base; several if it was trained several times on the same folds with different seeds.
+        others: Scores of the models, on the same queries.
+        metric: Name of the metric to compare.
+        family: Number of comparisons that the intervals must hold for, at least the number of models.
+        folds: Number of the fold of each query, which one training of each repeat was scored on; shape (queries,). By default
+            one fold.
+        seed: Seed of the random draws.
+
+    Raises:
+        EmbedfitError: The scores cannot be compared; see `compare_scores`.
+    """
+    if not others:
+        return []
+    groups = check_scores([only(scores, metric) for scores in (*base, *others)], metric)
+    repeats = np.stack([scores.values[metric] for scores in base])
+    before = repeats.mean(axis=0)
+    gaps = np.stack([scores.values[metric] - before for scores in others], axis=1)
+    statistics = evidence(gaps[None], groups=groups, seed=seed, level=0.05 / family, training=_training_error(repeats, folds))
+    rows = differences_of([before] * len(others), [scores.values[metric] for scores in others], gaps, statistics, [metric] * len(others))
+    return [replace(row, p=min(1.0, family * row.p)) for row in rows]
+
+
+def _training_error(repeats: Floats, folds: npt.NDArray[np.int64] | None) -> tuple[float, int] | None:
+    """Return the standard error, due to training, of a training's mean minus that of all repeats, and its degrees of freedom.
+
+    Args:
+        repeats: Metric of each query in each repeat; shape (repeats, queries).
+        folds: Number of the fold of each query.
+    """
+    count = len(repeats)
+    if count < 2:
+        return None
+    folds = np.zeros(repeats.shape[1], np.int64) if folds is None else folds
+    sums = [repeats[:, folds == fold].sum(axis=1) for fold in np.unique(folds)]
+    variance = sum(float(np.var(values, ddof=1)) for values in sums) / repeats.shape[1] ** 2
+    return math.sqrt(variance * (1 + 1 / count)), len(sums) * (count - 1)
 
 
 def not_worse(best: Scores, other: Scores, *, metric: str = "mrr@10", seed: int = 0) -> bool:

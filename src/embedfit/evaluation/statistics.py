@@ -41,8 +41,8 @@ class Evidence:
 
     Attributes:
         difference: Mean gap, between -1 and 1.
-        low: Lower end of the 95% interval of the mean gap.
-        high: Upper end of the 95% interval of the mean gap.
+        low: Lower end of the interval of the mean gap, by default of 95%.
+        high: Upper end of that interval.
         p: Two-sided p-value of the hypothesis that the mean gap is zero.
         query_error: Standard error of the mean gap due to the sample of queries.
         detectable: Smallest true difference that is shown in 80% of samples.
@@ -56,7 +56,14 @@ class Evidence:
     detectable: Floats
 
 
-def evidence(gaps: Floats, *, groups: Groups | None = None, seed: int = 0) -> Evidence:
+def evidence(
+    gaps: Floats,
+    *,
+    groups: Groups | None = None,
+    seed: int = 0,
+    level: float = 0.05,
+    training: tuple[float, int] | None = None,
+) -> Evidence:
     """Return the interval, p-value and detectable difference of the mean gap.
 
     With several seeds, each draw adds noise for the seeds to the mean over queries: the standard error of the seeds' means times
@@ -69,20 +76,27 @@ def evidence(gaps: Floats, *, groups: Groups | None = None, seed: int = 0) -> Ev
         gaps: Gaps between -1 and 1, shape (seeds, queries, columns). All columns share the draws, because they share the queries.
         groups: Group number of each query, shape (queries,). By default each query is a group of its own.
         seed: Seed of the random draws.
+        level: Share of the interval's complement, between 0 and 1.
+        training: Standard error of the mean gap due to training, and its degrees of freedom, where they were estimated elsewhere
+            and ``gaps`` has one seed.
     """
     seeds = len(gaps)
     averaged = gaps.mean(axis=0)
     difference = averaged.mean(axis=0)
     query_error = _standard_error(averaged, groups)
     seed_error = gaps.mean(axis=1).std(axis=0, ddof=1) / np.sqrt(seeds) if seeds > 1 else np.zeros_like(difference)
-    noise = np.random.default_rng([seed, 3]).standard_t(seeds - 1, (DRAWS, 1)) * seed_error if seeds > 1 else 0.0
+    freedom = seeds - 1
+    if training is not None:
+        seed_error, freedom = np.full_like(difference, training[0]), training[1]
+    noise = np.random.default_rng([seed, 3]).standard_t(freedom, (DRAWS, 1)) * seed_error if freedom else 0.0
     lows, highs = extended_means(averaged, np.random.default_rng([seed, 1]), groups)
     lows, highs = lows + noise, highs + noise
-    low, high = np.quantile(lows, 0.025, axis=0), np.quantile(highs, 0.975, axis=0)
+    tail = level / 2
+    low, high = np.quantile(lows, tail, axis=0), np.quantile(highs, 1 - tail, axis=0)
     if unequal(groups):
         half_lows, half_highs = half_means(averaged, np.random.default_rng([seed, 4]), groups)
-        low = np.minimum(low, np.quantile(half_lows + noise, 0.025, axis=0))
-        high = np.maximum(high, np.quantile(half_highs + noise, 0.975, axis=0))
+        low = np.minimum(low, np.quantile(half_lows + noise, tail, axis=0))
+        high = np.maximum(high, np.quantile(half_highs + noise, 1 - tail, axis=0))
     low, high = np.clip(low, -1, 1), np.clip(high, -1, 1)
     randomised = randomised_means(averaged, np.random.default_rng([seed, 2]), groups) + noise
     # The observed arrangement counts as one of the draws (Phipson and Smyth 2010, "Permutation p-values should never be zero").

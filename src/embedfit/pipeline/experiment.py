@@ -22,6 +22,7 @@ from embedfit.evaluation.compare import compare_scores
 from embedfit.evaluation.comparison import Comparison
 from embedfit.evaluation.score import Scores
 from embedfit.hub import public_name
+from embedfit.pipeline.choosing import job_with_choice
 from embedfit.pipeline.deploying import export_wanted
 from embedfit.pipeline.job import Job, locked
 from embedfit.pipeline.needs import check_installed, local, note_unused, refuse_reranker
@@ -90,7 +91,7 @@ def run(source: Source, *, model: Model | None = None, picks: Sequence[Pick] | N
     if config.tune.method == "adapter" and config.general.keep is not None:
         raise ConfigError("general.keep merges weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'")
     general = read_general(config.general)
-    job = Job.of(config, inputs.dataset, inputs.base, trains=True, picks=picks)
+    job = job_with_choice(config, inputs.dataset, inputs.base, trains=True, picks=picks)
     folder = job.folder("", "general", "searcher", more=[general.digest() if general else ""])
     if not (folder / "manifest.json").exists():
         job.checked  # noqa: B018 (raises before the folder is made)
@@ -206,7 +207,7 @@ def _measure(job: Job, folder: Path, general: Dataset | None, plan: console.Plan
 
 def _compared(job: Job, base: Scores, tuned: Sequence[Scores]) -> Comparison:
     seen = [job.seen[id] for id in base.query_ids]
-    return compare_scores(base, tuned, metric=job.metric, seed=job.config.split.seed, held_out=True, seen=seen)
+    return compare_scores(base, tuned, metric=job.metric, seed=job.config.split.seed, held_out=True, seen=seen, choices=job.choices)
 
 
 def _forms(job: Job, model: Encoder, final: Tuned, *, whole: bool) -> tuple[Form, ...]:
@@ -315,7 +316,7 @@ def curve(source: Source, points: int = 4, *, model: Model | None = None, **sett
     check_installed(config, trains=True)
     refuse_reranker(config, "curve")
     note_unused(config, "curve")
-    job = Job.of(config, inputs.dataset, inputs.base, trains=True)
+    job = job_with_choice(config, inputs.dataset, inputs.base, trains=True)
     findings = job.findings
     most = min(len(split.train) for split in job.splits)
     if not most >> (points - 1):
@@ -375,7 +376,7 @@ def ladder(source: Source, *, model: Model | None = None, save: str | Path | Non
     if "lora" in config.ladder.rungs:
         check_package("peft", extra="lora")
     note_unused(config, "ladder")
-    job = Job.of(config, inputs.dataset, inputs.base)
+    job = job_with_choice(config, inputs.dataset, inputs.base)
     findings = job.findings
     richer = config.ladder.document_template or richer_template(job.dataset, job.template)
     folder = job.folder("-ladder", more=[richer or ""])

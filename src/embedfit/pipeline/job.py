@@ -201,6 +201,11 @@ class Job:
         """The train, dev (or None) and test data of each split."""
         return [split.datasets(self.dataset) for split in self.splits]
 
+    @property
+    def choices(self) -> int:
+        """The number of models that the base was chosen from by its scores on held-out queries; 1 if it was not."""
+        return len(set(self.config.model.candidates) or {""}) if len(self.splits) > 1 else 1
+
     @cached_property
     def groups(self) -> dict[str, int]:
         """Query id -> number of its group: copies, near copies, or queries with the same value of ``split.group_by``."""
@@ -229,6 +234,7 @@ class Job:
             {**self.config.model_dump(include={"split", "evaluate", *sections}), "tune": self.config.tune.identity()},
             folds_of(self.config, self._labelled),
             [self.config.mix.model_dump(include={"temperature"}), [(dataset.digest(), template) for dataset, template in self.further]],
+            *(["candidates", self.choices] if self.choices > 1 else []),
             *(["judged negatives"] if has_judged_negatives(self.dataset) else []),  # they were not drawn once
             *([self.picked.today.digest()] if self.picked else []),
             *more,

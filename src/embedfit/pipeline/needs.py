@@ -102,7 +102,7 @@ def check_method(base: Encoder, config: TuneConfig, report_to: Sequence[str] = (
     if config.judge and config.method != "adapter" and config.documents == "trained":
         LocalReranker(config.judge)
     if model and config.freeze != "auto" and config.method != "adapter":
-        layers = _number_of_layers(model.folder)
+        layers = number_of_layers(model.folder)
         if layers is not None and config.freeze >= layers:
             raise ConfigError(f"tune.freeze is {config.freeze}, and {model.name} has {layers} layers; fix: a smaller number")
 
@@ -131,7 +131,7 @@ def refuse_reranker(config: Config, command: str) -> None:
         )
 
 
-def _number_of_layers(folder: Path) -> int | None:
+def number_of_layers(folder: Path) -> int | None:
     """Return the number of layers that a model's folder names; None if it names none."""
     path = folder / "config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

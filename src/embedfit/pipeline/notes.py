@@ -48,6 +48,10 @@ def notes_on(job: Job, forgetting: Forgetting | None = None, *, final: bool = Fa
             f"{writers.total():,} of the {len(job.test.queries):,} held-out queries were written by an LLM ({names}): "
             "the figures say how well such queries are answered; people may word theirs differently."
         )
+    candidates = job.config.model.candidates
+    if candidates:
+        on = "on these queries; the intervals hold for all of them at once" if job.choices > 1 else "on the other queries alone"
+        notes.append(f"The base model was chosen among {len(set(candidates)):,} {on}.")
     if len(job.splits) > 1:
         notes.append(
             f"Every query is scored by a model that never saw it: {len(job.splits)} models, each on the fold that it was trained without."

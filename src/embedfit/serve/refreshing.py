@@ -16,8 +16,8 @@ from embedfit.data.dataset import Query, unchecked
 from embedfit.data.texts import Contents
 from embedfit.errors import DataError, EmbedfitError, ModelError
 from embedfit.files import json_bytes, locked, writing
+from embedfit.pipeline.choosing import job_with_choice
 from embedfit.pipeline.experiment import run
-from embedfit.pipeline.job import Job
 from embedfit.pipeline.picked import PREFIX, Pick
 from embedfit.pipeline.rematch import Rematch, rematch
 from embedfit.pipeline.result import Result, read_result
@@ -133,7 +133,7 @@ def _refreshed(config: Config, folder: LiveFolder, picks: Sequence[Pick]) -> Ref
 
 def _compared(config: Config, picks: Sequence[Pick], running: Path, result: Result) -> Rematch:
     """Return the comparison of the live version, with the picks that it has learned, and the new one."""
-    job = Job.of(config, picks=picks or None)
+    job = job_with_choice(config, picks=picks or None)
     served = Served.load(running)
     if job.picked:
         # What is held out, and its copies, must not be among its examples. With folds, it is asked today's queries alone.

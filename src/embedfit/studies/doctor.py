@@ -1,25 +1,23 @@
-"""Why a verdict is what it is: changes that need no training, each measured on training queries alone, cheapest first."""
+"""Why a verdict is what it is: flaws of the data, then changes of the settings, each measured on training queries alone."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from embedfit.data.check import Finding
-from embedfit.data.dataset import Dataset
-from embedfit.data.split import group_numbers
-from embedfit.encode.cache import CachedEncoder
-from embedfit.encode.encoder import Encoder
-from embedfit.evaluation.compare import compare_scores
-from embedfit.evaluation.comparison import Comparison, Difference
-from embedfit.evaluation.score import Scores, score_run
-from embedfit.retrieve.retrievers import DenseRetriever
-from embedfit.studies.forms import spread
+import numpy as np
+import numpy.typing as npt
 
-_QUERIES = 500
-"""Largest number of training queries that a change is measured on."""
+from embedfit import console
+from embedfit.data.check import Finding
+from embedfit.evaluation.comparison import Comparison, Difference
+from embedfit.evaluation.families import compare_all
+from embedfit.evaluation.score import Scores
+from embedfit.studies.symptoms import Cause, queries_needed
+
 _ADVICE = {
     "truncated": "shorten data.document_template, cut documents into passages, or take a model that reads longer texts",
     "conflict": "give one text one set of answers: 'embedfit relabel' lists labels in doubt",
@@ -34,21 +32,67 @@ _ADVICE = {
     "leak": "take copies of held-out queries out of the training part",
 }
 """Kind of a finding -> advice."""
+_EACH = 3
+"""Largest number of findings of one kind that are listed."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the settings that can be measured without training.
+    """A change of the settings that can be measured.
 
     Attributes:
-        setting: The change, as embedfit.toml has it, such as ``model.query_prompt = ""``.
-        encoder: Encoder with the change.
-        template: Document template with the change.
+        values: Key of embedfit.toml -> new value, such as ``{"model.query_prompt": ""}``; None for a line to remove. Empty for a
+            change elsewhere.
+        measure: Function that returns the scores of the training queries with the change.
+        cost: Expected time, as a multiple of the time of the stage's base.
+        elsewhere: The change as text, if it is not one of embedfit.toml.
     """
 
-    setting: str
-    encoder: Encoder
-    template: str
+    values: Mapping[str, Any]
+    measure: Callable[[], Scores]
+    cost: float = 1.0
+    elsewhere: str = ""
+
+    @property
+    def setting(self) -> str:
+        """The change as text, such as ``model.query_prompt = ""``."""
+        return self.elsewhere or " and ".join(_line(key, value) for key, value in self.values.items())
+
+    @property
+    def toml(self) -> tuple[str, ...]:
+        """The change as lines of embedfit.toml."""
+        sections: dict[str, list[str]] = {}
+        for key, value in self.values.items():
+            section, _, name = key.partition(".")
+            sections.setdefault(f"[{section}]", []).append(_line(name, value))
+        return tuple(line for section, lines in sections.items() for line in (section, *lines))
+
+
+def _line(key: str, value: Any) -> str:
+    return f"# remove {key}" if value is None else f"{key} = {json.dumps(value, ensure_ascii=False)}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Changes that are measured the same way, cheapest first.
+
+    Attributes:
+        name: How they are measured, such as ``without tuning``.
+        base: Functions that return the scores with the run's settings; several if the base is trained with several seeds.
+        changes: Changes to measure, in order.
+        folds: Number of the fold of each query, shape (queries,); None for one fold.
+    """
+
+    name: str
+    base: Sequence[Callable[[], Scores]]
+    changes: Sequence[Change]
+    folds: npt.NDArray[np.int64] | None = None
+
+    @property
+    def steps(self) -> list[str]:
+        """Names of the measurements, in order."""
+        seeds = [f", seed {seed} of {len(self.base)}" for seed in range(1, len(self.base) + 1)] if len(self.base) > 1 else [""]
+        return [f"{self.name}: {what}" for what in [*(f"as it is{seed}" for seed in seeds), *(change.setting for change in self.changes)]]
 
 
 @dataclass(frozen=True)
@@ -56,11 +100,16 @@ class Trial:
     """A change and what it brought.
 
     Attributes:
-        setting: The change, as embedfit.toml has it.
-        difference: Base model without and with the change, on the same training queries. The p-value counts all trials.
+        setting: The change, as text.
+        toml: The change, as lines of embedfit.toml; empty if it is one elsewhere.
+        how: How it was measured: the name of its stage.
+        difference: Metric without and with the change, on the same training queries. Interval and p-value hold for all changes at
+            once.
     """
 
     setting: str
+    toml: tuple[str, ...]
+    how: str
     difference: Difference
 
     @property
@@ -78,91 +127,149 @@ class Diagnosis:
     Attributes:
         verdict: The run's own sentence.
         power: What the number of held-out queries can show, as text.
-        remarks: Findings in the data, each with advice.
+        causes: Flaws of the data that explain a poor verdict, the gravest first.
+        remarks: Further findings in the data, each with advice.
         trials: Changes that were measured, in order.
         skipped: Changes for which there was no time.
         queries: Number of training queries that the changes were measured on.
+        notes: Reasons why some changes were not planned, and how to read the figures.
     """
 
     verdict: str
     power: str
+    causes: tuple[Cause, ...]
     remarks: tuple[str, ...]
     trials: tuple[Trial, ...]
     skipped: tuple[str, ...]
     queries: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def helpful(self) -> tuple[Trial, ...]:
+        """The one or two changes that were shown to help, the largest gain first."""
+        helpful = [trial for trial in self.trials if trial.difference.verdict == "better"]
+        return tuple(sorted(helpful, key=lambda trial: -trial.difference.difference)[:2])
 
     @property
     def worth_changing(self) -> tuple[str, ...]:
-        """The one or two changes that were shown to help, the largest gain first."""
-        helpful = [trial for trial in self.trials if trial.difference.verdict == "better"]
-        return tuple(trial.setting for trial in sorted(helpful, key=lambda trial: -trial.difference.difference)[:2])
+        """These changes, as text."""
+        return tuple(trial.setting for trial in self.helpful)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Names of the likely causes: of flaws in the data, then the settings worth changing."""
+        return (*(cause.name for cause in self.causes), *self.worth_changing)
 
     @property
     def sentence(self) -> str:
         """The conclusion, as text."""
+        parts = [f"Look at the data first: {'; '.join(cause.name for cause in self.causes)}."] if self.causes else []
         if self.worth_changing:
-            return f"Worth changing: {'; and '.join(self.worth_changing)}. Run again to see what it brings after tuning."
-        tried = f"None of {len(self.trials):,} changes was shown to help" if self.trials else "No change could be tried without training"
-        return f"{tried}{'; see the findings in the data' if self.remarks else ''}. Settings of the training were not tried."
+            parts.append(f"Worth changing: {'; and '.join(self.worth_changing)}. Then 'embedfit run' shows what it brings.")
+            return " ".join(parts)
+        tried = f"None of {len(self.trials):,} changes was shown to help" if self.trials else "No change could be tried"
+        see = "; see the findings in the data" if self.remarks and not self.causes else ""
+        return " ".join([*parts, f"{tried}{see}."])
 
     @property
     def lines(self) -> list[str]:
         """The evidence, a sentence a line."""
-        lines = [self.verdict, self.power, *(f"Data: {remark}" for remark in self.remarks)]
-        lines += [f"Tried on {self.queries:,} training queries, without tuning: {trial.line}." for trial in self.trials]
-        return [*lines, *(f"Not tried, as the time was up: {setting}." for setting in self.skipped)]
+        lines = [self.verdict, self.power, *(f"Cause: {cause}." for cause in self.causes), *(f"Data: {remark}" for remark in self.remarks)]
+        lines += [f"Tried on {self.queries:,} training queries, {trial.how}: {trial.line}." for trial in self.trials]
+        return [*lines, *(f"Not tried, as the time was up: {setting}." for setting in self.skipped), *self.notes, *self.settings]
+
+    @property
+    def settings(self) -> list[str]:
+        """The settings worth changing as lines of embedfit.toml."""
+        lines = [line for trial in self.helpful for line in trial.toml]
+        return ["In embedfit.toml:", *lines] if lines else []
 
     def to_dict(self) -> dict[str, Any]:
         """Return the diagnosis as JSON has it."""
-        trials = [{"setting": trial.setting, **vars(trial.difference), "verdict": trial.difference.verdict} for trial in self.trials]
-        return {**vars(self), "trials": trials, "worth_changing": self.worth_changing, "sentence": self.sentence}
+        trials = [{**vars(trial), **vars(trial.difference), "verdict": trial.difference.verdict} for trial in self.trials]
+        causes = [vars(cause) for cause in self.causes]
+        more = {"worth_changing": self.worth_changing, "named": self.named, "sentence": self.sentence}
+        return {**vars(self), "causes": causes, "trials": trials, **more}
 
 
 def diagnose(
     comparison: Comparison,
     findings: Sequence[Finding],
-    train: Dataset,
-    base: Change,
-    changes: Sequence[Change],
+    causes: Sequence[Cause],
+    stages: Sequence[Stage],
     *,
     seconds: float,
-    group_by: str | None = None,
+    queries: int,
+    notes: Sequence[str] = (),
     seed: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Diagnosis:
     """Say what the verdict of a run may be due to.
 
+    The intervals hold for all planned changes at once, measured or not, since the best is chosen.
+
     Args:
         comparison: Comparison of the run.
         findings: Findings of the run in its data.
-        train: Training queries and all documents. No held-out query may be among them.
-        base: The run's settings, with the model before tuning.
-        changes: Changes to measure, cheapest first.
-        seconds: Time after which no further change is begun.
-        group_by: Metadata field; queries with the same value count as dependent, as near duplicates always do.
+        causes: Flaws of the data that were measured.
+        stages: Changes to measure. No held-out query may be scored.
+        seconds: Time after which no further change is begun. A change that would take longer than what is left is not begun either.
+        queries: Number of training queries that the changes are measured on.
+        notes: Sentences to add.
         seed: Seed of the intervals.
         clock: Seconds that have passed since any moment.
     """
-    ids = list(train.judged)
-    train = train.select([ids[row] for row in spread(len(ids), _QUERIES)])
-    groups, metric, started = group_numbers(train, group_by), comparison.metric, clock()
-
-    def scores(change: Change) -> Scores:
-        k = int(metric.partition("@")[2])
-        run = DenseRetriever(CachedEncoder(change.encoder), change.template).search(train, k)
-        return score_run(run, train.qrels, ks=(k,), name=change.setting, groups=groups)
-
-    measured: list[tuple[str, Difference]] = []
+    started, family = clock(), sum(len(stage.changes) for stage in stages)
+    trials: list[Trial] = []
     skipped: list[str] = []
-    before = scores(base) if changes and train.queries else None
-    for change in changes if before else ():
-        if clock() - started > seconds:
+    with console.plan("doctor", [step for stage in stages for step in stage.steps]) as plan:
+        for stage in stages:
+            done, left = _measured(stage, plan, lambda: seconds - (clock() - started), clock)
+            skipped += left
+            if done:
+                base, changed = done[: len(stage.base)], done[len(stage.base) :]
+                rows = compare_all(base, changed, metric=comparison.metric, family=family, folds=stage.folds, seed=seed)
+                measured = [change for change in stage.changes if change.setting not in left]
+                trials += [Trial(change.setting, change.toml, stage.name, row) for change, row in zip(measured, rows, strict=True)]
+    return Diagnosis(
+        comparison.sentence, power(comparison), tuple(causes), _remarks(findings), tuple(trials), tuple(skipped), queries, tuple(notes)
+    )
+
+
+def _measured(stage: Stage, plan: console.Plan, left: Callable[[], float], clock: Callable[[], float]) -> tuple[list[Scores], list[str]]:
+    """Return the scores of the base and of the changes that there was time for, and the other changes."""
+    steps, count = stage.steps, len(stage.base)
+    scores: list[Scores] = []
+    skipped: list[str] = []
+    slowest = 0.0
+    if not stage.changes or left() < 0:
+        plan.skip(*steps)
+        return [], [change.setting for change in stage.changes]
+    for step, measure in zip(steps[:count], stage.base, strict=True):
+        began = clock()
+        with plan.step(step):
+            scores.append(measure())
+        slowest = max(slowest, clock() - began)
+        if left() < 0:
+            plan.skip(*steps[len(scores) :])
+            return [], [change.setting for change in stage.changes]
+    for step, change in zip(steps[count:], stage.changes, strict=True):
+        if left() < (slowest * change.cost if count > 1 else 0):
             skipped.append(change.setting)
+            plan.skip(step)
             continue
-        measured.append((change.setting, compare_scores(before, scores(change), metric=metric, seed=seed)[metric]))  # type: ignore[arg-type]
-    trials = tuple(Trial(setting, replace(row, p=min(1.0, row.p * len(measured)))) for setting, row in measured)  # Bonferroni
-    remarks = tuple(f"{finding.message}; fix: {_ADVICE[finding.kind]}" for finding in findings if finding.kind in _ADVICE)
-    return Diagnosis(comparison.sentence, power(comparison), remarks, trials, tuple(skipped), len(train.queries))
+        with plan.step(step):
+            scores.append(replace(change.measure(), name=change.setting))
+    return scores, skipped
+
+
+def _remarks(findings: Sequence[Finding]) -> tuple[str, ...]:
+    remarks: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.kind in _ADVICE:
+            remarks.setdefault(finding.kind, []).append(f"{finding.message}; fix: {_ADVICE[finding.kind]}")
+    more = {kind: f"... and {len(texts) - _EACH:,} more of the kind '{kind}'" for kind, texts in remarks.items() if len(texts) > _EACH}
+    return tuple(text for kind, texts in remarks.items() for text in [*texts[:_EACH], *([more[kind]] if kind in more else [])])
 
 
 def power(comparison: Comparison) -> str:
@@ -173,6 +280,5 @@ def power(comparison: Comparison) -> str:
     text = f"{count:,} held-out queries show a difference of about {row.detectable:.2g} or more"
     if abs(row.difference) < 1e-9:
         return f"{text}; there was none on them."
-    # The interval narrows with the square root of the number of queries.
-    needed = count * (row.detectable / abs(row.difference)) ** 2
-    return f"{text}; if the difference of {row.difference:+.3f} is real, about {needed:,.0f} would be needed to show it."
+    needed = queries_needed(comparison, row.difference)
+    return f"{text}; if the difference of {row.difference:+.3f} is real, about {needed:,} would be needed to show it."
