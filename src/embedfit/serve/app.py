@@ -61,13 +61,14 @@ class FeedbackBody(Body):
     kind: Literal["pick", "click"] = Field("pick", description="`click`: the document was opened, which is no label.")
 
 
-def make_app(searcher: Served, settings: Settings, items: Labelling | None = None) -> ASGIApp:
+def make_app(searcher: Served, settings: Settings, items: Labelling | None = None, against: Served | None = None) -> ASGIApp:
     """Return the application that serves a searcher.
 
     Args:
         searcher: Served to serve.
         settings: Settings of the server.
         items: Items to label; None if people enter the queries.
+        against: Searcher to compare with, blindly; None for none.
 
     Raises:
         StorageError: The feedback cannot be opened.
@@ -77,7 +78,7 @@ def make_app(searcher: Served, settings: Settings, items: Labelling | None = Non
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = service = Service(searcher, settings, meters, feedback)
+        app.state.service = service = Service(searcher, settings, meters, feedback, against)
         if feedback is not None:
             feedback.forget_unpicked(settings.keep_days)
         if items is not None:
@@ -105,7 +106,17 @@ def make_app(searcher: Served, settings: Settings, items: Labelling | None = Non
 def from_environment() -> ASGIApp:
     """Return the application of the settings that the parent process passed on. Each worker calls it."""
     settings = Settings.passed_on()
-    return make_app(load(settings.folder, settings.form), settings)
+    return make_app_of(settings)
+
+
+def make_app_of(settings: Settings) -> ASGIApp:
+    """Return the application that the settings describe.
+
+    Raises:
+        EmbedfitError: A folder holds no searcher, or the run has no such form.
+    """
+    against = load(settings.against) if settings.against else None
+    return make_app(load(settings.folder, settings.form), settings, against=against)
 
 
 def make_labelling_app(settings: Settings, source: ItemSource, output: Path, people: int) -> ASGIApp:

@@ -30,6 +30,7 @@ class Settings:
         secret: Secret of this server, from which the tokens of forms are made.
         feedback: File of the feedback, or address of a PostgreSQL; empty to keep none.
         agreement: When a pick becomes an example.
+        against: Run directory that is compared with, blindly; empty for none.
         suspects: File of the doubtful labels that people decide on; empty for none.
         explore: Share of the searches whose hits are shown in random order, from 0 to 1.
         abstain: Probability under which an answer is none, from 0 to 1; 0 to always answer.
@@ -53,6 +54,7 @@ class Settings:
     secret: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
     feedback: str = field(default="", repr=False)
     agreement: Agreement = "once"
+    against: str = ""
     suspects: str = ""
     explore: float = 0.0
     abstain: float = 0.0
