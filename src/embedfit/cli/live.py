@@ -50,6 +50,10 @@ def serve(
         Path | None, typer.Option(metavar="RUN", help="Another run. The answers of both are interleaved, and picks say which is better.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of processes. Each holds the model.")] = 1,
+    traces: Annotated[
+        Literal["none", "ids", "texts"],
+        typer.Option(help="What is sent to LangWatch or OpenTelemetry for each search: nothing, ids and scores, or texts too."),
+    ] = "none",
     log: Annotated[bool, typer.Option("--log", help="Log method, route, status and time of each request; no texts.")] = False,
 ) -> None:
     """Serve a run over HTTP. It offers search, feedback, embeddings, and a page on which people pick."""
@@ -74,8 +78,15 @@ def serve(
         suspects=_suspects_of(run),
         explore=explore,
         abstain=abstain,
+        traces=traces,
         log=log,
     )
+    if traces != "none":
+        from embedfit.errors import check_package
+        from embedfit.serve.tracing import targets
+
+        check_package("opentelemetry.exporter.otlp.proto.common", extra="langwatch")
+        targets()
     start(settings, workers)
 
 

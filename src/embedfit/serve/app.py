@@ -32,6 +32,7 @@ from embedfit.serve.problems import Refused, problem
 from embedfit.serve.searching import Served
 from embedfit.serve.service import MOST_HITS, Service
 from embedfit.serve.settings import Settings
+from embedfit.serve.tracing import Tracer, targets
 
 log = logging.getLogger("embedfit.serve")
 
@@ -79,6 +80,10 @@ def make_app(searcher: Served, settings: Settings, items: Labelling | None = Non
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.service = service = Service(searcher, settings, meters, feedback, against)
+        tracer = None
+        if settings.traces != "none":
+            tracer = Tracer(targets(), texts=settings.traces == "texts", dropped=meters.untraced.inc)
+            service.trace = tracer.add
         if feedback is not None:
             feedback.forget_unpicked(settings.keep_days)
         if items is not None:
@@ -89,6 +94,8 @@ def make_app(searcher: Served, settings: Settings, items: Labelling | None = Non
         if items is not None:
             await items.close()
         await service.close()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
     app = FastAPI(
         title="embedfit", version=version("embedfit"), lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json"

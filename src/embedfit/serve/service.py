@@ -6,7 +6,8 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -82,6 +83,8 @@ class Service:
         self.settings, self.meters, self.feedback = settings, meters, feedback
         self.version = Version(searcher)
         self.against = Version(against) if against is not None else None
+        self.trace: Callable[[Sequence[Answer], float], None] | None = None
+        """Called with the answers of each request, and its seconds. It must not wait."""
         self._gone: Collection[str] = ()
         self._files = ThreadPoolExecutor(1, thread_name_prefix="embedfit-feedback")
         self._random = random.Random()
@@ -150,6 +153,7 @@ class Service:
         Raises:
             Refused: A query cannot be used, or the server is busy.
         """
+        start = time.perf_counter()
         version, against = self.version, self.against
         texts = [self.query_text(query, f"query {number}", version) for number, query in enumerate(queries, 1)]
         k = min(k, MOST_HITS)
@@ -182,6 +186,8 @@ class Service:
                 # A search is worth answering even if nobody can give feedback on it.
                 log.error("%s", error)
                 self.meters.unrecorded.inc(len(searches))
+        if self.trace is not None:
+            self.trace(answers, time.perf_counter() - start)
         return answers
 
     async def encode(self, texts: Sequence[str], kind: Kind, version: Version | None = None) -> Vectors:

@@ -43,6 +43,7 @@ class Settings:
         bodies: Maximum bytes of all bodies that are being received or worked on.
         patience: Maximum seconds for a client to send its body.
         keep_days: Days after which a search without a pick is deleted.
+        traces: What traces of searches hold: ``none``, ``ids`` or ``texts``.
         log: Whether to log method, path, status and time of each request.
     """
 
@@ -67,6 +68,7 @@ class Settings:
     bodies: int = 256 * 2**20
     patience: float = 30.0
     keep_days: float = 90.0
+    traces: str = "none"
     log: bool = False
 
     def pass_on(self) -> None:
