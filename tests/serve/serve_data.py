@@ -32,14 +32,14 @@ def searcher(encoder, texts=TEXTS):
 
 
 @contextlib.contextmanager
-def serving(searcher, folder=None, items=None, served="folder", **settings):
+def serving(searcher, folder=None, items=None, served="folder", other=None, **settings):
     """Yield a client of a server in a thread of this process."""
     if folder is not None:
         settings["feedback"] = str(folder / "feedback.db")
     settings = Settings(served, **settings)
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    config = uvicorn.Config(make_app(searcher, settings, items), log_level="warning", access_log=False, timeout_graceful_shutdown=20)
+    config = uvicorn.Config(make_app(searcher, settings, items, other), log_level="warning", access_log=False, timeout_graceful_shutdown=20)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

@@ -46,7 +46,14 @@ def serve(
     ] = "once",
     explore: Annotated[float, typer.Option(min=0, max=1, help="Share of the searches whose hits are shown in random order.")] = 0.0,
     abstain: Annotated[float, typer.Option(min=0, max=1, help="Probability under which an answer is none.")] = 0.0,
+    against: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Another run. The answers of both are interleaved, and picks say which is better.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of processes. Each holds the model.")] = 1,
+    traces: Annotated[
+        Literal["none", "ids", "texts"],
+        typer.Option(help="What is sent to LangWatch or OpenTelemetry for each search: nothing, ids and scores, or texts too."),
+    ] = "none",
     log: Annotated[bool, typer.Option("--log", help="Log method, route, status and time of each request; no texts.")] = False,
 ) -> None:
     """Serve a run over HTTP. It offers search, feedback, embeddings, and a page on which people pick."""
@@ -57,6 +64,8 @@ def serve(
 
     if no_feedback and feedback:
         raise ConfigError("--no-feedback has no use for --feedback; fix: give one of them")
+    if against and (no_feedback or explore):
+        raise ConfigError("--against needs the feedback, and shows its own order; fix: leave out --no-feedback and --explore")
     settings = Settings(
         folder=str(run),
         form=form or "",
@@ -65,11 +74,19 @@ def serve(
         token=token_from(token_env, host),
         feedback="" if no_feedback else str(feedback or run / NAME),
         agreement=learn,
+        against=str(against or ""),
         suspects=_suspects_of(run),
         explore=explore,
         abstain=abstain,
+        traces=traces,
         log=log,
     )
+    if traces != "none":
+        from embedfit.errors import check_package
+        from embedfit.serve.tracing import targets
+
+        check_package("opentelemetry.exporter.otlp.proto.common", extra="langwatch")
+        targets()
     start(settings, workers)
 
 

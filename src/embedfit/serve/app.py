@@ -32,6 +32,7 @@ from embedfit.serve.problems import Refused, problem
 from embedfit.serve.searching import Served
 from embedfit.serve.service import MOST_HITS, Service
 from embedfit.serve.settings import Settings
+from embedfit.serve.tracing import Tracer, targets
 
 log = logging.getLogger("embedfit.serve")
 
@@ -61,13 +62,14 @@ class FeedbackBody(Body):
     kind: Literal["pick", "click"] = Field("pick", description="`click`: the document was opened, which is no label.")
 
 
-def make_app(searcher: Served, settings: Settings, items: Labelling | None = None) -> ASGIApp:
+def make_app(searcher: Served, settings: Settings, items: Labelling | None = None, against: Served | None = None) -> ASGIApp:
     """Return the application that serves a searcher.
 
     Args:
         searcher: Served to serve.
         settings: Settings of the server.
         items: Items to label; None if people enter the queries.
+        against: Searcher to compare with, blindly; None for none.
 
     Raises:
         StorageError: The feedback cannot be opened.
@@ -77,7 +79,11 @@ def make_app(searcher: Served, settings: Settings, items: Labelling | None = Non
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = service = Service(searcher, settings, meters, feedback)
+        app.state.service = service = Service(searcher, settings, meters, feedback, against)
+        tracer = None
+        if settings.traces != "none":
+            tracer = Tracer(targets(), texts=settings.traces == "texts", dropped=meters.untraced.inc)
+            service.trace = tracer.add
         if feedback is not None:
             feedback.forget_unpicked(settings.keep_days)
         if items is not None:
@@ -88,6 +94,8 @@ def make_app(searcher: Served, settings: Settings, items: Labelling | None = Non
         if items is not None:
             await items.close()
         await service.close()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
     app = FastAPI(
         title="embedfit", version=version("embedfit"), lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
@@ -105,7 +113,17 @@ def make_app(searcher: Served, settings: Settings, items: Labelling | None = Non
 def from_environment() -> ASGIApp:
     """Return the application of the settings that the parent process passed on. Each worker calls it."""
     settings = Settings.passed_on()
-    return make_app(load(settings.folder, settings.form), settings)
+    return make_app_of(settings)
+
+
+def make_app_of(settings: Settings) -> ASGIApp:
+    """Return the application that the settings describe.
+
+    Raises:
+        EmbedfitError: A folder holds no searcher, or the run has no such form.
+    """
+    against = load(settings.against) if settings.against else None
+    return make_app(load(settings.folder, settings.form), settings, against=against)
 
 
 def make_labelling_app(settings: Settings, source: ItemSource, output: Path, people: int) -> ASGIApp:

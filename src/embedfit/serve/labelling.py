@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
 import random
+import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +23,23 @@ from embedfit.data.formats.opening import read_rows
 from embedfit.data.texts import Contents, Row
 from embedfit.encode.local import LocalEncoder
 from embedfit.errors import DataError, did_you_mean
+from embedfit.searcher.parts import Parts
 from embedfit.searcher.views import Asked
+from embedfit.serve.enough import FIRST, Labelled, Outlook, learn, next_size
 from embedfit.serve.feedback import Feedback, key_of
 from embedfit.serve.picker import Item
 from embedfit.serve.searching import Served, asked_of, template_of
 from embedfit.serve.service import Service
 from embedfit.serve.summary import write_labels
 
+log = logging.getLogger("embedfit.serve")
+
 _CANDIDATES = 256
 """Number of open items among which the next one is chosen: enough for a good choice, and quick for a file of any length."""
 _RESERVED_SECONDS = 120
 """Time for which an item that is shown to one person is not shown to another."""
+_ONE_IN = 3
+"""One item in so many is drawn at random."""
 _RECENT = 50
 _WRITE_SECONDS = 1.0
 _COLUMNS = ("query", "text")
@@ -39,7 +49,9 @@ class Labelling:
     """The items of a file, in the order in which labels for them teach most.
 
     An item is informative if its two best answers are close together, and if it is unlike those that are labelled (Settles 2009,
-    "Active learning literature survey", uncertainty and density). The picks are kept in the feedback; the data set is written from it.
+    "Active learning literature survey", uncertainty and density). One item in three is drawn at random instead: on those is measured
+    whether enough is labelled, since the informative ones are harder than the rest. The picks are kept in the feedback; the data set
+    is written from it.
 
     Args:
         name: Name for the page.
@@ -60,6 +72,11 @@ class Labelling:
         self._right: deque[bool] = deque(maxlen=_RECENT)
         self._random = random.Random(0)
         self._written = 0.0
+        self._learn_at = FIRST
+        self._learning: asyncio.Task[None] | None = None
+        self.outlook: Outlook | None = None
+        self._drawn: dict[int, str] = {}
+        self._parts: Parts
         self._asked: Asked
         self._service: Service
 
@@ -76,9 +93,15 @@ class Labelling:
             if row["key"] in number_of and row["kind"] == "pick":
                 self._by[number_of[row["key"]]].add(row["person"])
         self._open = [number for number in range(len(self._texts)) if len(self._by[number]) < self.people]
+        # By its text, so that a restart draws the same ones.
+        self._drawn = {number: key for key, number in number_of.items() if int(key[:8], 16) % _ONE_IN == 0}
+        self._parts = service.searcher.without_feedback()
+        self._learn()
 
     async def close(self) -> None:
         """Write the data set."""
+        if self._learning is not None:
+            self._learning.cancel()
         self._write()
 
     async def next(self, person: str) -> Item | None:
@@ -90,6 +113,11 @@ class Labelling:
         mine = [number for number in self._open if person not in self._by[number]]
         skipped = self._skipped[person]
         free = [number for number in mine if number not in skipped and self._shown.get(number, (person, 0.0))[0] == person]
+        drawn = [number for number in free if number in self._drawn]
+        done = [number for number, people in self._by.items() if people]
+        if drawn and (len(drawn) == len(free) or _ONE_IN * sum(number in self._drawn for number in done) <= len(done)):
+            return self._item(min(drawn, key=self._drawn.__getitem__), person)
+        free = [number for number in free if number not in self._drawn]
         if free:
             candidates = free if len(free) <= _CANDIDATES else self._random.sample(free, _CANDIDATES)
             values = await self._service.batcher.call(self._informative, candidates)
@@ -106,6 +134,7 @@ class Labelling:
         self._shown.pop(number, None)
         self._right.append(suggested)
         self._settle(number)
+        self._learn()
 
     async def undone(self, number: int, person: str) -> None:
         """Note that an item is to be labelled again, and comes next."""
@@ -124,9 +153,10 @@ class Labelling:
             self._skipped[person][number] = None
 
     def progress(self) -> dict[str, Any]:
-        """Return ``done``, ``total``, and ``recent`` and ``right``: of the recent picks, how often the first suggestion was right."""
+        """Return the progress, as `Items.progress` describes it."""
         done = len(self._texts) - len(self._open)
-        return {"done": done, "total": len(self._texts), "recent": len(self._right), "right": sum(self._right)}
+        recent = {"recent": len(self._right), "right": sum(self._right)}
+        return {"done": done, "total": len(self._texts), **recent, "outlook": self.outlook}
 
     @property
     def _feedback(self) -> Feedback:
@@ -145,6 +175,40 @@ class Labelling:
             self._open.remove(number)
         if time.monotonic() - self._written > _WRITE_SECONDS:
             self._write()
+
+    def _learn(self) -> None:
+        """Learn from the labels in a thread of its own, unless that goes on already or little is new."""
+        done = len(self._texts) - len(self._open)
+        if done < self._learn_at or self._learning is not None:
+            return
+        self._learn_at = next_size(done)
+        self._learning = asyncio.create_task(self._learnt())
+
+    async def _learnt(self) -> None:
+        try:
+            labelled = await asyncio.to_thread(self._labelled)
+            if len(labelled.documents) >= FIRST:
+                progress = await in_background(learn, self._parts, labelled)
+                await self._service.batcher.call(self._service.searcher.relearn, progress.parts)
+                self.outlook = progress.outlook or self.outlook
+        except Exception as error:  # labelling goes on without it; the message may hold a text
+            log.error("nothing can be learnt from the labels: %s", type(error).__name__)
+        self._learning = None
+        self._learn()
+
+    def _labelled(self) -> Labelled:
+        """Return the items on which all picks agree, in the order of their first pick."""
+        number_of = {key_of(text): number for number, text in enumerate(self._texts)}
+        place_of = {id: place for place, id in enumerate(self._service.searcher.searcher.parts.corpus.ids)}
+        choices: dict[int, set[int]] = {}
+        for row in self._feedback.rows():
+            if row["kind"] == "pick" and row["key"] in number_of:
+                choices.setdefault(number_of[row["key"]], set()).add(place_of.get(row["choice"], -1))
+        agreed = {number: chosen.pop() for number, chosen in choices.items() if len(chosen) == 1 and number not in self._open}
+        numbers, asked = list(agreed), self._asked
+        vectors, base = asked.vectors[numbers], None if asked.base is None else asked.base[numbers]
+        drawn = np.array([number in self._drawn for number in numbers], bool)
+        return Labelled(Asked([self._texts[number] for number in numbers], vectors, base), np.array(list(agreed.values())), drawn)
 
     def _write(self) -> None:
         try:
@@ -168,6 +232,28 @@ class Labelling:
         likeness = (asked.vectors @ vectors[done].T).max(axis=1) if done else np.zeros(len(candidates), np.float32)
         values: np.ndarray[Any, np.dtype[np.float32]] = 2 - margins - likeness
         return values
+
+
+async def in_background(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the result of a function that runs in a thread which the end of the process does not wait for."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: Exception | None) -> None:
+        if not future.done():
+            future.set_result(result) if error is None else future.set_exception(error)
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = function(*arguments)
+        except Exception as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=run, name="embedfit-learn", daemon=True).start()
+    return await future
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class Meters:
         self.waiting = client.Gauge("embedfit_waiting_items", "Items that wait.", registry=here, multiprocess_mode="livesum")
         self.searches = client.Counter("embedfit_searches", "Searches answered.", ("abstained",), registry=here)
         self.picks = client.Counter("embedfit_picks", "Picks stored.", ("place",), registry=here)
+        self.untraced = client.Counter("embedfit_dropped_traces", "Traces that were not delivered.", registry=here)
         self.unrecorded = client.Counter("embedfit_unrecorded_searches", "Searches that could not be stored.", registry=here)
 
     def text(self) -> bytes:

@@ -57,7 +57,12 @@ class Items(Protocol):
         ...
 
     def progress(self) -> dict[str, Any]:
-        """Return ``done``, ``total``, and ``recent`` and ``right``: of the recent picks, how often the first suggestion was right."""
+        """Return the progress.
+
+        Returns:
+            ``done`` and ``total``; ``recent`` and ``right``: of the recent picks, how often the first suggestion was right; and
+            ``outlook``, whether enough is labelled, or None.
+        """
         ...
 
 

@@ -54,9 +54,9 @@ def serve(settings: Settings, workers: int = 1, app: Callable[[], ASGIApp] | Non
         }
         address = f"http://{'[' + settings.host + ']' if ':' in settings.host else settings.host}:{port}"
         if workers == 1:
-            from embedfit.serve.app import load, make_app
+            from embedfit.serve.app import make_app_of
 
-            made = app() if app else make_app(load(settings.folder, settings.form), settings)
+            made = app() if app else make_app_of(settings)
             config = uvicorn.Config(made, **shared)  # type: ignore[arg-type]
             server = uvicorn.Server(config)
             start = server.startup

@@ -10,8 +10,9 @@ import numpy as np
 
 from embedfit.data.dataset import Dataset, Document
 from embedfit.encode.cache import CachedEncoder
-from embedfit.encode.encoder import Encoder
+from embedfit.encode.encoder import Encoder, Vectors
 from embedfit.errors import DataError, did_you_mean
+from embedfit.searcher.fusion import NEAREST as NEAREST_EXAMPLE
 from embedfit.searcher.fusion import Fusion
 from embedfit.searcher.gather import Corpus, Examples, Views
 from embedfit.searcher.parts import Parts
@@ -23,9 +24,10 @@ from embedfit.template import Template
 
 _FEEDBACK = "feedback:"
 """Begins the keys of examples that come from feedback, which are no query's id."""
-_WITH_EXAMPLES = {DOCUMENTS: 5.0, EXAMPLES: 15.0}
-_UNTRAINED = Fusion({"warm": _WITH_EXAMPLES, "new": _WITH_EXAMPLES, "cold": {DOCUMENTS: 20.0}})
-"""Weights before there is anything to fit them on. A document with examples is known by them first."""
+_WITH_EXAMPLES = {DOCUMENTS: 20.0, EXAMPLES: 15.0}
+_UNTRAINED = Fusion({"warm": _WITH_EXAMPLES, "new": _WITH_EXAMPLES, "cold": {DOCUMENTS: 20.0, NEAREST_EXAMPLE: 13.0}})
+"""Weights before there is anything to fit them on. A document without examples counts as if it had one that is a little less like the
+query than the nearest example of any other: else whatever was picked once would come first for everything (docs/decisions.md)."""
 _NEAREST = 40.0
 """Scale of the soft maximum over a document's examples: near the nearest one."""
 
@@ -142,26 +144,49 @@ class Served:
         added = {_FEEDBACK + key: (text, place_of[id]) for key, (text, id) in latest.items() if id in place_of}
         added = {key: (text, place) for key, (text, place) in added.items() if (key_of(text), place) not in self._own}
         gone = {_FEEDBACK + key for key in latest}
-        texts = [text for text, _ in added.values()]
         examples = self.searcher.parts.examples
-        kept = np.array([id not in gone for id in examples.query_ids], bool)
-        if not added and kept.all():
+        if not added and not gone & set(examples.query_ids):
             return
-        new = self.encoder.encode(texts, "query") if texts else examples.vectors[:0]
-        vectors = np.concatenate([examples.vectors[kept].reshape(-1, new.shape[1]), new]).astype(np.float32)
-        pairs = kept[examples.members]
-        number = np.cumsum(kept, dtype=np.int64) - 1
-        old = [place for place in range(len(kept)) if kept[place]]
-        changed = replace(
-            examples,
-            query_ids=(*(examples.query_ids[place] for place in old), *added),
-            texts=(*(examples.texts[place] for place in old), *texts),
-            vectors=vectors,
-            owners=np.append(examples.owners[pairs], np.array([place for _, place in added.values()], np.int64)),
-            members=np.append(number[examples.members[pairs]], np.arange(len(old), len(old) + len(added))),
-            base=None,
-        )
-        self.searcher.parts = self.searcher.parts.with_examples(changed)
+        texts = [text for text, _ in added.values()]
+        vectors = self.encoder.encode(texts, "query") if texts else examples.vectors[:0]
+        self.searcher.parts = self.searcher.parts.with_examples(with_labels(examples, added, vectors, gone))
+
+    def relearn(self, learnt: Parts) -> None:
+        """Take over the weights, views and calibration of other parts, over the examples that there are now."""
+        parts = self.searcher.parts
+        changed = replace(parts, fusion=learnt.fusion, views=learnt.views, calibrator=learnt.calibrator)
+        self.searcher.parts = changed.with_examples(parts.examples)
+
+    def without_feedback(self) -> Parts:
+        """Return the searcher's parts without what it learned from feedback."""
+        parts = self.searcher.parts
+        gone = {id for id in parts.examples.query_ids if id.startswith(_FEEDBACK)}
+        return parts.with_examples(with_labels(parts.examples, {}, parts.examples.vectors[:0], gone))
+
+
+def with_labels(examples: Examples, added: Mapping[str, tuple[str, int]], vectors: Vectors, gone: Collection[str] = ()) -> Examples:
+    """Return examples with some more, and without others.
+
+    Args:
+        examples: Examples so far.
+        added: Key -> text, and position of the right document.
+        vectors: Vector of each added text; shape (added, dimensions).
+        gone: Keys of the examples to leave out.
+    """
+    kept = np.array([id not in gone for id in examples.query_ids], bool)
+    pairs = kept[examples.members]
+    number = np.cumsum(kept, dtype=np.int64) - 1
+    old = np.flatnonzero(kept).tolist()
+    texts, owners = [text for text, _ in added.values()], [place for _, place in added.values()]
+    return replace(
+        examples,
+        query_ids=(*(examples.query_ids[place] for place in old), *added),
+        texts=(*(examples.texts[place] for place in old), *texts),
+        vectors=np.concatenate([examples.vectors[kept].reshape(-1, vectors.shape[1]), vectors]).astype(np.float32),
+        owners=np.append(examples.owners[pairs], np.array(owners, np.int64)),
+        members=np.append(number[examples.members[pairs]], np.arange(len(old), len(old) + len(added))),
+        base=None,
+    )
 
 
 def asked_of(served: Served, texts: Sequence[str]) -> Asked:

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from embedfit.searcher.searcher import Query, SearchHit
 from embedfit.serve.batching import Batcher, Busy, Closed
 from embedfit.serve.feedback import Feedback, Search, Stored, new_id, one_line
 from embedfit.serve.feedback import Kind as PickKind
+from embedfit.serve.interleaving import team_draft
 from embedfit.serve.metering import Meters
 from embedfit.serve.problems import Refused
 from embedfit.serve.searching import Served
@@ -44,6 +46,7 @@ class Answer:
         abstained: Whether the searcher has no answer; the hits are then its guesses.
         needs_person: Whether the best answer's probability is under the threshold; None without one.
         model: Fingerprint of the searcher that answered.
+        teams: For each hit, 0 if this searcher added it, 1 if the one it is compared with did; empty without a comparison.
     """
 
     search_id: str | None
@@ -52,6 +55,7 @@ class Answer:
     abstained: bool
     needs_person: bool | None
     model: str
+    teams: tuple[int, ...] = ()
 
 
 class _Search(NamedTuple):
@@ -70,11 +74,17 @@ class Service:
         settings: Settings of the server.
         meters: Figures to count in.
         feedback: Feedback to keep; None to keep none.
+        against: Searcher to compare with, blindly; None for none.
     """
 
-    def __init__(self, searcher: Served, settings: Settings, meters: Meters, feedback: Feedback | None) -> None:
+    def __init__(
+        self, searcher: Served, settings: Settings, meters: Meters, feedback: Feedback | None, against: Served | None = None
+    ) -> None:
         self.settings, self.meters, self.feedback = settings, meters, feedback
         self.version = Version(searcher)
+        self.against = Version(against) if against is not None else None
+        self.trace: Callable[[Sequence[Answer], float], None] | None = None
+        """Called with the answers of each request, and its seconds. It must not wait."""
         self._gone: Collection[str] = ()
         self._files = ThreadPoolExecutor(1, thread_name_prefix="embedfit-feedback")
         self._random = random.Random()
@@ -92,6 +102,9 @@ class Service:
         meters.waiting.set_function(lambda: self.batcher.waiting) if not meters.together else None
         self.learn()
         self.version.warm()
+        if self.against is not None:
+            self.against.learn(feedback)
+            self.against.warm()
 
     @property
     def searcher(self) -> Served:
@@ -140,19 +153,29 @@ class Service:
         Raises:
             Refused: A query cannot be used, or the server is busy.
         """
-        version = self.version
+        start = time.perf_counter()
+        version, against = self.version, self.against
         texts = [self.query_text(query, f"query {number}", version) for number, query in enumerate(queries, 1)]
-        allowed = _allowed(version.searcher, filters) if filters else None
         k = min(k, MOST_HITS)
-        ranked = await self._submit("search", version, [_Search(text, k, allowed) for text in texts], texts)
+        ranked = await self._ranked(version, texts, k, filters)
+        others = None
+        if against is not None:
+            other_texts = [self.query_text(query, f"query {number}", against) for number, query in enumerate(queries, 1)]
+            others = await self._ranked(against, other_texts, k, filters)
         answers, searches = [], []
-        for query, text, hits in zip(queries, texts, ranked, strict=True):
-            answer, probability = self._answer(version.searcher, text, list(hits[:k]))
+        for place, (query, text, hits) in enumerate(zip(queries, texts, ranked, strict=True)):
+            if against is not None and others is not None:
+                answer, probability = self._interleaved(version.searcher, against.searcher, text, hits, others[place], k)
+            else:
+                answer, probability = self._answer(version.searcher, text, list(hits[:k]))
             answers.append(answer)
             self.meters.searches.labels("yes" if answer.abstained else "no").inc()
             if answer.search_id:
                 record = None if isinstance(query, str) else query
                 evidence = [_as_shown(hit) for hit in answer.hits]
+                if answer.teams:  # the names of both, since one of them may have added nothing
+                    names = self._names()
+                    evidence = [{**hit, "team": names[team], "teams": names} for hit, team in zip(evidence, answer.teams, strict=True)]
                 searches.append(
                     Search(answer.search_id, text, record, person, source, answer.model, evidence, probability, answer.abstained)
                 )
@@ -163,6 +186,8 @@ class Service:
                 # A search is worth answering even if nobody can give feedback on it.
                 log.error("%s", error)
                 self.meters.unrecorded.inc(len(searches))
+        if self.trace is not None:
+            self.trace(answers, time.perf_counter() - start)
         return answers
 
     async def encode(self, texts: Sequence[str], kind: Kind, version: Version | None = None) -> Vectors:
@@ -188,7 +213,8 @@ class Service:
         Raises:
             Refused: The search or the document is unknown, or no feedback is kept.
         """
-        if choice is not None and choice not in self.searcher.documents and choice not in self._gone:
+        others = self.against.searcher.documents if self.against is not None else ()
+        if choice is not None and choice not in self.searcher.documents and choice not in self._gone and choice not in others:
             near = did_you_mean(choice, self.searcher.documents) if len(self.searcher.documents) <= MOST_HITS else ""
             raise Refused(422, f"choice: no document has this id{near}", code="unknown_document")
         try:
@@ -286,6 +312,30 @@ class Service:
             probability = share / math.factorial(min(len(hits), 170)) + (1 - share) * same
         search_id = new_id() if self.feedback else None
         return Answer(search_id, text, hits, abstained, needs_person, searcher.fingerprint), probability
+
+    async def _ranked(
+        self, version: Version, texts: Sequence[str], k: int, filters: Mapping[str, str | int | float | bool] | None
+    ) -> list[Sequence[SearchHit]]:
+        allowed = _allowed(version.searcher, filters) if filters else None
+        return await self._submit("search", version, [_Search(text, k, allowed) for text in texts], texts)
+
+    def _interleaved(
+        self, searcher: Served, other: Served, text: str, hits: Sequence[SearchHit], others: Sequence[SearchHit], k: int
+    ) -> tuple[Answer, float]:
+        """Return the answers of two searchers as one, and the probability of the order. What tells them apart is left out."""
+        drafted = team_draft([hit.id for hit in hits], [hit.id for hit in others], k, self._random)
+        by_id = {hit.id: replace(hit, score=0.0, probability=None, because=()) for hit in (*others, *hits)}
+        shown = [by_id[id] for id in drafted.ids]
+        search_id = new_id() if self.feedback else None
+        return Answer(search_id, text, shown, not shown, None, searcher.fingerprint, drafted.teams), drafted.probability
+
+    def _names(self) -> tuple[str, str]:
+        """Return the names of the two searchers that are compared."""
+        assert self.against is not None
+        first, second = self.searcher, self.against.searcher
+        if first.name != second.name:
+            return first.name, second.name
+        return f"{first.name} ({first.fingerprint[:8]})", f"{second.name} ({second.fingerprint[:8]})"
 
     async def _submit(self, lane: str, version: Version, items: Sequence[Any], texts: Sequence[str]) -> list[Any]:
         if len(items) > self.settings.texts:

@@ -30,6 +30,7 @@ class Settings:
         secret: Secret of this server, from which the tokens of forms are made.
         feedback: File of the feedback, or address of a PostgreSQL; empty to keep none.
         agreement: When a pick becomes an example.
+        against: Run directory that is compared with, blindly; empty for none.
         suspects: File of the doubtful labels that people decide on; empty for none.
         explore: Share of the searches whose hits are shown in random order, from 0 to 1.
         abstain: Probability under which an answer is none, from 0 to 1; 0 to always answer.
@@ -42,6 +43,7 @@ class Settings:
         bodies: Maximum bytes of all bodies that are being received or worked on.
         patience: Maximum seconds for a client to send its body.
         keep_days: Days after which a search without a pick is deleted.
+        traces: What traces of searches hold: ``none``, ``ids`` or ``texts``.
         log: Whether to log method, path, status and time of each request.
     """
 
@@ -53,6 +55,7 @@ class Settings:
     secret: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
     feedback: str = field(default="", repr=False)
     agreement: Agreement = "once"
+    against: str = ""
     suspects: str = ""
     explore: float = 0.0
     abstain: float = 0.0
@@ -65,6 +68,7 @@ class Settings:
     bodies: int = 256 * 2**20
     patience: float = 30.0
     keep_days: float = 90.0
+    traces: str = "none"
     log: bool = False
 
     def pass_on(self) -> None:

@@ -18,6 +18,7 @@ from embedfit.evaluation.shift import Shift
 from embedfit.files import json_bytes, writing
 from embedfit.pipeline.picked import Pick
 from embedfit.serve.feedback import Asked, Feedback
+from embedfit.serve.interleaving import Preference, preferences
 
 _DRAWS = 10_000
 _HITS = 4
@@ -100,6 +101,7 @@ class Summary:
         weeks: Weeks with a search, oldest first.
         explored: Picks from answers in random order; None without any.
         drift: Differences between today's queries and earlier ones.
+        preferences: Blind comparisons of two searchers.
     """
 
     searches: int
@@ -116,10 +118,15 @@ class Summary:
     weeks: tuple[Week, ...]
     explored: Explored | None = None
     drift: tuple[Shift, ...] = ()
+    preferences: tuple[Preference, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as JSON values."""
-        return {**asdict(self), "drift": [{**asdict(one), "shown": one.shown} for one in self.drift]}
+        return {
+            **asdict(self),
+            "drift": [{**asdict(one), "shown": one.shown} for one in self.drift],
+            "preferences": [{**asdict(one), "winner": one.winner} for one in self.preferences],
+        }
 
     @property
     def sentences(self) -> list[str]:
@@ -136,6 +143,7 @@ class Summary:
                 f"Of {self.explored.picks:,} picks from answers in random order, {self.explored.first:.0%} were at the first place; "
                 f"{self.explored.expected:.0%} would be there if places made no difference (p = {self.explored.p:.2g})."
             )
+        lines += [one.sentence for one in self.preferences]
         shown = [one for one in self.drift if one.shown]
         lines += [f"Drift is shown: '{one.name}' was {one.before:.2f} and is {one.after:.2f} (p = {one.p:.2g})." for one in shown]
         if self.drift and not shown:
@@ -171,6 +179,7 @@ def summarise(feedback: Feedback, drift: tuple[Shift, ...] = ()) -> Summary:
         weeks=tuple(_weeks(searches, picks)),
         explored=_explored(picks),
         drift=drift,
+        preferences=preferences(picks),
     )
 
 
@@ -235,7 +244,9 @@ def _explored(picks: Sequence[dict[str, Any]]) -> Explored | None:
 
     Answers of few hits are left out: a random order that happens to be the model's own cannot be told from it.
     """
-    random_ones = [(row, len(json.loads(row["shown"]))) for row in picks if row["place"] and not as_ranked(row)]
+    interleaved = '"teams"'
+    unordered = [row for row in picks if row["place"] and not as_ranked(row) and interleaved not in row["shown"]]
+    random_ones = [(row, len(json.loads(row["shown"]))) for row in unordered]
     rows = [row for row, hits in random_ones if hits >= _HITS]
     if not rows:
         return None
