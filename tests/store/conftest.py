@@ -1,5 +1,6 @@
 """Stores for tests: Chroma in a folder and as a real server, a real PostgreSQL with pgvector, Qdrant's local mode."""
 
+import functools
 import json
 import os
 import socket
@@ -98,6 +99,24 @@ def refusing():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", seen
     server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def loaded_once():
+    """Let every searcher that is read from one folder share its models: loading them takes longer than most tests."""
+    from embedfit.encode.local import LocalEncoder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("embedfit.searcher.saving.LocalEncoder", functools.lru_cache(LocalEncoder))
+        yield
+
+
+@pytest.fixture(scope="session")
+def in_memory(searcher_folder, loaded_once):
+    """The searcher in memory, which stores are compared with."""
+    from embedfit.searcher.searcher import Searcher
+
+    return Searcher.load(searcher_folder)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -88,15 +89,19 @@ class LiveIndex:
             raise StorageError(f"{store.where}: the live collection {collection} is gone; fix: run 'embedfit index'") from None
 
     def _open(self, collection: str, stamp: Stamp) -> Opened:
+        given = self._given(stamp)
         if stamp.searcher:
-            for encoder in self.encoders:
-                check_encoder(stamp, encoder, self.where)
-            return SearcherVersion(self.store, collection, open_searcher(stamp, self.where, self.model), self.neighbours)
+            parts = open_searcher(stamp, self.where, self.model)
+            return SearcherVersion(self.store, collection, replace(parts, encoder=given or parts.encoder), self.neighbours)
+        return Version(self.store, collection, given or open_encoder(stamp, self.where, self.model))
+
+    def _given(self, stamp: Stamp) -> Encoder | None:
+        """Return the encoder that made a version, of those that were given; None if none was given."""
         if not self.encoders:
-            return Version(self.store, collection, open_encoder(stamp, self.where, self.model))
+            return None
         encoder = next((encoder for encoder in self.encoders if complete(encoder).identity == stamp.fingerprint), self.encoders[0])
         check_encoder(stamp, encoder, self.where)
-        return Version(self.store, collection, encoder)
+        return encoder
 
     def search(self, dataset: Dataset, k: int) -> Run:
         """Return up to k documents of the live version for each query of a data set."""

@@ -217,7 +217,7 @@ def _deploy(store: Store, new: _New, k: int, min_recall: float) -> Indexed:
                 return Indexed(collection, live.previous, documents, 0, None, k, 0, len(judged), examples)
             console.note(f"Warning: {store.where}: the live collection {collection} has lost or changed documents; they are written again")
         written = new.write()
-        queries = new.dataset.select(judged[:: -(-len(judged) // _QUERIES)])
+        queries = new.dataset.select(judged[:: max(1, -(-len(judged) // _QUERIES))])
         version = new.opened()
         recall = overlap(version.search(queries, k), version.exact(new.parts).search(queries, k + DEPTH), k)
         if recall < min_recall:
