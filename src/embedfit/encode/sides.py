@@ -110,6 +110,26 @@ def save_two_sided(model: SentenceTransformer, read_as: Sequence[Any], folder: P
     save_in_place(save, folder)
 
 
+def save_one_side(model: SentenceTransformer, documents: Encoder, folder: Path) -> None:
+    """Save an encoder of queries, with a record of the other encoder whose document vectors it was trained for."""
+
+    def save(target: str) -> None:
+        model.save_pretrained(target, create_model_card=False)
+        record = {"encoder": documents.name, "identity": complete(documents).identity}
+        Path(target, RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+    save_in_place(save, folder)
+
+
+def other_side_of(folder: Path) -> tuple[str, str] | None:
+    """Return the name and the identity of the encoder that a model's queries were trained for; None if the model has its own documents."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return (str(record["encoder"]), str(record["identity"])) if "encoder" in record else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def documents_read_as(folder: Path) -> list[Any] | None:
     """Return what identifies the model of the documents.
 

@@ -24,7 +24,7 @@ from embedfit.evaluation.score import Scores
 from embedfit.hub import public_name
 from embedfit.pipeline.deploying import export_wanted
 from embedfit.pipeline.job import Job, locked
-from embedfit.pipeline.needs import check_installed, local, note_unused, refuse_reranker
+from embedfit.pipeline.needs import check_installed, local, note_unused, refuse_parts
 from embedfit.pipeline.notes import MIXED, alerts, facts, notes_on, seeds
 from embedfit.pipeline.parts import read
 from embedfit.pipeline.picked import Pick
@@ -84,7 +84,7 @@ def run(source: Source, *, model: Model | None = None, picks: Sequence[Pick] | N
     config = inputs.config
     processes.join()
     check_installed(config, trains=True)
-    refuse_reranker(config, "run")
+    refuse_parts(config, "run")
     if config.deploy.forms:
         check_exporter()
     if config.tune.method == "adapter" and config.general.keep is not None:
@@ -312,7 +312,7 @@ def curve(source: Source, points: int = 4, *, model: Model | None = None, **sett
     inputs = Inputs.of(source, model, settings)
     config = inputs.config
     check_installed(config, trains=True)
-    refuse_reranker(config, "curve")
+    refuse_parts(config, "curve")
     note_unused(config, "curve")
     job = Job.of(config, inputs.dataset, inputs.base, trains=True)
     findings = job.findings
