@@ -17,8 +17,9 @@ from embedfit.encode.sides import RECORD, TwoEncoders
 from embedfit.errors import ConfigError, ModelError
 from embedfit.pipeline import experiment, publishing
 from embedfit.pipeline.needs import check_method
+from embedfit.store.live import LiveIndex
 from embedfit.store.open import open_store
-from embedfit.store.versions import LiveIndex, index_documents
+from embedfit.store.versions import index_documents
 from embedfit.studies.forgetting import measure_forgetting
 from embedfit.tune.candidates import AllDocuments
 from embedfit.tune.full import tune_model, tune_weights
