@@ -81,7 +81,7 @@ class Config(Section):
 _GENERAL = ("general.queries", "general.documents", "general.measure", "general.keep")
 _UNUSED = {
     "tune": ("split.folds", "evaluate.seeds", *_GENERAL),
-    "ladder": ("evaluate.bm25", "evaluate.seeds", *_GENERAL),
+    "ladder": ("tune.query_model", "evaluate.bm25", "evaluate.seeds", *_GENERAL),
     "curve": ("tune.patience", "evaluate.bm25", "evaluate.seeds", *_GENERAL),
     "evaluate": ("split.folds", "split.leaks", "evaluate.bm25"),
     "compare": ("split.folds", "split.leaks"),
@@ -211,9 +211,8 @@ def placed_in(config: Config, folder: Path) -> Config:
         store = store.model_copy(update={"location": str(folder / store.location)})
     rerankers = tuple(str(folder / name) if (folder / name).is_dir() else name for name in config.evaluate.rerankers)
     evaluate = config.evaluate.model_copy(update={"rerankers": rerankers})
-    tune = config.tune
-    if tune.reranker and (folder / tune.reranker).is_dir():
-        tune = tune.model_copy(update={"reranker": str(folder / tune.reranker)})
+    models = {key: getattr(config.tune, key) for key in ("reranker", "query_model")}
+    tune = config.tune.model_copy(update={key: str(folder / name) for key, name in models.items() if name and (folder / name).is_dir()})
     sections = {
         "data": data,
         "mix": mix,

@@ -35,6 +35,11 @@ class TuneConfig(Section):
         description="Whether documents are encoded by the trained model. frozen: their vectors stay as they are, so that an index stays "
         "valid; only the encoder of queries is trained.",
     )
+    query_model: str | None = Field(
+        None,
+        description="Another model to encode queries with: a folder or a Hub name. It is trained for the document vectors of [model], "
+        "which may be behind an API. Needs documents = 'frozen'; for `embedfit tune` alone.",
+    )
     lora_rank: int = Field(16, ge=1, description="Rank of LoRA's matrices.")
     epochs: int | None = Field(
         None,
@@ -119,7 +124,7 @@ class TuneConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that name a result. Where a later setting has no effect, it has the name from before that setting."""
-        later = {"freeze": 0, "documents": "trained", "merge": None, "reranker": None}
+        later = {"freeze": 0, "documents": "trained", "merge": None, "reranker": None, "query_model": None}
         return self.model_dump(exclude={name for name, value in later.items() if getattr(self, name) == value})
 
     def epochs_with(self, candidates: str) -> int:

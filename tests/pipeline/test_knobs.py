@@ -21,18 +21,8 @@ from embedfit.errors import ConfigError
 
 TEMPLATES = Path(configuration.__file__).parent / "generate" / "templates"
 DOCS = Path(__file__).parents[2] / "docs" / "config.md"
-NO_USE = {
-    "make_config",
-    "placed_in",
-    "beside",
-    "placed",
-    "check_installed",
-    "unused_settings",
-    "check_method",
-    "check_package",
-    "identity",
-    "is_open",
-}
+_CHECKS = {"check_installed", "unused_settings", "check_method", "check_package", "refuse_parts"}
+NO_USE = {"make_config", "placed_in", "beside", "placed", "identity", "is_open", *_CHECKS}
 """Functions whose reading of a key is no use of it."""
 SECTIONS = {field.annotation: f"{name}." for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")}
 EVERY = {f"{prefix}{key}" for section, prefix in SECTIONS.items() for key in section.model_fields} | {"name", "output", "engine"}
@@ -233,16 +223,15 @@ def check_table(command, read, err, *, apart=()):
 
 GENERATED = {key for key in EVERY if key.startswith("generate.")} | {"tune.lora_rank", "split.folds", "data.query"}
 RERANKING = {"tune.reranker", "evaluate.rerank_top"}
-"""Apart: writing by an LLM, what excludes what is set here, and the keys of a reranker."""
+"""Apart: writing by an LLM, what excludes what is set here, and the keys of a reranker and of a model for queries alone."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "ladder", "curve", "tune"])
 def test_a_training_command_uses_the_keys_that_the_docs_say(project, read, capsys, command):
     call(command, *{"curve": ["--points", 2], "tune": ["--output", "tuned"]}.get(command, []))
-    check_table(
-        command, read - {"generate.records", "generate.questions", "data.query"}, capsys.readouterr().err, apart=GENERATED | RERANKING
-    )
+    apart = GENERATED | RERANKING | {"tune.query_model"}
+    check_table(command, read - {"generate.records", "generate.questions", "data.query"}, capsys.readouterr().err, apart=apart)
 
 
 @pytest.mark.slow

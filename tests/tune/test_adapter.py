@@ -251,6 +251,10 @@ def test_a_saved_model_gives_the_same_vectors_in_the_library_alone(tiny_model, t
     # Without a task the library takes the document's way.
     np.testing.assert_allclose(plain.encode(TEXTS), base.encode(TEXTS, "document"), atol=1e-5)
     assert ours.fingerprint != base.fingerprint
+    # An index that was made with the base model stays valid.
+    prompts = {"query_prompt": "search: ", "document_prompt": ""}
+    assert ours.identity == LocalEncoder(tiny_model, **prompts, precision="fp32").identity == base.identity
+    assert (ours.document_fingerprint, ours.whole_identity == base.whole_identity) == (base.fingerprint, False)
 
 
 def test_the_transformer_is_stored_once_and_as_safetensors(tiny_model, tmp_path):

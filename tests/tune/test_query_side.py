@@ -5,22 +5,28 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from servers import Embeddings, running
 
-from embedfit.config import TuneConfig, make_config
+from embedfit.config import ModelConfig, TuneConfig, make_config
 from embedfit.data.dataset import Dataset, Document, Query
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.local import LocalEncoder, ModelEncoder
+from embedfit.encode.named import encoder_of
+from embedfit.encode.remote import RemoteEncoder
 from embedfit.encode.sides import RECORD, TwoEncoders
-from embedfit.errors import ModelError
+from embedfit.errors import ConfigError, ModelError
 from embedfit.pipeline import experiment, publishing
+from embedfit.pipeline.needs import check_method
+from embedfit.store.live import LiveIndex
 from embedfit.store.open import open_store
-from embedfit.store.versions import LiveIndex, index_documents
+from embedfit.store.versions import index_documents
 from embedfit.studies.forgetting import measure_forgetting
 from embedfit.tune.candidates import AllDocuments
-from embedfit.tune.full import tune_model
+from embedfit.tune.full import tune_model, tune_weights
 from embedfit.tune.loss import multi_positive_softmax
 from embedfit.tune.merge import merge_models
-from embedfit.tune.query_side import CorpusLoss, FrozenDocuments
+from embedfit.tune.query_side import CorpusLoss, FrozenDocuments, map_between
+from embedfit.tune.training import Training
 
 QUERY, DOCUMENT = "query_0_Transformer/model.safetensors", "document_0_Transformer/model.safetensors"
 SETTINGS = {"documents": "frozen", "epochs": 2, "batch_size": 12}
@@ -242,6 +248,46 @@ def test_a_tuned_model_can_be_merged_and_tuned_again(tuned, base, few, tmp_path)
     assert again.whole_identity != merged.whole_identity
     with pytest.raises(ModelError, match=r"with two models; fix: tune\.documents = 'frozen'"):
         tune_model(merged, few, None, tmp_path / "full", TuneConfig())
+
+
+# Another model for the queries
+
+
+@pytest.mark.parametrize("name", ["local", "remote"])
+def test_a_model_learns_to_find_the_documents_of_another_one(tiny_model, two_layers, few, tmp_path, name):
+    with running(Embeddings()) as server:
+        documents = LocalEncoder(two_layers, precision="fp32") if name == "local" else RemoteEncoder(f"openai:words@{server.address}/v1")
+        queries, settings = LocalEncoder(tiny_model, precision="fp32"), TuneConfig(**SETTINGS)
+        tuned = tune_weights(queries, Training(few, None, tmp_path / name, settings), documents)
+        assert tuned.history[1]["loss"] < tuned.history[0]["loss"]
+        texts = few.document_texts()
+        opened = encoder_of(ModelConfig(name=str(tuned.model), precision="fp32" if name == "local" else "auto"))
+        for encoder in (tuned.encoder, opened):
+            assert encoder.identity == documents.identity
+            np.testing.assert_allclose(encoder.encode(texts, "document"), documents.encode(texts, "document"), atol=1e-6)
+        width = documents.encode(texts[:1], "document").shape[1]
+        assert opened.encode(few.query_texts(), "query").shape == (len(few.queries), width)
+        with pytest.raises(ModelError, match="encodes queries alone, for documents of"):
+            LocalEncoder(tuned.model).encode(texts, "document")
+        again = tune_weights(queries, Training(few, None, tmp_path / name, settings), documents)
+        assert again == tuned
+        # The map alone, before any training, already brings a text near to itself.
+        dense, norm = map_between(queries, documents, Training(few, None, tmp_path, settings))
+        with torch.no_grad():
+            mapped = norm(dense({"sentence_embedding": torch.from_numpy(queries.encode(texts, "query"))}))["sentence_embedding"].numpy()
+        nearest = (mapped @ documents.encode(texts, "document").T).argmax(axis=1)
+        assert (nearest == np.arange(len(texts))).mean() > 0.9
+
+
+def test_settings_of_a_model_for_queries_are_checked(tiny_model, word_encoder):
+    check_method(word_encoder, TuneConfig(documents="frozen", query_model=str(tiny_model)))
+    with pytest.raises(ConfigError, match=r"tune\.query_model is trained for frozen documents; fix: tune\.documents = 'frozen'"):
+        check_method(word_encoder, TuneConfig(query_model=str(tiny_model)))
+    with pytest.raises(ConfigError, match="has 1 layers"):
+        check_method(word_encoder, TuneConfig(documents="frozen", query_model=str(tiny_model), freeze=1))
+    config = make_config({"data": {"queries": "x"}, "tune": {"documents": "frozen", "query_model": str(tiny_model)}})
+    with pytest.raises(ConfigError, match="'embedfit run' measures models that encode documents too; fix: 'embedfit tune'"):
+        experiment.run(config)
 
 
 # A run

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,8 @@ import torch
 
 from embedfit.encode.encoder import Encoder, Kind, Vectors, WrappingEncoder, complete
 from embedfit.encode.local import LocalEncoder, load_model
-from embedfit.encode.saving import save_in_place, why_not_written
+from embedfit.encode.saving import why_not_written
+from embedfit.encode.sides import save_two_sided
 from embedfit.errors import ModelError, StorageError
 from embedfit.files import writing
 
@@ -162,7 +162,7 @@ def write_adapted(encoder: LocalEncoder, adapter: Adapter, folder: Path) -> Path
     AdaptedEncoder(encoder, adapter)  # refuses an adapter of another encoder
     model = _routed(load_model(encoder.folder, encoder.prompts, encoder.pooling), adapter)
     try:
-        save_in_place(partial(model.save_pretrained, create_model_card=False), folder)
+        save_two_sided(model, encoder.documents_read_as, folder)
     except Exception as error:
         reason = why_not_written(error)
         if reason is None:

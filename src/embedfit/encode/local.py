@@ -20,7 +20,7 @@ from embedfit import console
 from embedfit.encode.encoder import PROMPT_NAMES, BaseEncoder, Encoder, Kind, Part, Precision, Vectors, WrappingEncoder, complete, slices
 from embedfit.encode.pooling import Pooling, missing_pooling, note_changes, set_pooling, settings_of
 from embedfit.encode.precision import autocast, processor, use_bf16, without_cudnn_attention
-from embedfit.encode.sides import documents_read_as
+from embedfit.encode.sides import documents_read_as, other_side_of
 from embedfit.encode.tokens import Tokens, input_module, length_batches, tokenizer_suffices
 from embedfit.errors import ModelError
 from embedfit.files import digest, file_sha256
@@ -282,6 +282,11 @@ class LocalEncoder(BaseEncoder):
         return documents_read_as(self.folder) or self._read_as
 
     @cached_property
+    def other_side(self) -> tuple[str, str] | None:
+        """Name and identity of the encoder of the documents, if this model encodes queries alone; else None."""
+        return other_side_of(self.folder)
+
+    @cached_property
     def _files(self) -> list[list[str]]:
         files = {*weights_of(self.folder), *(path for end in ("json", "txt", "model") for path in self.folder.rglob(f"*.{end}"))}
         files = {path for path in files if path.name != "embedfit.json"}  # published beside a model, and no part of it
@@ -298,7 +303,13 @@ class LocalEncoder(BaseEncoder):
         return ModelEncoder(model, self.prompts, bf16=use_bf16(self.precision, model.device.type))
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
-        """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions)."""
+        """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions).
+
+        Raises:
+            ModelError: The model encodes queries alone, and the texts are documents.
+        """
+        if kind == "document" and self.other_side:
+            raise ModelError(f"model {self.name!r} encodes queries alone, for documents of {self.other_side[0]!r}")
         return self.loaded.encode(texts, kind)
 
     def encode_parts(self, texts: Sequence[str], kind: Kind) -> Iterator[Part]:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from embedfit import console
 from embedfit.encode.cache import CachedEncoder
-from embedfit.encode.encoder import Encoder
+from embedfit.encode.encoder import Encoder, complete
 from embedfit.encode.local import LocalEncoder
 from embedfit.encode.onnx import OnnxEncoder, is_exported
 from embedfit.encode.pooling import pooling_of, pools_itself
 from embedfit.encode.remote import RemoteEncoder, is_remote
+from embedfit.encode.sides import TwoEncoders
 from embedfit.errors import ConfigError, ModelError
 from embedfit.hub import model_folder
 from embedfit.sections import ModelConfig
@@ -53,4 +54,13 @@ def encoder_of(config: ModelConfig, name: str | None = None) -> Encoder:
         folder = model_folder(name, proof="config.json")
         if pools_itself(folder) or pooling_of(folder):
             pooling = "auto"  # another model may define its own
-    return LocalEncoder(name, query_prompt=query, document_prompt=document, precision=config.precision, pooling=pooling)
+    local = LocalEncoder(name, query_prompt=query, document_prompt=document, precision=config.precision, pooling=pooling)
+    return local if local.other_side is None else _with_other_side(config, local, *local.other_side)
+
+
+def _with_other_side(config: ModelConfig, queries: LocalEncoder, name: str, identity: str) -> Encoder:
+    """Return an encoder of queries with the encoder of documents that it was trained for."""
+    documents = encoder_of(config, name)
+    if complete(documents).identity != identity:
+        raise ModelError(f"model {queries.name!r} was trained for the documents of {name!r}, which has changed; fix: tune it again")
+    return TwoEncoders(queries, CachedEncoder(documents))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedfit.encode.encoder import BaseEncoder, Encoder, Kind, Vectors, complete
+from embedfit.encode.readers import write_older_form
 from embedfit.encode.saving import save_in_place
 from embedfit.files import digest, file_sha256
 
@@ -94,20 +95,41 @@ def is_two_sided(model: SentenceTransformer) -> bool:
 
 
 def save_two_sided(model: SentenceTransformer, read_as: Sequence[Any], folder: Path) -> None:
-    """Save a two-sided model, with a record of whose document vectors it has.
+    """Save a model of which a part for queries alone was trained, with a record of whose document vectors it has.
 
     Args:
-        model: Model to save.
+        model: Model to save. Its router keeps the modules of queries in folders that begin with ``query_``.
         read_as: What identifies the model of the documents: hashes of its files, and the pooling that is added to it.
         folder: Final folder; a model in it is replaced.
     """
 
     def save(target: str) -> None:
         model.save_pretrained(target, create_model_card=False)
+        write_older_form(Path(target))  # the files that are hashed are the final ones
         files = [[name, file_sha256(Path(target, name))] for name in _files_of_documents(Path(target))]
         Path(target, RECORD).write_text(json.dumps({"documents": read_as, "files": files}, indent=1), encoding="utf-8")
 
     save_in_place(save, folder)
+
+
+def save_one_side(model: SentenceTransformer, documents: Encoder, folder: Path) -> None:
+    """Save an encoder of queries, with a record of the other encoder whose document vectors it was trained for."""
+
+    def save(target: str) -> None:
+        model.save_pretrained(target, create_model_card=False)
+        record = {"encoder": documents.name, "identity": complete(documents).identity}
+        Path(target, RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+    save_in_place(save, folder)
+
+
+def other_side_of(folder: Path) -> tuple[str, str] | None:
+    """Return the name and the identity of the encoder that a model's queries were trained for; None if the model has its own documents."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return (str(record["encoder"]), str(record["identity"])) if "encoder" in record else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def documents_read_as(folder: Path) -> list[Any] | None:

@@ -25,7 +25,7 @@ from embedfit.hub import public_name
 from embedfit.pipeline.choosing import job_with_choice
 from embedfit.pipeline.deploying import export_wanted
 from embedfit.pipeline.job import Job, locked
-from embedfit.pipeline.needs import check_installed, local, note_unused, refuse_reranker
+from embedfit.pipeline.needs import check_installed, local, note_unused, refuse_parts
 from embedfit.pipeline.notes import MIXED, alerts, facts, next_steps, notes_on, seeds
 from embedfit.pipeline.parts import read
 from embedfit.pipeline.picked import Pick
@@ -85,7 +85,7 @@ def run(source: Source, *, model: Model | None = None, picks: Sequence[Pick] | N
     config = inputs.config
     processes.join()
     check_installed(config, trains=True)
-    refuse_reranker(config, "run")
+    refuse_parts(config, "run")
     if config.deploy.forms:
         check_exporter()
     if config.tune.method == "adapter" and config.general.keep is not None:
@@ -314,7 +314,7 @@ def curve(source: Source, points: int = 4, *, model: Model | None = None, **sett
     inputs = Inputs.of(source, model, settings)
     config = inputs.config
     check_installed(config, trains=True)
-    refuse_reranker(config, "curve")
+    refuse_parts(config, "curve")
     note_unused(config, "curve")
     job = job_with_choice(config, inputs.dataset, inputs.base, trains=True)
     findings = job.findings

@@ -92,6 +92,12 @@ def check_method(base: Encoder, config: TuneConfig, report_to: Sequence[str] = (
     if config.method == "reranker":
         _check_reranker(model, config)
         return
+    if config.query_model:
+        if config.documents != "frozen" or config.method == "adapter":
+            raise ConfigError(
+                "tune.query_model is trained for frozen documents; fix: tune.documents = 'frozen', with method 'full' or 'lora'"
+            )
+        model = LocalEncoder(config.query_model)
     if config.method != "adapter" and not model:
         raise ConfigError(f'{base.name} has no weights here to train; fix: method = "adapter" in [tune] fits a map of its query vectors')
     unused = sorted(config.model_fields_set - _ADAPTERS_SETTINGS) if config.method == "adapter" else []
@@ -118,12 +124,17 @@ def _check_reranker(model: LocalEncoder | None, config: TuneConfig) -> None:
         console.note(f"a reranker is tuned without {', '.join(f'tune.{name}' for name in unused)}")
 
 
-def refuse_reranker(config: Config, command: str) -> None:
-    """Refuse the tuning of a reranker where the command measures models that encode.
+def refuse_parts(config: Config, command: str) -> None:
+    """Refuse the tuning of a reranker or of a model for queries alone where the command measures whole models.
 
     Raises:
-        ConfigError: ``tune.method`` is ``reranker``.
+        ConfigError: ``tune.method`` is ``reranker``, or ``tune.query_model`` is set.
     """
+    if config.tune.query_model:
+        raise ConfigError(
+            f"'embedfit {command}' measures models that encode documents too; fix: 'embedfit tune' with tune.query_model, and 'embedfit "
+            "evaluate --model' for the result"
+        )
     if config.tune.method == "reranker":
         raise ConfigError(
             f"'embedfit {command}' measures models that encode; fix: 'embedfit tune' for the reranker, and 'embedfit ladder --rung full "

@@ -17,7 +17,7 @@ from embedfit.data.dataset import Dataset
 from embedfit.data.mix import with_further
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder
-from embedfit.encode.local import local_of
+from embedfit.encode.local import LocalEncoder, local_of
 from embedfit.errors import ConfigError
 from embedfit.pipeline.job import Job, locked
 from embedfit.pipeline.kept_out import parts_for_weights
@@ -186,4 +186,6 @@ def tune(base: Encoder, training: Training, evaluate: EvaluateConfig) -> Tuned:
         return tune_adapter(CachedEncoder(encoder), training.train, training.dev, training.folder, settings, template=training.template)
     from embedfit.tune.full import tune_weights
 
+    if config.documents == "frozen" and config.query_model:
+        return tune_weights(LocalEncoder(config.query_model), training, CachedEncoder(training.engine.encoder(base)))
     return tune_weights(local(base), training)

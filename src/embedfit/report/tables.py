@@ -102,11 +102,10 @@ def by_label(queries: pd.DataFrame) -> list[Label]:
         queries: Frame from `per_query`.
     """
     rows = queries[["expected", "base_rank", "tuned_rank"]].explode("expected").dropna()
-    sizes = rows.groupby("expected").size()
-    if len(sizes) < 2 or len(rows) < 2 * len(sizes):
+    groups = [(str(id), group) for id, group in rows.groupby("expected")]
+    if len(groups) < 2 or len(rows) < 2 * len(groups):
         return []
-    shares = rows.assign(before=rows.base_rank == 1, after=rows.tuned_rank == 1).groupby("expected")[["before", "after"]].mean()
-    labels = [Label(str(id), int(sizes[id]), float(row.before), float(row.after)) for id, row in shares.iterrows()]
+    labels = [Label(id, len(group), float((group.base_rank == 1).mean()), float((group.tuned_rank == 1).mean())) for id, group in groups]
     return sorted(labels, key=lambda label: (label.after, -label.queries, label.id))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from torch import Tensor
 
 from embedfit import console, processes
 from embedfit.config import TuneConfig
@@ -19,7 +20,7 @@ from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, Precision
 from embedfit.encode.local import LocalEncoder, ModelEncoder, load_model
 from embedfit.encode.saving import save_in_place
-from embedfit.encode.sides import TwoEncoders, save_two_sided, side_of, two_sided
+from embedfit.encode.sides import TwoEncoders, save_one_side, save_two_sided, side_of, two_sided
 from embedfit.errors import require
 from embedfit.retrieve.engine import Engine, LocalEngine
 from embedfit.retrieve.rerank import LocalReranker
@@ -32,8 +33,8 @@ from embedfit.tune.dev import DevScores, InTraining, with_fewer_documents
 from embedfit.tune.lora import save_lora
 from embedfit.tune.loss import CandidateLoss
 from embedfit.tune.mine import Guards, MinedCandidates, mine, steps_between_minings
-from embedfit.tune.prepared import Prepared, kept_states, memory_tokens, prepare, random_negatives
-from embedfit.tune.query_side import CorpusLoss, FrozenDocuments
+from embedfit.tune.prepared import Prepared, kept_states, memory_tokens, merge_with_start, prepare, random_negatives, starting_weights
+from embedfit.tune.query_side import CorpusLoss, FrozenDocuments, map_between
 from embedfit.tune.result import DONE, MODEL, Tuned, answer_keys, claim, keys_of, read_tuned, write_tuned
 from embedfit.tune.training import Training
 
@@ -92,8 +93,15 @@ def tune_model(
     return tune_weights(encoder, training)
 
 
-def tune_weights(encoder: LocalEncoder, training: Training) -> Tuned:
-    """Fine-tune a model on a `Training`; `tune_model` documents the settings and the errors."""
+def tune_weights(encoder: LocalEncoder, training: Training, documents: Encoder | None = None) -> Tuned:
+    """Fine-tune a model on a `Training`; `tune_model` documents the settings and the errors.
+
+    Args:
+        encoder: Model to start from.
+        training: Data, settings and output folder.
+        documents: Another encoder, whose document vectors the model learns to find, through a linear map that is fitted first; needs
+            ``documents = "frozen"``. None for the model's own.
+    """
     processes.join()
     if training.config.method == "lora":
         require("peft", extra="lora")
@@ -103,22 +111,33 @@ def tune_weights(encoder: LocalEncoder, training: Training) -> Tuned:
     train, dev, folder, template = training.train, training.dev, training.folder, training.template
     described = [encoder.fingerprint, train.digest(), dev.digest() if dev else None, template, training.config.identity()]
     described += ["judged negatives"] if has_judged_negatives(train) else []  # they were not drawn once
+    described += [documents.fingerprint] if documents else []
     claim(folder, described, keys_of(train, dev), answer_keys(train, dev, template))
     if processes.agreed((folder / DONE).exists()):
-        return read_tuned(folder, template=template)
+        return beside(read_tuned(folder, template=template), documents)
     with failures_explained(training):
-        tuned = _train(encoder, training)
+        tuned = _train(encoder, training, documents)
     if processes.main():
         write_tuned(tuned, folder)
         for name in ("checkpoints", "mined"):
             shutil.rmtree(folder / name, ignore_errors=True)
-    return processes.agreed(tuned)
+    return beside(processes.agreed(tuned), documents)
 
 
-def _train(encoder: LocalEncoder, training: Training) -> Tuned:
+def beside(tuned: Tuned, documents: Encoder | None) -> Tuned:
+    """Return the result with the other encoder that it needs for the documents; as it is if it needs none."""
+    if documents is None:
+        return tuned
+    encoder = TwoEncoders(LocalEncoder(tuned.model, precision=tuned.precision), documents)
+    return replace(tuned, held=DenseRetriever(encoder, tuned.template))
+
+
+def _train(encoder: LocalEncoder, training: Training, documents: Encoder | None) -> Tuned:
     """Train a model from its start or its last checkpoint, and save it."""
-    prepared, config = prepare(encoder, training), training.config
-    base = CachedEncoder(training.engine.encoder(encoder))  # a comparison may have cached its vectors already
+    config = training.config
+    base = CachedEncoder(training.engine.encoder(documents or encoder))  # a comparison may have cached its vectors already
+    prepared = prepare(encoder, training, map_between(encoder, base, training) if documents else ())
+    start = starting_weights(prepared, config)
     source = _candidate_source(base, training, prepared)
     loss = _loss(base, training, prepared)
     _note_unused(config, prepared.candidates, training.train)
@@ -142,7 +161,7 @@ def _train(encoder: LocalEncoder, training: Training) -> Tuned:
         spent=spent,
     )
     finished = run_course(training, course)
-    _save(prepared, encoder, training)
+    _save(prepared, start, encoder, documents, training)
     return Tuned(
         None,
         finished.seconds,
@@ -209,9 +228,9 @@ def _note_unused(config: TuneConfig, candidates: str, train: Dataset) -> None:
         console.note(f"not used where candidates are {candidates!r}: {', '.join(f'tune.{name}' for name in unused)}")
 
 
-def _save(prepared: Prepared, base: LocalEncoder, training: Training) -> None:
+def _save(prepared: Prepared, start: Mapping[str, Tensor], base: LocalEncoder, documents: Encoder | None, training: Training) -> None:
     """Save the model, and LoRA's matrices alone beside it before they are merged into it."""
-    merge_with_base(prepared, base, training.config)
+    merge_with_start(prepared, start, training.config.merge_weight)
     if prepared.lora is not None:
         if processes.main():
             save_in_place(partial(save_lora, prepared.lora, base.name), training.folder / "lora")
@@ -221,25 +240,11 @@ def _save(prepared: Prepared, base: LocalEncoder, training: Training) -> None:
     if prepared.documents is not None:
         save_in_place(partial(prepared.model.save_pretrained, create_model_card=False), training.folder / MODEL)
         return
-    documents = side_of(load_model(base.folder, base.prompts, base.pooling), "document")
-    save_two_sided(two_sided(prepared.model, documents), base.documents_read_as, training.folder / MODEL)
-
-
-def merge_with_base(prepared: Prepared, base: LocalEncoder, config: TuneConfig) -> None:
-    """Merge the trained weights with the base model's, by the weight of the settings."""
-    weight = config.merge_weight
-    if weight == 1:
+    if documents is not None:
+        save_one_side(prepared.model, documents, training.folder / MODEL)
         return
-    trained = {name: value for name, value in prepared.model.named_parameters() if value.requires_grad}
-    with torch.no_grad():
-        if prepared.lora is not None:  # one factor scaled scales the product, which is what training added
-            for name, value in trained.items():
-                if "lora_B" in name:
-                    value.mul_(weight)
-            return
-        before = dict(side_of(load_model(base.folder, base.prompts, base.pooling), "query").named_parameters())
-        for name, value in trained.items():
-            value.lerp_(before[name].to(value.device), 1 - weight)
+    own = side_of(load_model(base.folder, base.prompts, base.pooling), "document")
+    save_two_sided(two_sided(prepared.model, own), base.documents_read_as, training.folder / MODEL)
 
 
 def _now(training: ModelEncoder, whole: bool, engine: Engine, folder: Path) -> Encoder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,8 +68,13 @@ class Prepared:
         return self.encoder.model
 
 
-def prepare(encoder: LocalEncoder, training: Training) -> Prepared:
+def prepare(encoder: LocalEncoder, training: Training, added: Sequence[torch.nn.Module] = ()) -> Prepared:
     """Load the model, set its trainable weights, and tokenise the texts that it will encode.
+
+    Args:
+        encoder: Model to start from.
+        training: Data and settings.
+        added: Modules to put after the model's own.
 
     Raises:
         ConfigError: A Matryoshka dimension is not below the model's.
@@ -83,6 +89,8 @@ def prepare(encoder: LocalEncoder, training: Training) -> Prepared:
         raise ModelError(
             f"{encoder.name} encodes queries and documents with two models; fix: tune.documents = 'frozen', which trains that of queries"
         )
+    for module in added:
+        model.append(module.to(model.device))
     if model.transformers_model is None:
         raise ModelError(f"a {type(model[0]).__name__} cannot be tuned; expected a model whose first module is a transformer")
     dimension = model.get_embedding_dimension()
@@ -142,6 +150,29 @@ def set_trainable(encoder: ModelEncoder, config: TuneConfig, candidates: str, qu
     if not config.train_embeddings:
         transformer.get_input_embeddings().weight.requires_grad_(False)
     return None, lower
+
+
+def starting_weights(prepared: Prepared, config: TuneConfig) -> dict[str, torch.Tensor]:
+    """Return a copy of the trainable weights before training, if they are to be merged with the trained ones."""
+    if config.merge_weight == 1 or prepared.lora is not None:
+        return {}
+    return {name: value.detach().clone() for name, value in prepared.model.named_parameters() if value.requires_grad}
+
+
+def merge_with_start(prepared: Prepared, start: Mapping[str, torch.Tensor], weight: float) -> None:
+    """Merge the trained weights with those before training.
+
+    Args:
+        prepared: Model after training.
+        start: Result of `starting_weights`.
+        weight: Weight of the trained ones.
+    """
+    with torch.no_grad():
+        for name, value in prepared.model.named_parameters():
+            if name in start:
+                value.lerp_(start[name], 1 - weight)
+            elif prepared.lora is not None and "lora_B" in name:  # scales the product, which is what training added
+                value.mul_(weight)
 
 
 def layers_to_freeze(transformer: torch.nn.Module, config: TuneConfig, candidates: str, queries: int) -> int:

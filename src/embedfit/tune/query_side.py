@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +16,16 @@ from torch.utils.checkpoint import checkpoint
 
 from embedfit.data.dataset import Dataset
 from embedfit.encode.encoder import Encoder, Vectors
+from embedfit.encode.local import LocalEncoder
 from embedfit.retrieve.run import own_positions
 from embedfit.tune.candidates import relevant_positions
 from embedfit.tune.loss import CandidateLoss, multi_positive_softmax
+from embedfit.tune.training import Training
 
 _MOST_DOCUMENTS = 2**18
 """Most documents that queries are scored against. Their products with a batch cost about as much as encoding its queries."""
+_MAPPED_TEXTS, _RIDGE = 4096, 0.01
+"""Most texts that the map between two encoders is fitted on, and its penalty as a share of the mean variance of a dimension."""
 _BLOCK_BYTES = 64 * 2**20
 """Memory for the similarities of one block of documents."""
 
@@ -57,8 +62,8 @@ class FrozenDocuments:
         if len(texts) > most:
             needed = np.unique([position for grades in relevant for position in grades])
             others = np.setdiff1d(chosen, needed)
-            random = np.random.default_rng(seed).choice(others, max(0, most - len(needed)), replace=False)
-            chosen = np.sort(np.concatenate([needed, random]))
+            drawn = np.random.default_rng(seed).choice(others, max(0, most - len(needed)), replace=False)
+            chosen = np.sort(np.concatenate([needed, drawn]))
         place = {int(position): index for index, position in enumerate(chosen)}
         copies = defaultdict(list)
         for position in chosen.tolist():
@@ -70,6 +75,31 @@ class FrozenDocuments:
             neither.append(sorted({*same, *([place[own[row]]] if own[row] in place else [])} - known))
         vectors = encoder.encode([texts[position] for position in chosen], "document")
         return cls(vectors, [{place[position]: grade for position, grade in grades.items()} for grades in relevant], neither)
+
+
+def map_between(queries: LocalEncoder, documents: Encoder, training: Training) -> tuple[nn.Module, nn.Module]:
+    """Fit the linear map from one encoder's vectors to another's, as modules to put after the first.
+
+    It is a ridge regression on document texts, each encoded by both; where the spaces are the same, it is close to the identity.
+
+    Args:
+        queries: Encoder whose vectors are mapped.
+        documents: Encoder whose vectors they are mapped to.
+        training: Corpus, template and seed.
+    """
+    from sentence_transformers.base.modules import Dense, Normalize
+
+    texts = sorted(set(training.train.document_texts(training.template)))
+    texts = random.Random(training.config.seed).sample(texts, min(len(texts), _MAPPED_TEXTS))
+    given, wanted = (vectors.astype(np.float64) for vectors in (queries.encode(texts, "query"), documents.encode(texts, "document")))
+    centre, target = given.mean(axis=0), wanted.mean(axis=0)
+    given, wanted = given - centre, wanted - target
+    products = given.T @ given
+    penalty = _RIDGE * np.trace(products) / len(products) + 1e-9
+    weight = np.linalg.solve(products + penalty * np.eye(len(products)), given.T @ wanted)
+    bias = target - centre @ weight
+    matrix, shift = (torch.from_numpy(np.ascontiguousarray(values, np.float32)) for values in (weight.T, bias))
+    return Dense(len(centre), len(target), activation_function=None, init_weight=matrix, init_bias=shift), Normalize()
 
 
 class CorpusLoss(CandidateLoss):
