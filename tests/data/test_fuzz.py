@@ -8,7 +8,7 @@ import shutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from written import FORMATS
+from written import FORMATS, delimited, xlsx
 
 from embedfit.data.formats import sniff
 from embedfit.data.load import load
@@ -121,6 +121,10 @@ ROWS = {
     "Label Studio": {"id": 1, "data": {"text": "text {n}"}, "annotations": [{"result": [{"value": {"choices": ["one"]}}]}]},
     "Argilla": {"id": "a", "fields": {"text": "text {n}"}, "responses": {"label": [{"value": "one", "user_id": "u"}]}},
     "Prodigy": {"text": "text {n}", "label": "one", "answer": "accept", "_task_hash": 1},
+    "NLI": {"premise": "text {n}", "hypothesis": "one", "label": "entailment"},
+    "Quepid, book": {"query": "text {n}", "docid": "d1", "Ann Lee": 2},
+    "sets": {"set": ["text {n}", "one"]},
+    "capital keys": {"Query": "text {n}", "Pos": ["one"], "Neg": ["two"]},
     "classes": {"text": "text {n}", "label": "one"},
     "judged": {"qid": "a", "query": "text {n}", "doc_id": "d1", "passage": "one", "relevance": 1},
 }
@@ -154,6 +158,29 @@ def test_no_row_is_lost(data, name, tmp_path_factory):
             assert f"text {number}" in texts or number + 1 in refused or whole, number
     merged = json.dumps(rows).count("text ") != count
     assert len(texts) + len(refused) >= count or whole or merged or _says_nothing(rows[spoilt])
+
+
+CELL = st.text(st.sampled_from("abz019 ,;|\"'é☃[{"), min_size=1, max_size=9).filter(str.strip)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    titles=st.lists(st.lists(CELL, max_size=2), max_size=3),
+    rows=st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=6, unique_by=lambda row: row[1].strip()),
+    delimiter=st.sampled_from([",", ";", "\t", "|"]),
+    sheet=st.booleans(),
+)
+def test_no_row_below_a_title_is_lost(titles, rows, delimiter, sheet, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("titles")
+    table = [*(([*title, "", "", ""])[:3] for title in titles), ["Number", "Question", "Topic"], *map(list, rows)]
+    if sheet:
+        path = xlsx(folder / "t.xlsx", {"Sheet": table})
+    else:
+        path = delimited(folder / "t.csv", table, delimiter)
+    problems = []
+    read = one_line(lambda: load(path, problems=problems))
+    if read is not None and not problems:
+        assert len(read.queries) == len(rows)
 
 
 def _says_nothing(row):
