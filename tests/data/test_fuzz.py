@@ -173,10 +173,7 @@ CELL = st.text(st.sampled_from("abz019 ,;|\"'é☃[{"), min_size=1, max_size=9).
 def test_no_row_below_a_title_is_lost(titles, rows, delimiter, sheet, tmp_path_factory):
     folder = tmp_path_factory.mktemp("titles")
     table = [*(([*title, "", "", ""])[:3] for title in titles), ["Number", "Question", "Topic"], *map(list, rows)]
-    if sheet:
-        path = xlsx(folder / "t.xlsx", {"Sheet": table})
-    else:
-        path = delimited(folder / "t.csv", table, delimiter)
+    path = xlsx(folder / "t.xlsx", {"Sheet": table}) if sheet else delimited(folder / "t.csv", table, delimiter)
     problems = []
     read = one_line(lambda: load(path, problems=problems))
     if read is not None and not problems:

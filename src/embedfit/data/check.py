@@ -215,7 +215,7 @@ def _conflicts(dataset: Dataset) -> list[Finding]:
 
 def _near_conflicts(dataset: Dataset) -> list[Finding]:
     findings = []
-    for chain in _chains({id: query.text for id, query in dataset.queries.items()}):
+    for chain in _chains(list(dataset.queries), dataset.query_texts()):
         ids = tuple(id for id in chain if dataset.relevant(id))
         if _all_the_same([dataset.queries[id].text for id in ids]) or len({tuple(sorted(dataset.relevant(id))) for id in ids}) == 1:
             continue
@@ -249,29 +249,28 @@ def _near_copies(dataset: Dataset) -> list[Finding]:
     texts = {id: f"{document.title} {document.text}".strip() for id, document in dataset.corpus.items()}
     return [
         Finding("warning", "near copy", f"documents {', '.join(ids[:5])} nearly say the same: {shown(texts[ids[0]])}", ids)
-        for ids in _chains(texts)
+        for ids in _chains(list(texts), list(texts.values()))
         if not _all_the_same([texts[id] for id in ids])
     ]
 
 
 def _chained(dataset: Dataset) -> list[Finding]:
-    judged = set(dataset.judged)
+    count = len(dataset.judged)
     findings = []
-    for chain in _chains({id: query.text for id, query in dataset.queries.items()}):
-        ids = tuple(id for id in chain if id in judged)
-        if len(ids) > max(_CHAIN_QUERIES, _CHAIN_SHARE * len(judged)):
+    for chain in _chains(list(dataset.queries), dataset.query_texts()):
+        ids = tuple(id for id in chain if dataset.relevant(id))
+        if len(ids) > max(_CHAIN_QUERIES, _CHAIN_SHARE * count):
             message = (
-                f"{len(ids):,} of {len(judged):,} queries are copies or near copies, or copies of those, and are never divided "
+                f"{len(ids):,} of {count:,} queries are copies or near copies, or copies of those, and are never divided "
                 f"between train, dev and test: {shown(dataset.queries[ids[0]].text)}"
             )
             findings.append(Finding("warning", "chain", message, ids))
     return findings
 
 
-def _chains(texts: Mapping[str, str]) -> list[tuple[str, ...]]:
+def _chains(ids: Sequence[str], texts: Sequence[str]) -> list[tuple[str, ...]]:
     """Return the ids of copies and near copies, in groups of at least two."""
-    ids = list(texts)
-    return [tuple(ids[place] for place in chain) for chain in near_duplicates(list(texts.values())).chains]
+    return [tuple(ids[place] for place in chain) for chain in near_duplicates(texts).chains]
 
 
 def _all_the_same(texts: Sequence[str]) -> bool:
@@ -360,8 +359,7 @@ def _unasked(dataset: Dataset) -> list[Finding]:
 
 
 def _unjudged(dataset: Dataset) -> list[Finding]:
-    judged = set(dataset.judged)
-    rest = tuple(id for id in dataset.queries if id not in judged)
+    rest = tuple(id for id in dataset.queries if not dataset.relevant(id))
     without = sum(id in dataset.qrels for id in rest)
     answered = f"; {without:,} of them are judged to have none" if without else ""
     message = f"{len(rest):,} queries have no relevant document and are left out{answered}"

@@ -140,10 +140,11 @@ def numbered(names: npt.NDArray[np.generic]) -> npt.NDArray[np.int32]:
 def members(group_of: npt.NDArray[np.int32], *, least: int = 1) -> Iterator[tuple[int, ...]]:
     """Yield the positions in each group of at least so many members, in the order of the groups' numbers."""
     sizes = np.bincount(group_of)
-    order = np.argsort(group_of, kind="stable")
+    order = np.argsort(group_of, kind="stable").astype(np.int32)
     ends = np.cumsum(sizes)
-    for number in np.flatnonzero(sizes >= least).tolist():
-        yield tuple(order[ends[number] - sizes[number] : ends[number]].tolist())
+    chosen = np.flatnonzero(sizes >= least)
+    for size, end in zip(sizes[chosen].tolist(), ends[chosen].tolist(), strict=True):
+        yield (int(order[end - 1]),) if size == 1 else tuple(order[end - size : end].tolist())
 
 
 def near_duplicates(texts: Sequence[str]) -> Duplicates:

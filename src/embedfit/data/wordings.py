@@ -126,14 +126,18 @@ class Wordings:
 
         Texts are told apart by hashes of 128 bits.
         """
-        hashes = np.zeros((len(self), 2), np.uint64)
+        hashes = np.zeros((2, len(self)), np.uint64)
         for column, codes in enumerate(_codes(2, len(self.vocabulary))):
             for begin, end in self._blocks():
                 places = self.starts[begin : end + 1] - self.starts[begin]
-                hashes[begin:end, column] = _sums(codes[self.numbers[self.starts[begin] : self.starts[end]]] * _powers(places), places)
-        order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable
+                hashes[column, begin:end] = _sums(codes[self.numbers[self.starts[begin] : self.starts[end]]] * _powers(places), places)
+        order = np.lexsort(hashes)  # stable
         new = np.ones(len(self), bool)
-        new[1:] = (hashes[order[1:]] != hashes[order[:-1]]).any(axis=1)
+        new[1:] = False
+        for values in hashes:
+            in_order = values[order]
+            new[1:] |= in_order[1:] != in_order[:-1]
+        del hashes
         first_of = order[new][np.cumsum(new) - 1]  # the first text of the group, for each text in this order
         first = np.zeros(len(self), bool)
         first[order[new]] = True
