@@ -24,6 +24,7 @@ from embedfit.serve.conventions import add_conventions
 from embedfit.serve.doubts import Doubts
 from embedfit.serve.feedback import Feedback
 from embedfit.serve.guard import Guard
+from embedfit.serve.indexed import ServedIndex
 from embedfit.serve.labelling import ItemSource, Labelling
 from embedfit.serve.metering import Meters
 from embedfit.serve.pages import Pages, service_of
@@ -62,11 +63,13 @@ class FeedbackBody(Body):
     kind: Literal["pick", "click"] = Field("pick", description="`click`: the document was opened, which is no label.")
 
 
-def make_app(searcher: Served, settings: Settings, items: Labelling | None = None, against: Served | None = None) -> ASGIApp:
+def make_app(
+    searcher: Served | ServedIndex, settings: Settings, items: Labelling | None = None, against: Served | ServedIndex | None = None
+) -> ASGIApp:
     """Return the application that serves a searcher.
 
     Args:
-        searcher: Served to serve.
+        searcher: Searcher to serve.
         settings: Settings of the server.
         items: Items to label; None if people enter the queries.
         against: Searcher to compare with, blindly; None for none.
@@ -143,7 +146,7 @@ def make_labelling_app(settings: Settings, source: ItemSource, output: Path, peo
     return make_app(searcher, settings, Labelling(source.items.name, queries, output, people))
 
 
-def load(folder: str | Path, form: str = "") -> Served:
+def load(folder: str | Path, form: str = "") -> Served | ServedIndex:
     """Return the searcher of a folder.
 
     Args:
