@@ -180,7 +180,7 @@ def refresh(
     live: Annotated[Path | None, typer.Option(help="Live folder. Default: the name of the runs with -live, beside them.")] = None,
     feedback: Annotated[
         list[str] | None,
-        typer.Option(help="Picks to train on; repeatable: a run, a live folder, or a file. Default: those of all runs of SOURCE."),
+        typer.Option(help="Picks to train on; repeatable: a run, a file, or a database. Default: those of all runs of SOURCE."),
     ] = None,
     index: Annotated[bool, typer.Option("--index", help="Fill, check and switch the vector store of SOURCE too.")] = False,
     rollback: Annotated[bool, typer.Option("--rollback", help="Make the previous version live again. Nothing is trained.")] = False,
