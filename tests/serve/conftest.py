@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, Browser
+from loop_data import expenses, pick, settings_in
 from serve_data import searcher, serving
 
 from embedfit.data.dataset import Dataset, Document
 from embedfit.encode.local import LocalEncoder
+from embedfit.serve.live import LiveFolder
+from embedfit.serve.refreshing import refresh
 from embedfit.serve.searching import Served
 
 READERS = Path(os.environ.get("EMBEDFIT_TEST_READERS", Path(sys.prefix) / "readers"))
@@ -88,3 +91,14 @@ def sound(browser):
         assert browser.value("document.documentElement.scrollWidth <= innerWidth")
 
     return check
+
+
+@pytest.fixture(scope="session")
+def world(tiny_model, tmp_path_factory):
+    """A configuration, its live folder, and the results of a first refresh and of one after 200 picks."""
+    folder = tmp_path_factory.mktemp("refresh")
+    config = settings_in(folder, tiny_model, 48, split={"folds": 2})
+    live = LiveFolder(folder / "runs" / "loop-live")
+    first = refresh(config, live)
+    pick(live, expenses(200, 1))
+    return config, live, first, refresh(config, live)

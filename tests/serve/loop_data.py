@@ -2,8 +2,10 @@
 
 import json
 import random
+import time
 
 from embedfit.config import make_config
+from embedfit.serve.feedback import Feedback, Search, new_id
 
 KINDS = {
     "Travel": ("taxi", "flight", "hotel", "train"),
@@ -52,3 +54,40 @@ def settings_in(folder, model, labelled, **more):
             **more,
         }
     )
+
+
+def pick(folder, rows):
+    """Store picks in the feedback of a live folder."""
+    feedback = Feedback(folder.path / "feedback.db")
+    for text, kind in rows:
+        search = Search(new_id(), text, None, "", "api", "model", [{"id": kind, "score": 1.0, "probability": 0.5, "because": []}])
+        feedback.record([search])
+        feedback.pick(search.id, kind)
+    feedback.close()
+
+
+def settings_file(config, folder, more=""):
+    """Write a configuration as embedfit.toml."""
+    (folder / "embedfit.toml").write_text(
+        f"""
+        name = "loop"
+        output = {json.dumps(config.output)}
+        data = {{ queries = {json.dumps(config.data.queries)}, documents = {json.dumps(config.data.documents)} }}
+        model = {{ name = {json.dumps(config.model.name)} }}
+        split = {{ folds = 2 }}
+        tune = {{ method = "adapter" }}
+        general = {{ measure = "off" }}
+        evaluate = {{ bm25 = false }}
+        searcher = {{ views = ["documents", "examples", "terms"] }}
+        {more}
+        """
+    )
+    return folder / "embedfit.toml"
+
+
+def until(condition, seconds=60):
+    """Wait for something that another thread or process does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -17,9 +17,12 @@ import pytest
 from serve_data import TEXTS, searcher, serving
 
 from embedfit.encode.encoder import WrappingEncoder
+from embedfit.errors import StorageError
 from embedfit.searcher.saving import searcher_digest
 from embedfit.searcher.searcher import Searcher
+from embedfit.serve.app import make_app
 from embedfit.serve.feedback import Feedback
+from embedfit.serve.settings import Settings
 
 
 def search(client, query, **more):
@@ -213,6 +216,21 @@ def test_shown_orders_are_recorded_with_their_probability(word_encoder, tmp_path
     for row, answer in zip(rows, answers, strict=True):
         assert [hit["id"] for hit in json.loads(row["shown"])] == ids(answer)
         assert row["place"] == ids(answer).index("taxi") + 1
+
+
+def test_a_worker_that_starts_while_the_database_is_away_waits_for_it(word_encoder, tmp_path):
+    (tmp_path / "later").write_text("a file where a folder is to be")
+    settings = Settings("folder", feedback=str(tmp_path / "later" / "feedback.db"))
+    with pytest.raises(StorageError, match="cannot be opened"):
+        make_app(searcher(word_encoder), settings)
+
+    def mend():
+        (tmp_path / "later").unlink()
+        (tmp_path / "later").mkdir()
+
+    threading.Timer(0.2, mend).start()
+    make_app(searcher(word_encoder), settings, patience=60)
+    assert (tmp_path / "later" / "feedback.db").exists()
 
 
 def test_a_signal_does_not_wait_for_a_worker_that_is_only_starting():

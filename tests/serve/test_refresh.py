@@ -3,7 +3,6 @@
 import json
 import shutil
 import threading
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,38 +10,17 @@ import filelock
 import numpy as np
 import pandas as pd
 import pytest
-from loop_data import expenses, settings_in
+from loop_data import expenses, pick, settings_file, until
 from serve_data import serving
 
 from embedfit.errors import DataError, StorageError
 from embedfit.pipeline.learned import scores_with
 from embedfit.pipeline.result import data_of, read_result
-from embedfit.serve.feedback import Feedback, Search, new_id
+from embedfit.serve.feedback import Feedback
 from embedfit.serve.live import LiveFolder, load
 from embedfit.serve.places import read_picks
 from embedfit.serve.refreshing import refresh, roll_back
 from embedfit.serve.searching import Served
-
-
-def pick(folder, rows):
-    """Store picks in the feedback of a live folder."""
-    feedback = Feedback(folder.path / "feedback.db")
-    for text, kind in rows:
-        search = Search(new_id(), text, None, "", "api", "model", [{"id": kind, "score": 1.0, "probability": 0.5, "because": []}])
-        feedback.record([search])
-        feedback.pick(search.id, kind)
-    feedback.close()
-
-
-@pytest.fixture(scope="module")
-def world(tiny_model, tmp_path_factory):
-    """A configuration, its live folder, and the results of a first refresh and of one after 200 picks."""
-    folder = tmp_path_factory.mktemp("refresh")
-    config = settings_in(folder, tiny_model, 48, split={"folds": 2})
-    live = LiveFolder(folder / "runs" / "loop-live")
-    first = refresh(config, live)
-    pick(live, expenses(200, 1))
-    return config, live, first, refresh(config, live)
 
 
 def test_a_better_version_goes_live_after_a_comparison_on_held_out_queries_and_todays(world):
@@ -155,24 +133,6 @@ def test_queries_unlike_those_of_the_training_are_drift_and_those_of_the_same_ki
     assert likeness["counts"] == [48, 30]
 
 
-def settings_file(config, folder):
-    """Write a configuration as embedfit.toml."""
-    (folder / "embedfit.toml").write_text(
-        f"""
-        name = "loop"
-        output = {json.dumps(config.output)}
-        data = {{ queries = {json.dumps(config.data.queries)}, documents = {json.dumps(config.data.documents)} }}
-        model = {{ name = {json.dumps(config.model.name)} }}
-        split = {{ folds = 2 }}
-        tune = {{ method = "adapter" }}
-        general = {{ measure = "off" }}
-        evaluate = {{ bm25 = false }}
-        searcher = {{ views = ["documents", "examples", "terms"] }}
-        """
-    )
-    return folder / "embedfit.toml"
-
-
 def test_a_server_switches_under_load_with_no_failed_and_no_mixed_answer(world, tmp_path):
     _, _, first, second = world
     folder = LiveFolder(tmp_path / "live")
@@ -218,14 +178,6 @@ def test_a_server_switches_under_load_with_no_failed_and_no_mixed_answer(world, 
     models = [several[0]["model"] for _, _, several in answers]
     assert set(models) == {model for model, _ in expected}
     assert models[-1] == Served.load(second.live).fingerprint
-
-
-def until(condition, seconds=60):
-    """Wait for something that another thread or process does."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_two_refreshes_are_kept_apart_and_a_run_directory_is_no_live_folder(world, tmp_path):

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from embedfit.serve.summary import Summary
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Finished run directory, or the live folder of 'refresh'.")]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Finished run directory, the live folder of 'refresh', or embedfit.toml for its live index.")
+]
 
 _LOCATION = "File of the feedback, or postgresql://..., or env:NAME. Default: feedback.db in the run directory."
 
@@ -59,6 +61,7 @@ def serve(
     """Serve a run over HTTP. It offers search, feedback, embeddings, and a page on which people pick."""
     from embedfit.errors import ConfigError
     from embedfit.serve.feedback import NAME
+    from embedfit.serve.places import home
     from embedfit.serve.running import serve as start
     from embedfit.serve.settings import Settings, token_from
 
@@ -72,7 +75,7 @@ def serve(
         host=host,
         port=port,
         token=token_from(token_env, host),
-        feedback="" if no_feedback else str(feedback or run / NAME),
+        feedback="" if no_feedback else feedback or str(home(run) / NAME),
         agreement=learn,
         against=str(against or ""),
         suspects=_suspects_of(run),
@@ -149,9 +152,10 @@ def feedback(
     from embedfit.serve.drift import drift_of
     from embedfit.serve.feedback import Feedback
     from embedfit.serve.live import LiveFolder
-    from embedfit.serve.places import existing
+    from embedfit.serve.places import existing, home
     from embedfit.serve.summary import summarise, write_labels
 
+    run = home(run)
     location = existing(file, run)
     if sum(option is not None for option in (output, delete, forget)) > 1:
         raise ConfigError("--output, --delete and --forget are three things to do; fix: give one of them")
@@ -176,8 +180,9 @@ def refresh(
     live: Annotated[Path | None, typer.Option(help="Live folder. Default: the name of the runs with -live, beside them.")] = None,
     feedback: Annotated[
         list[str] | None,
-        typer.Option(help="Picks to train on; repeatable: a run, a live folder, or a file. Default: those of all runs of SOURCE."),
+        typer.Option(help="Picks to train on; repeatable: a run, a file, or a database. Default: those of all runs of SOURCE."),
     ] = None,
+    index: Annotated[bool, typer.Option("--index", help="Fill, check and switch the vector store of SOURCE too.")] = False,
     rollback: Annotated[bool, typer.Option("--rollback", help="Make the previous version live again. Nothing is trained.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -194,7 +199,7 @@ def refresh(
         raise ConfigError("--rollback trains nothing, and so has no use for --feedback; fix: give one of them")
     settings = settings_of(source, None, False, {})
     folder = LiveFolder(live or Path(settings.output) / f"{settings.name}-live")
-    refreshed = roll_back(folder) if rollback else start(settings, folder, feedback or ())
+    refreshed = roll_back(folder, settings if index else None) if rollback else start(settings, folder, feedback or (), index=index)
     console.echo(json.dumps(refreshed.to_dict()) if as_json else refreshed.sentence)
     if refreshed.outcome == "kept":
         raise typer.Exit(1)
@@ -214,9 +219,10 @@ def mcp(
         check_package(package, extra="mcp")
     from embedfit.serve.live import load
     from embedfit.serve.mcp import make_server
+    from embedfit.serve.places import home
 
     console.quiet = True
-    make_server(load(run), None if no_feedback else file or str(run / NAME), str(run)).run("stdio")
+    make_server(load(run), None if no_feedback else file or str(home(run) / NAME), str(run)).run("stdio")
 
 
 def _suspects_of(run: Path) -> str:

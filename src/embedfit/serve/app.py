@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 from pathlib import Path
@@ -18,12 +19,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from embedfit import console
+from embedfit.errors import StorageError
 from embedfit.serve import live
 from embedfit.serve.answers import content_of
 from embedfit.serve.conventions import add_conventions
 from embedfit.serve.doubts import Doubts
 from embedfit.serve.feedback import Feedback
 from embedfit.serve.guard import Guard
+from embedfit.serve.indexed import ServedIndex
 from embedfit.serve.labelling import ItemSource, Labelling
 from embedfit.serve.metering import Meters
 from embedfit.serve.pages import Pages, service_of
@@ -35,6 +38,8 @@ from embedfit.serve.settings import Settings
 from embedfit.serve.tracing import Tracer, targets
 
 log = logging.getLogger("embedfit.serve")
+
+_PATIENCE_SECONDS = 120.0
 
 
 class Body(BaseModel):
@@ -62,20 +67,28 @@ class FeedbackBody(Body):
     kind: Literal["pick", "click"] = Field("pick", description="`click`: the document was opened, which is no label.")
 
 
-def make_app(searcher: Served, settings: Settings, items: Labelling | None = None, against: Served | None = None) -> ASGIApp:
+def make_app(
+    searcher: Served | ServedIndex,
+    settings: Settings,
+    items: Labelling | None = None,
+    against: Served | ServedIndex | None = None,
+    *,
+    patience: float = 0.0,
+) -> ASGIApp:
     """Return the application that serves a searcher.
 
     Args:
-        searcher: Served to serve.
+        searcher: Searcher to serve.
         settings: Settings of the server.
         items: Items to label; None if people enter the queries.
         against: Searcher to compare with, blindly; None for none.
+        patience: Seconds to wait for the feedback's database.
 
     Raises:
         StorageError: The feedback cannot be opened.
     """
     meters = Meters()
-    feedback = Feedback(settings.feedback, settings.agreement) if settings.feedback else None
+    feedback = _opened(settings, patience) if settings.feedback else None
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -85,7 +98,8 @@ def make_app(searcher: Served, settings: Settings, items: Labelling | None = Non
             tracer = Tracer(targets(), texts=settings.traces == "texts", dropped=meters.untraced.inc)
             service.trace = tracer.add
         if feedback is not None:
-            feedback.forget_unpicked(settings.keep_days)
+            with contextlib.suppress(StorageError):  # the next start forgets them
+                feedback.forget_unpicked(settings.keep_days)
         if items is not None:
             await items.start(service)
         following = asyncio.create_task(live.follow(service, settings.folder, settings.form))
@@ -113,17 +127,34 @@ def make_app(searcher: Served, settings: Settings, items: Labelling | None = Non
 def from_environment() -> ASGIApp:
     """Return the application of the settings that the parent process passed on. Each worker calls it."""
     settings = Settings.passed_on()
-    return make_app_of(settings)
+    return make_app_of(settings, patience=_PATIENCE_SECONDS)
 
 
-def make_app_of(settings: Settings) -> ASGIApp:
+def make_app_of(settings: Settings, *, patience: float = 0.0) -> ASGIApp:
     """Return the application that the settings describe.
+
+    Args:
+        settings: Settings of the server.
+        patience: Seconds to wait for the feedback's database.
 
     Raises:
         EmbedfitError: A folder holds no searcher, or the run has no such form.
     """
     against = load(settings.against) if settings.against else None
-    return make_app(load(settings.folder, settings.form), settings, against=against)
+    return make_app(load(settings.folder, settings.form), settings, against=against, patience=patience)
+
+
+def _opened(settings: Settings, patience: float) -> Feedback:
+    """Return the feedback. A worker that starts while the database is away waits for it: its failure would end all workers."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return Feedback(settings.feedback, settings.agreement)
+        except StorageError as error:
+            if time.monotonic() > end:
+                raise
+            log.error("%s", error)
+            time.sleep(1)
 
 
 def make_labelling_app(settings: Settings, source: ItemSource, output: Path, people: int) -> ASGIApp:
@@ -143,7 +174,7 @@ def make_labelling_app(settings: Settings, source: ItemSource, output: Path, peo
     return make_app(searcher, settings, Labelling(source.items.name, queries, output, people))
 
 
-def load(folder: str | Path, form: str = "") -> Served:
+def load(folder: str | Path, form: str = "") -> Served | ServedIndex:
     """Return the searcher of a folder.
 
     Args:

@@ -11,7 +11,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from embedfit.data.texts import Document
 from embedfit.errors import DataError, StorageError
 from embedfit.files import neutral
 from embedfit.serve.pages import Pages, service_of
@@ -110,7 +109,7 @@ class Doubts:
         return self.pages.page(request, "doubts.html", doubt=doubt, progress=progress, file=self.path.name, **content)
 
 
-def _doubt(row: Mapping[str, str], documents: Mapping[str, Document], texts: Mapping[str, str]) -> Doubt:
+def _doubt(row: Mapping[str, str], documents: Iterable[str], texts: Mapping[str, str]) -> Doubt:
     ids = {neutral(id): id for id in documents}
 
     def named(cells: Iterable[str]) -> list[tuple[str, str]]:

@@ -95,7 +95,7 @@ class Labelling:
         self._open = [number for number in range(len(self._texts)) if len(self._by[number]) < self.people]
         # By its text, so that a restart draws the same ones.
         self._drawn = {number: key for key, number in number_of.items() if int(key[:8], 16) % _ONE_IN == 0}
-        self._parts = service.searcher.without_feedback()
+        self._parts = self._searcher.without_feedback()
         self._learn()
 
     async def close(self) -> None:
@@ -163,6 +163,12 @@ class Labelling:
         assert self._service.feedback is not None
         return self._service.feedback
 
+    @property
+    def _searcher(self) -> Served:
+        searcher = self._service.searcher
+        assert isinstance(searcher, Served)  # labels are made before there is an index
+        return searcher
+
     def _item(self, number: int, person: str) -> Item:
         self._shown[number] = person, time.monotonic()
         return Item(number, self._queries[number], self._texts[number])
@@ -189,7 +195,7 @@ class Labelling:
             labelled = await asyncio.to_thread(self._labelled)
             if len(labelled.documents) >= FIRST:
                 progress = await in_background(learn, self._parts, labelled)
-                await self._service.batcher.call(self._service.searcher.relearn, progress.parts)
+                await self._service.batcher.call(self._searcher.relearn, progress.parts)
                 self.outlook = progress.outlook or self.outlook
         except Exception as error:  # labelling goes on without it; the message may hold a text
             log.error("nothing can be learnt from the labels: %s", type(error).__name__)
@@ -199,7 +205,7 @@ class Labelling:
     def _labelled(self) -> Labelled:
         """Return the items on which all picks agree, in the order of their first pick."""
         number_of = {key_of(text): number for number, text in enumerate(self._texts)}
-        place_of = {id: place for place, id in enumerate(self._service.searcher.searcher.parts.corpus.ids)}
+        place_of = {id: place for place, id in enumerate(self._searcher.searcher.parts.corpus.ids)}
         choices: dict[int, set[int]] = {}
         for row in self._feedback.rows():
             if row["kind"] == "pick" and row["key"] in number_of:
@@ -223,7 +229,7 @@ class Labelling:
         vectors, base = self._asked.vectors, self._asked.base
         asked = Asked([self._texts[number] for number in candidates], vectors[candidates], None if base is None else base[candidates])
         margins = np.ones(len(candidates), np.float32)
-        for row, hits in enumerate(self._service.searcher.search(asked, 2)):
+        for row, hits in enumerate(self._searcher.search(asked, 2)):
             if len(hits) == 2:
                 first, second = ((hit.score if hit.probability is None else hit.probability) for hit in hits)
                 margins[row] = first - second

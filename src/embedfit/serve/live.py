@@ -14,14 +14,13 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from embedfit.errors import DataError, EmbedfitError, StorageError
+from embedfit.errors import ConfigError, DataError, EmbedfitError, StorageError
 from embedfit.files import writing
 from embedfit.searcher.saving import searcher_digest
+from embedfit.serve.indexed import IndexSource, ServedIndex
 from embedfit.serve.searching import Served
 from embedfit.serve.service import Service
 
@@ -127,51 +126,93 @@ class LiveFolder:
         return live
 
 
-def load(folder: str | Path, form: str = "") -> Served:
-    """Return the searcher of a run directory, of a live folder, or of a searcher's own folder.
+class FolderSource:
+    """A live folder, followed by a server; or a run directory, which stays as it is.
 
     Args:
-        folder: The folder.
+        path: Path of the folder.
+        form: Form of the model to run; empty for the model itself.
+    """
+
+    def __init__(self, path: str | Path, form: str = "") -> None:
+        self._place, self._form = LiveFolder(path), form
+
+    def token(self) -> str:
+        """Return what changes when another version goes live; empty if none ever does."""
+        live = self._place.read()
+        return live.fingerprint if live else ""
+
+    def load(self) -> Served:
+        """Return the searcher that is live.
+
+        Raises:
+            EmbedfitError: The folder holds no searcher, or the run has no such form.
+        """
+        live = self._place.read()
+        if live is None:
+            return Served.load(self._place.path, self._form or None)
+        served = Served.load(self._place.run_of(live.run), self._form or None)
+        return Served(served.searcher, self._place.path.resolve().name, served.fingerprint)
+
+
+def source_of(path: str | Path, form: str = "") -> FolderSource | IndexSource:
+    """Return what a server is to serve: the live index of an embedfit.toml, a live folder, or a run directory.
+
+    Args:
+        path: Path of one of these.
         form: Form of the model to run; empty for the model itself.
 
     Raises:
-        EmbedfitError: The folder holds no searcher, or the run has no such form.
+        EmbedfitError: The configuration cannot be read, or the store cannot be opened.
     """
-    place = LiveFolder(folder)
-    live = place.read()
-    if live is None:
-        return Served.load(folder, form or None)
-    served = Served.load(place.run_of(live.run), form or None)
-    return Served(served.searcher, place.path.resolve().name, served.fingerprint)
+    if Path(path).suffix != ".toml":
+        return FolderSource(path, form)
+    if form:
+        raise ConfigError(f"--form {form} is for a run; a live index runs the model that it was made with; fix: leave it out")
+    return IndexSource(path)
 
 
-async def follow(service: Service, folder: str, form: str = "", load: Callable[[str, str], Served] = load) -> None:
-    """Switch a server to each version that goes live in its folder. It ends when it is cancelled.
+def load(path: str | Path, form: str = "") -> Served | ServedIndex:
+    """Return the searcher of a run directory, of a searcher's own folder, of a live folder, or of an embedfit.toml's live index.
+
+    Args:
+        path: Path of one of these.
+        form: Form of the model to run; empty for the model itself.
+
+    Raises:
+        EmbedfitError: There is no searcher, or the run has no such form.
+    """
+    return source_of(path, form).load()
+
+
+async def follow(service: Service, path: str, form: str = "") -> None:
+    """Switch a server to each version that goes live. It ends when it is cancelled.
 
     A version that cannot be loaded is logged, and the server stays at the one it has.
 
     Args:
         service: Service to switch.
-        folder: Folder that the service was loaded from.
+        path: Path that the service was loaded from.
         form: Form of the model that it runs; empty for the model itself.
-        load: Loads the searcher of the folder.
     """
-    place, refused, again = LiveFolder(folder), "", 0.0
-    if not folder or not (place.path / NAME).exists():
+    if not path:
         return
     loop = asyncio.get_running_loop()
+    source = await loop.run_in_executor(None, source_of, path, form)
+    if not await loop.run_in_executor(None, source.token):
+        return
+    refused, again = "", 0.0
     while True:
         await asyncio.sleep(_LOOK_SECONDS)
         try:
-            live = await loop.run_in_executor(None, place.read)
-            if live is None or live.fingerprint == service.searcher.fingerprint.partition(":")[0]:
+            token = await loop.run_in_executor(None, source.token)
+            served = service.searcher.fingerprint.partition(":")[0]  # the form is the rest
+            if token in ("", served) or (token == refused and time.monotonic() < again):
                 continue
-            if live.fingerprint == refused and time.monotonic() < again:
-                continue
-            refused, again = live.fingerprint, time.monotonic() + _TRY_AGAIN_SECONDS
-            searcher: Any = await loop.run_in_executor(None, load, folder, form)
+            refused, again = token, time.monotonic() + _TRY_AGAIN_SECONDS
+            searcher: Served | ServedIndex = await loop.run_in_executor(None, source.load)
             await loop.run_in_executor(None, service.switch, searcher)
-            log.info("now live: %s", place.run_of(live.run).name)
+            log.info("now live: %s", token[:40])
         except (EmbedfitError, OSError) as error:
             log.error("%s", error)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from embedfit.errors import require
 from embedfit.serve.answers import content_of
 from embedfit.serve.feedback import Feedback
+from embedfit.serve.indexed import ServedIndex
 from embedfit.serve.live import follow
 from embedfit.serve.metering import Meters
 from embedfit.serve.problems import Refused
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _PERSON = "agent"
 
 
-def make_server(searcher: Served, file: str | Path | None, folder: str = "") -> MCPServer[None]:
+def make_server(searcher: Served | ServedIndex, file: str | Path | None, folder: str = "") -> MCPServer[None]:
     """Return a server with the tools ``search`` and ``feedback``.
 
     Args:

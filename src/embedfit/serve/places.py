@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedfit.config import Config
+from embedfit.config import Config, read_config
 from embedfit.errors import DataError
 from embedfit.serve.databases import is_address
 from embedfit.serve.feedback import NAME, Feedback
@@ -40,6 +40,16 @@ def read_picks(names: Iterable[str], config: Config, *, missing: bool = False) -
             stores.append(Feedback(location))
             stack.callback(stores[-1].close)
         return picks_of(stores)
+
+
+def home(path: Path) -> Path:
+    """Return the folder that feedback is kept in: what is served, or for an embedfit.toml the live folder of its runs, which is made."""
+    if path.suffix != ".toml":
+        return path
+    config = read_config(path)
+    folder = Path(config.output) / f"{config.name}-live"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def existing(location: str | None, run: Path) -> str:

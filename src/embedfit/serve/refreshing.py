@@ -20,10 +20,12 @@ from embedfit.pipeline.choosing import job_with_choice
 from embedfit.pipeline.experiment import run
 from embedfit.pipeline.picked import PREFIX, Pick
 from embedfit.pipeline.rematch import Rematch, rematch
-from embedfit.pipeline.result import Result, read_result
+from embedfit.pipeline.result import Result, held_out_of, read_result
 from embedfit.serve.live import LiveFolder, check_live
 from embedfit.serve.places import ALL, read_picks
 from embedfit.serve.searching import Served
+from embedfit.store.open import open_store
+from embedfit.store.versions import index_searcher
 
 Outcome: TypeAlias = Literal["first", "switched", "kept", "unchanged", "rolled back"]
 _SNAPSHOT, _LOG, _LOCK = "picks.jsonl", "refreshes.jsonl", ".lock"
@@ -64,7 +66,7 @@ class Refreshed:
         return f"{words[self.outcome]}: {Path(self.run if self.outcome == 'kept' else self.live).name}. {self.reason}"
 
 
-def refresh(config: Config, live: LiveFolder, places: Sequence[str] = ()) -> Refreshed:
+def refresh(config: Config, live: LiveFolder, places: Sequence[str] = (), *, index: bool = False) -> Refreshed:
     """Train on the picks, and switch to the new version if it is better than what is live.
 
     After a kill, the next call goes on where this one stopped, with the same picks.
@@ -73,6 +75,7 @@ def refresh(config: Config, live: LiveFolder, places: Sequence[str] = ()) -> Ref
         config: Settings of the runs.
         live: Folder that names what is live.
         places: Where the picks are, as for `read_picks`; by default in the live folder and in all runs of the configuration.
+        index: Whether the vector store of the configuration is filled, checked and switched too, before the folder is.
 
     Raises:
         EmbedfitError: Another refresh is running, or the new version cannot be trained, or does not answer as it was measured.
@@ -82,7 +85,7 @@ def refresh(config: Config, live: LiveFolder, places: Sequence[str] = ()) -> Ref
         snapshot = live.path / _SNAPSHOT
         try:
             picks = _picks(snapshot, config, places)
-            refreshed = _refreshed(config, live, picks)
+            refreshed = _refreshed(config, live, picks, index)
         except EmbedfitError:
             snapshot.unlink(missing_ok=True)  # a mistake that these picks cause must not last
             raise
@@ -91,14 +94,20 @@ def refresh(config: Config, live: LiveFolder, places: Sequence[str] = ()) -> Ref
     return refreshed
 
 
-def roll_back(live: LiveFolder) -> Refreshed:
+def roll_back(live: LiveFolder, config: Config | None = None) -> Refreshed:
     """Make the previous version live again.
+
+    Args:
+        live: Folder that names what is live.
+        config: Settings of the vector store that goes back too; None for the folder alone.
 
     Raises:
         EmbedfitError: There is none, or a refresh is running.
     """
     with locked(live.path / _LOCK, f"{live.path}: a refresh is running; fix: wait for it"):
         before = live.read()
+        if config is not None and before is not None and before.previous:
+            _index(config, live.run_of(before.previous))
         now = live.roll_back()
         assert before is not None
         path = str(live.run_of(now.run))
@@ -108,15 +117,14 @@ def roll_back(live: LiveFolder) -> Refreshed:
     return refreshed
 
 
-def _refreshed(config: Config, folder: LiveFolder, picks: Sequence[Pick]) -> Refreshed:
+def _refreshed(config: Config, folder: LiveFolder, picks: Sequence[Pick], index: bool) -> Refreshed:
     before = folder.read()
     result = run(config, picks=picks or None)
     name = str(result.folder)
     if before is None:
         if result.verdict == "worse":
             raise DataError(name, f"is worse than the model that it started from: {result.comparison.sentence}", fix="do not serve it")
-        _check(result)
-        folder.switch(result.folder)
+        _go_live(config, folder, result, index)
         return Refreshed("first", name, name, result.comparison.sentence)
     running = folder.run_of(before.run)
     if result.folder.resolve() == running.resolve():
@@ -126,9 +134,23 @@ def _refreshed(config: Config, folder: LiveFolder, picks: Sequence[Pick]) -> Ref
     outcome = _compared(config, picks, running, result)
     if not outcome.won:
         return Refreshed("kept", str(running), name, outcome.sentence, outcome.comparison.to_dict())
-    _check(result)
-    folder.switch(result.folder)
+    _go_live(config, folder, result, index)
     return Refreshed("switched", name, name, outcome.sentence, outcome.comparison.to_dict())
+
+
+def _go_live(config: Config, folder: LiveFolder, result: Result, index: bool) -> None:
+    """Check a version, fill the store with it if wanted, and switch to it. A kill in between leaves it to the next refresh."""
+    _check(result)
+    if index:
+        _index(config, result.folder)
+    folder.switch(result.folder)
+
+
+def _index(config: Config, run: Path) -> None:
+    """Fill the store with the searcher of a run, check it, and make it live there. What stands there already is not written again."""
+    queries = held_out_of(read_result(run), config.evaluate.metric)[0]
+    with open_store(config.store) as store:
+        console.note(index_searcher(store, run, queries, min_recall=config.store.min_recall).sentence)
 
 
 def _compared(config: Config, picks: Sequence[Pick], running: Path, result: Result) -> Rematch:

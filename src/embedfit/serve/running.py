@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from embedfit import console
 from embedfit.errors import ConfigError, check_package
+from embedfit.serve.feedback import Feedback
 from embedfit.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def serve(settings: Settings, workers: int = 1, app: Callable[[], ASGIApp] | Non
             server.startup = startup  # type: ignore[method-assign]
             server.run([listener])
             return
+        if settings.feedback:
+            Feedback(settings.feedback).close()  # raises here, once, if it cannot be opened
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="embedfit-"))
         settings.pass_on()
         console.echo(f"Serving {settings.folder} at {address} with {workers} workers", err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,9 +21,10 @@ from embedfit.searcher.saving import searcher_digest
 from embedfit.searcher.searcher import Query, Searcher, SearchHit
 from embedfit.searcher.views import DOCUMENTS, EXAMPLES, Asked
 from embedfit.serve.feedback import key_of
+from embedfit.store.base import Filters
 from embedfit.template import Template
 
-_FEEDBACK = "feedback:"
+FEEDBACK = "feedback:"
 """Begins the keys of examples that come from feedback, which are no query's id."""
 _WITH_EXAMPLES = {DOCUMENTS: 20.0, EXAMPLES: 15.0}
 _UNTRAINED = Fusion({"warm": _WITH_EXAMPLES, "new": _WITH_EXAMPLES, "cold": {DOCUMENTS: 20.0, NEAREST_EXAMPLE: 13.0}})
@@ -30,6 +32,20 @@ _UNTRAINED = Fusion({"warm": _WITH_EXAMPLES, "new": _WITH_EXAMPLES, "cold": {DOC
 query than the nearest example of any other: else whatever was picked once would come first for everything (docs/decisions.md)."""
 _NEAREST = 40.0
 """Scale of the soft maximum over a document's examples: near the nearest one."""
+
+
+class Wanted(NamedTuple):
+    """A search.
+
+    Attributes:
+        text: Text of the query.
+        k: Number of hits.
+        filters: Metadata that a document must have.
+    """
+
+    text: str
+    k: int
+    filters: Filters
 
 
 class Served:
@@ -47,6 +63,7 @@ class Served:
         searcher.parts = searcher.parts.with_examples(searcher.parts.examples)
         examples = searcher.parts.examples
         # A pick that the run was trained on is no second example.
+        self._titles: list[tuple[str, str, str]] = []
         self._own = {(key_of(examples.texts[member]), owner) for member, owner in zip(examples.members, examples.owners, strict=True)}
 
     @classmethod
@@ -133,6 +150,28 @@ class Served:
             return [[] for _ in asked.texts]
         return self.searcher.search_encoded(asked, k, allowed=allowed)
 
+    def answer(self, asked: Sequence[Wanted]) -> list[Sequence[SearchHit]]:
+        """Return the hits of each search, best first. Searches without a filter are encoded together."""
+        results: list[Sequence[SearchHit]] = [()] * len(asked)
+        free = [place for place, wanted in enumerate(asked) if not wanted.filters]
+        if free:
+            most = max(asked[place].k for place in free)
+            encoded = self.searcher.encode([asked[place].text for place in free])
+            for place, hits in zip(free, self.search(encoded, most), strict=True):
+                results[place] = hits
+        for place, wanted in enumerate(asked):
+            if wanted.filters:
+                [results[place]] = self.search(self.searcher.encode([wanted.text]), wanted.k, self._allowed(wanted.filters))
+        return results
+
+    def find_titles(self, words: str, most: int = 50) -> list[tuple[str, str]]:
+        """Return (id, text) of the documents whose id or text has all words, those that begin with them first."""
+        self._titles = self._titles or folded(self.texts)
+        return titles_with(self._titles, words, most)
+
+    def _allowed(self, filters: Filters) -> set[str]:
+        return {id for id, document in self.documents.items() if all(_matches(document, key, value) for key, value in filters.items())}
+
     def learn(self, changes: Sequence[tuple[str, str, str | None]]) -> None:
         """Add and take back many examples at once. They count from the next search on.
 
@@ -141,9 +180,9 @@ class Served:
         """
         place_of = {id: place for place, id in enumerate(self.searcher.parts.corpus.ids)}
         latest = {key: (text, document) for key, text, document in changes}
-        added = {_FEEDBACK + key: (text, place_of[id]) for key, (text, id) in latest.items() if id in place_of}
+        added = {FEEDBACK + key: (text, place_of[id]) for key, (text, id) in latest.items() if id in place_of}
         added = {key: (text, place) for key, (text, place) in added.items() if (key_of(text), place) not in self._own}
-        gone = {_FEEDBACK + key for key in latest}
+        gone = {FEEDBACK + key for key in latest}
         examples = self.searcher.parts.examples
         if not added and not gone & set(examples.query_ids):
             return
@@ -160,7 +199,7 @@ class Served:
     def without_feedback(self) -> Parts:
         """Return the searcher's parts without what it learned from feedback."""
         parts = self.searcher.parts
-        gone = {id for id in parts.examples.query_ids if id.startswith(_FEEDBACK)}
+        gone = {id for id in parts.examples.query_ids if id.startswith(FEEDBACK)}
         return parts.with_examples(with_labels(parts.examples, {}, parts.examples.vectors[:0], gone))
 
 
@@ -187,6 +226,28 @@ def with_labels(examples: Examples, added: Mapping[str, tuple[str, int]], vector
         members=np.append(number[examples.members[pairs]], np.arange(len(old), len(old) + len(added))),
         base=None,
     )
+
+
+def folded(texts: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Return (folded id and text, text, id) for each document."""
+    return [(f"{id} {text}".casefold(), text, id) for id, text in texts.items()]
+
+
+def titles_with(titles: Sequence[tuple[str, str, str]], words: str, most: int) -> list[tuple[str, str]]:
+    """Return (id, text) of the documents whose id or text has all words, those that begin with them first."""
+    parts = words.casefold().split()
+    hits = [(not text.startswith(tuple(parts[:1])), id, shown) for text, shown, id in titles if all(part in text for part in parts)]
+    return [(id, shown) for _, id, shown in sorted(hits)[:most]] if parts else []
+
+
+def plain(value: Any) -> str:
+    """Return a value of a filter, or of a document's metadata, as text."""
+    return str(value).casefold() if isinstance(value, bool) else str(value)
+
+
+def _matches(document: Document, key: str, value: str) -> bool:
+    field = document.fields.get(key)
+    return any(plain(item) == value for item in (field if isinstance(field, (list, tuple)) else [field]) if item is not None)
 
 
 def asked_of(served: Served, texts: Sequence[str]) -> Asked:

@@ -10,11 +10,10 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from embedfit.data.texts import Document
 from embedfit.encode.encoder import BaseEncoder, Kind, Vectors
 from embedfit.encode.local import local_of
 from embedfit.errors import DataError, EmbedfitError, StorageError, did_you_mean
@@ -22,10 +21,11 @@ from embedfit.searcher.searcher import Query, SearchHit
 from embedfit.serve.batching import Batcher, Busy, Closed
 from embedfit.serve.feedback import Feedback, Search, Stored, new_id, one_line
 from embedfit.serve.feedback import Kind as PickKind
+from embedfit.serve.indexed import ServedIndex
 from embedfit.serve.interleaving import team_draft
 from embedfit.serve.metering import Meters
 from embedfit.serve.problems import Refused
-from embedfit.serve.searching import Served
+from embedfit.serve.searching import Served, Wanted, plain
 from embedfit.serve.settings import Settings
 from embedfit.serve.version import Asked, Version, by_version
 from embedfit.store.base import is_encodable
@@ -58,14 +58,6 @@ class Answer:
     teams: tuple[int, ...] = ()
 
 
-class _Search(NamedTuple):
-    """A search in the batcher's queue."""
-
-    text: str
-    k: int
-    allowed: Collection[str] | None
-
-
 class Service:
     """A searcher behind a queue, with its feedback.
 
@@ -78,7 +70,12 @@ class Service:
     """
 
     def __init__(
-        self, searcher: Served, settings: Settings, meters: Meters, feedback: Feedback | None, against: Served | None = None
+        self,
+        searcher: Served | ServedIndex,
+        settings: Settings,
+        meters: Meters,
+        feedback: Feedback | None,
+        against: Served | ServedIndex | None = None,
     ) -> None:
         self.settings, self.meters, self.feedback = settings, meters, feedback
         self.version = Version(searcher)
@@ -107,7 +104,7 @@ class Service:
             self.against.warm()
 
     @property
-    def searcher(self) -> Served:
+    def searcher(self) -> Served | ServedIndex:
         """Searcher of the version that new requests get."""
         return self.version.searcher
 
@@ -116,7 +113,7 @@ class Service:
         """Encoder of the version that new requests get."""
         return self.version.encoder
 
-    def switch(self, searcher: Served) -> None:
+    def switch(self, searcher: Served | ServedIndex) -> None:
         """Make a searcher the one that new requests get. Those that have begun end with the one they began with.
 
         It may run in any thread: the searcher learns all picks first, and searches go on meanwhile.
@@ -257,7 +254,7 @@ class Service:
 
     def find_titles(self, words: str, most: int = 50) -> list[tuple[str, str]]:
         """Return (id, text) of up to ``most`` documents whose id or text has all words, those that begin with them first."""
-        return self.version.find_titles(words, most)
+        return self.version.searcher.find_titles(words, most)
 
     def tokens(self, texts: Sequence[str], kind: Kind) -> int:
         """Return the number of tokens of texts; of words, if the model is not on this machine."""
@@ -282,22 +279,11 @@ class Service:
         if not is_encodable(text):
             raise Refused(422, f"{where}: contains half of a character (a lone surrogate)", code="invalid_text")
 
-    def _search(self, version: Version, asked: list[_Search]) -> list[Sequence[SearchHit]]:
-        searcher = version.searcher
+    def _search(self, version: Version, asked: list[Wanted]) -> list[Sequence[SearchHit]]:
         version.learn(self.feedback)
-        results: list[Sequence[SearchHit]] = [()] * len(asked)
-        free = [place for place, one in enumerate(asked) if one.allowed is None]
-        if free:
-            most = max(asked[place].k for place in free)
-            encoded = searcher.searcher.encode([asked[place].text for place in free])
-            for place, hits in zip(free, searcher.search(encoded, most), strict=True):
-                results[place] = hits
-        for place, one in enumerate(asked):
-            if one.allowed is not None:
-                [results[place]] = searcher.search(searcher.searcher.encode([one.text]), one.k, one.allowed)
-        return results
+        return version.searcher.answer(asked)
 
-    def _answer(self, searcher: Served, text: str, hits: list[SearchHit]) -> tuple[Answer, float]:
+    def _answer(self, searcher: Served | ServedIndex, text: str, hits: list[SearchHit]) -> tuple[Answer, float]:
         """Return the answer, and the probability of the order that it shows."""
         best = hits[0].probability if hits else None
         abstention, threshold = self.settings.abstain, searcher.threshold
@@ -316,11 +302,17 @@ class Service:
     async def _ranked(
         self, version: Version, texts: Sequence[str], k: int, filters: Mapping[str, str | int | float | bool] | None
     ) -> list[Sequence[SearchHit]]:
-        allowed = _allowed(version.searcher, filters) if filters else None
-        return await self._submit("search", version, [_Search(text, k, allowed) for text in texts], texts)
+        wanted = {key: plain(value) for key, value in (filters or {}).items()}
+        return await self._submit("search", version, [Wanted(text, k, wanted) for text in texts], texts)
 
     def _interleaved(
-        self, searcher: Served, other: Served, text: str, hits: Sequence[SearchHit], others: Sequence[SearchHit], k: int
+        self,
+        searcher: Served | ServedIndex,
+        other: Served | ServedIndex,
+        text: str,
+        hits: Sequence[SearchHit],
+        others: Sequence[SearchHit],
+        k: int,
     ) -> tuple[Answer, float]:
         """Return the answers of two searchers as one, and the probability of the order. What tells them apart is left out."""
         drafted = team_draft([hit.id for hit in hits], [hit.id for hit in others], k, self._random)
@@ -358,17 +350,3 @@ def _as_shown(hit: SearchHit) -> dict[str, Any]:
     # Without the texts of examples: who deletes theirs must find them nowhere else.
     because = [{"kind": reason.kind, "score": reason.score} for reason in hit.because]
     return {"id": hit.id, "score": hit.score, "probability": hit.probability, "because": because}
-
-
-def _allowed(searcher: Served, filters: Mapping[str, str | int | float | bool]) -> set[str]:
-    wanted = {key: _plain(value) for key, value in filters.items()}
-    return {id for id, document in searcher.documents.items() if all(_matches(document, key, value) for key, value in wanted.items())}
-
-
-def _plain(value: Any) -> str:
-    return str(value).casefold() if isinstance(value, bool) else str(value)
-
-
-def _matches(document: Document, key: str, value: str) -> bool:
-    field = document.fields.get(key)
-    return any(_plain(item) == value for item in (field if isinstance(field, (list, tuple)) else [field]) if item is not None)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from embedfit.encode.encoder import complete
 from embedfit.errors import StorageError
 from embedfit.serve.feedback import Feedback
+from embedfit.serve.indexed import ServedIndex
 from embedfit.serve.searching import Served
 
 log = logging.getLogger("embedfit.serve")
@@ -21,39 +22,27 @@ class Version:
         searcher: Searcher.
     """
 
-    def __init__(self, searcher: Served) -> None:
+    def __init__(self, searcher: Served | ServedIndex) -> None:
         self.searcher = searcher
         self.encoder = complete(searcher.encoder)
         self._learned = 0
-        self._titles: list[tuple[str, str, str]] | None = None
 
     def learn(self, feedback: Feedback | None) -> None:
         """Bring the examples in line with the picks, also those that other processes stored. Not for two threads at once."""
         if feedback is None:
             return
         try:
-            self._learned, changes = feedback.examples(self._learned)
+            number, changes = feedback.examples(self._learned)
+            if changes:
+                self.searcher.learn(changes)
         except StorageError as error:  # a search is worth answering with the picks that are known
             log.error("%s", error)
-            return
-        if changes:
-            self.searcher.learn(changes)
+        else:
+            self._learned = number
 
     def warm(self) -> None:
         """Encode a text, since the first one takes longest."""
         self.encoder.encode(["ready"], "query")
-
-    def find_titles(self, words: str, most: int = 50) -> list[tuple[str, str]]:
-        """Return (id, text) of the documents whose id or text has all words, those that begin with them first."""
-        if self._titles is None:
-            self._titles = [(f"{id} {text}".casefold(), text, id) for id, text in self.searcher.texts.items()]
-        parts = words.casefold().split()
-        hits = [
-            (not folded.startswith(tuple(parts[:1])), id, text)
-            for folded, text, id in self._titles
-            if all(part in folded for part in parts)
-        ]
-        return [(id, text) for _, id, text in sorted(hits)[:most]] if parts else []
 
 
 class Asked(NamedTuple):

@@ -119,6 +119,11 @@ class SearcherVersion:
         self._scorer: tuple[frozenset[str], Scorer] | None = None
 
     @property
+    def parts(self) -> Parts:
+        """Searcher that the version was made from, without what the store holds."""
+        return self._held.parts
+
+    @property
     def ids(self) -> tuple[str, ...]:
         """Ids of the version's documents, without those that were added since."""
         return self._held.parts.corpus.ids
