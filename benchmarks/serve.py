@@ -2,8 +2,9 @@
 
     python benchmarks/serve.py [--seconds 5]
 
-Both servers are processes of their own with the same model (all-MiniLM-L6-v2, fp32), FastAPI and uvicorn with one worker, and as many
-threads as OMP_NUM_THREADS says. The plain route is what a tutorial shows: `def` with `model.encode(texts).tolist()`. Clients are
+The servers are processes of their own with the same model (all-MiniLM-L6-v2, fp32), FastAPI and uvicorn with one worker, and as many
+threads as OMP_NUM_THREADS says. One of ours runs the model's ONNX form, which gives the same vectors. The plain route is what a
+tutorial shows: `def` with `model.encode(texts).tolist()`. Clients are
 coroutines in this process; each sends its next request when it has the answer to the one before. Queries are the general set's, which
 are short; every request has other ones. For each number of clients the servers take turns, and the machine is warmed up first.
 
@@ -27,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -46,16 +48,20 @@ class Texts(BaseModel):
     texts: list[str]
 
 
-def ours(port: int) -> None:
-    """Serve with embedfit."""
+def ours(port: int, *, onnx: bool = False) -> None:
+    """Serve with embedfit: the model itself, or its ONNX form."""
+    from embedfit.encode.export import export_onnx
+    from embedfit.encode.onnx import OnnxEncoder
     from embedfit.serve.app import make_app
     from embedfit.serve.running import serve
     from embedfit.serve.searching import Served
     from embedfit.serve.settings import Settings
 
     documents = load(TRANSACTIONS / "transactions.jsonl", TRANSACTIONS / "categories.json", record="transaction")
-    searcher = Served.untrained(LocalEncoder(MODEL, precision="fp32"), documents, "{category}: {sample_transactions}")
+    model = LocalEncoder(MODEL, precision="fp32")
     with tempfile.TemporaryDirectory() as folder:
+        encoder = OnnxEncoder(export_onnx(model, Path(folder) / "onnx", "onnx")) if onnx else model
+        searcher = Served.untrained(encoder, documents, "{category}: {sample_transactions}")
         settings = Settings("transactions", port=port, feedback=f"{folder}/feedback.db")
         serve(settings, app=lambda: make_app(searcher, settings))
 
@@ -139,7 +145,7 @@ def main(seconds: float) -> None:
     """Measure both servers, and write the results."""
     texts = load(GENERAL).query_texts()
     groups = [texts[start : start + 32] for start in range(0, len(texts) - 32, 32)]
-    servers = {name: started(name) for name in ("ours", "plain")}
+    servers = {name: started(name) for name in ("ours", "onnx", "plain")}
 
     def bodies(key: str, values: list[object]) -> list[bytes]:
         return [json.dumps({key: value}).encode() for value in values]
@@ -149,8 +155,11 @@ def main(seconds: float) -> None:
         "plain /embed, one text": Load(servers["plain"], "/embed", bodies("texts", singles)),
         "embedfit /embed, one text": Load(servers["ours"], "/embed", bodies("inputs", singles)),
         "embedfit /search, one text": Load(servers["ours"], "/search", bodies("query", list(texts))),
+        "embedfit onnx /embed, one text": Load(servers["onnx"], "/embed", bodies("inputs", singles)),
+        "embedfit onnx /search, one text": Load(servers["onnx"], "/search", bodies("query", list(texts))),
         "plain /embed, 32 texts": Load(servers["plain"], "/embed", bodies("texts", list(groups))),
         "embedfit /embed, 32 texts": Load(servers["ours"], "/embed", bodies("inputs", list(groups))),
+        "embedfit onnx /embed, 32 texts": Load(servers["onnx"], "/embed", bodies("inputs", list(groups))),
     }
     results: dict[str, dict[str, dict[str, float]]] = {name: {} for name in loads}
     try:
@@ -160,7 +169,7 @@ def main(seconds: float) -> None:
             for name, load_ in loads.items():
                 results[name][str(clients)] = row = asyncio.run(load_.run(clients, seconds))
                 shown = "  ".join(f"{key} {value:8.1f}" for key, value in row.items())
-                print(f"{clients:3} clients  {name:28} {shown}", flush=True)
+                print(f"{clients:3} clients  {name:31} {shown}", flush=True)
     finally:
         for server, _ in servers.values():
             server.terminate()
@@ -175,9 +184,9 @@ def main(seconds: float) -> None:
     alone = 1000 * statistics.median(times)
     print(f"encoding one text in this process: p50 {alone:.1f} ms")
     ratios = {}
-    for kind, clients in itertools.product(("one text", "32 texts"), map(str, CLIENTS)):
-        mine, theirs = results[f"embedfit /embed, {kind}"][clients], results[f"plain /embed, {kind}"][clients]
-        ratios[f"{kind}, {clients} clients"] = {
+    for form, kind, clients in itertools.product(("", " onnx"), ("one text", "32 texts"), map(str, CLIENTS)):
+        mine, theirs = results[f"embedfit{form} /embed, {kind}"][clients], results[f"plain /embed, {kind}"][clients]
+        ratios[f"{kind}, {clients} clients{form and ',' + form}"] = {
             "requests_per_second": mine["per_second"] / theirs["per_second"],
             "requests_per_processor_second": theirs["cpu_ms"] / mine["cpu_ms"],
         }
@@ -194,6 +203,6 @@ if __name__ == "__main__":
     parser.add_argument("--serve", nargs=2, metavar=("NAME", "PORT"))
     arguments = parser.parse_args()
     if arguments.serve:
-        {"ours": ours, "plain": plain}[arguments.serve[0]](int(arguments.serve[1]))
+        {"ours": ours, "onnx": partial(ours, onnx=True), "plain": plain}[arguments.serve[0]](int(arguments.serve[1]))
     else:
         main(arguments.seconds)

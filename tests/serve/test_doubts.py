@@ -11,7 +11,7 @@ from test_picker import token
 from embedfit.data.dataset import Dataset, Query
 from embedfit.studies.suspects import read_decisions, relabelled, write_suspects
 
-QUERIES = {"q1": "uber <b>ride</b>", "=q2": "Name: Nobu\nMemo: dinner", "q3": "desk"}
+QUERIES = {"q1": "uber <b>ride</b>", "=q2": "Name: Nobu\nMemo: <img src=x onerror=alert(1)>", "q3": "desk"}
 
 
 @pytest.fixture
@@ -56,6 +56,8 @@ def test_each_decision_is_in_the_file_at_once_and_relabel_reads_it(client, file)
     assert "<dt>" not in page.text  # the third, not the second
     page = decided(client, page, "add")
     assert id_of(page) == "'=q2"
+    assert "<dd>&lt;img src=x onerror=alert(1)&gt;</dd>" in page.text
+    assert "<img" not in page.text
     page = decided(client, page, "keep")
     assert decisions(file) == ["replace", "keep", "add"]
     assert "Every doubtful label is decided" in page.text

@@ -18,7 +18,19 @@ from embedfit.serve.guard import same
 from embedfit.serve.settings import is_loopback, token_from
 
 SECRET = "a-secret-of-this-server"
-PATHS = ("/search", "/feedback", "/info", "/metrics", "/openapi.json", "/v1/embeddings", "/v1/models", "/v1/rerank", "/embed", "/")
+PATHS = (
+    "/search",
+    "/feedback",
+    "/info",
+    "/metrics",
+    "/openapi.json",
+    "/v1/embeddings",
+    "/v1/models",
+    "/v1/rerank",
+    "/embed",
+    "/",
+    "/suspects",
+)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +150,14 @@ def test_no_path_fails_on_rubbish(known, path):
     for body in (b"\x00", b"[" * 5000, half, b"csrf=%ff&a"):
         for kind in ("application/json", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain"):
             assert known.post(path, content=body, headers={"Content-Type": kind}).status_code in (400, 403, 415, 422)
+
+
+def test_an_error_that_a_browser_shows_holds_no_markup_of_the_client(known):
+    answer = known.post("/search", json={"query": "x", "<script>alert(1)</script>": 1}, headers={"Accept": "text/html"})
+    assert answer.status_code == 422
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in answer.text
+    assert "<script>alert" not in answer.text
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'nonce-")
 
 
 def test_a_large_body_is_413_with_and_without_its_length(known):

@@ -52,6 +52,7 @@ def serve(
         Path | None, typer.Option(metavar="RUN", help="Another run. The answers of both are interleaved, and picks say which is better.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of processes. Each holds the model.")] = 1,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="local: this machine. ray: a Ray Serve deployment.")] = "local",
     traces: Annotated[
         Literal["none", "ids", "texts"],
         typer.Option(help="What is sent to LangWatch or OpenTelemetry for each search: nothing, ids and scores, or texts too."),
@@ -90,6 +91,8 @@ def serve(
 
         check_package("opentelemetry.exporter.otlp.proto.common", extra="langwatch")
         targets()
+    if engine == "ray":
+        from embedfit.serve.on_ray import serve as start
     start(settings, workers)
 
 
