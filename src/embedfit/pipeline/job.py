@@ -204,7 +204,8 @@ class Job:
     @property
     def choices(self) -> int:
         """The number of models that the base was chosen from by its scores on held-out queries; 1 if it was not."""
-        return len(set(self.config.model.candidates) or {""}) if len(self.splits) > 1 else 1
+        candidates = set(self.config.model.candidates)
+        return len(candidates) if candidates and len(self.splits) > 1 else 1
 
     @cached_property
     def groups(self) -> dict[str, int]:
