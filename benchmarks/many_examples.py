@@ -87,11 +87,14 @@ def main() -> None:
 
 
 def write(rows: list[dict[str, Any]], examples: int) -> None:
-    """Write the results so far, and print their table."""
+    """Write the results so far beside those of other numbers of examples and other stores, and print their table."""
+    path = RESULTS / "many_examples.json"
+    found = {(row["where"], row["examples"]): row for row in (json.loads(path.read_text()) if path.exists() else [])}
+    found |= {(row["where"], examples): {"examples": examples, **row} for row in rows}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "many_examples.json").write_text(json.dumps({"examples": examples, "rows": rows}, indent=1) + "\n")
-    (RESULTS / "many_examples.md").write_text(table(rows))
-    print(table(rows))
+    path.write_text(json.dumps(list(found.values()), indent=1) + "\n")
+    (RESULTS / "many_examples.md").write_text(table(list(found.values())))
+    print(table(list(found.values())), flush=True)
 
 
 def made(data: Dataset, train: list[str], count: int) -> Searcher:
@@ -163,15 +166,15 @@ def server(kind: str, folder: Path) -> Iterator[StoreConfig]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a table in Markdown."""
     lines = [
-        "| 100,000 examples | a search, ms | baseline, ms | ratio | ratio with 1,000 more added live | overlap@10 with memory | "
+        "| where | examples | a search, ms | baseline, ms | ratio | ratio with 1,000 more added live | overlap@10 with memory | "
         "difference of the first probability: mean, largest | filling, s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        cells = [row["where"], f"{row['milliseconds']:.1f}", f"{row['baseline']:.1f}", f"{row['ratio']:.2f}"]
+        cells = [row["where"], f"{row['examples']:,}", f"{row['milliseconds']:.1f}", f"{row['baseline']:.1f}", f"{row['ratio']:.2f}"]
         if "taught" in row:
             cells += [f"{row['taught']:.2f}", f"{row['overlap']:.3f}", f"{row['mean']:.4f}, {row['most']:.4f}", f"{row['filling']:.0f}"]
-        lines.append("| " + " | ".join(cells + [""] * (8 - len(cells))) + " |")
+        lines.append("| " + " | ".join(cells + [""] * (9 - len(cells))) + " |")
     return "\n".join(lines) + "\n"
 
 
