@@ -13,7 +13,8 @@ from embedfit.store.open import open_store
 from embedfit.store.versions import index_searcher
 
 KILLS = """
-import os, random, signal, sys, time, traceback
+import os, random, signal, sys, time, traceback, torch
+torch.set_num_threads(1)
 from dataclasses import replace
 from pathlib import Path
 from embedfit.config import StoreConfig
@@ -28,7 +29,8 @@ weights = Fusion({"warm": {"documents": 1.0, "examples": 2.0}, "new": {"document
 parts = Searcher.load(folder).parts
 second = log.with_name("second")
 Searcher(replace(parts, fusion=weights, base=None)).save(second)
-loaded = {folder.resolve(): parts, second.resolve(): Searcher.load(second).parts}
+loaded = {folder.resolve(): parts, second.resolve(): replace(parts, fusion=weights, base=None)}
+Searcher(parts).encode(["loaded before the forks"])
 versions.read_parts = lambda place: loaded[place]
 live.open_searcher = lambda stamp, where, path: loaded[Path(stamp.opens)]
 answer = parts.corpus.ids[3]
@@ -126,7 +128,7 @@ for turn in range(3):
     assert os.waitpid(process, 0)[1] == signal.SIGKILL
     finished(after_teaching(turn))
 kept = taught()
-moments = [("create", 1, 0), ("create", 3, 1), ("add", 1, 1), ("add", 2, 1), ("finish", 2, 1), ("nearest", 1, 0), ("add", 1, 0)]
+moments = [("create", 1, 0), ("create", 3, 1), ("add", 1, 1), ("add", 1, 0), ("finish", 2, 1), ("nearest", 1, 0), ("add", 1, 1)]
 for moment, times, after in [*moments, ("switch", 1, 0), ("switch", 1, 1)]:
     process = child(deploy(moment, times, after))
     assert os.waitpid(process, 0)[1] == signal.SIGKILL, (moment, times)

@@ -14,7 +14,7 @@ from embedfit.config import StoreConfig
 from embedfit.errors import DataError
 from embedfit.store.base import Entry, check_entries
 from embedfit.store.open import open_store
-from embedfit.store.values import is_exact, is_plain, readings
+from embedfit.store.values import is_exact, is_plain, matches, readings
 from embedfit.store.version import Version
 
 
@@ -163,6 +163,7 @@ def test_a_filter_compares_with_the_type_that_the_field_has_and_exactly(valued, 
     version = Version(store, b, encoder)
     version.stamp = dataclasses.replace(version.stamp, documents=len(VALUES))
     assert {hit.id for hit in version.find("query 1", 30, {"v": value})} == expected
+    assert {id for id, kept in VALUES.items() if matches({"v": kept}, {"v": value})} == expected  # what is compared here, not in the store
 
 
 NAMES = (
