@@ -140,7 +140,7 @@ def live(count: int, kills: int) -> dict[str, Any]:
                     np.abs(model.table["document"][numbers] @ model.table["query"][number] - [hit.score for hit in hits]).max()
                     for model in (old, new)
                 ]
-                counts["mixed"] += len(set(ids)) < 10 or min(errors[0] / 0.002, errors[1] / 0.2) > 1
+                counts["mixed"] += int(len(set(ids)) < 10 or min(errors[0] / 0.002, errors[1] / 0.2) > 1)
                 counts["first"] += ids[0] == f"d{number}"
                 states.add(index.stamp().bridge or index.stamp().encoder)
 
