@@ -172,13 +172,12 @@ def main() -> None:
     if given.part == "bridge":
         bridge(Path(given.arguments[0]), given.documents)
         return
+    made = quality(*given.arguments) if given.part == "quality" else live(given.documents, given.kills)
     path = RESULTS / "bridge.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
-    kept[" ".join([given.part, *given.arguments[:1]])] = (
-        quality(*given.arguments) if given.part == "quality" else live(given.documents, given.kills)
-    )
+    kept[" ".join([given.part, *given.arguments[:1]])] = made
     path.write_text(json.dumps(kept, indent=1))
-    print(json.dumps(kept.get("live")))
+    print(json.dumps(made))
 
 
 if __name__ == "__main__":
