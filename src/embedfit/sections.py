@@ -201,8 +201,10 @@ class MixConfig(Section):
 class DeployConfig(Section):
     """The forms of the model to deploy, each cheaper to run."""
 
-    forms: tuple[Literal["onnx", "onnx-int8"], ...] = Field(
-        (), description="Forms that a run exports: onnx in fp32, onnx-int8 with 8-bit weights. A form that loses too much is left out."
+    forms: tuple[Literal["onnx", "onnx-int8", "static"], ...] = Field(
+        (),
+        description="Forms that a run exports: onnx in fp32, onnx-int8 with 8-bit weights, static as a mean of token vectors. "
+        "A form that loses too much is left out.",
     )
     loss: float = Field(
         0.01, ge=0, le=1, description="Largest loss of the metric of the verdict that a form may have; one query's worth, if that is more."

@@ -9,7 +9,7 @@ from embedfit.config import make_config
 from embedfit.encode.local import LocalEncoder
 from embedfit.encode.named import encoder_of
 from embedfit.encode.onnx import OnnxEncoder
-from embedfit.errors import DataError
+from embedfit.errors import ConfigError, DataError
 from embedfit.pipeline import deploying
 from embedfit.pipeline.experiment import run
 from embedfit.pipeline.result import read_result
@@ -75,6 +75,22 @@ def check_the_searcher_runs_it(run, searcher, measured):
     with pytest.raises(DataError, match="has the form onnx of another model than the searcher's"):
         Searcher.load(run / "searcher", "onnx")
     (run / "deploy" / "forms.json").write_text(json.dumps(rows))
+
+
+def test_a_static_form_is_measured_on_queries_that_it_was_not_trained_on(copied, said, monkeypatch):
+    monkeypatch.setattr("embedfit.tune.distil._STEPS", 10)
+    assert said("export", copied, "--form", "onnx")[0] == 0
+    code, out, err = said("export", copied, "--form", "static", "--tolerance", 1, "--json")
+    assert code == 0, err
+    measured = json.loads(out)
+    assert measured["files"][0].startswith("static/")
+    assert measured["difference"]["wins"] + measured["difference"]["ties"] + measured["difference"]["losses"] == 4  # the held-out queries
+    assert [row.name for row in read_result(copied).deployables] == ["onnx", "static"]
+    assert OnnxEncoder(copied / "deploy", "onnx").encode(["a"], "query").shape == (1, 384)
+    static = encoder_of(ModelConfig(name=str(copied / "deploy" / "static")))
+    assert static.encode(["a receipt"], "query").shape == (1, 256)
+    with pytest.raises(ConfigError, match="a static model has other vectors, and needs an index of its own"):
+        Searcher.load(copied / "searcher", "static")
 
 
 def test_a_run_exports_the_forms_that_its_settings_ask_for(copied, said, monkeypatch):

@@ -19,7 +19,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Finished run dir
 @app.command()
 def export(
     run: RunFolder,
-    form: Annotated[FormName, typer.Option(help="Form to export: ONNX in fp32, or with 8-bit weights.")],
+    form: Annotated[FormName, typer.Option(help="Form to export: ONNX in fp32, ONNX with 8-bit weights, or a mean of token vectors.")],
     tolerance: Annotated[
         float | None, typer.Option(min=0, max=1, help="Largest loss of the metric that passes. Default: the run's deploy.loss.")
     ] = None,

@@ -10,7 +10,7 @@ import typer
 
 from embedfit import console
 from embedfit.cli.app import app
-from embedfit.cli.options import HERE, AsJson, FormName, SourcePath
+from embedfit.cli.options import HERE, AsJson, SourcePath
 from embedfit.cli.printing import print_rows
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ TokenVariable = Annotated[str, typer.Option(help="Environment variable with the 
 @app.command()
 def serve(
     run: RunPath,
-    form: Annotated[FormName | None, typer.Option(help="Form of the model to run, which 'embedfit export' made.")] = None,
+    form: Annotated[
+        Literal["onnx", "onnx-int8"] | None, typer.Option(help="Form of the model to run, which 'embedfit export' made.")
+    ] = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     token_env: TokenVariable = "EMBEDFIT_TOKEN",  # noqa: S107

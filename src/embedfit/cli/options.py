@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from embedfit.config import Config
 
 
-FormName: TypeAlias = Literal["onnx", "onnx-int8"]
+FormName: TypeAlias = Literal["onnx", "onnx-int8", "static"]
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="embedfit.toml, or a file of labelled queries.")]
 

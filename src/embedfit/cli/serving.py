@@ -15,6 +15,7 @@ from embedfit.cli.options import HERE, AsJson, EngineName, OptionalConfigPath, p
 from embedfit.cli.printing import print_rows
 
 if TYPE_CHECKING:
+    from embedfit.config import Config
     from embedfit.searcher.searcher import SearchHit
 
 
@@ -25,6 +26,13 @@ def index(
         str | None, typer.Option(help="Model to index with, or a run whose searcher is indexed. Default: the one in the configuration.")
     ] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="Make the previous version live again. Nothing is written.")] = False,
+    bridge: Annotated[
+        bool,
+        typer.Option("--bridge", help="Let a new model search the old vectors, while documents are embedded again, if it is good enough."),
+    ] = False,
+    tolerance: Annotated[
+        float, typer.Option(min=0, max=1, help="Largest loss of the metric, against the old model, with which a bridge goes live.")
+    ] = 0.01,
     engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
@@ -37,7 +45,12 @@ def index(
 
     if rollback and model:
         raise ConfigError("--rollback writes nothing, and so has no use for --model; fix: give one of them")
+    if rollback and bridge:
+        raise ConfigError("--rollback and --bridge exclude each other; fix: give one of them")
     settings = with_engine(read_config(config), engine)
+    if bridge:
+        _index_with_bridge(settings, model, tolerance, as_json)
+        return
     if not rollback:
         report = deploying.index(settings, model)
         console.echo(json.dumps(report.to_dict()) if as_json else report.sentence)
@@ -47,6 +60,20 @@ def index(
     examples = f" and {stamp.examples:,} examples" if stamp.examples else ""
     sentence = f"Live again: {stamp.documents:,} documents{examples} by {stamp.encoder} ({stamp.fingerprint[:12]})."
     console.echo(stamp.to_json() if as_json else sentence)
+
+
+def _index_with_bridge(settings: Config, model: str | None, tolerance: float, as_json: bool) -> None:
+    from embedfit.pipeline.bridging import bridge_index
+
+    result = bridge_index(settings, model, tolerance=tolerance)
+    if as_json:
+        console.echo(json.dumps(result.to_dict()))
+    elif result.indexed:
+        console.echo(result.indexed.sentence)
+    else:
+        console.echo("The bridge is not good enough and did not go live; fix: leave out --bridge, and search with the old model meanwhile.")
+    if not result.indexed:
+        raise typer.Exit(1)
 
 
 @app.command()

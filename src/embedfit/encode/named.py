@@ -12,6 +12,7 @@ from embedfit.encode.onnx import OnnxEncoder, is_exported
 from embedfit.encode.pooling import pooling_of, pools_itself
 from embedfit.encode.remote import RemoteEncoder, is_remote
 from embedfit.encode.sides import TwoEncoders
+from embedfit.encode.static import StaticEncoder, is_static
 from embedfit.errors import ConfigError, ModelError
 from embedfit.hub import model_folder
 from embedfit.sections import ModelConfig
@@ -46,6 +47,8 @@ def encoder_of(config: ModelConfig, name: str | None = None) -> Encoder:
         return AdaptedEncoder(CachedEncoder(encoder_of(config, adapter.base_name)), adapter)
     if is_exported(Path(name)):
         return OnnxEncoder(name, query_prompt=config.query_prompt, document_prompt=config.document_prompt)
+    if is_static(Path(name)):
+        return StaticEncoder(name)
     if config.price is not None and name == config.name:
         console.note(f"model.price is not used: {name} is not a remote encoder")
     query, document = config.query_prompt, config.document_prompt

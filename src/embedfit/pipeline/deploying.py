@@ -17,6 +17,7 @@ from embedfit.encode.local import LocalEncoder, local_of
 from embedfit.encode.named import encoder_of
 from embedfit.encode.onnx import FILES, OnnxEncoder
 from embedfit.encode.remote import RemoteEncoder, is_remote
+from embedfit.encode.static import StaticEncoder, write_static
 from embedfit.errors import ConfigError, EmbedfitError, ModelError
 from embedfit.files import json_bytes, replace_folder, temporary_path, writing
 from embedfit.hub import weights_of
@@ -34,6 +35,9 @@ from embedfit.store.versions import Indexed, index_documents, index_searcher
 from embedfit.studies.answers import Answers, compare_answers
 from embedfit.studies.deployable import TOLERANCE, Deployable, measure_deployable
 from embedfit.studies.serving import Served, compare_served
+
+STATIC = "static"
+"""Form of a mean of token vectors, and its folder."""
 
 
 def index(config: Config, model: str | None = None) -> Indexed:
@@ -164,15 +168,15 @@ def export_form(folder: str | Path, form: str, *, tolerance: float | None = None
 
     Args:
         folder: Run directory.
-        form: ``onnx`` or ``onnx-int8``.
+        form: ``onnx``, ``onnx-int8`` or ``static``.
         tolerance: Largest loss that passes, of the run's metric and of right answers; one query's worth is always allowed. By default
             the run's ``deploy.loss``.
 
     Raises:
         EmbedfitError: The run is not finished, its model or data has changed, or the model cannot be exported.
     """
-    if form not in FILES:
-        raise ConfigError(f"--form {form}: expected one of {', '.join(FILES)}")
+    if form not in (*FILES, STATIC):
+        raise ConfigError(f"--form {form}: expected one of {', '.join((*FILES, STATIC))}")
     result = read_result(folder)
     if not result.model.is_dir():
         raise ConfigError(
@@ -183,11 +187,16 @@ def export_form(folder: str | Path, form: str, *, tolerance: float | None = None
     assert encoder
     tolerance = config.deploy.loss if tolerance is None else tolerance
     held_out, _ = held_out_of(result, config.evaluate.metric)
-    data = data_of(result).select(held_out)
+    whole = data_of(result)
+    data = whole.select(held_out)
     with locked(result.folder), temporary_path(result.deploy) as temporary:
-        path = export_onnx(encoder, temporary, form)
-        files = [str(file.relative_to(temporary)) for file in sorted(path.parent.glob(f"{path.name}*"))]
-        made = OnnxEncoder(temporary, form)
+        made: Encoder
+        if form == STATIC:
+            made, files, data = _static(encoder, whole, data, config, temporary)
+        else:
+            path = export_onnx(encoder, temporary, form)
+            files = [str(file.relative_to(temporary)) for file in sorted(path.parent.glob(f"{path.name}*"))]
+            made = OnnxEncoder(temporary, form)
         measured = measure_deployable(
             form,
             encoder,
@@ -203,7 +212,7 @@ def export_form(folder: str | Path, form: str, *, tolerance: float | None = None
             seed=config.split.seed,
         )
         measured = replace(measured, model=encoder.identity)
-        if measured.passed and (result.folder / "searcher").is_dir():
+        if measured.passed and isinstance(made, OnnxEncoder) and (result.folder / "searcher").is_dir():
             measured = replace(measured, answers=_answers(result, made, temporary, data, form))
         if measured.passed:
             _keep(result, temporary, measured)
@@ -237,6 +246,23 @@ def export_wanted(result: Result, wanted: DeployConfig) -> Result:
     return result
 
 
+def _static(encoder: LocalEncoder, whole: Dataset, held_out: Dataset, config: Config, folder: Path) -> tuple[Encoder, list[str], Dataset]:
+    """Write a static model, and return it, its files, and the queries to measure it on, whose texts it was not trained on."""
+    from embedfit.tune.distil import distil
+
+    asked = list(held_out.judged)
+    trained = [id for id in whole.queries if id not in held_out.queries]
+    if not trained:  # every query was held out by some fold
+        trained, asked = asked[::2], asked[1::2]
+    texts: dict[Kind, list[str]] = {
+        "query": whole.select(trained).query_texts(),
+        "document": whole.document_texts(config.data.document_template),
+    }
+    rows, tokenizer = distil(encoder, texts, seed=config.split.seed)
+    files = write_static(rows, tokenizer, folder / STATIC)
+    return StaticEncoder(folder / STATIC), [f"{STATIC}/{file}" for file in files], held_out.select(asked)
+
+
 def _answers(result: Result, made: OnnxEncoder, folder: Path, data: Dataset, form: str) -> Answers:
     """Return the answers of the run's searcher with a form, whose model before tuning is exported too where it is read."""
     searcher = result.searcher
@@ -251,14 +277,15 @@ def _answers(result: Result, made: OnnxEncoder, folder: Path, data: Dataset, for
 
 def _keep(result: Result, made: Path, measured: Deployable) -> None:
     """Move a form into the run directory beside those that are there, and into the report."""
-    before = result.deploy
-    rows = [row for row in result.deployables if row.name != measured.name]
-    for row in rows:
-        for file in (*row.files, *(f"{BASE_MODEL}/{file}" for file in row.files)):
-            if (before / file).exists():
-                (made / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(before / file, made / file)
-    rows = sorted([*rows, measured], key=lambda row: list(FILES).index(row.name))
+    before, all_rows = result.deploy, result.deployables
+    rows = [row for row in all_rows if row.name != measured.name]
+    replaced = {file for row in all_rows if row.name == measured.name for file in row.files}
+    for path in [path for path in before.rglob("*") if path.is_file()]:
+        name = path.relative_to(before)
+        if str(name) not in replaced and not (made / name).exists():
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, made / name)
+    rows = sorted([*rows, measured], key=lambda row: [*FILES, STATIC].index(row.name))
     with writing(made / "forms.json") as file:
         file.write(json_bytes([row.to_dict() for row in rows]))
     replace_folder(made, before)

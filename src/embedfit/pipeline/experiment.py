@@ -23,7 +23,7 @@ from embedfit.evaluation.comparison import Comparison
 from embedfit.evaluation.score import Scores
 from embedfit.hub import public_name
 from embedfit.pipeline.choosing import job_with_choice
-from embedfit.pipeline.deploying import export_wanted
+from embedfit.pipeline.deploying import STATIC, export_wanted
 from embedfit.pipeline.job import Job, locked
 from embedfit.pipeline.needs import check_installed, local, note_unused, refuse_parts
 from embedfit.pipeline.notes import MIXED, alerts, facts, next_steps, notes_on, seeds
@@ -86,7 +86,7 @@ def run(source: Source, *, model: Model | None = None, picks: Sequence[Pick] | N
     processes.join()
     check_installed(config, trains=True)
     refuse_parts(config, "run")
-    if config.deploy.forms:
+    if set(config.deploy.forms) - {STATIC}:
         check_exporter()
     if config.tune.method == "adapter" and config.general.keep is not None:
         raise ConfigError("general.keep merges weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embedfit.encode.onnx import OnnxEncoder
+from embedfit.encode.onnx import FILES, OnnxEncoder
 from embedfit.errors import ConfigError, DataError
 
 FOLDER, MEASURED, BASE_MODEL = "deploy", "forms.json", "base"
@@ -26,6 +26,9 @@ def form_of(folder: Path, form: str, models: Mapping[str, Mapping[str, Any]]) ->
         DataError: The run has no such form, or it was made from another model.
         ConfigError: The model is not one that can be exported.
     """
+    if form not in FILES:
+        known = ", ".join(FILES)
+        raise ConfigError(f"--form {form}: expected one of {known}; a static model has other vectors, and needs an index of its own")
     deploy, fix = folder.parent / FOLDER, f"embedfit export {folder.parent} --form {form}"
     if not all(kept.get("local") for kept in models.values()):
         raise ConfigError(f"--form {form}: {models['model']['name']} does not run in this process, so it has no other form")

@@ -63,6 +63,7 @@ class Stamp:
         pooling: Pooling that was set for the model.
         searcher: Digest of the searcher that the collection was made from; empty for documents alone.
         examples: Number of labelled examples.
+        bridge: What a bridged version is made of, as JSON; empty for any other version.
     """
 
     encoder: str
@@ -77,6 +78,7 @@ class Stamp:
     pooling: str = "auto"
     searcher: str = ""
     examples: int = 0
+    bridge: str = ""
 
     def to_json(self) -> str:
         """Return the stamp as JSON text."""

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from embedfit.data.dataset import Dataset, Document
 from embedfit.encode.encoder import Encoder, complete
@@ -14,6 +14,7 @@ from embedfit.errors import ConfigError, DataError, StorageError, shown
 from embedfit.retrieve.run import Run
 from embedfit.searcher.searcher import Query, SearchHit
 from embedfit.store.base import Filters, Stamp, Store
+from embedfit.store.bridged import BridgedVersion
 from embedfit.store.changes import Change, Changes
 from embedfit.store.opening import check_encoder, open_encoder, open_searcher
 from embedfit.store.stored import NEIGHBOURS
@@ -21,7 +22,8 @@ from embedfit.store.version import SearcherVersion, Version
 
 _PATIENCE = 10.0
 """Seconds that a change waits for another writer."""
-Opened: TypeAlias = Version | SearcherVersion
+Opened: TypeAlias = Version | SearcherVersion | BridgedVersion
+_Answer = TypeVar("_Answer")
 
 
 class LiveIndex:
@@ -93,7 +95,8 @@ class LiveIndex:
         if stamp.searcher:
             parts = open_searcher(stamp, self.where, self.model)
             return SearcherVersion(self.store, collection, replace(parts, encoder=given or parts.encoder), self.neighbours)
-        return Version(self.store, collection, given or open_encoder(stamp, self.where, self.model))
+        of = BridgedVersion if stamp.bridge else Version
+        return of(self.store, collection, given or open_encoder(stamp, self.where, self.model))
 
     def _given(self, stamp: Stamp) -> Encoder | None:
         """Return the encoder that made a version, of those that were given; None if none was given."""
@@ -105,11 +108,21 @@ class LiveIndex:
 
     def search(self, dataset: Dataset, k: int) -> Run:
         """Return up to k documents of the live version for each query of a data set."""
-        return self.version().search(dataset, k)
+        return self._answered(lambda version: version.search(dataset, k))
 
     def find(self, query: Query, k: int = 10, filters: Filters | None = None) -> list[SearchHit]:
         """Return up to k documents of the live version for a query; see `SearcherVersion.find`."""
-        return self.version().find(query, k, filters)
+        return self._answered(lambda version: version.find(query, k, filters))
+
+    def _answered(self, ask: Callable[[Opened], _Answer]) -> _Answer:
+        """Ask the live version; again if it was replaced and removed meanwhile."""
+        while True:
+            collection = self.store.live().current
+            try:
+                return ask(self.version())
+            except StorageError:
+                if self.store.live().current == collection:
+                    raise
 
     def add(self, query: Query, document_id: str, *, key: str = "", source: str = "person") -> str:
         """Add a labelled example. It counts from the next search on, in every process.

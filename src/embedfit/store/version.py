@@ -80,13 +80,10 @@ class Version:
             DataError: The query is no text, or contains a lone surrogate.
             StorageError: The store cannot be reached, or something else changed the collection.
         """
-        if not isinstance(query, str):
-            raise DataError("the query", "is a record", expected="a text", fix="index the searcher of a run that was made of records")
-        check_query(query)
-        filters = filters or {}
-        vectors = self.encoder.encode([query], "query")
+        text, filters = text_of(query), filters or {}
+        vectors = self.encoder.encode([text], "query")
         check_width(self.store, self.stamp, vectors, self.encoder)
-        if not _can_match(self.store, filters):
+        if not can_match(self.store, filters):
             return []
         [neighbours] = self.store.nearest(self.collection, vectors, min(k, self.stamp.documents), filters)
         entries = self.store.entries(self.collection, [id for id, _ in neighbours])
@@ -177,7 +174,7 @@ class SearcherVersion:
         check_query(text)
         asked = self._searcher.encode([text])
         check_width(self.store, self.stamp, asked.vectors, self.encoder)
-        if not _can_match(self.store, filters or {}):
+        if not can_match(self.store, filters or {}):
             return []
         scorer = self.scorer
         scored = scorer.scored(asked, np.full(1, -1), filters, k)
@@ -289,6 +286,18 @@ def check_documents(store: Store, collection: str, stamp: Stamp, dataset: Datase
         raise StorageError(f"{store.where}: {collection} holds other documents than the data set; fix: run 'embedfit index'")
 
 
+def text_of(query: Query) -> str:
+    """Return a query of an index of documents alone, which must be a text that can be encoded.
+
+    Raises:
+        DataError: It is a record, or contains a lone surrogate.
+    """
+    if not isinstance(query, str):
+        raise DataError("the query", "is a record", expected="a text", fix="index the searcher of a run that was made of records")
+    check_query(query)
+    return query
+
+
 def check_query(text: str) -> None:
     """Check that a query can be encoded.
 
@@ -317,6 +326,6 @@ def changed(store: Store, collection: str) -> StorageError:
     return StorageError(f"{store.where}: {collection} holds documents that embedfit did not write; fix: run 'embedfit index'")
 
 
-def _can_match(store: Store, filters: Filters) -> bool:
+def can_match(store: Store, filters: Filters) -> bool:
     """Return whether the store can hold a document with such metadata."""
     return all(is_encodable(text) and (store.takes_nul or "\0" not in text) for pair in filters.items() for text in pair)

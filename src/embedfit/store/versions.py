@@ -13,6 +13,7 @@ cache, and continues.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -117,8 +118,8 @@ def index_documents(
 
     def write() -> int:
         vectors = cached.encode([entry.text for entry in entries], "document")
-        stamp = _stamp(encoder, vectors.shape[1], template, entries, *opens_of(encoder))
-        return _fill(store, collection, stamp, entries, vectors)
+        stamp = stamp_of(encoder, vectors.shape[1], template, entries, *opens_of(encoder))
+        return fill(store, collection, stamp, entries, vectors)
 
     new = _New(collection, {"": entries}, write, lambda: Version(store, collection, cached), dataset)
     return _deploy(store, new, k, min_recall)
@@ -162,13 +163,13 @@ def index_searcher(
     check_entries(examples, store, "example")
     known = searcher_digest(place)
     collection = f"{store.index}_{digest([known, str(place), documents_digest(documents)])[:12]}"
-    stamp = _stamp(parts.encoder, parts.corpus.vectors.shape[1], parts.template, documents, str(place))
+    stamp = stamp_of(parts.encoder, parts.corpus.vectors.shape[1], parts.template, documents, str(place))
     stamp = replace(stamp, searcher=known, examples=len(examples))
 
     def write() -> int:
         store.create(collection + CHANGES, replace(stamp, dimension=1))
-        written = _fill(store, collection + EXAMPLES, stamp, examples, parts.examples.vectors)
-        return written + _fill(store, collection, stamp, documents, parts.corpus.vectors)
+        written = fill(store, collection + EXAMPLES, stamp, examples, parts.examples.vectors)
+        return written + fill(store, collection, stamp, documents, parts.corpus.vectors)
 
     new = _New(
         collection,
@@ -213,7 +214,7 @@ def _deploy(store: Store, new: _New, k: int, min_recall: float) -> Indexed:
         live = store.live()
         if live.current == collection:
             if _is_complete(store, new):
-                _clear(store, live)
+                clear(store, live)
                 return Indexed(collection, live.previous, documents, 0, None, k, 0, len(judged), examples)
             console.note(f"Warning: {store.where}: the live collection {collection} has lost or changed documents; they are written again")
         written = new.write()
@@ -235,11 +236,12 @@ def _deploy(store: Store, new: _New, k: int, min_recall: float) -> Indexed:
         previous = live.previous if live.current == collection else live.current
         live = Live(collection, previous)
         store.switch(live)
-        _clear(store, live)
+        clear(store, live)
     return Indexed(collection, previous, documents, written, recall, k, len(queries.queries), len(judged), examples, carried)
 
 
-def _stamp(encoder: Encoder, dimension: int, template: str, entries: Sequence[Entry], opens: str, pooling: str = "auto") -> Stamp:
+def stamp_of(encoder: Encoder, dimension: int, template: str, entries: Sequence[Entry], opens: str, pooling: str = "auto") -> Stamp:
+    """Return the stamp of documents that an encoder has encoded."""
     whole, documents = complete(encoder), documents_digest(entries)
     prompts = whole.prompts
     return Stamp(
@@ -305,14 +307,24 @@ def _is_unchanged(store: Store, collection: str, entries: Sequence[Entry]) -> bo
     return not sample or store.entries(collection, [entry.id for entry in sample]) == {entry.id: entry for entry in sample}
 
 
-def _clear(store: Store, live: Live) -> None:
-    """Delete all versions except the live and the previous one: older ones, and what a killed process left behind."""
-    for collection in store.collections():
-        if version_of(collection) not in (live.current, live.previous):
+def clear(store: Store, live: Live) -> None:
+    """Delete all versions except the live and the previous one: older ones, and what a killed process left behind.
+
+    The collections that a bridged version is made of stay with it.
+    """
+    names = store.collections()
+    kept = {name for name in (live.current, live.previous) if name in names}
+    for name in tuple(kept):
+        with contextlib.suppress(StorageError):  # the stamp of an earlier version of embedfit
+            if made_of := store.stamp(name).bridge:
+                plan = json.loads(made_of)
+                kept |= {plan["old"], *plan["parts"]}
+    for collection in names:
+        if version_of(collection) not in kept:
             store.drop(collection)
 
 
-def _fill(store: Store, collection: str, stamp: Stamp, entries: Sequence[Entry], vectors: Vectors) -> int:
+def fill(store: Store, collection: str, stamp: Stamp, entries: Sequence[Entry], vectors: Vectors) -> int:
     """Write the missing documents of a collection; return their number."""
     store.create(collection, stamp)
     present = store.ids(collection)
@@ -364,7 +376,7 @@ def roll_back(store: Store) -> Stamp:
         stamp = store.stamp(live.previous)
         count = len(store.ids(live.previous))
         examples = len(store.ids(live.previous + EXAMPLES)) if stamp.searcher else 0
-        if (count, examples) != (stamp.documents, stamp.examples):
+        if not stamp.bridge and (count, examples) != (stamp.documents, stamp.examples):
             what, count, expected = (
                 ("documents", count, stamp.documents) if count != stamp.documents else ("examples", examples, stamp.examples)
             )

@@ -15,6 +15,7 @@ from embedfit.data.dataset import Dataset
 from embedfit.data.split import group_numbers
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, Kind, Vectors
+from embedfit.encode.static import StaticEncoder
 from embedfit.errors import ConfigError
 from embedfit.evaluation.compare import compare_scores
 from embedfit.evaluation.comparison import Difference
@@ -39,7 +40,7 @@ class Deployable:
         files: Files of its weights, relative to its folder.
         difference: Metric of the model and of the form, on the same queries, with the 95% interval of the difference.
         allowed: Largest loss that passes.
-        cosine: Lowest cosine of a vector with the measured one.
+        cosine: Lowest cosine of a vector with the measured one; None for a form with a space of its own.
         bytes: Size of the weights, in bytes; also ``model_bytes`` for the model.
         texts_per_second: Texts encoded in a second, queries and documents in batches; also ``model_texts_per_second``.
         query_milliseconds: Median time for one query alone; also ``model_query_milliseconds``.
@@ -51,7 +52,7 @@ class Deployable:
     files: tuple[str, ...]
     difference: Difference
     allowed: float
-    cosine: float
+    cosine: float | None
     bytes: int
     model_bytes: int
     texts_per_second: float
@@ -157,6 +158,7 @@ def measure_deployable(
     before = {kind: CachedEncoder(measured).encode(texts[kind], kind) for kind in texts}
     after = {kind: form.encode(texts[kind], kind) for kind in texts}
     groups = group_numbers(dataset, group_by)
+    same_space = not isinstance(form, StaticEncoder)
 
     def scores(vectors: dict[Kind, Vectors], label: str) -> Scores:
         k = int(metric.partition("@")[2])
@@ -170,7 +172,7 @@ def measure_deployable(
         tuple(files),
         difference,
         max(tolerance, 1 / len(dataset.queries)),
-        min(float((before[kind] * after[kind]).sum(axis=1).min()) for kind in texts),
+        min(float((before[kind] * after[kind]).sum(axis=1).min()) for kind in texts) if same_space else None,
         sum((folder / file).stat().st_size for file in files),
         model_bytes,
         speeds[1][0],
