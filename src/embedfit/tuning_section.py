@@ -13,7 +13,7 @@ _LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "adapter": 2e-4, "reranker": 2e-4
 """Default learning rates, if every document is a candidate in every step."""
 _EPOCHS = 4
 """Default epochs, if every document is a candidate in every step."""
-_MERGE = 0.75
+_MERGE = 0.5
 """Default weight of the trained weights in the merge with the base model's, if documents are frozen."""
 
 
@@ -98,7 +98,7 @@ class TuneConfig(Section):
         gt=0,
         le=1,
         description="Weight of the trained weights in a merge with the base model's, which keeps more of what the base model knows. "
-        "By default 0.75 if documents = 'frozen', else 1.",
+        "By default 0.5 if documents = 'frozen', else 1.",
     )
     matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (), description="Smaller dimensions to train for, so that vectors can be truncated to them."
