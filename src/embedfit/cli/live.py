@@ -16,6 +16,7 @@ from embedfit.cli.printing import print_rows
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+    from embedfit.serve.settings import Settings
     from embedfit.serve.summary import Summary
 
 RunPath = Annotated[
@@ -65,7 +66,6 @@ def serve(
     from embedfit.errors import ConfigError
     from embedfit.serve.feedback import NAME
     from embedfit.serve.places import home
-    from embedfit.serve.running import serve as start
     from embedfit.serve.settings import Settings, token_from
 
     if no_feedback and feedback:
@@ -87,15 +87,25 @@ def serve(
         traces=traces,
         log=log,
     )
-    if traces != "none":
+    _start(settings, workers, engine)
+
+
+def _start(settings: Settings, workers: int, engine: str) -> None:
+    """Serve on an engine."""
+    if settings.traces != "none":
         from embedfit.errors import check_package
         from embedfit.serve.tracing import targets
 
         check_package("opentelemetry.exporter.otlp.proto.common", extra="langwatch")
         targets()
     if engine == "ray":
-        from embedfit.serve.on_ray import serve as start
-    start(settings, workers)
+        from embedfit.serve.on_ray import serve as serve_on_ray
+
+        serve_on_ray(settings, workers)
+        return
+    from embedfit.serve.running import serve as serve_here
+
+    serve_here(settings, workers)
 
 
 @app.command()
