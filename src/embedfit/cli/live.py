@@ -89,8 +89,11 @@ def serve(
         check_package("opentelemetry.exporter.otlp.proto.common", extra="langwatch")
         targets()
     if engine == "ray":
-        from embedfit.serve.on_ray import serve as start
-    start(settings, workers)
+        from embedfit.serve.on_ray import serve as start_on_ray
+
+        start_on_ray(settings, workers)
+    else:
+        start(settings, workers)
 
 
 @app.command()
