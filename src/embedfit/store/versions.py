@@ -327,7 +327,15 @@ def clear(store: Store, live: Live) -> None:
 def fill(store: Store, collection: str, stamp: Stamp, entries: Sequence[Entry], vectors: Vectors) -> int:
     """Write the missing documents of a collection; return their number."""
     store.create(collection, stamp)
-    present = store.ids(collection)
+    try:
+        present = store.ids(collection)
+    except StorageError:
+        if store.live().current == collection:
+            raise
+        # A process that was killed while Chroma saved a graph can leave a collection that cannot be read.
+        store.drop(collection)
+        store.create(collection, stamp)
+        present = store.ids(collection)
     written = [entry for entry in entries if entry.id in present]
     if len(written) < len(present) or not _is_unchanged(store, collection, written):  # something else wrote to it
         store.drop(collection)
