@@ -60,7 +60,10 @@ def ours(port: int, *, onnx: bool = False) -> None:
     documents = load(TRANSACTIONS / "transactions.jsonl", TRANSACTIONS / "categories.json", record="transaction")
     model = LocalEncoder(MODEL, precision="fp32")
     with tempfile.TemporaryDirectory() as folder:
-        encoder = OnnxEncoder(export_onnx(model, Path(folder) / "onnx", "onnx")) if onnx else model
+        form = Path(folder) / "onnx"
+        if onnx:
+            export_onnx(model, form, "onnx")
+        encoder = OnnxEncoder(form) if onnx else model
         searcher = Served.untrained(encoder, documents, "{category}: {sample_transactions}")
         settings = Settings("transactions", port=port, feedback=f"{folder}/feedback.db")
         serve(settings, app=lambda: make_app(searcher, settings))
