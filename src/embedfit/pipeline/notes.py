@@ -89,7 +89,7 @@ def next_steps(job: Job, folder: Path, comparison: Comparison, doubtful: int) ->
         count = "the label that is" if doubtful == 1 else f"the {doubtful:,} labels that are"
         steps.append((f"Look at {count} in doubt", f"embedfit serve {run}  # the tab 'Doubtful labels'"))
     if comparison.verdict == "better":
-        steps.append(("Search from a vector database", f"embedfit index {run}"))
+        steps.append(("Search from a vector database", f"embedfit index --model {run}"))
         if local_of(job.base):
             steps.append(("Publish the model with its evidence", f"embedfit publish {run} NAME/MODEL"))
             steps.append(("Make a smaller and faster form", f"embedfit export {run} --form onnx-int8"))
