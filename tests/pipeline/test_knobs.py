@@ -26,8 +26,8 @@ NO_USE = {"make_config", "placed_in", "beside", "placed", "identity", "is_open",
 """Functions whose reading of a key is no use of it."""
 SECTIONS = {field.annotation: f"{name}." for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")}
 EVERY = {f"{prefix}{key}" for section, prefix in SECTIONS.items() for key in section.model_fields} | {"name", "output", "engine"}
-ELSEWHERE = {"model.price"}
-"""Keys of a remote encoder: tests/test_remote.py."""
+ELSEWHERE = {"model.price", "deploy.loss"}
+"""Keys of a remote encoder (tests/encode/test_remote.py) and of forms (tests/publish/test_export.py)."""
 
 
 def table():
@@ -229,7 +229,7 @@ RERANKING = {"tune.reranker", "evaluate.rerank_top"}
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "ladder", "curve", "tune"])
 def test_a_training_command_uses_the_keys_that_the_docs_say(project, read, capsys, command):
-    call(command, *{"curve": ["--points", 2], "tune": ["--output", "tuned"]}.get(command, []))
+    call(command, *{"ladder": ["--save", "kept"], "curve": ["--points", 2], "tune": ["--output", "tuned"]}.get(command, []))
     apart = GENERATED | RERANKING | {"tune.query_model"}
     check_table(command, read - {"generate.records", "generate.questions", "data.query"}, capsys.readouterr().err, apart=apart)
 

@@ -137,10 +137,10 @@ def test_embeddings_below_frozen_layers_cannot_be_trained():
 
 def test_a_training_is_named_as_before_the_settings_that_do_nothing_in_it():
     whole = TuneConfig(freeze=0).model_dump()
-    before = {name: value for name, value in whole.items() if name not in ("freeze", "documents", "merge")}
+    before = {name: value for name, value in whole.items() if name not in ("freeze", "documents", "merge", "reranker", "query_model")}
     assert TuneConfig(freeze=0).identity() == before
     assert TuneConfig().identity() == {**before, "freeze": "auto"}
-    every = TuneConfig(documents="frozen", merge=0.5)
+    every = TuneConfig(documents="frozen", merge=0.5, reranker="a", query_model="b")
     assert every.identity() == every.model_dump()
 
 

@@ -24,7 +24,7 @@ def candidates(
     allow_leaks: AllowLeaks = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure several models before tuning, and choose one: the smallest within chance of the best."""
+    """Measure models before tuning, and choose one. It is the smallest within chance of the best."""
     from embedfit.metrics import metric_label
     from embedfit.pipeline.choosing import choose_model
 

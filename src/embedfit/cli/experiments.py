@@ -291,7 +291,7 @@ def compare(
     engine: EngineName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two models, or rankings from elsewhere, on the same queries."""
+    """Compare two models, or TREC run files, on the same queries."""
     from embedfit.encode.named import encoder_of
     from embedfit.evaluation.compare import compare_scores
     from embedfit.pipeline import job, measuring, needs, parts
@@ -299,7 +299,7 @@ def compare(
 
     settings = with_engine(settings_of(config, None, False, {"model": {"price": price}}), engine)
     needs.note_unused(settings, "compare")
-    models = [name for name in (first, second) if not Path(name).is_file()]
+    models = [name for name in (first, second) if not Path(name).is_file() or name.endswith(".safetensors")]
     for model in models:
         needs.check_installed(settings, model=model)
     using = job.engine_of(settings.engine)

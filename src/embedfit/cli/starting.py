@@ -31,7 +31,7 @@ def demo(
     model: Annotated[str, typer.Option(help="Base model.")] = "all-MiniLM-L6-v2",
     as_json: AsJson = False,
 ) -> None:
-    """Run the whole experiment on bundled card transactions, offline."""
+    """Run the whole experiment offline, on bundled data."""
     from embedfit.pipeline import experiment
     from embedfit.samples import demo_config
 

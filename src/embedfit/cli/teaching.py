@@ -18,7 +18,7 @@ from embedfit.cli.printing import print_rows
 if TYPE_CHECKING:
     from embedfit.store.live import LiveIndex
 
-live = typer.Typer(no_args_is_help=True, help="Teach the live index of the vector store, without a new version.")
+live = typer.Typer(no_args_is_help=True, help="Teach the live index, or take back what it was taught.")
 app.add_typer(live, name="live")
 
 Model = Annotated[str | None, typer.Option("--model", help="Run that the index was made with, if it is no longer where it was.")]

@@ -164,7 +164,7 @@ def tune_part(job: Job, train: Dataset, dev: Dataset | None, folder: Path, chang
     return tune(job.base, training, job.config.evaluate)
 
 
-def tune(base: Encoder, training: Training, evaluate: EvaluateConfig) -> Tuned:
+def tune(base: Encoder, training: Training, evaluate: EvaluateConfig | None = None) -> Tuned:
     """Tune a model by the method that the settings name (see `embedfit.pipeline.needs.check_method`)."""
     config = training.config
     if config.method == "reranker":
@@ -172,7 +172,8 @@ def tune(base: Encoder, training: Training, evaluate: EvaluateConfig) -> Tuned:
 
         start, model = config.reranker or local(base).folder, local_of(base)
         retriever = CachedEncoder(training.engine.encoder(base))
-        return tune_reranker(retriever, training, start=start, top=evaluate.rerank_top, precision=model.precision if model else "auto")
+        top, precision = (evaluate or EvaluateConfig()).rerank_top, model.precision if model else "auto"
+        return tune_reranker(retriever, training, start=start, top=top, precision=precision)
     if config.method == "adapter":
         if processes.count() > 1:
             raise ConfigError("tune.method 'adapter' trains in seconds, in one process; fix: run it without torchrun")

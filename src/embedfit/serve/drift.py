@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from embedfit.data.duplicates import near_duplicates
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, Vectors, complete
@@ -84,9 +86,8 @@ def _likeness(run: Path, texts: list[str]) -> list[Shift]:
 
 def _new(known: Sequence[str], texts: Sequence[str]) -> list[str]:
     """Return texts that are no copies or near copies of known ones, and one of those that are near copies of each other."""
-    chains = near_duplicates([*known, *texts]).chains
-    places = sorted(chain[0] for chain in chains if chain[0] >= len(known))
-    return [texts[place - len(known)] for place in places]
+    _, firsts = np.unique(near_duplicates([*known, *texts]).chain_of, return_index=True)  # first text of each chain
+    return [texts[place - len(known)] for place in sorted(firsts.tolist()) if place >= len(known)]
 
 
 def _over_time(asked: Sequence[Asked], ranks: Mapping[str, float]) -> list[Shift]:
