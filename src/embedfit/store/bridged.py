@@ -11,14 +11,13 @@ switch of the live name, an answer comes from one state alone, and a killed call
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from embedfit import console
 from embedfit.data.dataset import Dataset
@@ -28,12 +27,12 @@ from embedfit.encode.encoder import Encoder, Vectors, complete
 from embedfit.errors import ConfigError, ModelError, StorageError
 from embedfit.files import digest
 from embedfit.retrieve.retrievers import DenseRetriever
-from embedfit.retrieve.run import NOTHING, Ranked, Retriever, Run, run_of, sorted_corpus
-from embedfit.searcher.searcher import Query, Reason, SearchHit
+from embedfit.retrieve.run import Retriever, Run
+from embedfit.searcher.searcher import Query, SearchHit
 from embedfit.store.base import Entry, Filters, Live, Neighbours, Stamp, Store, check_entries
 from embedfit.store.entries import documents_digest, entries_of
 from embedfit.store.opening import opens_of
-from embedfit.store.version import can_match, changed, check_documents, check_width, text_of
+from embedfit.store.version import can_match, changed, check_documents, check_width, hit_of, run_of_neighbours, text_of
 from embedfit.store.versions import Indexed, clear, fill, index_documents, stamp_of
 
 PARTS = 4
@@ -107,19 +106,16 @@ class BridgedVersion:
             StorageError: The documents of the version differ from those of the data set.
         """
         check_documents(self.store, self.collection, self.stamp, dataset)
-        _, ids = sorted_corpus(dataset)
-        position = {id: place for place, id in enumerate(ids)}
         vectors = self.encoder.encode(dataset.query_texts(), "query")
 
-        def nearest(depth: int) -> Ranked:
-            ranked = np.full((len(vectors), min(depth, len(ids))), len(ids), np.int64)
-            scores = np.full(ranked.shape, NOTHING, np.float32)
-            for row, found in enumerate(self._nearest(vectors, ranked.shape[1], {})):
-                ranked[row, : len(found)] = [position[id] for id, _, _ in found]
-                scores[row, : len(found)] = [score for _, score, _ in found]
-            return ranked, scores
+        def nearest(depth: int) -> list[Neighbours]:
+            found = self._nearest(vectors, depth, {})
+            for id, _, place in itertools.chain.from_iterable(found):
+                if id not in dataset.corpus:
+                    raise changed(self.store, place)
+            return [[(id, score) for id, score, _ in row] for row in found]
 
-        return run_of(dataset, ids, nearest, k)
+        return run_of_neighbours(dataset, nearest, k)
 
     def exact(self, parts: Any = None) -> Retriever:
         """Return exact search with all documents embedded again; parts of a searcher are ignored."""
@@ -150,8 +146,7 @@ class BridgedVersion:
         for id, score, place in found:
             if id not in entries[place]:
                 raise changed(self.store, place)
-            entry = entries[place][id]
-            hits.append(SearchHit(id, entry.text, score, None, (Reason("document", entry.text, score),), entry.metadata))
+            hits.append(hit_of(entries[place][id], score))
         return hits
 
     def _nearest(self, vectors: Vectors, k: int, filters: Filters) -> list[list[tuple[str, float, str]]]:

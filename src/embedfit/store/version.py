@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from embedfit.retrieve.run import NOTHING, Ranked, Retriever, Run, own_positions
 from embedfit.searcher.parts import Parts
 from embedfit.searcher.searcher import Query, Reason, Searcher, SearchHit, ranked
 from embedfit.searcher.views import EXAMPLES, Asked
-from embedfit.store.base import Entry, Filters, Stamp, Store, check_entries, is_encodable
+from embedfit.store.base import Entry, Filters, Neighbours, Stamp, Store, check_entries, is_encodable
 from embedfit.store.changes import Change, Changes
 from embedfit.store.entries import documents_digest, entries_of, fields_of
 from embedfit.store.opening import open_searcher
@@ -24,6 +24,33 @@ from embedfit.template import Template
 
 _BLOCK = 2**22
 """Scores of all documents that are held at a time, while many queries are searched."""
+
+
+def run_of_neighbours(dataset: Dataset, nearest: Callable[[int], Sequence[Neighbours]], k: int) -> Run:
+    """Return the Run of what a store found for each query of a data set. It may have found fewer documents than were asked for.
+
+    Args:
+        dataset: Data set with the queries and the documents.
+        nearest: Function from a number of documents to the hits of each query, best first, as (document id, score).
+        k: Number of documents for each query.
+    """
+    _, ids = sorted_corpus(dataset)
+    position = {id: place for place, id in enumerate(ids)}
+
+    def ranked_to(depth: int) -> Ranked:
+        places = np.full((len(dataset.queries), min(depth, len(ids))), len(ids), np.int64)
+        scores = np.full(places.shape, NOTHING, np.float32)
+        for row, neighbours in enumerate(nearest(places.shape[1])):
+            places[row, : len(neighbours)] = [position[id] for id, _ in neighbours]
+            scores[row, : len(neighbours)] = [score for _, score in neighbours]
+        return places, scores
+
+    return run_of(dataset, ids, ranked_to, k)
+
+
+def hit_of(entry: Entry, score: float) -> SearchHit:
+    """Return the hit of a document that was found by its vector."""
+    return SearchHit(entry.id, entry.text, score, None, (Reason("document", entry.text, score),), entry.metadata)
 
 
 class Version:
@@ -47,22 +74,15 @@ class Version:
             StorageError: The documents of the collection differ from those of the data set.
         """
         check_documents(self.store, self.collection, self.stamp, dataset)
-        _, ids = sorted_corpus(dataset)
-        position = {id: place for place, id in enumerate(ids)}
         vectors = self.encoder.encode(dataset.query_texts(), "query")
 
-        def nearest(depth: int) -> Ranked:
-            # Approximate search may return fewer documents than requested.
-            ranked = np.full((len(dataset.queries), min(depth, len(ids))), len(ids), np.int64)
-            scores = np.full(ranked.shape, NOTHING, np.float32)
-            for row, neighbours in enumerate(self.store.nearest(self.collection, vectors, ranked.shape[1], {})):
-                if any(id not in position for id, _ in neighbours):
-                    raise changed(self.store, self.collection)
-                ranked[row, : len(neighbours)] = [position[id] for id, _ in neighbours]
-                scores[row, : len(neighbours)] = [score for _, score in neighbours]
-            return ranked, scores
+        def nearest(depth: int) -> list[Neighbours]:
+            found = self.store.nearest(self.collection, vectors, depth, {})
+            if not all(id in dataset.corpus for row in found for id, _ in row):
+                raise changed(self.store, self.collection)
+            return found
 
-        return run_of(dataset, ids, nearest, k)
+        return run_of_neighbours(dataset, nearest, k)
 
     def exact(self, parts: Parts | None = None) -> Retriever:
         """Return exact search in the same documents; parts of a searcher are ignored."""
@@ -89,10 +109,7 @@ class Version:
         entries = self.store.entries(self.collection, [id for id, _ in neighbours])
         if any(id not in entries for id, _ in neighbours):
             raise changed(self.store, self.collection)
-        rows = [(entries[id], float(score)) for id, score in neighbours]
-        return [
-            SearchHit(entry.id, entry.text, score, None, (Reason("document", entry.text, score),), entry.metadata) for entry, score in rows
-        ]
+        return [hit_of(entries[id], float(score)) for id, score in neighbours]
 
 
 class SearcherVersion:
