@@ -103,6 +103,12 @@ def test_a_version_that_is_not_better_stays_away_and_the_command_says_so(world, 
     assert (code, err) == (2, "embedfit: --rollback trains nothing, and so has no use for --feedback; fix: give one of them\n")
 
 
+def test_rolling_back_where_nothing_is_live_makes_no_folder(tmp_path):
+    with pytest.raises(DataError, match="has no previous version"):
+        roll_back(LiveFolder(tmp_path / "live"))
+    assert not (tmp_path / "live").exists()
+
+
 def test_after_a_kill_the_next_refresh_goes_on_with_the_same_picks(world, tmp_path, said):
     config, live, first, second = world
     folder = LiveFolder(tmp_path / "live")

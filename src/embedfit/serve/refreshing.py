@@ -104,6 +104,8 @@ def roll_back(live: LiveFolder, config: Config | None = None) -> Refreshed:
     Raises:
         EmbedfitError: There is none, or a refresh is running.
     """
+    if live.read() is None:
+        live.roll_back()  # raises, before a lock makes the folder
     with locked(live.path / _LOCK, f"{live.path}: a refresh is running; fix: wait for it"):
         before = live.read()
         if config is not None and before is not None and before.previous:
