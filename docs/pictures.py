@@ -21,7 +21,7 @@ from PIL import Image
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
 PICTURES = DOCS / "pictures"
-TEAL, GREY = "#0f766e", "#94a3b8"
+TEAL, LIGHT, GREY = "#0f766e", "#5eb5ac", "#94a3b8"
 
 
 def main() -> None:
@@ -70,21 +70,22 @@ def ladder(data: str, title: str, name: str) -> None:
 
 
 def before_and_after(name: str) -> None:
-    """Write recall at each k before and after tuning, for two data sets."""
+    """Write recall at each k of the base model, the tuned model alone and the searcher, for two data sets."""
     quality = json.loads((RESULTS / "quality.json").read_text())
     figure = Figure(figsize=(8, 2.9), layout="constrained", dpi=110)
     panels = {"transactions-names": "Card transactions, 27 categories", "banking77-10": "BANKING77, 10 queries per intent"}
+    sides = {"base": ("base model", GREY), "tuned": ("tuned alone", LIGHT), "searcher": ("searcher", TEAL)}
     for axes, (data, title) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
-        for offset, side, colour in ((-0.2, "base", GREY), (0.2, "tuned", TEAL)):
+        for number, (side, (label, colour)) in enumerate(sides.items()):
             values = [quality[data][f"recall@{k}"][side] for k in (1, 3, 5)]
-            bars = axes.bar([place + offset for place in range(3)], values, 0.38, color=colour, label=side)
-            axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
+            bars = axes.bar([place + 0.27 * (number - 1) for place in range(3)], values, 0.25, color=colour, label=label)
+            axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=7.5)
         axes.set_xticks(range(3), [f"recall@{k}" for k in (1, 3, 5)], fontsize=9)
-        axes.set_ylim(0, 1.12)
+        axes.set_ylim(0, 1.3)
         axes.set_title(title, fontsize=10, loc="left")
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0, labelleft=False)
-    figure.axes[0].legend(frameon=False, fontsize=9, loc="upper left")
+    figure.axes[0].legend(frameon=False, fontsize=9, loc="upper left", ncols=3)
     figure.savefig(PICTURES / name)
 
 
