@@ -59,7 +59,7 @@ class TuneConfig(Section):
     freeze: int | Literal["auto"] = Field(
         "auto",
         description="Number of lower layers to freeze, with the embeddings. auto: half of them if all documents are candidates, "
-        "method = 'full' and there are at most 2,000 training queries, else none.",
+        "method = 'full' and there are 500 to 2,000 training queries, else none.",
     )
     scale: float = Field(14.0, gt=0, description="Factor of the cosine similarities in the loss (1 / temperature).")
     candidates: Literal["auto", "all", "mined", "batch"] = Field(

@@ -82,6 +82,23 @@ def test_names_with_a_word_in_common_do_not_look_like_lists():
         assert found(data, "joined labels") == []
 
 
+@pytest.mark.parametrize(
+    ("labels", "warned"),
+    [
+        (["0", "1", "2"], True),
+        (["A-17", "B-4", "7.1"], True),
+        (["3", "4", "food"], True),
+        (["1", "food", "taxi"], False),
+        (["茶", "水", "米"], False),
+    ],
+)
+def test_labels_that_are_bare_codes_are_warned_of(labels, warned):
+    findings = found(data_of({f"q{n}": (f"text {n}", [label]) for n, label in enumerate(labels)}), "bare code")
+    assert [finding.level for finding in findings] == ["warning"] * warned
+    if warned:
+        assert f"documents are bare numbers or codes, such as {labels[0]!r}" in findings[0].message
+
+
 def test_documents_that_say_the_same_are_copies():
     (copy,) = found(data_of(CLEAN, {"food": "Meals", "taxi": "Rides", "cab": "rides "}), "copy")
     assert (copy.level, copy.ids) == ("warning", ("taxi", "cab"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ _NAME_WORDS = 10
 """Maximum number of words of a document that is a name and not a passage."""
 _MERGED_SHARE = 0.1
 """Maximum share of merged queries that are reported as probable mistakes. Above it, several answers are probably intended."""
+_WORD = re.compile(r"[^\W\d_]{2,}|[^\W\d_\x00-\u02ff]")
+"""What makes a text more than a code: two letters in a row, or one of a script in which a single one may be a word."""
 _CHAIN_SHARE, _CHAIN_QUERIES = 0.1, 10
 """Share and number of the queries above which a chain of near duplicates is reported, since it makes parts uneven."""
 _ENTITIES, _ENTITY_SHARE, _MET_BEFORE = 10, 0.2, 0.5
@@ -55,6 +58,7 @@ def check_dataset(dataset: Dataset) -> list[Finding]:
     checks = (
         _merged,
         _joined,
+        _bare,
         _conflicts,
         _near_conflicts,
         _copies,
@@ -198,6 +202,20 @@ def _joined(dataset: Dataset) -> list[Finding]:
             message = f"{len(ids):,} labels look like several with {separator!r} between them, such as {shown(ids[0])}"
             return [Finding("warning", "joined labels", f"{message}; if they are, set data.separator = {separator!r}", ids)]
     return []
+
+
+def _bare(dataset: Dataset) -> list[Finding]:
+    """Report documents that are nothing but a number or a code, such as labels that were encoded for a classifier."""
+    ids = tuple(
+        id for id, document in dataset.corpus.items() if not document.metadata and not _WORD.search(f"{document.title} {document.text}")
+    )
+    if not ids or 2 * len(ids) <= len(dataset.corpus):
+        return []
+    message = (
+        f"{len(ids):,} of {len(dataset.corpus):,} documents are bare numbers or codes, such as {shown(dataset.corpus[ids[0]].text)}, "
+        "which tell a model nothing; name them in a file of documents with the fields id and text"
+    )
+    return [Finding("warning", "bare code", message, ids)]
 
 
 def _conflicts(dataset: Dataset) -> list[Finding]:

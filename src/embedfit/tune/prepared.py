@@ -29,9 +29,9 @@ _ACTIVATION_BYTES = 68
 """Bytes kept for the gradients per token, layer and hidden dimension, in fp32 and without attention's square matrices
 (Korthikanti et al. 2022, section 4.1, has 34 in 16 bits)."""
 _FROZEN_SHARE = 1 / 2
-_FROZEN_QUERIES = 2000
-"""Share of the layers that are frozen for a list of labels, and the most training queries for which they are. Larger sets were
-not tried (docs/decisions.md)."""
+_FROZEN_QUERIES = 500, 2000
+"""Share of the layers that are frozen for a list of labels, and the training queries for which they are. Smaller sets may need all
+layers, and larger ones were not tried (docs/decisions.md)."""
 _KEPT_SHARE = 1 / 8
 """Largest share of the machine's memory for kept states of frozen layers."""
 _RANDOM = 32
@@ -176,10 +176,11 @@ def merge_with_start(prepared: Prepared, start: Mapping[str, torch.Tensor], weig
 
 
 def layers_to_freeze(transformer: torch.nn.Module, config: TuneConfig, candidates: str, queries: int) -> int:
-    """Return the number of lower layers to freeze: the setting, or by default half of them for labels and few queries."""
+    """Return the number of lower layers to freeze: the setting, or by default half of them for labels and not too many queries."""
     if config.freeze != "auto":
         return config.freeze
-    if candidates != "all" or queries > _FROZEN_QUERIES or config.method != "full" or config.train_embeddings:
+    least, most = _FROZEN_QUERIES
+    if candidates != "all" or not least <= queries <= most or config.method != "full" or config.train_embeddings:
         return 0
     layers = layers_of(transformer)
     if not layers:
