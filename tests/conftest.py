@@ -12,6 +12,13 @@ from embedfit.samples import TRANSACTIONS
 BENCH = Path(__file__).parents[2] / "shared" / "data" / "bench"
 
 
+def pytest_collection_modifyitems(config, items):
+    """Let two workers begin with the files of many slow tests: a long one at the end would keep one of them waiting."""
+    if hasattr(config, "workerinput"):
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache_apart(tmp_path_factory):
     """Keep every test, and every process that a test starts, out of the user's cache."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from forks import Forks
 
 from embedfit.cli.app import main
 from embedfit.config import Config, make_config
@@ -171,19 +172,19 @@ def test_killed_anywhere_the_same_run_ends_with_the_same_figures(result, setting
     (tmp_path / "config.json").write_text(json.dumps(config))
     path = str(tmp_path / "config.json")
     often = "from embedfit.tune import trainer; trainer._SAVE_SECONDS, trainer._SAVE_SHARE = 0.0, 1e9"  # a checkpoint after each step
-    code = f"import json, embedfit; {often}; embedfit.run(embedfit.make_config(json.load(open({path!r}))))"
-    environment = {**os.environ, "EMBEDFIT_CACHE": str(tmp_path / "cache")}
-    for signs in ("../cache/*.sqlite", "*/checkpoints/checkpoint-*/trainer_state.json", "*/tuned.json"):
-        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 300
-        while not list((tmp_path / "runs").glob(signs)):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        process.kill()
-        process.wait()
-        assert not list((tmp_path / "runs").glob("*/manifest.json"))
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    imports = "import json, sys, embedfit, embedfit.pipeline.experiment, matplotlib.pyplot, sentence_transformers"
+    work = "embedfit.run(embedfit.make_config(json.load(open(sys.argv[1]))))"
+    with Forks(f"{imports}; {often}", work, EMBEDFIT_CACHE=str(tmp_path / "cache"), MPLBACKEND="agg") as forks:
+        for signs in ("../cache/*.sqlite", "*/checkpoints/checkpoint-*/trainer_state.json", "*/tuned.json"):
+            process = forks.start(path)
+            deadline = time.monotonic() + 300
+            while not list((tmp_path / "runs").glob(signs)):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            process.kill()
+            assert not list((tmp_path / "runs").glob("*/manifest.json"))
+        assert forks.start(path).wait() == 0
     [folder] = (tmp_path / "runs").glob("*/")
     again = read_result(folder)
     assert again.comparison.to_dict() == result.comparison.to_dict()

@@ -48,7 +48,7 @@ def local(model):
 
 
 def workers():
-    """Return the process ids of Ray's workers at work for this process."""
+    """Return the process ids of Ray's processes that do a part for this process."""
     parents, names = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -62,7 +62,7 @@ def workers():
             process = parents.get(process, 0)
         return False
 
-    return {process for process, name in names.items() if name.startswith(b"ray::MapWorker") and ours(process)}
+    return {process for process, name in names.items() if name.startswith(b"ray::Map") and ours(process)}
 
 
 def test_workers_pool_like_this_process(cluster, tiny_model, tmp_path):
@@ -113,7 +113,7 @@ def test_search_in_parts_is_exact_with_ties_in_order(cluster):
 
 def test_a_killed_worker_loses_nothing(cluster, tiny_model, tmp_path):
     encoder = RayEncoder(local(tiny_model))
-    expected = CachedEncoder(local(tiny_model), tmp_path / "here").encode([*TEXTS, *map(str, range(200))], "document")
+    expected = CachedEncoder(local(tiny_model), tmp_path / "here").encode([*TEXTS, *map(str, range(1000))], "document")
     killed = []
 
     class Killing:
@@ -127,7 +127,7 @@ def test_a_killed_worker_loses_nothing(cluster, tiny_model, tmp_path):
                 yield part
 
     cached = CachedEncoder(Killing(), tmp_path / "there")
-    vectors = cached.encode([*TEXTS, *map(str, range(200))], "document")
+    vectors = cached.encode([*TEXTS, *map(str, range(1000))], "document")
     assert killed
     assert not Path(f"/proc/{killed[0]}").exists()
     np.testing.assert_allclose(vectors, expected, atol=1e-6)

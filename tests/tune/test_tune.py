@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from forks import Forks
 
 from embedfit.config import TuneConfig, make_config
 from embedfit.data.dataset import Dataset, Document, Query
@@ -278,14 +279,15 @@ tune_model(LocalEncoder(sys.argv[1], precision="fp32"), data.select(split.train[
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does_and_go_on_when_one_of_them_was_killed(two_layers, tmp_path):
+def test_two_processes_train_as_one_does_and_go_on_when_one_of_them_was_killed(two_layers, parts, tmp_path):
     def train(folder, *launcher, kill=""):
         command = [sys.executable, *launcher, str(tmp_path / "script.py"), str(two_layers), str(tmp_path / folder), kill]
         return subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
 
     (tmp_path / "script.py").write_text(TOGETHER)
     together = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    assert train("one").returncode == 0
+    settings = TuneConfig(epochs=2, batch_size=16, candidates="mined", negatives=4, freeze=1, memory_gb=0.001)
+    tune_model(LocalEncoder(two_layers, precision="fp32"), *parts, tmp_path / "one", settings)
     assert train("two", *together).returncode == 0
     assert train("killed", *together, kill="4").returncode != 0
     assert not (tmp_path / "killed" / "tuned.json").exists()
@@ -312,10 +314,17 @@ def test_the_same_call_again_trains_nothing(unbroken, tiny_model, parts):
     assert (unbroken.model / "modules.json").stat().st_mtime_ns == start
 
 
-SCRIPT = f"""{PREPARED}
+SCRIPT = """
 tune_model(LocalEncoder(sys.argv[1]), data.select(split.train[::5]), data.select(split.dev[:10]), sys.argv[2],
            TuneConfig(epochs=3, batch_size=16, method=sys.argv[3]))
 """
+
+
+@pytest.fixture(scope="module")
+def started(tiny_model):
+    """Start a training of the two parts in a process of its own: a folder and a method."""
+    with Forks(f"{PREPARED}\nimport peft, sentence_transformers", SCRIPT, HF_HUB_OFFLINE="1") as forks:
+        yield lambda folder, method: forks.start(str(tiny_model), str(folder), method)
 
 
 @pytest.fixture(scope="module")
@@ -334,20 +343,18 @@ def unbroken_lora(tiny_model, parts, tmp_path_factory):
         ("lora", "checkpoint-4/trainer_state.json"),
     ],
 )
-def test_killed_and_started_again_it_ends_with_the_same_model(request, tiny_model, tmp_path, method, moment):
+def test_killed_and_started_again_it_ends_with_the_same_model(request, started, tmp_path, method, moment):
     unbroken = request.getfixturevalue("unbroken" if method == "full" else "unbroken_lora")
-    command = [sys.executable, "-c", SCRIPT, str(tiny_model), str(tmp_path), method]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    process = started(tmp_path, method)
     deadline = time.monotonic() + 300
     # While training goes on after a whole checkpoint, in the middle of writing one, and in the middle of a later epoch.
     while not list(tmp_path.glob(f"checkpoints/{moment}")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert process.kill() == -signal.SIGKILL
     assert not (tmp_path / "tuned.json").exists()
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"}, timeout=300)
+    assert started(tmp_path, method).wait() == 0
     resumed = json.loads((tmp_path / "tuned.json").read_text())
     assert file_sha256(weights_of(tmp_path / "model")[0]) == weights(unbroken)
     assert resumed["history"] == list(unbroken.history)

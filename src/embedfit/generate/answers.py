@@ -159,6 +159,9 @@ _LANDMARK = re.compile(
 )
 """Start and end of a model's thoughts, in the marks of several models, and the start of an object."""
 
+_OPENINGS = re.compile(r"(?:[\[{]\s*(?:\"[^\"]*\"\s*:\s*)?)*+")
+"""Objects and lists that begin in each other."""
+
 
 def _strict(text: str) -> dict[str, Any]:
     """Return the object that a whole text is.
@@ -192,9 +195,11 @@ def _objects(text: str) -> list[dict[str, Any]]:
         else:
             try:
                 value, place = decoder.raw_decode(text, landmark.start())
-            except (ValueError, RecursionError):
+            except (ValueError, RecursionError) as error:
                 if re.match(r"\s*[\"'{}]", text[place : place + 200]):  # a broken object: its parts are no answer
                     objects.append(None)
+                if isinstance(error, RecursionError):  # what is nested too deep is not read again from each of its levels
+                    place = max(place, _OPENINGS.match(text, landmark.start()).end())  # type: ignore[union-attr]
             else:
                 if value not in objects:
                     objects.append(value)

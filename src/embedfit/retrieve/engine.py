@@ -11,6 +11,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -160,16 +161,20 @@ class RayEncoder(WrappingEncoder):
     def encode_parts(self, texts: Sequence[str], kind: Kind) -> Iterator[Part]:
         """Yield the vectors of each part when a worker has finished it."""
         settings = {
-            "files": _sent(self.encoder.folder),
+            "files": self.files,
             "prompts": self.encoder.prompts,
             "precision": _precision(self.encoder.precision),
             "pooling": self.encoder.pooling or "auto",
-            "kind": kind,
         }
         rows = list(slices(texts))
-        parts = [{"part": number, "texts": [texts[row] for row in some]} for number, some in enumerate(rows)]
+        parts = [{"part": number, "texts": [texts[row] for row in some], "kind": kind} for number, some in enumerate(rows)]
         for result in _mapped(_Encoder, settings, parts):
             yield Part(rows[result["part"]], result["vectors"])
+
+    @cached_property
+    def files(self) -> list[Any]:
+        """Reference to the files of the model in Ray's object store."""
+        return _sent(self.encoder.folder)
 
 
 class RayReranker:
@@ -185,7 +190,7 @@ class RayReranker:
     def score(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
         """Return the score of the model for each pair (query text, document text)."""
         scores = np.empty(len(pairs), np.float32)
-        settings = {"files": _sent(self.local.folder), "precision": _precision(self.local.precision)}
+        settings = {"files": self.files, "precision": _precision(self.local.precision)}
         parts = [
             {"first": first, "queries": [query for query, _ in some], "documents": [document for _, document in some]}
             for first, some in ((first, pairs[first : first + _PAIRS]) for first in range(0, len(pairs), _PAIRS))
@@ -194,18 +199,22 @@ class RayReranker:
             scores[row["first"] : row["first"] + _PAIRS] = row["scores"]
         return scores
 
+    @cached_property
+    def files(self) -> list[Any]:
+        """Reference to the files of the model in Ray's object store."""
+        return _sent(self.local.folder)
+
 
 class _Encoder:
     """Ray worker that loads the encoder once and encodes parts."""
 
-    def __init__(self, files: Any, prompts: dict[Kind, str], precision: Any, pooling: Any, kind: Kind) -> None:
+    def __init__(self, files: Any, prompts: dict[Kind, str], precision: Any, pooling: Any) -> None:
         self.folder = _received(files)
         query, document = prompts["query"], prompts["document"]
         self.encoder = LocalEncoder(self.folder.name, query_prompt=query, document_prompt=document, precision=precision, pooling=pooling)
-        self.kind: Kind = kind
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"part": row["part"], "vectors": self.encoder.encode(list(row["texts"]), self.kind)}
+        return {"part": row["part"], "vectors": self.encoder.encode(list(row["texts"]), row["kind"])}
 
 
 class _Reader:
@@ -251,13 +260,14 @@ def _mapped(worker: type, settings: dict[str, Any], parts: list[dict[str, Any]],
     gpus = _resource("GPU") if gpu else 0
     count = min(len(parts), gpus or _resource("CPU"))
     # One part is one block: the part of a worker that dies goes to another worker.
-    results = data.from_items(parts, override_num_blocks=len(parts)).map(
-        worker,
-        fn_constructor_kwargs=settings,
-        compute=data.ActorPoolStrategy(size=count),
-        num_cpus=1,
-        num_gpus=1 if gpus else None,
-    )
+    blocks = data.from_items(parts, override_num_blocks=len(parts))
+    if gpus:
+        pool = data.ActorPoolStrategy(size=count)
+        results = blocks.map(worker, fn_constructor_kwargs=settings, compute=pool, num_cpus=1, num_gpus=1)
+    else:
+        # Ray keeps the processes of tasks, with what they imported. A process of an actor starts and ends with it.
+        job = {"worker": worker, "settings": settings, "key": _key(worker, settings)}
+        results = blocks.map(_called, fn_kwargs=job, compute=data.TaskPoolStrategy(size=count), num_cpus=1)
     try:
         yield from results.iter_rows()
     except ray.exceptions.RayError as error:
@@ -265,6 +275,27 @@ def _mapped(worker: type, settings: dict[str, Any], parts: list[dict[str, Any]],
         lines = str(error).strip().splitlines()
         ours = [line.partition(": ")[2] for line in lines if line.startswith("embedfit.errors.")]
         raise EmbedfitError(ours[-1] if ours else f"Ray: {lines[0]} {lines[-1]}") from error
+
+
+_kept: dict[str, Any] = {}
+"""The worker that was made last in this process of Ray's, by its key."""
+
+
+def _key(worker: type, settings: dict[str, Any]) -> str:
+    """Return the same text for the same worker with the same settings: other arrays or other files, another key."""
+    digest = hashlib.sha256(worker.__qualname__.encode())
+    for name, value in sorted(settings.items()):
+        digest.update(name.encode() + (value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()))
+    return digest.hexdigest()
+
+
+def _called(row: dict[str, Any], *, worker: type, settings: dict[str, Any], key: str) -> dict[str, Any]:
+    """Call a worker in a process of Ray's, which keeps the worker for the next call."""
+    if key not in _kept:
+        _kept.clear()
+        _kept[key] = worker(**settings)
+    result: dict[str, Any] = _kept[key](row)
+    return result
 
 
 def _resource(name: str) -> int:
