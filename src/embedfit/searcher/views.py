@@ -330,7 +330,7 @@ class _Counter:
         known = sorted((column_of[term], count) for term, count in counts.items() if term in column_of)
         columns, numbers = np.array(known, np.int64).reshape(-1, 2).T
         weights: Array = (np.log(numbers.astype(np.float32)) + 1) * self._rarity[columns]
-        return columns, weights / max(float(np.linalg.norm(weights)), np.finfo(np.float32).tiny)
+        return columns, weights / np.maximum(np.linalg.norm(weights), np.finfo(np.float32).tiny)
 
 
 _MOST_WEIGHTS = 100_000_000
