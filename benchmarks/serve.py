@@ -34,6 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,8 @@ def fitted(port: int) -> None:
     vectors = rng.standard_normal((10_000 - len(examples.texts), examples.vectors.shape[1])).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     more = {f"more {number}": ("a text", int(rng.integers(len(data.corpus)))) for number in range(len(vectors))}
-    searcher.parts = searcher.parts.with_examples(with_labels(examples, more, vectors))
+    parts = searcher.parts.with_examples(with_labels(examples, more, vectors))
+    searcher.parts = replace(parts, encoder=model)  # without the cache, which knows these queries
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings("transactions", port=port, feedback=f"{folder}/feedback.db")
         serve(settings, app=lambda: make_app(Served(searcher, "fitted", "fitted"), settings))
