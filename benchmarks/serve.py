@@ -1,6 +1,7 @@
 """Load on a server: requests a second and latencies, beside sentence-transformers in a plain FastAPI route, in one run.
 
     python benchmarks/serve.py [--seconds 5]
+    python benchmarks/serve.py --alone 300
 
 The servers are processes of their own with the same model (all-MiniLM-L6-v2, fp32), FastAPI and uvicorn with one worker, and as many
 threads as OMP_NUM_THREADS says. One of ours runs the model's ONNX form, which gives the same vectors. The plain route is what a
@@ -12,6 +13,11 @@ are short; every request has other ones. For each number of clients the servers 
 
 Texts that are encoded directly, one at a time in this process, give the floor for a lone client: `/search` also ranks 27 documents and
 stores the search. Results go to benchmarks/results/serve.json.
+
+`--alone N` compares with that floor alone: N times, a lone client's `/search` and then the same text encoded in this process. One
+searcher is not trained, and takes texts. The other takes records, has all views that an untuned model allows, and 10,000 examples.
+
+infinity-emb 0.0.78 is no peer here: it does not install beside these packages (pip: ResolutionImpossible).
 """
 
 from __future__ import annotations
@@ -28,8 +34,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -67,6 +75,32 @@ def ours(port: int, *, onnx: bool = False) -> None:
         searcher = Served.untrained(encoder, documents, "{category}: {sample_transactions}")
         settings = Settings("transactions", port=port, feedback=f"{folder}/feedback.db")
         serve(settings, app=lambda: make_app(searcher, settings))
+
+
+def fitted(port: int) -> None:
+    """Serve records with fitted views and 10,000 examples, most of which are random vectors."""
+    import numpy as np
+
+    from embedfit.data.records import record_type
+    from embedfit.searcher.fit import fit_searcher
+    from embedfit.serve.app import make_app
+    from embedfit.serve.running import serve
+    from embedfit.serve.searching import Served, with_labels
+    from embedfit.serve.settings import Settings
+
+    data = load(TRANSACTIONS / "transactions.jsonl", TRANSACTIONS / "categories.json", record="transaction")
+    template = record_type("transaction").template
+    model = LocalEncoder(MODEL, precision="fp32")
+    searcher = fit_searcher(data, model, template="{category}: {sample_transactions}", query_template=template)
+    examples, rng = searcher.parts.examples, np.random.default_rng(0)
+    vectors = rng.standard_normal((10_000 - len(examples.texts), examples.vectors.shape[1])).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    more = {f"more {number}": ("a text", int(rng.integers(len(data.corpus)))) for number in range(len(vectors))}
+    parts = searcher.parts.with_examples(with_labels(examples, more, vectors))
+    searcher.parts = replace(parts, encoder=model)  # without the cache, which knows these queries
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings("transactions", port=port, feedback=f"{folder}/feedback.db")
+        serve(settings, app=lambda: make_app(Served(searcher, "fitted", "fitted"), settings))
 
 
 def plain(port: int) -> None:
@@ -144,6 +178,50 @@ def started(name: str) -> tuple[subprocess.Popen[bytes], int]:
             time.sleep(0.2)
 
 
+def alone(count: int) -> None:
+    """Print how much longer a lone client's search takes than encoding its text, in turns."""
+    from http.client import HTTPConnection
+
+    from embedfit.data.records import record_type
+
+    template = record_type("transaction").template
+    rows = [json.loads(line) for line in (TRANSACTIONS / "transactions.jsonl").read_text().splitlines()]
+    records = [{name: row.get(name) for name in template.fields} for row in rows]
+    queries: dict[str, list[Any]] = {"ours": load(GENERAL).query_texts(), "fitted": records}
+    encoder = LocalEncoder(MODEL, precision="fp32")
+    for name, asked in queries.items():
+        server = started(name)
+        load_ = Load(server, "/search", [])
+        connection = HTTPConnection("127.0.0.1", server[1])
+        searching, encoding = [], []
+        try:
+            for number in range(-20, count):
+                query = asked[number % len(asked)]
+                text = query if isinstance(query, str) else template.render(query)
+                if number == 0:
+                    used, mine = load_.processor_seconds(), 0.0
+                    searching, encoding = [], []
+                start = time.perf_counter()
+                connection.request("POST", "/search", json.dumps({"query": query}), {"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                assert answer.status == 200, answer.read()
+                answer.read()
+                searching.append(time.perf_counter() - start)
+                start, before = time.perf_counter(), time.process_time()
+                encoder.encode([text], "query")
+                encoding.append(time.perf_counter() - start)
+                if number >= 0:
+                    mine += time.process_time() - before
+            cpu = load_.processor_seconds() - used
+        finally:
+            connection.close()
+            server[0].terminate()
+            server[0].wait()
+        search, encode = 1000 * statistics.median(searching), 1000 * statistics.median(encoding)
+        print(f"{name}: /search p50 {search:.1f} ms, encoding alone {encode:.1f} ms, ratio {search / encode:.2f}", end="; ")
+        print(f"processor time {1000 * cpu / count:.1f} ms and {1000 * mine / count:.1f} ms, ratio {cpu / mine:.2f}", flush=True)
+
+
 def main(seconds: float) -> None:
     """Measure both servers, and write the results."""
     texts = load(GENERAL).query_texts()
@@ -203,9 +281,12 @@ def main(seconds: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--alone", type=int, default=0, metavar="N")
     parser.add_argument("--serve", nargs=2, metavar=("NAME", "PORT"))
     arguments = parser.parse_args()
     if arguments.serve:
-        {"ours": ours, "onnx": partial(ours, onnx=True), "plain": plain}[arguments.serve[0]](int(arguments.serve[1]))
+        {"ours": ours, "onnx": partial(ours, onnx=True), "plain": plain, "fitted": fitted}[arguments.serve[0]](int(arguments.serve[1]))
+    elif arguments.alone:
+        alone(arguments.alone)
     else:
         main(arguments.seconds)

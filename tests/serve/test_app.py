@@ -1,3 +1,5 @@
+import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
@@ -5,6 +7,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -22,6 +25,7 @@ from embedfit.searcher.saving import searcher_digest
 from embedfit.searcher.searcher import Searcher
 from embedfit.serve.app import make_app
 from embedfit.serve.feedback import Feedback
+from embedfit.serve.recording import Recording
 from embedfit.serve.settings import Settings
 
 
@@ -44,6 +48,8 @@ def test_the_process_serves_what_the_run_measured(address, run_folder):
         answer = search(client, "a train ticket", k=2)
         info = client.get("/info").json()
         assert client.get("/health").status_code == 200
+        head = client.head("/info")  # as monitors ask
+        assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(client.get("/info").content)))
     searcher = Searcher.load(run_folder / "searcher")
     expected = [vars(hit) for hit in searcher.search("a train ticket", 2)]
     assert [(hit["id"], hit["text"], hit["probability"]) for hit in answer["hits"]] == [
@@ -110,6 +116,37 @@ def test_what_was_picked_counts_after_a_restart_and_in_another_process(word_enco
     with serving(searcher(word_encoder), tmp_path) as later:
         assert ids(search(later, "zorbing voucher"))[0] == "cloud"
     assert not list(tmp_path.glob("*-wal"))
+
+
+def test_searches_are_answered_while_the_database_is_locked_and_a_pick_waits_for_its_search(word_encoder, tmp_path):
+    with serving(searcher(word_encoder), tmp_path) as one, serving(searcher(word_encoder), tmp_path) as other:
+        with contextlib.closing(sqlite3.connect(tmp_path / "feedback.db", isolation_level=None, check_same_thread=False)) as writer:
+            writer.execute("BEGIN IMMEDIATE")
+            answers = [search(one, "zorbing voucher") for _ in range(3)]
+            threading.Timer(0.2, writer.execute, ["COMMIT"]).start()
+            stored = other.post("/feedback", json={"search_id": answers[-1]["search_id"], "choice": "cloud"})
+            assert (stored.status_code, stored.json()["learned"]) == (200, True)
+        feedback = Feedback(tmp_path / "feedback.db")
+        assert len(feedback.asked()) == 3
+        feedback.close()
+
+
+def test_one_search_that_cannot_be_stored_takes_no_other_with_it():
+    stored, failed = [], []
+
+    class Picky:
+        def record(self, searches):
+            if any(search == "bad" for search in searches):
+                raise ValueError
+            stored.extend(searches)
+
+    async def record():
+        recording = Recording(Picky(), failed.append)
+        await recording.add(["first", "bad", "last"])
+        recording.close()
+
+    asyncio.run(record())
+    assert (stored, failed) == (["first", "last"], [1])
 
 
 @pytest.mark.parametrize(

@@ -182,13 +182,14 @@ def test_two_people_are_shown_other_items_and_with_two_labels_each_item_comes_tw
     assert not (tmp_path / "l.jsonl").exists()  # they disagree on both
 
 
-def test_items_of_every_format_are_read_and_a_missing_column_is_named(tiny_model, tmp_path, said):
+def test_items_of_every_format_are_read_and_a_missing_column_is_named(tiny_model, tmp_path, said, capsys):
     (tmp_path / "items.csv").write_text("when,text\n1,uber\n2,dinner\n")
     (tmp_path / "docs.jsonl").write_text('{"id": "taxi", "text": "rides"}\n')
     source = ItemSource(tmp_path / "items.csv", None, tmp_path / "docs.jsonl", str(tiny_model), "{text}", None)
     queries, chosen = source.read()
     assert queries == ["uber", "dinner"]
     assert list(chosen.documents) == ["taxi"]
+    capsys.readouterr()  # of a slow machine: a progress bar
     arguments = ("label", tmp_path / "items.csv", "--documents", tmp_path / "docs.jsonl", "--port", 0)
     assert said(*arguments, "--column", "texts")[2] == (
         f"Labels go to {tmp_path / 'items.csv.labels.jsonl'}\nembedfit: {tmp_path / 'items.csv'}: has the columns when, text; "

@@ -178,9 +178,10 @@ def renormalised(view: str, scores: Array) -> Array:
     if view not in LINEAR:
         return scores
     filled = np.where(np.isnan(scores), -np.inf, scores)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        total = logsumexp(filled, axis=1, keepdims=True)
-    return np.asarray(scores - np.where(np.isfinite(total), total, 0), np.float32)
+    best = filled.max(axis=1, keepdims=True, initial=-np.inf)
+    best = np.where(np.isfinite(best), best, 0)
+    sums = np.exp(filled - best).sum(axis=1, keepdims=True)
+    return np.asarray(scores - np.where(sums > 0, np.log(np.maximum(sums, np.finfo(np.float32).tiny)) + best, 0), np.float32)
 
 
 def fit_fusion(evidence: Evidence, views: Sequence[str] = VIEWS, *, seed: int = 0) -> Fusion:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from embedfit.serve.service import Answer
@@ -16,7 +15,7 @@ def content_of(answer: Answer) -> dict[str, Any]:
             "text": hit.text,
             "score": hit.score,
             "probability": hit.probability,
-            "because": [asdict(reason) for reason in hit.because],
+            "because": [{"kind": reason.kind, "text": reason.text, "score": reason.score} for reason in hit.because],
         }
         for hit in answer.hits
     ]

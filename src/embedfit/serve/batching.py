@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -77,9 +78,9 @@ class Batcher:
         self._observe = observe
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedfit-encode")
         self._jobs: list[_Job] = []
-        self._arrived = asyncio.Event()
-        self._worker: asyncio.Task[None] | None = None
-        self._closing = False
+        self._is_working = self._closing = False
+        self._later: asyncio.TimerHandle | None = None
+        self._idle: asyncio.Future[None] | None = None
         self._requests_before = 1
         self._seconds_each = _SECONDS_EACH
         self.waiting = 0
@@ -107,9 +108,7 @@ class Batcher:
         job.waiting, job.missing = list(range(len(items))), len(items)
         self._jobs.append(job)
         self.waiting += len(items)
-        self._arrived.set()
-        if self._worker is None:
-            self._worker = loop.create_task(self._run())
+        self._go_on(loop)
         return await job.future
 
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -119,47 +118,49 @@ class Batcher:
     async def close(self) -> None:
         """Finish what was accepted, and end the thread."""
         self._closing = True
-        self._arrived.set()
-        if self._worker is not None:
-            await self._worker
+        loop = asyncio.get_running_loop()
+        self._go_on(loop)
+        if self._is_working:
+            self._idle = loop.create_future()
+            await self._idle
         self._thread.shutdown()
 
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            self._jobs = [job for job in self._jobs if job.waiting]
-            if not self._jobs:
-                if self._closing:
-                    return
-                self._arrived.clear()
-                await self._arrived.wait()
-                continue
-            await self._gather()
-            batch = self._next()
-            for job, place in batch:
-                job.waiting.remove(place)
-            self._requests_before = len({id(job) for job, _ in batch})
-            start = time.perf_counter()
-            results = await loop.run_in_executor(self._thread, self._work, batch)
-            seconds = time.perf_counter() - start
-            self.waiting -= len(batch)
-            self._seconds_each += 0.2 * (seconds / len(batch) - self._seconds_each)
-            self._observe(batch[0][0].lane, len(batch), seconds)
-            self._deliver(batch, results)
+    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the next batch if the thread is idle, or wait for as many requests as the batch before held."""
+        if self._is_working or not self._jobs:
+            return
+        if len(self._jobs) < self._requests_before and self.waiting < self.largest and not self._closing:
+            self._later = self._later or loop.call_later(self.wait, self._start, loop)
+        else:
+            self._start(loop)
 
-    async def _gather(self) -> None:
-        """Wait until as many requests as in the batch before are here, or the time is over."""
-        end = asyncio.get_running_loop().time() + self.wait
-        while len(self._jobs) < self._requests_before and self.waiting < self.largest and not self._closing:
-            left = end - asyncio.get_running_loop().time()
-            if left <= 0:
-                return
-            self._arrived.clear()
-            try:
-                async with asyncio.timeout(left):
-                    await self._arrived.wait()
-            except TimeoutError:
-                return
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        batch = self._next()
+        for job, place in batch:
+            job.waiting.remove(place)
+        self._jobs = [job for job in self._jobs if job.waiting]
+        self._requests_before = len({id(job) for job, _ in batch})
+        self._is_working = True
+        self._thread.submit(self._timed, loop, batch)
+
+    def _timed(self, loop: asyncio.AbstractEventLoop, batch: list[tuple[_Job, int]]) -> None:
+        start = time.perf_counter()
+        results = self._work(batch)
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
+            loop.call_soon_threadsafe(self._end, loop, batch, results, time.perf_counter() - start)
+
+    def _end(self, loop: asyncio.AbstractEventLoop, batch: list[tuple[_Job, int]], results: list[Any], seconds: float) -> None:
+        self._is_working = False
+        self.waiting -= len(batch)
+        self._seconds_each += 0.2 * (seconds / len(batch) - self._seconds_each)
+        self._deliver(batch, results)
+        self._go_on(loop)
+        self._observe(batch[0][0].lane, len(batch), seconds)
+        if self._idle is not None and not self._is_working and not self._idle.done():
+            self._idle.set_result(None)
 
     def _next(self) -> list[tuple[_Job, int]]:
         """Return the next batch: the first item of the request whose turn it is, and those of similar length."""

@@ -55,7 +55,8 @@ class Database(Protocol):
         """Yield a transaction, which is committed at the end.
 
         Args:
-            purpose: What it does. Transactions that pick or open come one after another, and survive the loss of power.
+            purpose: What it does. Transactions that pick or open come one after another, and survive the loss of power. One that reads
+                is for a single statement.
 
         Raises:
             StorageError: The database cannot be reached, read or written.
@@ -105,9 +106,11 @@ class SQLiteFile:
         """Yield a transaction; see `Database`."""
         try:
             connection = self._connection()
-            if purpose != "read":
-                connection.execute(f"PRAGMA synchronous = {'NORMAL' if purpose == 'record' else 'FULL'}")
-            connection.execute("BEGIN" if purpose == "read" else "BEGIN IMMEDIATE")
+            if purpose == "read":
+                yield connection  # a statement alone sees one state; each search reads the examples, so time counts
+                return
+            connection.execute(f"PRAGMA synchronous = {'NORMAL' if purpose == 'record' else 'FULL'}")
+            connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
             except BaseException:

@@ -62,7 +62,9 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status = time.perf_counter(), 0
+        start, status, method = time.perf_counter(), 0, scope["method"]
+        if method == "HEAD":  # the server leaves the body out
+            scope = {**scope, "method": "GET"}
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -85,15 +87,15 @@ class Guard:
             status = 499
         except Exception as error:
             # The message may hold a text of the client's: only its type and place are logged.
-            log.error("%s %s: %s", scope["method"], _route(scope), _place(error))
+            log.error("%s %s: %s", method, _route(scope), _place(error))
             if not status:
                 await problem(scope["path"], Refused(500, "an error of the server; its log names the place"))(scope, receive, sending)
         finally:
             self._bytes -= taken
             seconds = time.perf_counter() - start
-            self._observe(scope["method"], _route(scope), status, seconds)
+            self._observe(method, _route(scope), status, seconds)
             if self.settings.log:
-                log.info("%s %s %d %.1f ms", scope["method"], _route(scope), status, 1000 * seconds)
+                log.info("%s %s %d %.1f ms", method, _route(scope), status, 1000 * seconds)
 
     def _check(self, scope: Scope) -> None:
         """Refuse what needs no look at the body."""

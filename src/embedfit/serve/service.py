@@ -8,7 +8,6 @@ import math
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +24,7 @@ from embedfit.serve.indexed import ServedIndex
 from embedfit.serve.interleaving import team_draft
 from embedfit.serve.metering import Meters
 from embedfit.serve.problems import Refused
+from embedfit.serve.recording import Recording
 from embedfit.serve.searching import Served, Wanted, plain
 from embedfit.serve.settings import Settings
 from embedfit.serve.version import Asked, Version, by_version
@@ -33,6 +33,8 @@ from embedfit.store.base import is_encodable
 log = logging.getLogger("embedfit.serve")
 
 MOST_HITS = 1000
+_WAITS = (0.05, 0.2, 0.5)
+"""Seconds to wait for a search that another process has answered a moment ago, and is about to store."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Service:
         self.trace: Callable[[Sequence[Answer], float], None] | None = None
         """Called with the answers of each request, and its seconds. It must not wait."""
         self._gone: Collection[str] = ()
-        self._files = ThreadPoolExecutor(1, thread_name_prefix="embedfit-feedback")
+        self._recording = Recording(feedback, meters.unrecorded.inc)
         self._random = random.Random()
         self.batcher = Batcher(
             {
@@ -128,7 +130,7 @@ class Service:
     async def close(self) -> None:
         """Finish what was accepted."""
         await self.batcher.close()
-        self._files.shutdown()
+        self._recording.close()
         if self.feedback is not None:
             self.feedback.close()
 
@@ -176,13 +178,7 @@ class Service:
                 searches.append(
                     Search(answer.search_id, text, record, person, source, answer.model, evidence, probability, answer.abstained)
                 )
-        if searches:
-            try:
-                await self._in_file(self._feedback.record, searches)
-            except StorageError as error:
-                # A search is worth answering even if nobody can give feedback on it.
-                log.error("%s", error)
-                self.meters.unrecorded.inc(len(searches))
+        await self._recording.add(searches)
         if self.trace is not None:
             self.trace(answers, time.perf_counter() - start)
         return answers
@@ -214,28 +210,33 @@ class Service:
         if choice is not None and choice not in self.searcher.documents and choice not in self._gone and choice not in others:
             near = did_you_mean(choice, self.searcher.documents) if len(self.searcher.documents) <= MOST_HITS else ""
             raise Refused(422, f"choice: no document has this id{near}", code="unknown_document")
-        try:
-            stored: Stored = await self._in_file(
-                lambda: self._feedback.pick(search, choice, person=one_line(person), kind=kind, model=self.searcher.fingerprint)
-            )
-        except DataError as error:
-            raise Refused(404, str(error), code="unknown_search") from None
-        except StorageError as error:
-            log.error("%s", error)
-            raise Refused(503, "the pick could not be stored", headers={"Retry-After": "5"}) from None
+        name, model, waits = one_line(person), self.searcher.fingerprint, list(_WAITS)
+        while True:
+            try:
+                stored: Stored = await self._recording.call(
+                    lambda: self._feedback.pick(search, choice, person=name, kind=kind, model=model)
+                )
+                break
+            except DataError as error:
+                if not waits:
+                    raise Refused(404, str(error), code="unknown_search") from None
+                await asyncio.sleep(waits.pop(0))
+            except StorageError as error:
+                log.error("%s", error)
+                raise Refused(503, "the pick could not be stored", headers={"Retry-After": "5"}) from None
         self.meters.picks.labels("none" if choice is None else kind).inc()
         await self.batcher.call(self.learn)
         return stored
 
     async def undo(self, search: str, person: str | None = None) -> bool:
         """Take a pick back; return whether there was one."""
-        undone: bool = await self._in_file(self._feedback.undo, search, person)
+        undone: bool = await self._recording.call(self._feedback.undo, search, person)
         await self.batcher.call(self.learn)
         return undone
 
     async def delete(self, search: str | None = None, person: str | None = None) -> int:
         """Delete a search with its picks, or everything of a person; return the number of rows deleted."""
-        count: int = await self._in_file(lambda: self._feedback.delete(search=search, person=person))
+        count: int = await self._recording.call(lambda: self._feedback.delete(search=search, person=person))
         await self.batcher.call(self.learn)
         return count
 
@@ -338,12 +339,12 @@ class Service:
             raise Refused(429, str(busy), code="overloaded", headers={"Retry-After": str(busy.seconds)}) from None
         except Closed:
             raise Refused(503, "the server is shutting down", code="closed", headers={"Retry-After": "1"}) from None
+        except StorageError as error:
+            log.error("%s", error)
+            raise Refused(503, "the index cannot be reached", headers={"Retry-After": "5"}) from None
         except EmbedfitError as error:
             log.error("%s", error)
             raise Refused(500, "the model cannot encode this", code="model") from None
-
-    async def _in_file(self, function: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._files, function, *arguments)
 
 
 def _as_shown(hit: SearchHit) -> dict[str, Any]:

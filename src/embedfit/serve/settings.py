@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 
 from embedfit.errors import ConfigError, shown
 from embedfit.secrets import is_variable
@@ -86,6 +87,7 @@ class Settings:
         return is_loopback(self.host)
 
 
+@lru_cache(1024)
 def is_loopback(host: str) -> bool:
     """Return whether an address, without a port, is of this machine alone."""
     try:

@@ -1,0 +1,67 @@
+"""Searches are stored right behind their answers, several in one transaction. Picks and deletions come after them, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from embedfit.errors import StorageError
+from embedfit.serve.feedback import Feedback, Search
+
+log = logging.getLogger("embedfit.serve")
+
+_MOST = 1000
+"""Number of searches that wait to be stored before answers wait for the database."""
+
+
+class Recording:
+    """The one thread that uses the feedback's database while requests are answered.
+
+    Args:
+        feedback: Feedback; None to keep none.
+        failed: Called in the thread with the number of searches that could not be stored.
+    """
+
+    def __init__(self, feedback: Feedback | None, failed: Callable[[float], None]) -> None:
+        self._feedback, self._failed = feedback, failed
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedfit-feedback")
+        self._waiting: list[Search] = []
+
+    async def add(self, searches: Sequence[Search]) -> None:
+        """Store searches after the answer that is being made; wait if the database is far behind."""
+        if not self._waiting and searches:
+            asyncio.get_running_loop().call_soon(self._begin)
+        self._waiting += searches
+        if len(self._waiting) > _MOST:
+            await self.call(lambda: None)
+
+    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return the result of a function that runs in the thread, after all searches so far are stored."""
+        self._begin()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    def close(self) -> None:
+        """Store what waits, and end the thread."""
+        self._begin()
+        self._thread.shutdown()
+
+    def _begin(self) -> None:
+        searches, self._waiting = self._waiting, []
+        if searches:
+            self._thread.submit(self._store, searches)
+
+    def _store(self, searches: list[Search]) -> None:
+        assert self._feedback is not None
+        try:
+            self._feedback.record(searches)
+        except Exception as error:
+            if len(searches) > 1 and not isinstance(error, StorageError):  # one must not be lost for another
+                for search in searches:
+                    self._store([search])
+                return
+            # A search is worth answering even if nobody can give feedback on it.
+            log.error("%s", error if isinstance(error, StorageError) else type(error).__name__)
+            self._failed(len(searches))
