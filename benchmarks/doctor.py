@@ -1,8 +1,8 @@
 """Does the doctor find the cause? Runs that were spoilt on purpose, and sound ones.
 
 Ten intents of BANKING77, 16 queries each, and all-MiniLM-L6-v2 cut to two layers; 30% of the queries are held out. Each run is
-spoilt in one way, and `embedfit doctor` must name it among its causes and settings. Sound runs, with other intents and seeds, must
-not be blamed: a setting that is named there is a false alarm, unless it helps on queries that nobody has seen.
+spoilt in one way, or in two, and `embedfit doctor` must name it among its causes and settings. Sound runs, with other intents and
+seeds, must not be blamed: a setting that is named there is a false alarm, unless it helps on queries that nobody has seen.
 
     python benchmarks/doctor.py FOLDER-OF-BANKING77 [--only NAME ...] [--minutes 10] [--sound 4]
 
@@ -128,6 +128,23 @@ SPOILT: dict[str, Spoilt] = {
     "wrong documents": Spoilt(("documents",), {}, shuffled_documents),
     "too few queries": Spoilt(("too few queries",), {}, few),
 }
+
+PAIRS = (("prompt", "duplicate documents"), ("conflicting labels", "truncation"), ("doubled prompt", "too few queries"))
+"""Causes that are planted together. At least one must be named; what else is named is kept, to be judged by hand."""
+
+
+def both(first: Spoilt, second: Spoilt) -> Spoilt:
+    """Return a run that is spoilt in two ways."""
+    settings = {name: {**first.settings.get(name, {}), **second.settings.get(name, {})} for name in {**first.settings, **second.settings}}
+    return Spoilt(
+        (*first.names, *second.names),
+        settings,
+        lambda data, seed: second.data(first.data(data, seed), seed),
+        first.length or second.length,
+    )
+
+
+SPOILT |= {" and ".join(pair): both(*(SPOILT[name] for name in pair)) for pair in PAIRS}
 
 
 def main() -> None:

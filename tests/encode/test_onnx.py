@@ -11,6 +11,7 @@ from embedfit.encode.adapted import Adapter, save_adapted
 from embedfit.encode.export import export_onnx
 from embedfit.encode.local import LocalEncoder
 from embedfit.encode.onnx import FILES, OnnxEncoder
+from embedfit.encode.static import tokenizer_of
 from embedfit.errors import ModelError
 
 TEXTS = ["Where is my receipt?", "", "a long text " * 150, "ÄRGER mit der Karte", "two\nlines"]
@@ -111,6 +112,11 @@ def test_a_folder_without_the_form_names_the_command(tmp_path, tiny_model):
             call()
     with pytest.raises(ModelError, match=r"has no modules\.json"):
         onnx.check_exportable(tmp_path)
+    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Transformer", "path": ""}]')
+    with pytest.raises(ModelError, match=r"has no tokenizer\.json, which an exported model needs; fix: "):
+        onnx.check_exportable(tmp_path)
+    with pytest.raises(ModelError, match=r"has no tokenizer\.json; fix: "):
+        tokenizer_of(tmp_path)
 
 
 def test_a_damaged_file_is_one_line(exported, tmp_path):

@@ -101,6 +101,8 @@ def test_what_cannot_be_an_endpoint_is_one_line(said, finished):
     code, out, err = said("parity", finished.folder, "--endpoint", "localhost:8080")
     assert (code, out) == (2, "")
     assert err == "embedfit: --endpoint localhost:8080: expected openai:MODEL@URL or hf-inference:URL\n"
+    _, _, err = said("parity", finished.folder, "--endpoint", "openai:m@http://localhost:1/v1", "--query-endpoint", "m")
+    assert err == "embedfit: --query-endpoint m: expected openai:MODEL@URL or hf-inference:URL\n"
 
 
 def test_the_doctor_looks_at_training_queries_alone(said, finished):

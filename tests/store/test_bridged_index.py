@@ -9,7 +9,7 @@ from store_data import TEMPLATE, Numbers, numbered
 
 from embedfit.data.dataset import Dataset
 from embedfit.encode.bridge import Bridge
-from embedfit.errors import ConfigError, ModelError
+from embedfit.errors import ConfigError, ModelError, StorageError
 from embedfit.store import bridged, versions
 from embedfit.store.base import Live
 from embedfit.store.bridged import Plan, bridge_documents
@@ -124,6 +124,20 @@ def test_a_killed_call_goes_on_from_every_moment(store, path):
     assert moment > 5
     assert store.stamp(store.live().current).fingerprint == "turned"
     assert len(store.collections()) == 2
+
+
+@pytest.mark.parametrize("config", ["chroma"], indirect=True)
+@pytest.mark.parametrize("ask", [LiveIndex.stamp, LiveIndex.version, LiveIndex.taught, lambda index: index.find("query 7", 1)])
+def test_a_version_that_is_removed_while_it_is_read_is_left_for_the_next(store, ask, monkeypatch):
+    index_documents(store, numbered(), Numbers(), TEMPLATE)
+    stale = [Live("documents_" + "0" * 12)] * 2
+    live = store.live
+    monkeypatch.setattr(store, "live", lambda: stale.pop() if stale else live())
+    ask(LiveIndex(store, Numbers()))
+    assert not stale
+    stale[:] = [Live("documents_" + "0" * 12)] * 99
+    with pytest.raises(StorageError, match="is gone; fix: run 'embedfit index'"):
+        ask(LiveIndex(store, Numbers()))
 
 
 @pytest.mark.parametrize("config", ["chroma"], indirect=True)

@@ -1,7 +1,9 @@
 """An endpoint that serves MiniLM with a mistake, written with transformers alone; the mistake is named."""
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -155,12 +157,26 @@ def test_a_server_without_a_mistake_serves_what_was_measured(compare):
     assert json.loads(json.dumps(served.to_dict()))["same"] is True
 
 
+def test_a_server_that_reads_texts_whole_is_named(dataset, hugging, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path, copy_function=os.link, dirs_exist_ok=True)
+    settings = tmp_path / "sentence_bert_config.json"
+    content = json.loads(settings.read_text())
+    settings.unlink()  # it is a link
+    settings.write_text(json.dumps({**content, "max_seq_length": 24}))
+    with running(Mistaken(models=hugging, model="other")) as server:
+        endpoint = RemoteEncoder(f"openai:m@{server.address}/v1", unit=False)
+        served = compare_served(LocalEncoder(tmp_path, precision="fp32"), endpoint, dataset, "{text}", "mrr@10")
+    [cause] = served.causes
+    assert re.fullmatch(r"documents: truncation: it reads texts of \d+ tokens whole, where the model cuts them at 24; fix: .*", str(cause))
+
+
 def test_what_no_mistake_explains_is_not_explained(compare):
     served = compare(text=lambda text: text[::-1])
     assert not served.explained
     assert served.lost
     for cause in served.causes:
         assert re.match(r"not explained: \d+ mistakes were tried, and pairs of them; nearest: ", cause.text), cause
+        assert re.search(r"; the vectors differ most for '.+'; it may be another model", cause.text), cause
 
 
 def test_a_mistake_without_a_loss_is_named_and_passes(compare):

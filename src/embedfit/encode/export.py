@@ -13,6 +13,7 @@ from typing import Any
 
 from embedfit.encode.local import LocalEncoder, load_model
 from embedfit.encode.onnx import FILES, check_exportable
+from embedfit.encode.pooling import settings_of
 from embedfit.errors import ModelError, check_package
 
 _LARGEST = 2**31 - 2**24
@@ -74,12 +75,13 @@ def _copy_settings(encoder: LocalEncoder, folder: Path) -> None:
         if path.is_file() and not is_weight and path.suffix in (".json", ".txt", ".model", ".safetensors"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name)
-    settings = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))
+    settings = settings_of(folder)
     _write(folder / "config_sentence_transformers.json", {**settings, "prompts": {**(settings.get("prompts") or {}), **encoder.prompts}})
     # fastembed reads max_length before model_max_length.
     path, limit = folder / "tokenizer_config.json", encoder.loaded.model.max_seq_length
     if limit:
-        _write(path, {**json.loads(path.read_text(encoding="utf-8")), "max_length": limit, "model_max_length": limit})
+        own = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        _write(path, {**own, "max_length": limit, "model_max_length": limit})
 
 
 def _write(path: Path, content: Any) -> None:

@@ -175,12 +175,14 @@ def is_exported(folder: Path) -> bool:
 
 
 def check_exportable(folder: Path) -> None:
-    """Check that every layer after the transformer can be computed without torch.
+    """Check that every layer after the transformer can be computed without torch, and that the tokenizer is in a file.
 
     Raises:
-        ModelError: A layer cannot. The message names it.
+        ModelError: A layer cannot be computed, or there is no such file. The message names it.
     """
     _steps(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"{folder}: has no tokenizer.json, which an exported model needs; fix: save it anew with sentence-transformers")
 
 
 def _steps(folder: Path) -> tuple[list[_Step], int | None]:

@@ -72,9 +72,15 @@ class StaticEncoder(BaseEncoder):
 
 
 def tokenizer_of(folder: Path) -> Any:
-    """Return the tokenizer of a folder, which cuts and pads nothing."""
+    """Return the tokenizer of a folder, which cuts and pads nothing.
+
+    Raises:
+        ModelError: The folder has no ``tokenizer.json``.
+    """
     from tokenizers import Tokenizer
 
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"{folder}: has no tokenizer.json; fix: save the model anew with sentence-transformers")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()

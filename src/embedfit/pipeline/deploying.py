@@ -97,9 +97,9 @@ def check_endpoint(
     Raises:
         EmbedfitError: The run is not finished, its model has changed, or the endpoint cannot be used.
     """
-    for name in (endpoint, query_endpoint):
-        if name and not is_remote(name):
-            raise ConfigError(f"--endpoint {name}: expected openai:MODEL@URL or hf-inference:URL")
+    for option, name in (("--endpoint", endpoint), ("--query-endpoint", query_endpoint)):
+        if name is not None and not is_remote(name):
+            raise ConfigError(f"{option} {name}: expected openai:MODEL@URL or hf-inference:URL")
     result = read_result(folder)
     if result.model.is_dir():
         check_unchanged(result)

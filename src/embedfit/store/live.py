@@ -61,6 +61,9 @@ class LiveIndex:
             ModelError: The live version was made with another model, or its model is gone.
             StorageError: There is no live version.
         """
+        return self._followed(self._version)
+
+    def _version(self) -> Opened:
         collection = self._live()
         if collection not in self._opened:
             opened = self._open(collection, self._stamp(collection))
@@ -73,7 +76,7 @@ class LiveIndex:
         Raises:
             StorageError: There is no live version.
         """
-        return self._stamp(self._live())
+        return self._followed(lambda: self._stamp(self._live()))
 
     def _live(self) -> str:
         store = self.store
@@ -108,18 +111,18 @@ class LiveIndex:
 
     def search(self, dataset: Dataset, k: int) -> Run:
         """Return up to k documents of the live version for each query of a data set."""
-        return self._answered(lambda version: version.search(dataset, k))
+        return self._followed(lambda: self.version().search(dataset, k))
 
     def find(self, query: Query, k: int = 10, filters: Filters | None = None) -> list[SearchHit]:
         """Return up to k documents of the live version for a query; see `SearcherVersion.find`."""
-        return self._answered(lambda version: version.find(query, k, filters))
+        return self._followed(lambda: self.version().find(query, k, filters))
 
-    def _answered(self, ask: Callable[[Opened], _Answer]) -> _Answer:
+    def _followed(self, ask: Callable[[], _Answer]) -> _Answer:
         """Ask the live version; again if it was replaced and removed meanwhile."""
         while True:
             collection = self.store.live().current
             try:
-                return ask(self.version())
+                return ask()
             except StorageError:
                 if self.store.live().current == collection:
                     raise
@@ -189,6 +192,9 @@ class LiveIndex:
 
     def taught(self) -> list[Change]:
         """Return the latest change of each key since the version went live, oldest first, without opening its model."""
+        return self._followed(self._taught)
+
+    def _taught(self) -> list[Change]:
         collection = self._live()
         if not self._stamp(collection).searcher:
             return []

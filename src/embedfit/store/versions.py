@@ -217,10 +217,13 @@ def _deploy(store: Store, new: _New, k: int, min_recall: float) -> Indexed:
                 clear(store, live)
                 return Indexed(collection, live.previous, documents, 0, None, k, 0, len(judged), examples)
             console.note(f"Warning: {store.where}: the live collection {collection} has lost or changed documents; they are written again")
-        written = new.write()
         queries = new.dataset.select(judged[:: max(1, -(-len(judged) // _QUERIES))])
-        version = new.opened()
-        recall = overlap(version.search(queries, k), version.exact(new.parts).search(queries, k + DEPTH), k)
+        version, written, recall = _written(new, queries, k)
+        if recall < min_recall and written < documents + examples and live.current != collection:
+            # A kill may have left a damaged graph, which finds too little.
+            for suffix in new.contents:
+                store.drop(collection + suffix)
+            version, written, recall = _written(new, queries, k)
         if recall < min_recall:
             raise StorageError(
                 f"{store.where}: recall@{k} of {collection} against exact search is {recall:.4f} on {len(queries.queries):,} queries, "
@@ -238,6 +241,11 @@ def _deploy(store: Store, new: _New, k: int, min_recall: float) -> Indexed:
         store.switch(live)
         clear(store, live)
     return Indexed(collection, previous, documents, written, recall, k, len(queries.queries), len(judged), examples, carried)
+
+
+def _written(new: _New, queries: Dataset, k: int) -> tuple[Version | SearcherVersion, int, float]:
+    written, version = new.write(), new.opened()
+    return version, written, overlap(version.search(queries, k), version.exact(new.parts).search(queries, k + DEPTH), k)
 
 
 def stamp_of(encoder: Encoder, dimension: int, template: str, entries: Sequence[Entry], opens: str, pooling: str = "auto") -> Stamp:
@@ -325,29 +333,50 @@ def clear(store: Store, live: Live) -> None:
 
 
 def fill(store: Store, collection: str, stamp: Stamp, entries: Sequence[Entry], vectors: Vectors) -> int:
-    """Write the missing documents of a collection; return their number."""
+    """Write the missing documents of a collection; return their number.
+
+    A collection with anything else in it, or that a kill left damaged (unreadable, unwritable, or with wrong vectors), is written anew.
+    """
+
+    def add(batch: list[int]) -> int:
+        store.add(collection, [entries[row] for row in batch], vectors[batch])
+        return len(batch)
+
     store.create(collection, stamp)
+    batches: list[list[int]] | None = None
+    begun = 0
     try:
-        present = store.ids(collection)
+        present = _present(store, collection, entries, vectors)
+        if present is not None:
+            batches = list(_batches(entries, [row for row, entry in enumerate(entries) if entry.id not in present], vectors.shape[1]))
+            begun = add(batches[0]) if present and batches else 0
     except StorageError:
         if store.live().current == collection:
             raise
-        # A process that was killed while Chroma saved a graph can leave a collection that cannot be read.
+        batches = None
+    if batches is None:
         store.drop(collection)
         store.create(collection, stamp)
-        present = store.ids(collection)
-    written = [entry for entry in entries if entry.id in present]
-    if len(written) < len(present) or not _is_unchanged(store, collection, written):  # something else wrote to it
-        store.drop(collection)
-        store.create(collection, stamp)
-        present = set()
-    missing = [row for row, entry in enumerate(entries) if entry.id not in present]
-    with console.progress(f"writing to {store.where}", len(entries), len(present)) as done:
-        for batch in _batches(entries, missing, vectors.shape[1]):
-            store.add(collection, [entries[row] for row in batch], vectors[batch])
-            done(len(batch))
+        batches = list(_batches(entries, range(len(entries)), vectors.shape[1]))
+    written = sum(map(len, batches))
+    with console.progress(f"writing to {store.where}", len(entries), len(entries) - written + begun) as done:
+        for batch in batches[1 if begun else 0 :]:
+            done(add(batch))
     store.finish(collection)
-    return len(missing)
+    return written
+
+
+def _present(store: Store, collection: str, entries: Sequence[Entry], vectors: Vectors) -> set[str] | None:
+    """Return the ids in a collection; None if something else wrote to it, or if it is damaged."""
+    ids = store.ids(collection)
+    rows = [row for row, entry in enumerate(entries) if entry.id in ids]
+    if len(rows) < len(ids) or not _is_unchanged(store, collection, [entries[row] for row in rows]):
+        return None
+    rows = sorted({*rows[:: max(1, -(-len(rows) // _SAMPLE))], *rows[-_SAMPLE:]})  # a kill damages what was written last
+    wanted = {entries[row].id: vectors[row] for row in rows}
+    kept = store.vectors(collection, list(wanted))
+    lengths = {id: 0.999 * np.linalg.norm(vector) * np.linalg.norm(kept.get(id, vector)) for id, vector in wanted.items()}
+    return ids if all(id in kept and kept[id] @ vector >= lengths[id] for id, vector in wanted.items()) else None
 
 
 def _batches(entries: Sequence[Entry], rows: Sequence[int], dimension: int) -> Iterator[list[int]]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedfit.encode.encoder import Kind, Vectors
+from embedfit.errors import shown
 from embedfit.retrieve.exact import top_k
 from embedfit.studies.forms import COSINE_TOLERANCE, spread
 from embedfit.studies.mistakes import OWN, PRECISIONS, Imitator, Mistake, Way, cut_at
@@ -105,7 +106,8 @@ class Search:
         nearest, _, mistake = min(screened)
         near = f"; nearest: {mistake.text}, which leaves {nearest:.2g} of the distance of {self.own[:_SCREENED].mean():.2g}"
         tried = f"{len(mistakes):,} mistakes were tried, and pairs of them"
-        return f"not explained: {tried}{near}; it may be another model", False
+        most = shown(self.texts[int(self.own.argmax())])
+        return f"not explained: {tried}{near}; the vectors differ most for {most}; it may be another model", False
 
     def _precise(self, left: float) -> Iterator[str]:
         """Yield the precision of the weights that reproduces the vectors."""

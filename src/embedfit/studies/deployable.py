@@ -152,34 +152,63 @@ def measure_deployable(
     dataset = dataset.select(dataset.judged)
     if not dataset.queries:
         raise ConfigError("a form is judged on labelled queries, and there are none")
-    by_id = dict(zip(dataset.corpus, dataset.document_texts(template), strict=True))
-    ids = tuple(sorted(by_id))
-    texts: dict[Kind, list[str]] = {"query": dataset.query_texts(), "document": [by_id[id] for id in ids]}
-    before = {kind: CachedEncoder(measured).encode(texts[kind], kind) for kind in texts}
-    after = {kind: form.encode(texts[kind], kind) for kind in texts}
-    groups = group_numbers(dataset, group_by)
-    same_space = not isinstance(form, StaticEncoder)
-
-    def scores(vectors: dict[Kind, Vectors], label: str) -> Scores:
-        k = int(metric.partition("@")[2])
-        run = run_of(dataset, ids, partial(top_k, vectors["query"], vectors["document"]), k)
-        return score_run(run, dataset.qrels, ks=(k,), name=label, groups=groups)
-
-    difference = compare_scores(scores(before, "model"), scores(after, name), metric=metric, seed=seed, held_out=True)[metric]
-    speeds = [(_texts_per_second(encoder, texts), _milliseconds(encoder, texts["query"])) for encoder in (measured, form)]
+    difference, cosine = measure_quality(name, measured, form, dataset, template, metric, group_by=group_by, seed=seed)
+    model_speed, form_speed = (measure_speed(encoder, dataset, template) for encoder in (measured, form))
     return Deployable(
         name,
         tuple(files),
         difference,
         max(tolerance, 1 / len(dataset.queries)),
-        min(float((before[kind] * after[kind]).sum(axis=1).min()) for kind in texts) if same_space else None,
+        cosine,
         sum((folder / file).stat().st_size for file in files),
         model_bytes,
-        speeds[1][0],
-        speeds[0][0],
-        speeds[1][1],
-        speeds[0][1],
+        form_speed[0],
+        model_speed[0],
+        form_speed[1],
+        model_speed[1],
     )
+
+
+def measure_quality(
+    name: str,
+    measured: Encoder,
+    form: Encoder,
+    dataset: Dataset,
+    template: str,
+    metric: str,
+    *,
+    group_by: str | None = None,
+    seed: int = 0,
+) -> tuple[Difference, float | None]:
+    """Return the metric of a model and of its form on labelled queries, and the lowest cosine of a vector with the model's.
+
+    The cosine is None for a form with a space of its own. The arguments are those of `measure_deployable`.
+    """
+    texts = _texts(dataset, template)
+    before = {kind: CachedEncoder(measured).encode(texts[kind], kind) for kind in texts}
+    after = {kind: form.encode(texts[kind], kind) for kind in texts}
+    ids, groups, k = tuple(sorted(dataset.corpus)), group_numbers(dataset, group_by), int(metric.partition("@")[2])
+
+    def scores(vectors: dict[Kind, Vectors], label: str) -> Scores:
+        run = run_of(dataset, ids, partial(top_k, vectors["query"], vectors["document"]), k)
+        return score_run(run, dataset.qrels, ks=(k,), name=label, groups=groups)
+
+    difference = compare_scores(scores(before, "model"), scores(after, name), metric=metric, seed=seed, held_out=True)[metric]
+    if isinstance(form, StaticEncoder):
+        return difference, None
+    return difference, min(float((before[kind] * after[kind]).sum(axis=1).min()) for kind in texts)
+
+
+def measure_speed(encoder: Encoder, dataset: Dataset, template: str) -> tuple[float, float]:
+    """Return the texts that an encoder encodes in a second, and the median milliseconds for one query alone."""
+    texts = _texts(dataset, template)
+    return _texts_per_second(encoder, texts), _milliseconds(encoder, texts["query"])
+
+
+def _texts(dataset: Dataset, template: str) -> dict[Kind, list[str]]:
+    """Return the texts of the queries, and of the documents by sorted id."""
+    by_id = dict(zip(dataset.corpus, dataset.document_texts(template), strict=True))
+    return {"query": dataset.query_texts(), "document": [by_id[id] for id in sorted(by_id)]}
 
 
 def _texts_per_second(encoder: Encoder, texts: dict[Kind, list[str]]) -> float:

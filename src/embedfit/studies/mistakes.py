@@ -152,7 +152,7 @@ class Imitator:
 
         Args:
             kind: Kind of the texts.
-            longest: Number of tokens of the longest text. No longer cut is tried.
+            longest: Number of tokens of the longest text.
         """
         return [
             *self._prompts(kind),
@@ -204,6 +204,9 @@ class Imitator:
         for length in sorted(known, key=lambda length: abs(length - limit)):
             if 2 < length < longest and length != limit and length <= max(most, limit):
                 yield cut_at(length, limit)
+        if limit < longest <= most:
+            text = f"it reads texts of {longest:,} tokens whole, where the model cuts them at {limit:,}"
+            yield Mistake("truncation", text, f"serve with {limit:,} tokens", {"length": longest})
 
     def _special_tokens(self) -> Iterator[Mistake]:
         if not self._tokenizer:
