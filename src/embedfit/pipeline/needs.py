@@ -107,6 +107,8 @@ def check_method(base: Encoder, config: TuneConfig, report_to: Sequence[str] = (
         console.note("tune.lora_rank is not used: tune.method is 'full'")
     if config.judge and config.method != "adapter" and config.documents == "trained":
         LocalReranker(config.judge)
+    if config.teacher not in (None, "data") and config.method != "adapter":
+        LocalReranker(str(config.teacher))
     if model and config.freeze != "auto" and config.method != "adapter":
         layers = number_of_layers(model.folder)
         if layers is not None and config.freeze >= layers:
