@@ -80,7 +80,9 @@ class TuneConfig(Section):
         "similar relevant document.",
     )
     judge: str | None = Field(
-        None, description="A cross-encoder (a folder or a Hub name). It must score a hard negative lower than every relevant document."
+        None,
+        description="A judge of hard negatives: a cross-encoder (a folder or a Hub name), which must score them lower than every "
+        "relevant document, or openai:MODEL, an LLM at the endpoint of [generate], which must say that they do not answer the query.",
     )
     teacher: str | None = Field(
         None,

@@ -24,7 +24,6 @@ from embedfit.encode.saving import save_in_place
 from embedfit.encode.sides import TwoEncoders, save_one_side, save_two_sided, side_of, two_sided
 from embedfit.errors import require
 from embedfit.retrieve.engine import Engine, LocalEngine
-from embedfit.retrieve.rerank import LocalReranker
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.template import DOCUMENT_TEMPLATE
 from embedfit.tune.batches import Collator
@@ -191,8 +190,7 @@ def _candidate_source(base: CachedEncoder, training: Training, prepared: Prepare
     drawn = BatchAndOthers(train, random=random_negatives(config, prepared.candidates), hard=config.hard_negatives, seed=config.seed)
     if prepared.candidates == "batch":
         return drawn
-    judge = engine.reranker(LocalReranker(config.judge, precision=_precision(prepared.encoder))).score if config.judge else None
-    guards = Guards(config.mined_margin, judge)
+    guards = Guards.of(training, config.mined_margin, _precision(prepared.encoder))
 
     def find(number: int) -> npt.NDArray[np.int64]:
         # At first the weights are still the base model's.
