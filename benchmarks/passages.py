@@ -1,5 +1,8 @@
 """embedfit beside sentence-transformers' own best practice, on retrieval of passages with official train and test parts.
 
+Sides: embedfit's defaults (`full`), also for a single epoch, the encoder of queries alone (`queries`: documents = "frozen"), a linear
+map of the query vector (`adapter`), and the peer.
+
 The peer: hard negatives mined once with the base model (`mine_hard_negatives`: one for each pair, from the ranks after the
 10th, at most 0.95 times as similar as the positive), then CachedMultipleNegativesRankingLoss with NO_DUPLICATES batches of 64, a
 learning rate of 2e-5, a tenth of warm-up, and 3 epochs, the library's default. embedfit: the defaults. To see how long it
@@ -11,7 +14,10 @@ Training queries that say what a test query says, or nearly, are left out on all
 embedfit on the whole test part; differences have paired 95% intervals. Test queries with an answer that a training query had too are also
 compared apart from those with new answers.
 
-    python benchmarks/passages.py [scifact | tldr] [--data ../shared/data/bench] [--train 2000]
+    python benchmarks/passages.py [scifact | tldr] [--data ../shared/data/bench] [--train 2000] [--side SIDE ...]
+
+What each side found is kept in runs/passages/NAME/SIDE.json. A side that stands there is not run again, and `--side` runs some alone;
+the table has the sides that are there.
 """
 
 from __future__ import annotations
@@ -32,11 +38,17 @@ MODEL = "all-MiniLM-L6-v2"
 METRIC = "ndcg@10"
 SIDES = {
     "base": "base",
-    "embedfit": "embedfit",
-    "embedfit_1": "embedfit, 1 epoch",
+    "full": "full",
+    "full_1": "full, 1 epoch",
+    "queries": "queries alone",
+    "adapter": "adapter",
     "peer": "mined + CachedMNRL",
 }
-PAIRS = (("base", "embedfit"), ("base", "peer"), ("peer", "embedfit"), ("peer", "embedfit_1"))
+PAIRS = (
+    *(("base", side) for side in ("full", "queries", "adapter", "peer")),
+    *(("peer", side) for side in ("full", "full_1", "queries", "adapter")),
+    ("full", "queries"),
+)
 """What is compared, before and after."""
 EACH_QUERY = ("queries", "values")
 """What a side says of each query, and is not kept."""
@@ -44,19 +56,32 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    """Run both sides on one set, and write results/passages_NAME.json and .md."""
+    """Run the sides that are not there yet, and write results/passages_NAME.json and .md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", nargs="?", default="scifact")
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data" / "bench")
     parser.add_argument("--train", type=int, help="Only so many training queries, drawn at random; by default all.")
-    parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=list(SIDES), nargs="+", default=list(SIDES), help="Sides to run; by default all.")
+    parser.add_argument("--alone", choices=list(SIDES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.side:
-        side, _, epochs = arguments.side.partition("_")
-        found = {"base": base, "embedfit": embedfit, "peer": peer}[side](*parts(arguments), *([int(epochs)] if epochs else []))
+    if arguments.alone:
+        side, _, epochs = arguments.alone.partition("_")
+        run = {"base": base, "full": tuned, "queries": queries, "adapter": adapter, "peer": peer}[side]
+        found = run(*parts(arguments), *([int(epochs)] if epochs else []))
         print(json.dumps({**found, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
         return
-    sides = {side: in_own_process(side, arguments) for side in SIDES}
+    folder = Path("runs/passages") / arguments.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for side in arguments.side:
+        path = folder / f"{side}.json"
+        if not path.exists():
+            row = {"train": arguments.train, **in_own_process(side, arguments)}
+            path.with_suffix(".part").write_text(json.dumps(row) + "\n")
+            path.with_suffix(".part").rename(path)
+    sides = {side: json.loads(path.read_text()) for side in SIDES if (path := folder / f"{side}.json").exists()}
+    sizes = {row["train"] for row in sides.values()}
+    if sizes != {arguments.train}:
+        raise SystemExit(f"{folder}: holds sides with other numbers of training queries ({sizes}); fix: move it away")
     write(arguments.name, sides, parts(arguments))
 
 
@@ -64,7 +89,7 @@ def in_own_process(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run one side in a fresh process with an empty embedding cache."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "EMBEDFIT_CACHE": folder, "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, __file__, arguments.name, "--side", side, "--data", str(arguments.data)]
+        command = [sys.executable, __file__, arguments.name, "--alone", side, "--data", str(arguments.data)]
         command += ["--train", str(arguments.train)] if arguments.train else []
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
     found = dict(json.loads(done.stdout.splitlines()[-1]))
@@ -107,19 +132,35 @@ def base(train: Any, test: Any) -> dict[str, Any]:
     return measured(LocalEncoder(MODEL), test)
 
 
-def embedfit(train: Any, test: Any, epochs: int | None = None) -> dict[str, Any]:
+def queries(train: Any, test: Any) -> dict[str, Any]:
+    """Tune the encoder of queries alone. Encoding the documents once is part of its seconds."""
+    return tuned(train, test, documents="frozen")
+
+
+def adapter(train: Any, test: Any) -> dict[str, Any]:
+    """Fit a linear map of the query vector. Encoding the documents once is part of its seconds."""
+    from embedfit.encode.cache import CachedEncoder
+    from embedfit.encode.local import LocalEncoder
+    from embedfit.tune.adapter import query_adapter
+
+    start = time.perf_counter()
+    result = query_adapter(CachedEncoder(LocalEncoder(MODEL)), train)
+    return {"seconds": time.perf_counter() - start, **measured(result.encoder, test)}
+
+
+def tuned(train: Any, test: Any, epochs: int | None = None, **settings: Any) -> dict[str, Any]:
     """Tune with embedfit's defaults."""
     from embedfit.config import TuneConfig
     from embedfit.encode.local import LocalEncoder
     from embedfit.tune.full import tune_model
 
-    encoder, config = LocalEncoder(MODEL), TuneConfig(epochs=epochs)
+    encoder, config = LocalEncoder(MODEL), TuneConfig(epochs=epochs, **settings)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        tuned = tune_model(encoder, train, None, folder, config)
+        result = tune_model(encoder, train, None, folder, config)
         seconds = time.perf_counter() - start
-        found = {"seconds": seconds, "tokens": tuned.tokens, "candidates": tuned.candidates, "epochs": tuned.epoch}
-        return {**found, **measured(tuned.encoder, test)}
+        found = {"seconds": seconds, "tokens": result.tokens, "candidates": result.candidates, "epochs": result.epoch}
+        return {**found, **measured(result.encoder, test)}
 
 
 def peer(train: Any, test: Any, epochs: int = 3) -> dict[str, Any]:
@@ -195,19 +236,27 @@ def write(name: str, sides: dict[str, dict[str, Any]], both: tuple[Any, Any]) ->
         values = np.array(found["values"])
         return Scores(side, tuple(found["queries"]), {METRIC: values}, np.ones(len(values)))
 
+    def stratum(side: str, is_seen: bool) -> float:
+        values = dict(zip(sides[side]["queries"], sides[side]["values"], strict=True))
+        return float(np.mean([values[id] for id, each in zip(test.queries, seen, strict=True) if each == is_seen] or [np.nan]))
+
     lines = [
-        "| | " + " | ".join(SIDES.values()) + " |",
-        "| --- |" + " --- |" * len(SIDES),
+        "| | " + " | ".join(SIDES[side] for side in sides) + " |",
+        "| --- |" + " --- |" * len(sides),
         *(
-            f"| {key} | " + " | ".join(f"{sides[side][key]:.3f}" for side in SIDES) + " |"
+            f"| {key} | " + " | ".join(f"{sides[side][key]:.3f}" for side in sides) + " |"
             for key in ("recall@1", "recall@10", "mrr@10", METRIC)
         ),
-        "| mining and training, s | | " + " | ".join(f"{sides[side]['seconds']:.0f}" for side in list(SIDES)[1:]) + " |",
-        "| peak memory, MiB | " + " | ".join(f"{sides[side]['peak_mib']:,.0f}" for side in SIDES) + " |",
+        *(
+            f"| {METRIC}, {kind} answers | " + " | ".join(f"{stratum(side, is_seen):.3f}" for side in sides) + " |"
+            for kind, is_seen in (("seen", True), ("unseen", False))
+        ),
+        "| mining and training, s | " + " | ".join(f"{sides[side].get('seconds', 0):.0f}" for side in sides) + " |",
+        "| peak memory, MiB | " + " | ".join(f"{sides[side]['peak_mib']:,.0f}" for side in sides) + " |",
         "",
         f"{name}: {len(train.queries):,} training queries, {len(test.queries):,} test queries.",
     ]
-    for before, after in PAIRS:
+    for before, after in (pair for pair in PAIRS if {*pair} <= sides.keys()):
         comparison = compare_scores(scores(before), scores(after), metric=METRIC, seen=seen)
         lines.append(f"{SIDES[after]} against {SIDES[before]}: {comparison.sentence}")
     print("\n".join(lines))

@@ -211,7 +211,7 @@ def placed_in(config: Config, folder: Path) -> Config:
         store = store.model_copy(update={"location": str(folder / store.location)})
     rerankers = tuple(str(folder / name) if (folder / name).is_dir() else name for name in config.evaluate.rerankers)
     evaluate = config.evaluate.model_copy(update={"rerankers": rerankers})
-    models = {key: getattr(config.tune, key) for key in ("reranker", "query_model")}
+    models = {key: getattr(config.tune, key) for key in ("reranker", "query_model", "judge", "teacher")}
     tune = config.tune.model_copy(update={key: str(folder / name) for key, name in models.items() if name and (folder / name).is_dir()})
     sections = {
         "data": data,

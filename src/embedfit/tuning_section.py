@@ -80,8 +80,16 @@ class TuneConfig(Section):
         "similar relevant document.",
     )
     judge: str | None = Field(
-        None, description="A cross-encoder (a folder or a Hub name). It must score a hard negative lower than every relevant document."
+        None,
+        description="A judge of hard negatives: a cross-encoder (a folder or a Hub name), which must score them lower than every "
+        "relevant document, or openai:MODEL, an LLM at the endpoint of [generate], which must say that they do not answer the query.",
     )
+    teacher: str | None = Field(
+        None,
+        description="Teacher whose scores are learnt beside the labels: a cross-encoder (a folder or a Hub name), or 'data' for the "
+        "scores that come with the data (pos_scores and neg_scores).",
+    )
+    teacher_weight: float = Field(1.0, gt=0, description="Weight of the teacher beside the labels in the loss.")
     mine_every: int | None = Field(
         None,
         ge=1,
@@ -125,7 +133,8 @@ class TuneConfig(Section):
     def identity(self) -> dict[str, Any]:
         """Return the settings that name a result. Where a later setting has no effect, it has the name from before that setting."""
         later = {"freeze": 0, "documents": "trained", "merge": None, "reranker": None, "query_model": None}
-        return self.model_dump(exclude={name for name, value in later.items() if getattr(self, name) == value})
+        unused = {name for name, value in later.items() if getattr(self, name) == value}
+        return self.model_dump(exclude=unused if self.teacher else {*unused, "teacher", "teacher_weight"})
 
     def epochs_with(self, candidates: str) -> int:
         """Return the number of epochs: the setting, or the default for ``all``, ``mined``, ``batch`` or ``corpus`` candidates.

@@ -361,8 +361,7 @@ def flag(folder):
             "query": query,
             "pos": [right],
             "neg": [wrong],
-            "pos_scores": [0.97],
-            "neg_scores": [0.12],
+            "pos_scores": [],  # tests/tune/test_teacher.py reads some
             "prompt": "Represent this",
             "type": "normal",
         }

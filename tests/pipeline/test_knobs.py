@@ -163,6 +163,8 @@ def project(tmp_path, small_model, cross_encoder, monkeypatch):
             "hard_negatives": 2,
             "mined_margin": 0.9,
             "judge": str(cross_encoder),
+            "teacher": str(cross_encoder),
+            "teacher_weight": 0.5,
             "mine_every": 2,
             "memory_gb": 1.0,
             "matryoshka": [32],

@@ -61,6 +61,18 @@ def test_a_judge_takes_out_what_it_finds_as_relevant_as_the_right_answer():
     assert found([5, 20, 30], judge=judge) == [1, -1]
 
 
+def test_what_may_answer_a_query_is_no_negative_and_the_next_ones_stay_in_order():
+    asked = []
+
+    def answers(pairs):
+        asked.extend(pairs)
+        return np.array(["text 2" in document for _, document in pairs])
+
+    assert found([5, 40, 20, 60, 70], count=3, answers=answers) == [1, 3, -1]
+    assert asked == [("0", "text 2 at 20"), ("0", "text 1 at 40"), ("0", "text 3 at 60")]
+    assert found([5, 20], count=1, answers=lambda pairs: np.array([False])) == [1]
+
+
 def test_a_judge_is_asked_of_each_querys_own_documents_and_only_of_those_that_other_guards_leave(monkeypatch):
     monkeypatch.setattr(module, "_JUDGED", 2)
     corpus = {f"d{angle}": Document(f"d{angle}", f"at {angle}") for angle in range(0, 120, 10)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embedfit import console
-from embedfit.data.texts import Contents, Pair, Qrels, Query
+from embedfit.data.texts import TEACHER_SCORES, Contents, Pair, Qrels, Query
 from embedfit.errors import DataError, shown
 from embedfit.files import json_bytes
 
@@ -44,6 +44,7 @@ def merged(pairs: list[Pair], source: str, errors: list[DataError], *, by_judgem
             errors.append(DataError(first.where, f"id {id!r} occurs here a second time", expected="an id in each row, or in none"))
             continue
         grades, metadata, judged = first.grades or {}, first.metadata, first.grades is not None
+        scores = dict(first.scores)
         if repeats:
             grades, places = dict(grades), dict.fromkeys(grades, first.where)
         for pair in repeats:
@@ -53,13 +54,14 @@ def merged(pairs: list[Pair], source: str, errors: list[DataError], *, by_judgem
                 errors.append(error)
                 continue
             judged |= pair.grades is not None
+            scores = {**pair.scores, **scores}
             unlike = {name for name in {**metadata, **pair.metadata} if metadata.get(name) != pair.metadata.get(name)}
             differing |= dict.fromkeys(sorted(unlike))
             metadata = {name: value for name, value in metadata.items() if name not in unlike}
         rows += len(repeats)
         if repeats and len(grades) > len(first.grades or {}) and not first.id:
             several.append(id)
-        queries[id] = Query(id, first.text, metadata)
+        queries[id] = Query(id, first.text, {**metadata, TEACHER_SCORES: scores} if scores else metadata)
         if judged:
             qrels[id] = grades
         if first.part:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 
 from embedfit.data.dataset import Dataset, Document, Query, normalised
+from embedfit.data.texts import TEACHER_SCORES
 from embedfit.template import DOCUMENT_TEMPLATE
 
 
@@ -66,7 +67,9 @@ def mixed(datasets: Sequence[tuple[Dataset, str]], *, temperature: float = 1.0, 
             for id in judged:
                 if turn < rounds or id in again:
                     name = f"{number}/{id}/{turn}"
-                    queries[name] = Query(name, dataset.queries[id].text)
+                    scores = dataset.queries[id].metadata.get(TEACHER_SCORES)
+                    taught = {TEACHER_SCORES: {names[key]: score for key, score in scores.items() if key in names}} if scores else {}
+                    queries[name] = Query(name, dataset.queries[id].text, taught)
                     grades: dict[str, int] = {}
                     for document_id, grade in dataset.qrels[id].items():
                         grades[names[document_id]] = max(grade, grades.get(names[document_id], grade))

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 Row: TypeAlias = dict[str, Any]
 Qrels: TypeAlias = dict[str, dict[str, int]]
 """Query id -> {document id: grade}. Grade 0 means judged and not relevant."""
+TEACHER_SCORES = "teacher_scores"
+"""Metadata field of a query with a teacher's scores: {document id: number}."""
 PARTS = ("train", "dev", "test")
 
 
@@ -60,6 +62,7 @@ class Pair:
         part: ``train``, ``dev``, ``test``, or an empty string.
         metadata: Other columns of the row.
         cell: Text of the label cell if it holds a single label, else an empty string.
+        scores: Document id -> score by a teacher, if the row has scores.
     """
 
     where: str
@@ -70,6 +73,7 @@ class Pair:
     part: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     cell: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 def normalised(text: str) -> str:

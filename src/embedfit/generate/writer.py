@@ -64,7 +64,7 @@ def generate(task: Task, output: Path, config: GenerateConfig, endpoint: Callabl
     with open_ledger(_ledger_folder(output), start_of(task, config)) as ledger:
         writer = _Writer(task, config, ledger, make)
         console.note(f"{task.count:,} {task.kind}: {writer.estimate().sentence}")
-        stopping = _ran(writer.write())
+        stopping = ran(writer.write())
         generated = writer.result(output)
         if isinstance(stopping, BaseException) and not isinstance(stopping, BudgetError):
             if generated.accepted:
@@ -254,7 +254,7 @@ def _check_output(output: Path) -> None:
         raise DataError(str(output), "exists already, and was not generated", fix="give another file; this one is not overwritten")
 
 
-def _ran(work: Coroutine[Any, Any, _T]) -> _T:
+def ran(work: Coroutine[Any, Any, _T]) -> _T:
     """Run a coroutine. Where an event loop runs already, as in a notebook, it gets a thread of its own."""
     try:
         asyncio.get_running_loop()

@@ -12,6 +12,7 @@ from embedfit.encode.encoder import Encoder
 from embedfit.encode.local import LocalEncoder, local_of
 from embedfit.encode.remote import is_remote
 from embedfit.errors import ConfigError, ModelError, check_package
+from embedfit.generate.relevance import LLM
 from embedfit.hub import model_folder
 from embedfit.retrieve.rerank import LocalReranker
 from embedfit.track.langwatch import langwatch_key
@@ -54,7 +55,8 @@ def check_installed(config: Config, *, trains: bool = False, stores: bool = Fals
     if trains:
         needed += [("peft", "lora")] if config.tune.method == "lora" else []
         needed += [(name, name) for name in config.track.report_to]
-        needed += [("openai", "generate")] if config.generate.records or config.generate.questions else []
+        asks = config.generate.records or config.generate.questions or (config.tune.judge or "").startswith(LLM)
+        needed += [("openai", "generate")] if asks else []
     if stores:
         packages = {"chroma": ("chromadb",), "pgvector": ("psycopg", "pgvector"), "qdrant": ("qdrant_client",)}
         needed += [(name, config.store.kind) for name in packages[config.store.kind]]
@@ -105,8 +107,10 @@ def check_method(base: Encoder, config: TuneConfig, report_to: Sequence[str] = (
         console.note(f"an adapter is fitted without {', '.join(f'tune.{name}' for name in unused)}")
     elif config.method == "full" and "lora_rank" in config.model_fields_set:
         console.note("tune.lora_rank is not used: tune.method is 'full'")
-    if config.judge and config.method != "adapter" and config.documents == "trained":
+    if config.judge and not config.judge.startswith(LLM) and config.method != "adapter" and config.documents == "trained":
         LocalReranker(config.judge)
+    if config.teacher not in (None, "data") and config.method != "adapter":
+        LocalReranker(str(config.teacher))
     if model and config.freeze != "auto" and config.method != "adapter":
         layers = number_of_layers(model.folder)
         if layers is not None and config.freeze >= layers:
@@ -117,7 +121,8 @@ def _check_reranker(model: LocalEncoder | None, config: TuneConfig) -> None:
     """Check that there is a model to start a reranker from, and note the settings that it does not use."""
     if not (config.reranker or model):
         raise ConfigError("tune.method 'reranker' needs a model to start from; fix: tune.reranker, such as a cross-encoder's folder")
-    for name in filter(None, (config.reranker, config.judge)):
+    judge = None if config.judge and config.judge.startswith(LLM) else config.judge
+    for name in filter(None, (config.reranker, judge)):
         model_folder(name, proof="config.json")
     unused = sorted(config.model_fields_set - _RERANKERS_SETTINGS)
     if unused:

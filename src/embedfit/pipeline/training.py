@@ -19,6 +19,7 @@ from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder
 from embedfit.encode.local import LocalEncoder, local_of
 from embedfit.errors import ConfigError
+from embedfit.generate.relevance import relevance_judge
 from embedfit.pipeline.job import Job, locked
 from embedfit.pipeline.kept_out import parts_for_weights
 from embedfit.pipeline.needs import check_installed, local, note_unused
@@ -160,7 +161,8 @@ def tune_part(job: Job, train: Dataset, dev: Dataset | None, folder: Path, chang
     temperature = job.config.mix.temperature
     train, dev, template = with_further(train, dev, job.template, job.further, temperature=temperature, seed=config.seed)
     engine = job.engine if processes.count() == 1 else LocalEngine()
-    training = Training(train, dev, folder, config, template, job.config.track.report_to, engine)
+    llm = relevance_judge(config.judge, job.config.generate, Path(job.config.output))
+    training = Training(train, dev, folder, config, template, job.config.track.report_to, engine, llm)
     return tune(job.base, training, job.config.evaluate)
 
 

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from embedfit.config import TuneConfig, with_method
 
 Candidates = Literal["all", "mined", "batch"]
-_NO_CHOICE = {"method", "seed", "memory_gb", "patience", "judge", "lora_rank", "mine_every", "documents", "reranker"}
+_NO_CHOICE = {
+    *("method", "seed", "memory_gb", "patience", "judge", "teacher", "teacher_weight", "lora_rank", "mine_every", "documents", "reranker"),
+}
 """Settings that are no likely cause, or that another one stands for."""
 _ALIKE = 1.5
 """Largest ratio of two learning rates, or of two numbers of epochs, that are taken for the same."""

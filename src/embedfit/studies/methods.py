@@ -15,6 +15,7 @@ from embedfit.data.mix import with_further
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder
 from embedfit.encode.local import local_of
+from embedfit.generate.relevance import relevance_judge
 from embedfit.retrieve.engine import Engine, LocalEngine
 from embedfit.retrieve.retrievers import BM25Retriever, DenseRetriever
 from embedfit.retrieve.run import Retriever
@@ -211,7 +212,9 @@ def _tuned(
         own_template, config = template(setting), setting.config
         train, dev, mixed_template = setting.mixed(train, dev, own_template)
         settings = with_method(config.tune, method).model_copy(update={"documents": documents})
-        tuned = tune_weights(base, Training(train, dev, folder, settings, mixed_template, config.track.report_to, setting.engine))
+        llm = relevance_judge(settings.judge, config.generate, Path(config.output))
+        training = Training(train, dev, folder, settings, mixed_template, config.track.report_to, setting.engine, llm)
+        tuned = tune_weights(base, training)
         return replace(tuned, held=setting.dense(tuned.encoder, own_template))
 
     return fit
@@ -240,7 +243,8 @@ def _reranked(setting: Setting, train: Dataset, dev: Dataset | None, folder: Pat
     assert base is not None  # both checked by `_no_reranker`
     assert start is not None
     settings = with_method(config.tune, "reranker")
-    training = Training(train, dev, folder, settings, setting.template, config.track.report_to, setting.engine)
+    llm = relevance_judge(settings.judge, config.generate, Path(config.output))
+    training = Training(train, dev, folder, settings, setting.template, config.track.report_to, setting.engine, llm)
     encoder = CachedEncoder(setting.engine.encoder(full.encoder))
     return tune_reranker(encoder, training, start=start, top=config.evaluate.rerank_top, precision=base.precision)
 

@@ -12,6 +12,7 @@ import torch
 from embedfit.encode.tokens import Tokens, length_batches
 from embedfit.tune.candidates import CandidateSource
 from embedfit.tune.lower import KEPT, KeptStates
+from embedfit.tune.teacher import Teacher
 
 
 class Counting(Protocol):
@@ -38,6 +39,7 @@ class Collator:
         source: Source of each batch's candidate documents; None if no document is encoded.
         chunk_tokens: Most tokens, padding included, in one chunk of texts of similar length.
         kept: Kept states of the texts after the frozen layers, by kind (``query``, ``document``).
+        teacher: Teacher's scores; None without a teacher.
 
     Attributes:
         tokens: Number of tokens, without padding, of each batch that is made but not yet trained on; the trainer fetches one
@@ -54,13 +56,17 @@ class Collator:
         *,
         chunk_tokens: int,
         kept: Mapping[str, KeptStates] | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self._queries, self._documents, self._source, self._kept = queries, documents, source, kept or {}
-        self._chunk_tokens = chunk_tokens
+        self._chunk_tokens, self._teacher = chunk_tokens, teacher
         self.tokens: deque[int] = deque()
 
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
-        """Return the features of each chunk under its own prefix; as ``label`` the grades, or the rows if no document is encoded."""
+        """Return the features of each chunk under its own prefix, and a ``label``.
+
+        The label is the matrix of grades, with a teacher a stack of grades and the teacher's scores; the rows if no document is encoded.
+        """
         # The order within a batch has no effect, and sorted by length the chunks need little padding.
         batch = sorted((row["row"] for row in rows), key=lambda row: (-self._queries.lengths[row], row))
         inputs: dict[str, Any] = {"return_loss": True}
@@ -72,6 +78,8 @@ class Collator:
             order = np.argsort(-self._documents.lengths[candidates.documents], kind="stable")
             texts.append(("document", self._documents, candidates.documents[order]))
             label = torch.from_numpy(candidates.grades[:, order])
+            if self._teacher:
+                label = torch.stack([label, torch.from_numpy(self._teacher.of(batch, candidates.documents[order]))])
         count = 0
         for kind, tokens, chosen in texts:
             count += int(tokens.lengths[chosen].sum())

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,6 @@ from embedfit.encode.saving import save_in_place
 from embedfit.encode.sides import TwoEncoders, save_one_side, save_two_sided, side_of, two_sided
 from embedfit.errors import require
 from embedfit.retrieve.engine import Engine, LocalEngine
-from embedfit.retrieve.rerank import LocalReranker
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.template import DOCUMENT_TEMPLATE
 from embedfit.tune.batches import Collator
@@ -36,6 +36,7 @@ from embedfit.tune.mine import Guards, MinedCandidates, mine, steps_between_mini
 from embedfit.tune.prepared import Prepared, kept_states, memory_tokens, merge_with_start, prepare, random_negatives, starting_weights
 from embedfit.tune.query_side import CorpusLoss, FrozenDocuments, map_between
 from embedfit.tune.result import DONE, MODEL, Tuned, answer_keys, claim, keys_of, read_tuned, write_tuned
+from embedfit.tune.teacher import Teacher, has_teacher_scores, teacher_identity, teacher_of
 from embedfit.tune.training import Training
 
 _CHUNK_TOKENS = 1024
@@ -112,6 +113,7 @@ def tune_weights(encoder: LocalEncoder, training: Training, documents: Encoder |
     described = [encoder.fingerprint, train.digest(), dev.digest() if dev else None, template, training.config.identity()]
     described += ["judged negatives"] if has_judged_negatives(train) else []  # they were not drawn once
     described += [documents.fingerprint] if documents else []
+    described += [teacher_identity(training.config.teacher)] if training.config.teacher else []
     claim(folder, described, keys_of(train, dev), answer_keys(train, dev, template))
     if processes.agreed((folder / DONE).exists()):
         return beside(read_tuned(folder, template=template), documents)
@@ -139,14 +141,15 @@ def _train(encoder: LocalEncoder, training: Training, documents: Encoder | None)
     prepared = prepare(encoder, training, map_between(encoder, base, training) if documents else ())
     start = starting_weights(prepared, config)
     source = _candidate_source(base, training, prepared)
-    loss = _loss(base, training, prepared)
+    teacher = teacher_of(base, training)
+    loss = _loss(base, training, prepared, teacher)
     _note_unused(config, prepared.candidates, training.train)
     on_cpu = prepared.model.device.type == "cpu"
     chunk_tokens = _CHUNK_TOKENS if on_cpu else _CHUNK_TOKENS_ON_DEVICE // processes.count()
     started = time.monotonic()
     kept = kept_states(prepared, config, chunk_tokens)
     spent = time.monotonic() - started
-    collator = Collator(prepared.queries, prepared.documents, source, chunk_tokens=chunk_tokens, kept=kept)
+    collator = Collator(prepared.queries, prepared.documents, source, chunk_tokens=chunk_tokens, kept=kept, teacher=teacher)
     miner = source if isinstance(source, MinedCandidates) else None
     course = Course(
         prepared.model,
@@ -187,8 +190,7 @@ def _candidate_source(base: CachedEncoder, training: Training, prepared: Prepare
     drawn = BatchAndOthers(train, random=random_negatives(config, prepared.candidates), hard=config.hard_negatives, seed=config.seed)
     if prepared.candidates == "batch":
         return drawn
-    judge = engine.reranker(LocalReranker(config.judge, precision=_precision(prepared.encoder))).score if config.judge else None
-    guards = Guards(config.mined_margin, judge)
+    guards = Guards.of(training, config.mined_margin, _precision(prepared.encoder))
 
     def find(number: int) -> npt.NDArray[np.int64]:
         # At first the weights are still the base model's.
@@ -199,15 +201,16 @@ def _candidate_source(base: CachedEncoder, training: Training, prepared: Prepare
     return MinedCandidates(drawn, find, folder, every)
 
 
-def _loss(base: CachedEncoder, training: Training, prepared: Prepared) -> CandidateLoss:
+def _loss(base: CachedEncoder, training: Training, prepared: Prepared, teacher: Teacher | None) -> CandidateLoss:
     """Return the loss: over each batch's candidates, or over all documents if they are frozen."""
     config = training.config
     given = (prepared.model, config.scale, config.matryoshka)
     memory = memory_tokens(prepared.model, prepared.lower, config)
+    named: dict[str, Any] = {"memory_tokens": memory, "lower": prepared.lower, "teacher_weight": config.teacher_weight}
     if prepared.documents is not None:
-        return CandidateLoss(*given, memory_tokens=memory, lower=prepared.lower)
-    frozen = FrozenDocuments.of(base, training.train, training.template, config.seed)
-    return CorpusLoss(frozen, *given, memory_tokens=memory, lower=prepared.lower)
+        return CandidateLoss(*given, **named)
+    frozen = FrozenDocuments.of(base, training.train, training.template, config.seed, teacher=teacher)
+    return CorpusLoss(frozen, *given, **named)
 
 
 def _dev_scores(base: CachedEncoder, training: Training, prepared: Prepared) -> DevScores | None:
@@ -226,6 +229,8 @@ def _note_unused(config: TuneConfig, candidates: str, train: Dataset) -> None:
         unused.remove("hard_negatives")
     if unused:
         console.note(f"not used where candidates are {candidates!r}: {', '.join(f'tune.{name}' for name in unused)}")
+    if config.teacher is None and has_teacher_scores(train):
+        console.note("the data has teacher scores, which are not used; tune.teacher = 'data' learns from them")
 
 
 def _save(prepared: Prepared, start: Mapping[str, Tensor], base: LocalEncoder, documents: Encoder | None, training: Training) -> None:

@@ -56,6 +56,43 @@ def _against_negatives(logits: Tensor, grades: Tensor, dim: int) -> Tensor:
     return torch.logaddexp(logits, negatives) - logits
 
 
+def distillation(logits: Tensor, grades: Tensor, scores: Tensor) -> Tensor:
+    """Return how far the similarities are from a teacher's scores.
+
+    For each relevant document p of a query and its irrelevant candidates N, all of those that the teacher has scored, it is the
+    Kullback-Leibler divergence of the softmax over the logits of {p} and N from that over the teacher's scores (Hinton et al. 2015,
+    equation 1, at temperature 1). With one irrelevant document both are functions of the margin between the two, as in Margin-MSE
+    (Hofstaetter et al. 2020). Relevant documents do not compete with one another, and a score of p below one of N counts as equal to it:
+    labels overrule the teacher, so no known positive is a negative.
+
+    Args:
+        logits: Scaled similarities, shape (queries, candidates).
+        grades: Grades as in `multi_positive_softmax`, shape (queries, candidates).
+        scores: The teacher's logits, NaN where there is none, shape (queries, candidates).
+
+    Returns:
+        Mean over the queries, a scalar. A query without scores of both a relevant and an irrelevant document counts as 0.
+    """
+    scored = ~scores.isnan()
+    positive, negative = (grades > 0) & scored, (grades == 0) & scored
+    positive = positive & negative.any(dim=1, keepdim=True)
+    scores = scores.nan_to_num(0.0)
+    taught, learnt = (values.masked_fill(~negative, -1e9) for values in (scores, logits))
+    share = taught.softmax(dim=1)  # of each negative among the negatives, by the teacher
+    above = scores.maximum(taught.amax(dim=1, keepdim=True))
+    rest, rest_learnt = taught.logsumexp(dim=1, keepdim=True), learnt.logsumexp(dim=1, keepdim=True)
+    whole, whole_learnt = torch.logaddexp(above, rest), torch.logaddexp(logits, rest_learnt)
+    right = (above - whole).exp()  # the relevant document's probability, by the teacher
+
+    def likelihood(of_right: Tensor, of_negatives: Tensor, of_all: Tensor) -> Tensor:
+        return right * of_right + (1 - right) * (share * of_negatives).sum(dim=1, keepdim=True) - of_all
+
+    divergence = likelihood(above, scores, whole) - likelihood(logits, logits, whole_learnt)
+    weights = positive * grades
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)
+    return (divergence.masked_fill(~positive, 0.0) * weights).sum() / len(logits)
+
+
 class CandidateLoss(nn.Module):
     """Encodes the queries and candidates of a batch, and scores each query against every candidate.
 
@@ -72,6 +109,7 @@ class CandidateLoss(nn.Module):
             each chunk are computed again in the backward pass: the same gradients with the memory of one chunk and a third
             more work (GradCache: Gao et al. 2021; here with torch's checkpoints).
         lower: Frozen layers, whose kept states a chunk may have among its features; None if none are frozen.
+        teacher_weight: Weight of the teacher's scores in the loss, where the labels come with them.
     """
 
     def __init__(
@@ -82,9 +120,10 @@ class CandidateLoss(nn.Module):
         *,
         memory_tokens: float = math.inf,
         lower: LowerLayers | None = None,
+        teacher_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        self._lower = lower
+        self._lower, self._teacher_weight = lower, teacher_weight
         self.encoder, self.scale, self.dimensions, self.memory_tokens = encoder, scale, tuple(dimensions), memory_tokens
 
     def forward(self, features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
@@ -93,7 +132,7 @@ class CandidateLoss(nn.Module):
         Args:
             features: Tokens in chunks of texts of similar length: first the queries, in the order of the rows of ``labels``,
                 then the documents.
-            labels: Grades, shape (queries, candidates).
+            labels: Grades, shape (queries, candidates); with a teacher a stack of the grades and the teacher's scores.
         """
         whole = self._gathered(features)
         losses = []
@@ -103,8 +142,13 @@ class CandidateLoss(nn.Module):
 
     def _loss_of(self, vectors: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of unit vectors; shape (texts, dimensions)."""
-        queries, documents = vectors[: len(labels)], vectors[len(labels) :]
-        return multi_positive_softmax(queries @ documents.T * self.scale, labels)
+        grades, scores = labels if labels.dim() == 3 else (labels, None)
+        queries, documents = vectors[: len(grades)], vectors[len(grades) :]
+        return self._with_teacher(queries @ documents.T * self.scale, grades, scores)
+
+    def _with_teacher(self, logits: Tensor, grades: Tensor, scores: Tensor | None, negatives: Tensor | None = None) -> Tensor:
+        loss = multi_positive_softmax(logits, grades, negatives)
+        return loss if scores is None else loss + self._teacher_weight * distillation(logits, grades, scores)
 
     def _gathered(self, features: list[dict[str, Tensor]]) -> Tensor:
         """Return the vectors of all chunks; shape (texts, dimensions)."""

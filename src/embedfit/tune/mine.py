@@ -14,15 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from embedfit import processes
-from embedfit.config import TuneConfig
+from embedfit.config import GenerateConfig, TuneConfig
 from embedfit.data.dataset import Dataset
 from embedfit.data.duplicates import nearly_same
-from embedfit.encode.encoder import Encoder
+from embedfit.encode.encoder import Encoder, Precision
 from embedfit.files import writing
+from embedfit.generate.relevance import LLM, relevance_judge
 from embedfit.retrieve.engine import Engine, LocalEngine
 from embedfit.retrieve.exact import merged
+from embedfit.retrieve.rerank import LocalReranker
 from embedfit.retrieve.run import own_positions
 from embedfit.tune.candidates import BatchAndOthers, Candidates, relevant_positions
+from embedfit.tune.training import Training
 
 _JUDGED = 256
 """Queries whose documents are judged in one call."""
@@ -41,10 +44,27 @@ class Guards:
         margin: Largest similarity of a negative, as a share of the similarity of the query's least similar positive
             (TopK-PercPos of NV-Retriever: Moreira et al. 2024).
         judge: Judge that must score a negative below every positive of the query; None for no judge.
+        answers: Function that says whether the document of each pair may answer its query, which no negative may; None for no function.
     """
 
     margin: float = 1.0
     judge: Judge | None = None
+    answers: Callable[[Sequence[tuple[str, str]]], npt.NDArray[np.bool_]] | None = None
+
+    @classmethod
+    def of(cls, training: Training, margin: float, precision: Precision = "auto") -> Guards:
+        """Return the guards of a training.
+
+        Args:
+            training: Settings, engine and output folder.
+            margin: Largest similarity of a negative, as a share.
+            precision: Precision of a judge that is a cross-encoder.
+        """
+        name = training.config.judge
+        llm = training.llm or relevance_judge(name, GenerateConfig(), training.folder)
+        if llm and name and name.startswith(LLM):
+            return cls(margin, answers=llm.answers)
+        return cls(margin, training.engine.reranker(LocalReranker(name, precision=precision)).score if name else None)
 
 
 def mine(
@@ -94,7 +114,22 @@ def mine(
             if not any(nearly_same(texts[position], texts[positive]) for positive in known):
                 kept.append(position)
         negatives[row, : len(kept)] = kept
-    return negatives
+    return _unanswered(guards, query_texts, texts, negatives) if guards.answers else negatives
+
+
+def _unanswered(
+    guards: Guards, query_texts: Sequence[str], texts: Sequence[str], negatives: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Return the negatives without those that may answer their query; shape (queries, any), padded with -1."""
+    assert guards.answers is not None
+    rows, places = np.nonzero(negatives >= 0)
+    answered = None
+    if processes.main():  # each request is paid for
+        chosen = zip(rows.tolist(), negatives[rows, places].tolist(), strict=True)
+        answered = guards.answers([(query_texts[row], texts[position]) for row, position in chosen])
+    answered = processes.agreed(answered)
+    negatives[rows[answered], places[answered]] = -1
+    return np.take_along_axis(negatives, np.argsort(negatives < 0, axis=1, kind="stable"), axis=1)
 
 
 def _nearest(

@@ -19,7 +19,8 @@ from embedfit.encode.encoder import Encoder, Vectors
 from embedfit.encode.local import LocalEncoder
 from embedfit.retrieve.run import own_positions
 from embedfit.tune.candidates import relevant_positions
-from embedfit.tune.loss import CandidateLoss, multi_positive_softmax
+from embedfit.tune.loss import CandidateLoss
+from embedfit.tune.teacher import Teacher
 from embedfit.tune.training import Training
 
 _MOST_DOCUMENTS = 2**18
@@ -39,14 +40,24 @@ class FrozenDocuments:
         grades: Relevant documents of each training query: position among the vectors -> grade.
         neither: Positions of the documents that are no negatives of a query and not relevant either: the document that is the query
             itself, and copies of its relevant documents.
+        teacher: Teacher's scores, by positions among the vectors; None without a teacher.
     """
 
     vectors: Vectors
     grades: list[dict[int, int]]
     neither: list[list[int]]
+    teacher: Teacher | None = None
 
     @classmethod
-    def of(cls, encoder: Encoder, train: Dataset, template: str, seed: int, most: int = _MOST_DOCUMENTS) -> FrozenDocuments:
+    def of(
+        cls,
+        encoder: Encoder,
+        train: Dataset,
+        template: str,
+        seed: int,
+        most: int = _MOST_DOCUMENTS,
+        teacher: Teacher | None = None,
+    ) -> FrozenDocuments:
         """Encode the documents: all of them, or with more than ``most`` the relevant ones and a random share of the others.
 
         Args:
@@ -55,6 +66,7 @@ class FrozenDocuments:
             template: Document template.
             seed: Seed of the share.
             most: Most documents.
+            teacher: Teacher's scores, by positions in the corpus; None without a teacher.
         """
         relevant, texts = relevant_positions(train), train.document_texts(template)
         own = own_positions(train, list(train.corpus))
@@ -74,7 +86,8 @@ class FrozenDocuments:
             known = {place[position] for position in grades}
             neither.append(sorted({*same, *([place[own[row]]] if own[row] in place else [])} - known))
         vectors = encoder.encode([texts[position] for position in chosen], "document")
-        return cls(vectors, [{place[position]: grade for position, grade in grades.items()} for grades in relevant], neither)
+        taught = teacher and Teacher([{place[key]: score for key, score in row.items() if key in place} for row in teacher.scores])
+        return cls(vectors, [{place[position]: grade for position, grade in grades.items()} for grades in relevant], neither, taught)
 
 
 def map_between(queries: LocalEncoder, documents: Encoder, training: Training) -> tuple[nn.Module, nn.Module]:
@@ -122,7 +135,8 @@ class CorpusLoss(CandidateLoss):
 
     def _loss_of(self, vectors: Tensor, labels: Tensor) -> Tensor:
         rows = labels.tolist()
-        columns = sorted({position for row in rows for position in self._frozen.grades[row]})
+        teacher = self._frozen.teacher
+        columns = sorted({key for row in rows for key in (*self._frozen.grades[row], *(teacher.scores[row] if teacher else ()))})
         place = {position: index for index, position in enumerate(columns)}
         grades = torch.zeros(len(rows), len(columns))
         hidden = []  # (row in the batch, document) of no negatives
@@ -133,7 +147,8 @@ class CorpusLoss(CandidateLoss):
             hidden += [(index, position) for position in (*self._frozen.grades[row], *self._frozen.neither[row])]
         positives = self._documents(torch.tensor(columns, device=vectors.device), vectors.shape[1])
         negatives = self._negatives(vectors, torch.tensor(hidden, device=vectors.device))
-        return multi_positive_softmax(vectors @ positives.T * self.scale, grades.to(vectors.device), negatives)
+        scores = torch.from_numpy(teacher.of(rows, columns)).to(vectors.device) if teacher else None
+        return self._with_teacher(vectors @ positives.T * self.scale, grades.to(vectors.device), scores, negatives)
 
     def _negatives(self, queries: Tensor, hidden: Tensor) -> Tensor:
         """Return the logarithm of the sum of exp over all negatives of each query; shape (queries, 1)."""

@@ -171,8 +171,7 @@ def _mined(encoder: Encoder, training: Training, top: int) -> npt.NDArray[np.int
         kept: npt.NDArray[np.int64] = np.load(path)
         return kept
     margin = config.mined_margin if "mined_margin" in config.model_fields_set else math.inf
-    judge = training.engine.reranker(LocalReranker(config.judge)).score if config.judge else None
-    mined = mine(encoder, training.train, training.template, count=top, guards=Guards(margin, judge), seen=1, engine=training.engine)
+    mined = mine(encoder, training.train, training.template, count=top, guards=Guards.of(training, margin), seen=1, engine=training.engine)
     with writing(path) as file:
         np.save(file, mined)
     return mined

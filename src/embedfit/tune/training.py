@@ -8,6 +8,7 @@ from pathlib import Path
 from embedfit.config import TuneConfig
 from embedfit.data.dataset import Dataset
 from embedfit.errors import DataError
+from embedfit.generate.relevance import RelevanceJudge
 from embedfit.retrieve.engine import Engine, LocalEngine
 from embedfit.template import DOCUMENT_TEMPLATE
 
@@ -25,6 +26,7 @@ class Training:
         report_to: Trackers that the trainer logs to: ``mlflow``, ``wandb``, ``tensorboard``.
         engine: Engine that mines and judges negatives. Processes that train together share that work instead, each with a
             local engine.
+        llm: LLM that judges hard negatives if the settings name one; by default one at the environment's endpoint.
     """
 
     train: Dataset
@@ -34,6 +36,7 @@ class Training:
     template: str = DOCUMENT_TEMPLATE
     report_to: tuple[str, ...] = ()
     engine: Engine = field(default_factory=LocalEngine)
+    llm: RelevanceJudge | None = field(default=None, compare=False)
 
     def judged(self) -> Training:
         """Return the same training on the judged queries alone.

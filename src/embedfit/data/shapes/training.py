@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from embedfit import console
-from embedfit.data.cells import id_of, read_grade, read_text, spelling, whole_number
+from embedfit.data.cells import id_of, listed, read_grade, read_text, spelling, whole_number
 from embedfit.data.library import Library
 from embedfit.data.shapes.shape import Lines, Shape, each_row, graded, id_in, passages_in, rest_of, source_of, texts_of
 from embedfit.data.texts import Pair, Row
@@ -41,6 +43,7 @@ def _tuples(where: str, number: int, row: Row, library: Library) -> Iterator[Pai
     """Read (anchor, positive, negative ...) with any number of each, which may be lists; with ids beside FlagEmbedding's lists."""
     anchor = _anchor(frozenset(row)) or "query"
     grades: list[list[str]] = [[], []]
+    scores: dict[str, float] = {}
     taken = {"id", "_id", anchor}
     for key in row:
         wrong = bool(_WRONG.fullmatch(key))
@@ -52,10 +55,31 @@ def _tuples(where: str, number: int, row: Row, library: Library) -> Iterator[Pai
             raise DataError(where, f"has {len(texts)} texts under {key!r} and the ids {shown(ids)}", expected="an id for each text")
         taken |= {key, f"{key}_id", f"{key}_ids", f"{key}_scores"}
         known = [id_of(id) or "" for id in ids or [None] * len(texts)]
-        grades[wrong] += [library.add(text, id=id, where=where) for text, id in zip(texts, known, strict=True)]
+        documents = [library.add(text, id=id, where=where) for text, id in zip(texts, known, strict=True)]
+        grades[wrong] += documents
+        scores |= zip(documents, _scores_of(row, key, len(texts), where), strict=False)
     id = id_in(row, "id", "_id", "query_id")
     metadata = rest_of(row, *taken, "query_id", "pos_scores", "neg_scores", "prompt", "type")
-    yield Pair(where, number, read_text(row, anchor, where), graded(*grades) or None, id, "", metadata)
+    yield Pair(where, number, read_text(row, anchor, where), graded(*grades) or None, id, "", metadata, scores=scores)
+
+
+def _scores_of(row: Row, key: str, count: int, where: str) -> list[float]:
+    """Return a teacher's scores of the texts under a key; none if there are none.
+
+    Raises:
+        DataError: There is not one number for each text.
+    """
+    scores = row.get(f"{key}_scores")
+    if isinstance(scores, str):
+        with contextlib.suppress(ValueError):
+            scores = listed(scores)
+    if scores is None or scores == []:
+        return []
+    numbers = [_number(score) for score in scores] if isinstance(scores, list) else []
+    known = [number for number in numbers if number is not None and math.isfinite(number)]
+    if len(known) != count or len(known) != len(numbers):
+        raise DataError(where, f"has {count} texts under {key!r} and the scores {shown(scores)}", expected="a number for each text")
+    return known
 
 
 _SCORES = ("score", "label", "similarity_score", "similarity", "relatedness_score", "labels")
