@@ -196,7 +196,12 @@ def test_a_planted_cause_is_named_with_a_real_model(tiny_model, transactions, pr
 
 
 def tried(config, candidates="all", usual="all", **more):
-    return [change.values for change in ablations(Resolved(TuneConfig(**config), candidates, usual, **{"layers": 6, "frozen": 3, **more}))]
+    return [
+        change.values
+        for change in ablations(
+            Resolved(TuneConfig(**config), candidates, usual, **{"layers": 6, "frozen": 3, "usually_frozen": 3, **more})
+        )
+    ]
 
 
 def test_settings_of_the_user_are_tried_with_their_defaults_first_and_the_cheapest_of_a_kind_first():

@@ -22,7 +22,7 @@ def few(transactions):
     return transactions.select(transactions.judged[::12][:24])
 
 
-SETTINGS = {"epochs": 2, "batch_size": 12}
+SETTINGS = {"epochs": 2, "batch_size": 12, "freeze": 1}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_the_frozen_layers_run_once_for_each_text(two_layers, few, tmp_path, mon
 
 @pytest.mark.parametrize(
     "settings",
-    [{"dropout": 0.1}, {"method": "lora", "freeze": 1}, {"candidates": "mined", "mine_every": 1, "freeze": 1, "matryoshka": (64,)}],
+    [{"dropout": 0.1}, {"method": "lora"}, {"candidates": "mined", "mine_every": 1, "matryoshka": (64,)}],
     ids=["dropout", "lora", "mined"],
 )
 def test_stopped_and_started_again_it_ends_with_the_same_model(two_layers, few, tmp_path, killed, settings):
@@ -139,10 +139,11 @@ def test_embeddings_below_frozen_layers_cannot_be_trained():
 
 def test_a_training_is_named_as_before_the_settings_that_do_nothing_in_it():
     whole = TuneConfig(freeze=0).model_dump()
-    before = {name: value for name, value in whole.items() if name not in ("freeze", "documents", "merge", "reranker", "query_model")}
+    later = ("freeze", "documents", "merge", "reranker", "query_model", "teacher", "teacher_weight")
+    before = {name: value for name, value in whole.items() if name not in later}
     assert TuneConfig(freeze=0).identity() == before
     assert TuneConfig().identity() == {**before, "freeze": "auto"}
-    every = TuneConfig(documents="frozen", merge=0.5, reranker="a", query_model="b")
+    every = TuneConfig(documents="frozen", merge=0.5, reranker="a", query_model="b", teacher="data")
     assert every.identity() == every.model_dump()
 
 
@@ -210,7 +211,7 @@ def test_an_architecture_whose_layers_are_not_known_is_trained_whole_or_refused(
     encoder = in_training(two_layers)
     transformer = encoder.model.transformers_model
     transformer.config.num_hidden_layers = 5  # its list of layers has two
-    assert prepared.layers_to_freeze(transformer, TuneConfig(), "all", 24) == 0
+    assert prepared.layers_to_freeze(transformer, TuneConfig(), "all", 500) == 0
     assert "all layers are trained: those of a BertModel are not known" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"tune\.freeze: the layers of a BertModel are not known; fix: tune\.freeze = 0"):
         LowerLayers(encoder, 1)

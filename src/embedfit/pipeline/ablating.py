@@ -156,19 +156,23 @@ def _resolved(job: Job, result: Result) -> Resolved:
     config, tuning = job.config.tune, result.manifest["tuning"]
     local = local_of(job.base)
     usual: Candidates = "all"
+    share = 0.0
     if local and config.method != "adapter":
-        from embedfit.tune.prepared import choose_candidates
+        from embedfit.tune.prepared import choose_candidates, usual_share_frozen
 
         tokens = Lengths(local).count(job.dataset.document_texts(job.template)).sum()
         usual = cast(Candidates, choose_candidates(TuneConfig(), int(tokens)))
+        share = usual_share_frozen(config, tuning[0].get("candidates") or usual, len(job.parts[0][0].queries))
     epochs = sorted(row["epoch"] for row in tuning if row.get("epoch"))
     has_dev = any(part["dev"] for part in result.manifest["split"])
+    layers = (number_of_layers(local.folder) or 0) if local else 0
     return Resolved(
         config,
         tuning[0].get("candidates") or usual,
         usual,
         frozen=tuning[0].get("frozen") or 0,
-        layers=(number_of_layers(local.folder) or 0) if local else 0,
+        usually_frozen=int(layers * share),
+        layers=layers,
         epochs=epochs[len(epochs) // 2] if has_dev and epochs else None,
     )
 

@@ -31,6 +31,7 @@ class Resolved:
         candidates: Candidates that the run trained with.
         usual: Candidates that it would train with by default.
         frozen: Number of layers that the run froze.
+        usually_frozen: Number of layers that it would freeze by default.
         layers: Number of layers of the model; 0 if unknown.
         epochs: Number of epochs that the run kept; None for the configured number.
     """
@@ -39,6 +40,7 @@ class Resolved:
     candidates: Candidates
     usual: Candidates
     frozen: int = 0
+    usually_frozen: int = 0
     layers: int = 0
     epochs: int | None = None
 
@@ -104,7 +106,7 @@ def _reverts(run: Resolved) -> list[Ablation]:
                 continue
         new: Any = value
         if name == "freeze":
-            new = run.layers // 2 if run.candidates == "all" and config.method == "full" else 0
+            new = run.usually_frozen
             if new == run.frozen:
                 continue
         changes.append(_ablation(run, {name: value}, pinned.model_copy(update={name: new})))

@@ -176,16 +176,22 @@ def merge_with_start(prepared: Prepared, start: Mapping[str, torch.Tensor], weig
 
 
 def layers_to_freeze(transformer: torch.nn.Module, config: TuneConfig, candidates: str, queries: int) -> int:
-    """Return the number of lower layers to freeze: the setting, or by default half of them for labels and not too many queries."""
+    """Return the number of lower layers to freeze: the setting, or the number by default."""
     if config.freeze != "auto":
         return config.freeze
-    least, most = _FROZEN_QUERIES
-    if candidates != "all" or not least <= queries <= most or config.method != "full" or config.train_embeddings:
+    if not (share := usual_share_frozen(config, candidates, queries)):
         return 0
     layers = layers_of(transformer)
     if not layers:
         console.note(f"all layers are trained: those of a {type(transformer).__name__} are not known, so the lower half is not frozen")
-    return int(len(layers) * _FROZEN_SHARE)
+    return int(len(layers) * share)
+
+
+def usual_share_frozen(config: TuneConfig, candidates: str, queries: int) -> float:
+    """Return the share of the layers that are frozen by default: half of them for labels, if queries are neither few nor many."""
+    least, most = _FROZEN_QUERIES
+    usual = candidates == "all" and least <= queries <= most and config.method == "full" and not config.train_embeddings
+    return _FROZEN_SHARE if usual else 0.0
 
 
 def random_negatives(config: TuneConfig, kind: str) -> int:
