@@ -23,8 +23,8 @@ _NAME_WORDS = 10
 """Maximum number of words of a document that is a name and not a passage."""
 _MERGED_SHARE = 0.1
 """Maximum share of merged queries that are reported as probable mistakes. Above it, several answers are probably intended."""
-_WORD = re.compile(r"[^\W\d_]{2,}|[^\W\d_\x00-\u02ff]")
-"""What makes a text more than a code: two letters in a row, or one of a script in which a single one may be a word."""
+_DIGIT, _WORD = re.compile(r"\d"), re.compile(r"[^\W\d_]{2,}|[^\W\d_\x00-\u02ff]")
+"""What a code has, and what makes a text more than one: two letters in a row, or one of a script in which a single one may be a word."""
 _CHAIN_SHARE, _CHAIN_QUERIES = 0.1, 10
 """Share and number of the queries above which a chain of near duplicates is reported, since it makes parts uneven."""
 _ENTITIES, _ENTITY_SHARE, _MET_BEFORE = 10, 0.2, 0.5
@@ -206,9 +206,8 @@ def _joined(dataset: Dataset) -> list[Finding]:
 
 def _bare(dataset: Dataset) -> list[Finding]:
     """Report documents that are nothing but a number or a code, such as labels that were encoded for a classifier."""
-    ids = tuple(
-        id for id, document in dataset.corpus.items() if not document.metadata and not _WORD.search(f"{document.title} {document.text}")
-    )
+    plain = {id: f"{document.title} {document.text}" for id, document in dataset.corpus.items() if not document.metadata}
+    ids = tuple(id for id, text in plain.items() if _DIGIT.search(text) and not _WORD.search(text))
     if not ids or 2 * len(ids) <= len(dataset.corpus):
         return []
     message = (
