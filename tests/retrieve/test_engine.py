@@ -113,21 +113,22 @@ def test_search_in_parts_is_exact_with_ties_in_order(cluster):
 
 def test_a_killed_worker_loses_nothing(cluster, tiny_model, tmp_path):
     encoder = RayEncoder(local(tiny_model))
-    expected = CachedEncoder(local(tiny_model), tmp_path / "here").encode([*TEXTS, *map(str, range(1000))], "document")
+    texts = [*TEXTS, *(f"{number} of many texts that keep two workers busy" for number in range(4000))]
+    expected = CachedEncoder(local(tiny_model), tmp_path / "here").encode(texts, "document")
     killed = []
 
     class Killing:
         name, fingerprint, encode = encoder.name, encoder.fingerprint, encoder.encode
 
         def encode_parts(self, texts, kind):
-            for number, part in enumerate(encoder.encode_parts(texts, kind)):
-                if number == 0:
-                    killed.append(min(workers()))
+            for part in encoder.encode_parts(texts, kind):
+                if not killed and (busy := workers()):
+                    killed.append(min(busy))
                     os.kill(killed[0], signal.SIGKILL)
                 yield part
 
     cached = CachedEncoder(Killing(), tmp_path / "there")
-    vectors = cached.encode([*TEXTS, *map(str, range(1000))], "document")
+    vectors = cached.encode(texts, "document")
     assert killed
     assert not Path(f"/proc/{killed[0]}").exists()
     np.testing.assert_allclose(vectors, expected, atol=1e-6)

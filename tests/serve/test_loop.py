@@ -258,7 +258,7 @@ def test_from_unlabelled_items_to_a_new_version_live_through_kills(labelled, bro
         assert first in orders
         assert {len(order) for order in orders.values()} == {1}  # each version always gives its own answer
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(60) == 0
+        assert server.process.wait(60) in (0, -signal.SIGTERM)  # a lone process passes the signal on when all is done
     finally:
         if server.process.poll() is None:
             server.kill()
