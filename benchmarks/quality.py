@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -114,7 +113,7 @@ def configurations(description: str, names: Sequence[str], output: str, known: S
         yield name, make_config({**settings, "name": name, "output": str(arguments.output), "model": {"name": "all-MiniLM-L6-v2"}})
 
 
-def measured(result: Result, seconds: float) -> dict[str, Any]:
+def measured(result: Result) -> dict[str, Any]:
     """Return the row of a finished run: means of each method, and the searcher against the base and against the tuned model alone."""
     others = {scores.name: scores for scores in result.others}
     methods: dict[str, Scores] = {
@@ -128,8 +127,6 @@ def measured(result: Result, seconds: float) -> dict[str, Any]:
     first = beside["recall@1"]
     return {
         "queries": len(result.comparison.base.query_ids),
-        "seconds": round(seconds, 1),
-        "training_seconds": round(sum(tuning["seconds"] for tuning in result.manifest["tuning"]), 1),
         "models": len(result.manifest["tuning"]),
         "sentence": result.comparison.sentence,
         "beside_tuned": beside.sentence,
@@ -141,13 +138,13 @@ def measured(result: Result, seconds: float) -> dict[str, Any]:
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Return the rows as Markdown."""
     lines = [
-        f"| set | test queries | {' | '.join(SHOWN)} | recall@1, searcher less tuned alone | training, s (models) |",
-        f"| --- | --- | {'--- | ' * len(SHOWN)}--- | --- |",
+        f"| set | test queries | {' | '.join(SHOWN)} | recall@1, searcher less tuned alone |",
+        f"| --- | --- | {'--- | ' * len(SHOWN)}--- |",
     ]
     for name, row in rows.items():
         figures = " | ".join("{base:.3f} → {tuned:.3f} → **{searcher:.3f}**".format(**row[metric]) for metric in SHOWN)
         gain = "{difference:+.3f} ({low:+.3f} to {high:+.3f})".format(**row["gain@1"])
-        lines.append(f"| {name} | {row['queries']:,} | {figures} | {gain} | {row['training_seconds']:.0f} ({row['models']}) |")
+        lines.append(f"| {name} | {row['queries']:,} | {figures} | {gain} |")
     return "\n".join(lines)
 
 
@@ -156,9 +153,8 @@ def main() -> None:
     path = RESULTS / "quality.json"
     rows = json.loads(path.read_text()) if path.exists() else {}
     for name, config in configurations(__doc__.splitlines()[0], list(SETS), "runs/quality", list(rows)):
-        start = time.perf_counter()
         result = run(config)
-        rows[name] = measured(result, time.perf_counter() - start)
+        rows[name] = measured(result)
         print(f"{name}: {rows[name]['sentence']}\n  beside the tuned model alone: {rows[name]['beside_tuned']}")
         RESULTS.mkdir(exist_ok=True)
         rows = {name: rows[name] for name in SETS if name in rows}

@@ -37,7 +37,7 @@ _MOST_DIFFICULT = 50
 _MOST_SUSPECTS = 20
 """Maximum number of doubtful labels in their list; the table of queries marks all of them."""
 _EXAMPLE_CHARACTERS = 160
-"""Maximum length of a query among the examples."""
+"""Length of a query up to which it is preferred as an example; the page cuts a longer one."""
 _CHIPS = {
     "all": "all",
     "fixed": "fixed",
@@ -275,8 +275,8 @@ def _rows(queries: pd.DataFrame, doubted: Collection[str]) -> list[dict[str, Any
 def _examples(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return up to three queries whose right answer came first, each of another label, and one whose right answer no longer does."""
     fixed: dict[str, dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda row: (-row["change"], len(row["query"]))):
-        if "fixed" in row["is"] and len(row["query"]) <= _EXAMPLE_CHARACTERS:
+    for row in sorted(rows, key=lambda row: (len(row["query"]) > _EXAMPLE_CHARACTERS, -row["change"], len(row["query"]))):
+        if "fixed" in row["is"]:
             fixed.setdefault(row["expected"][0], row)
     broken = [row for row in sorted(rows, key=lambda row: row["change"]) if "broken" in row["is"]]
     return [*fixed.values()][:3] + broken[:1]
