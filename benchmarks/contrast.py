@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from paired import interval, rows_of
 
 MODEL = "all-MiniLM-L6-v2"
 RESULTS = Path("runs/contrast.jsonl")
@@ -59,17 +60,12 @@ def main() -> None:
     if arguments.command == "table":
         print(table())
         return
-    done = {(row["set"], row["way"], row["seed"]) for row in rows()}
+    done = {(row["set"], row["way"], row["seed"]) for row in rows_of(RESULTS)}
     for name in arguments.sets:
         for seed in arguments.seeds:
             for way in arguments.ways:
                 if (name, way, seed) not in done:
                     measure(name, arguments.data, seed, way)
-
-
-def rows() -> list[dict[str, Any]]:
-    """Return what was measured so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
 def parts(name: str, data: Path, seed: int) -> tuple[Any, Any, str]:
@@ -213,7 +209,7 @@ def scores(encoder: Any, train: Any, held_out: Any, template: str) -> dict[str, 
 def table() -> str:
     """Return a Markdown table: a row for each set, kind and way, means over all seeds and differences from the defaults."""
     found: dict[tuple[str, str], dict[int, Any]] = {}
-    for row in rows():
+    for row in rows_of(RESULTS):
         found.setdefault((row["set"], row["way"]), {})[row["seed"]] = row
     heads = [f"{metric} | difference" for metric in METRICS]
     lines = [f"| set, ranking | way | seeds | processor s | {' | '.join(heads)} |", "| --- " * (4 + 2 * len(METRICS)) + "|"]
@@ -230,19 +226,10 @@ def table() -> str:
                     values, differences = (np.concatenate([row[key] for row in now]), None)
                     differences = values - np.concatenate([row[key] for row in before])
                     ids = np.concatenate([row["queries"] for row in now])
-                    low, high = interval(differences, ids)
+                    low, high = interval(differences, ids, 4000)
                     cells += [f"{values.mean():.3f}", "" if way == "defaults" else f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f})"]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def interval(differences: Any, ids: Any, draws: int = 4000) -> tuple[float, float]:
-    """Return the 95% bootstrap interval of the mean; a query that several seeds held out is drawn with all its differences."""
-    _, numbers = np.unique(ids, return_inverse=True)
-    sums, counts = np.bincount(numbers, differences), np.bincount(numbers)
-    drawn = np.random.default_rng(0).integers(0, len(sums), (draws, len(sums)))
-    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 if __name__ == "__main__":

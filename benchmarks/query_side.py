@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from paired import interval, rows_of
 
 MODEL = "all-MiniLM-L6-v2"
 RESULTS = Path(__file__).parent / "results" / "query_side.jsonl"
@@ -56,17 +57,12 @@ def main() -> None:
     if arguments.command == "table":
         print(table())
         return
-    done = {(row["set"], row["way"], row["seed"]) for row in rows()}
+    done = {(row["set"], row["way"], row["seed"]) for row in rows_of(RESULTS)}
     for name in arguments.sets:
         ways = [way for way in arguments.ways if name in LABELS or "full" not in way]  # on passages, full tuning takes an hour
         missing = [way for way in ways if (name, way, arguments.seed) not in done]
         if missing:
             measure(name, arguments.data, arguments.seed, missing)
-
-
-def rows() -> list[dict[str, Any]]:
-    """Return what was measured so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
 def parts(name: str, data: Path, seed: int) -> tuple[Any, Any, list[bool]]:
@@ -205,11 +201,7 @@ def scores(dataset: Any, queries: Any, documents: Any) -> dict[str, Any]:
 def compared(before: Any, after: Any, groups: Any, draws: int = 2000) -> dict[str, float]:
     """Return both means, and the difference with its bootstrap interval over groups of queries."""
     difference = after - before
-    _, numbers = np.unique(groups, return_inverse=True)
-    sums, counts = np.bincount(numbers, difference), np.bincount(numbers)
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(0, len(sums), (draws, len(sums)))
-    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
+    low, high = interval(difference, groups, draws)
     figures = {"base": before.mean(), "value": after.mean(), "difference": difference.mean(), "low": low, "high": high}
     return {key: round(float(value), 4) for key, value in figures.items()} | {"queries": len(before)}
 
@@ -217,7 +209,7 @@ def compared(before: Any, after: Any, groups: Any, draws: int = 2000) -> dict[st
 def table() -> str:
     """Return a Markdown table: a row for each way and weight, differences from the base model on seen and unseen answers."""
     found: dict[tuple[str, str, float], dict[str, list[Any]]] = {}
-    for row in rows():
+    for row in rows_of(RESULTS):
         if row["metric"] == "ndcg@10":
             found.setdefault((row["set"], row["way"], row["merge"]), {}).setdefault(row["stratum"], []).append(row)
     lines = ["| set | way | merge | processor s | seen answers | unseen answers |", "| --- | --- | --- | --- | --- | --- |"]
