@@ -7,8 +7,9 @@ The peer: hard negatives mined once with the base model (`mine_hard_negatives`: 
 10th, at most 0.95 times as similar as the positive), then CachedMultipleNegativesRankingLoss with NO_DUPLICATES batches of 64, a
 learning rate of 2e-5, a tenth of warm-up, and 3 epochs, the library's default. embedfit: the defaults. To see how long it
 takes to the peer's quality, it also trains for a single epoch. All start from all-MiniLM-L6-v2 and run in bf16 where embedfit's
-rule says that it pays, in processes of their own with an empty embedding cache, one after the other. Seconds are those of mining
-and training, without imports; the peer's are without loading the model and embedfit's with it.
+rule says that it pays, in processes of their own with an empty embedding cache, one after the other. Seconds are processor time over the
+number of threads (on a GPU, time by the clock): mining and training, without imports; the peer's without loading the
+model, embedfit's with it.
 
 Training queries that say what a test query says, or nearly, are left out on all sides, as `leaks = "drop"` does. All are measured by
 embedfit on the whole test part; differences have paired 95% intervals. Test queries with an answer that a training query had too are also
@@ -30,9 +31,10 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
+
+from recipe import clock
 
 MODEL = "all-MiniLM-L6-v2"
 METRIC = "ndcg@10"
@@ -143,9 +145,9 @@ def adapter(train: Any, test: Any) -> dict[str, Any]:
     from embedfit.encode.local import LocalEncoder
     from embedfit.tune.adapter import query_adapter
 
-    start = time.perf_counter()
+    start = clock()
     result = query_adapter(CachedEncoder(LocalEncoder(MODEL)), train)
-    return {"seconds": time.perf_counter() - start, **measured(result.encoder, test)}
+    return {"seconds": clock() - start, **measured(result.encoder, test)}
 
 
 def tuned(train: Any, test: Any, epochs: int | None = None, **settings: Any) -> dict[str, Any]:
@@ -156,9 +158,9 @@ def tuned(train: Any, test: Any, epochs: int | None = None, **settings: Any) -> 
 
     encoder, config = LocalEncoder(MODEL), TuneConfig(epochs=epochs, **settings)
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
+        start = clock()
         result = tune_model(encoder, train, None, folder, config)
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         found = {"seconds": seconds, "tokens": result.tokens, "candidates": result.candidates, "epochs": result.epoch}
         return {**found, **measured(result.encoder, test)}
 
@@ -179,7 +181,7 @@ def peer(train: Any, test: Any, epochs: int = 3) -> dict[str, Any]:
     texts = dict(zip(train.corpus, train.document_texts(), strict=True))
     pairs = [{"anchor": query.text, "positive": texts[id]} for key, query in train.queries.items() for id in train.relevant(key)]
     bf16 = use_bf16("auto", model.device.type)
-    start = time.perf_counter()
+    start = clock()
     rows = mine_hard_negatives(
         Dataset.from_list(pairs),
         model,
@@ -192,7 +194,7 @@ def peer(train: Any, test: Any, epochs: int = 3) -> dict[str, Any]:
         batch_size=128,
         verbose=False,
     )
-    mined = time.perf_counter() - start
+    mined = clock() - start
     with tempfile.TemporaryDirectory() as folder:
         trainer = SentenceTransformerTrainer(
             model=model,
@@ -213,7 +215,7 @@ def peer(train: Any, test: Any, epochs: int = 3) -> dict[str, Any]:
             loss=CachedMultipleNegativesRankingLoss(model, mini_batch_size=32),
         )
         trainer.train()
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         model.save_pretrained(folder, create_model_card=False)
         return {"seconds": seconds, "mining_seconds": mined, "rows": len(rows), **measured(LocalEncoder(folder), test)}
 
@@ -251,7 +253,7 @@ def write(name: str, sides: dict[str, dict[str, Any]], both: tuple[Any, Any]) ->
             f"| {METRIC}, {kind} answers | " + " | ".join(f"{stratum(side, is_seen):.3f}" for side in sides) + " |"
             for kind, is_seen in (("seen", True), ("unseen", False))
         ),
-        "| mining and training, s | " + " | ".join(f"{sides[side].get('seconds', 0):.0f}" for side in sides) + " |",
+        "| mining and training, processor s | " + " | ".join(f"{sides[side].get('seconds', 0):.0f}" for side in sides) + " |",
         "| peak memory, MiB | " + " | ".join(f"{sides[side]['peak_mib']:,.0f}" for side in sides) + " |",
         "",
         f"{name}: {len(train.queries):,} training queries, {len(test.queries):,} test queries.",
