@@ -95,6 +95,7 @@ def test_a_query_without_a_label_is_kept_and_one_without_an_answer_is_judged(mis
     assert data.qrels == {"q1": {"x": 1}, "q3": {}, "q4": {}}
     assert data.judged == ("q1",)
     assert list(data.corpus) == ["x"]
+    assert Dataset.from_pairs(["a", "b"], ["x", missing]).qrels == {"q1": {"x": 1}}
 
 
 def test_a_cell_of_several_labels_names_the_argument_that_parts_them():

@@ -139,3 +139,14 @@ def test_folds_replace_a_single_split_in_a_config_as_in_a_file(tmp_path):
         split = Inputs.of(source, settings={"split": {"folds": 5}}).config.split
         assert (split.folds, split.seed) == (5, 4)
         assert "test" not in split.model_fields_set
+
+
+def test_a_path_of_labelled_queries_is_a_source_as_on_the_command_line(tmp_path):
+    (tmp_path / "tickets.csv").write_text("Subject,Category\nA car,red\n")
+    settings = {"data": {"query": "Subject", "label": "Category"}, "split": {"folds": 3}}
+    config = Inputs.of(tmp_path / "tickets.csv", settings=settings).config
+    assert (config.name, config.data.queries, config.data.query) == ("tickets", str(tmp_path / "tickets.csv"), "Subject")
+    assert (config.model.name, config.split.folds) == ("all-MiniLM-L6-v2", 3)
+    (tmp_path / "embedfit.toml").write_text('name = "here"\n[data]\nqueries = "tickets.csv"\n')
+    assert Inputs.of(tmp_path).config.name == "here"
+    assert embedfit.check(tmp_path / "tickets.csv", **settings).findings

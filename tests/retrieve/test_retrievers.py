@@ -457,6 +457,8 @@ def test_a_foreign_ranking_is_scored_even_if_it_lacks_the_right_document():
         ({1: {"a": 1.0}}, "has the query id 1; expected a text"),
         ({"q": {7: 1.0}}, "has the document id 7"),
         ({"q": {"": 1.0}}, "has the document id ''"),
+        ({"q": ["a", "b"]}, "is \\['a', 'b'\\]; expected {document id: score}"),
+        (["q"], "expected {query id: {document id: score}}"),
     ],
 )
 def test_a_malformed_ranking_is_refused(rankings, message):

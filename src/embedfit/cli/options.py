@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -67,34 +66,11 @@ def pairs_of(option: str, given: Sequence[str]) -> dict[str, str]:
 
 def settings_of(path: Path, folds: int | None, allow_leaks: bool, options: dict[str, dict[str, Any]]) -> Config:
     """Return the configuration of a file, overridden by the options of the command line. Labelled queries need no embedfit.toml."""
-    from embedfit.config import make_config, overridden, read_config
+    from embedfit.pipeline.source import read_settings
 
     options = {**options, "split": {"folds": folds, "leaks": "allow" if allow_leaks else None}}
     given = {section: {key: value for key, value in values.items() if value is not None} for section, values in options.items()}
-    if path.is_dir() and (path / HERE).is_file():
-        path = path / HERE
-    if not is_data(path):
-        return read_config(path, given)
-    return make_config(overridden(settings_for(path), given), where="the command line")
-
-
-def is_data(path: Path) -> bool:
-    """Return whether a path names data and not a configuration."""
-    return is_hub(path) or (path.suffix.lower() != ".toml" and (path.exists() or bool(path.suffix)))
-
-
-def settings_for(path: Path) -> dict[str, Any]:
-    """Return the settings of an experiment on a file of labelled queries, as `embedfit init --from` writes them."""
-    from embedfit.hub import MINILM
-
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(path).removeprefix("hub:") if is_hub(path) else path.name.partition(".")[0])
-    source = str(path) if is_hub(path) else str(path.absolute())
-    return {"name": name.strip("-.") or "run", "data": {"queries": source}, "model": {"name": MINILM}}
-
-
-def is_hub(path: Path) -> bool:
-    """Return whether a path is the name of a data set on the Hugging Face Hub."""
-    return str(path).startswith("hub:")
+    return read_settings(path, given, where="the command line")
 
 
 def data_options(query: str | None, label: str | None, documents: Path | None) -> dict[str, Any]:

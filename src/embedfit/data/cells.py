@@ -63,7 +63,9 @@ def whole_number(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON would have it: numpy scalars and arrays as Python values, tuples and sets as lists."""
+    """Return a value as JSON would have it: numpy scalars and arrays as Python values, tuples and sets as lists, pandas' NA as None."""
+    if type(value).__name__ in {"NAType", "NaTType"}:
+        return None
     if hasattr(value, "tolist"):  # numpy, pandas, torch
         return plain(value.tolist())
     if isinstance(value, Mapping):

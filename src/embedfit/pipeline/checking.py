@@ -78,7 +78,7 @@ def check(source: Source, *, model: Model | None = None, **settings: Any) -> Che
     """Check the data: labels, conflicts, leaks between the parts, bad rows, and texts that are too long for the model.
 
     Args:
-        source: A Dataset, a Config, or the path of an embedfit.toml.
+        source: A Dataset, a Config, or the path of an embedfit.toml or of labelled queries.
         model: Model whose maximum length applies; by default that of the settings, and none for a Dataset.
         settings: Sections of embedfit.toml, such as ``split={"folds": 5}``.
 

@@ -113,7 +113,7 @@ def choose_model(source: Source, models: Sequence[str] = (), **settings: Any) ->
     In a single split, the choice is made on the queries outside the test part.
 
     Args:
-        source: A Dataset, a Config, or the path of an embedfit.toml.
+        source: A Dataset, a Config, or the path of an embedfit.toml or of labelled queries.
         models: Names or folders of the models; by default ``model.candidates``.
         settings: Sections and keys of embedfit.toml.
 

@@ -73,7 +73,7 @@ def run(source: Source, *, model: Model | None = None, picks: Sequence[Pick] | N
     finished directory and computes nothing. After a crash, it continues where it stopped.
 
     Args:
-        source: A Dataset, a Config, or the path of an embedfit.toml.
+        source: A Dataset, a Config, or the path of an embedfit.toml or of labelled queries.
         model: Model to start from: a name, a folder or an Encoder; by default that of the settings.
         picks: Picks of people, to train on too. The newest ones are held out as a test of their own.
         settings: Sections and keys of embedfit.toml, such as ``tune={"epochs": 2}`` or ``output="runs"``.
@@ -303,7 +303,7 @@ def curve(source: Source, points: int = 4, *, model: Model | None = None, **sett
     """Measure models trained on growing shares of the training queries, and estimate the gain from more labels.
 
     Args:
-        source: A Dataset, a Config, or the path of an embedfit.toml.
+        source: A Dataset, a Config, or the path of an embedfit.toml or of labelled queries.
         points: Number of training sizes, each double the previous size.
         model: Model to start from: a name, a folder or an Encoder; by default that of the settings.
         settings: Sections and keys of embedfit.toml.
@@ -361,7 +361,7 @@ def ladder(source: Source, *, model: Model | None = None, save: str | Path | Non
     """Measure every method on the same held-out queries, cheapest first, and recommend the simplest good one.
 
     Args:
-        source: A Dataset, a Config, or the path of an embedfit.toml.
+        source: A Dataset, a Config, or the path of an embedfit.toml or of labelled queries.
         model: Model to start from: a name, a folder or an Encoder; by default that of the settings.
         save: Folder for the recommended method as a searcher, which `embedfit.Searcher.load` reads; None to save nothing.
         settings: Sections and keys of embedfit.toml, such as ``ladder={"rungs": ["bm25", "base", "full"]}``.

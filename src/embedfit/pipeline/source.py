@@ -1,7 +1,8 @@
-"""The inputs of an experiment, from an embedfit.toml, a Config, or a Dataset in memory."""
+"""The inputs of an experiment, from an embedfit.toml, a file of labelled queries, a Config, or a Dataset in memory."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ from embedfit.config import Config, ModelConfig, make_config, overridden, read_c
 from embedfit.data.dataset import Dataset
 from embedfit.encode.encoder import Encoder, complete
 from embedfit.errors import ConfigError, shown
+from embedfit.hub import MINILM
 
 Source: TypeAlias = "Config | Dataset | str | Path"
-"""Settings, a data set in memory, or the path of an embedfit.toml."""
+"""Settings, a data set in memory, or the path of an embedfit.toml or of labelled queries."""
 Model: TypeAlias = "str | Path | Mapping[str, Any] | ModelConfig | Encoder"
 """A model by name or folder, with its settings as in [model], or as an encoder."""
 
@@ -42,7 +44,7 @@ class Inputs:
         """Return the inputs that a source describes, with the caller's settings in place of its own.
 
         Args:
-            source: A Dataset, a Config, or the path of an embedfit.toml.
+            source: A Dataset, a Config, or the path of an embedfit.toml or of labelled queries.
             model: Model to start from, in place of the one that the settings name.
             settings: Sections and keys of embedfit.toml that override the source, such as ``{"tune": {"epochs": 2}, "output": "runs"}``.
 
@@ -70,8 +72,41 @@ class Inputs:
                 source = make_config(overridden(source.model_dump(exclude_unset=True), given), where="settings")
             return cls(source, base=base)
         if isinstance(source, str | Path):
-            return cls(read_config(source, given), base=base)
-        raise ConfigError(f"expected a Dataset, a Config or the path of an embedfit.toml, not {type(cast(object, source)).__name__}")
+            return cls(read_settings(Path(source), given), base=base)
+        raise ConfigError(f"expected a Dataset, a Config or a path, not {type(cast(object, source)).__name__}")
+
+
+def read_settings(path: Path, given: Mapping[str, Any], where: str = "settings") -> Config:
+    """Return the settings that a path names: those of an embedfit.toml, or those of a run on a file of labelled queries.
+
+    Args:
+        path: An embedfit.toml or its folder; or labelled queries: a file, a folder, or ``hub:owner/name``.
+        given: Settings that override them, by section.
+        where: Place of the given settings, for messages.
+
+    Raises:
+        ConfigError: There is no such file, or a key or a value is not valid.
+    """
+    if (path / "embedfit.toml").is_file():
+        path = path / "embedfit.toml"
+    if not _is_data(path):
+        return read_config(path, given)
+    return make_config(overridden(_settings_for(path), given), where=where)
+
+
+def _is_data(path: Path) -> bool:
+    return _is_hub(path) or (path.suffix.lower() != ".toml" and (path.exists() or bool(path.suffix)))
+
+
+def _settings_for(path: Path) -> dict[str, Any]:
+    """Return the settings of an experiment on labelled queries, as `embedfit init --from` writes them."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(path).removeprefix("hub:") if _is_hub(path) else path.name.partition(".")[0])
+    source = str(path) if _is_hub(path) else str(path.absolute())
+    return {"name": name.strip("-.") or "run", "data": {"queries": source}, "model": {"name": MINILM}}
+
+
+def _is_hub(path: Path) -> bool:
+    return str(path).startswith("hub:")
 
 
 def _as_section(value: Any) -> Any:

@@ -55,8 +55,10 @@ class Run:
                 as in a search. Scores are kept in float32.
 
         Raises:
-            DataError: An id is not a text or is empty, or a score is not a finite number.
+            DataError: A ranking is not a dict, an id is not a text or is empty, or a score is not a finite number.
         """
+        if not isinstance(rankings, Mapping):
+            raise DataError("rankings", f"are {shown(rankings)}", expected="{query id: {document id: score}}")
         for query, scores in rankings.items():
             _check_ranking(query, scores)
         document_ids = tuple(sorted({id for scores in rankings.values() for id in scores}))
@@ -170,6 +172,8 @@ class Run:
 
 
 def _check_ranking(query: str, scores: Mapping[str, float]) -> None:
+    if not isinstance(scores, Mapping):
+        raise DataError(f"ranking of query {shown(query)}", f"is {shown(scores)}", expected="{document id: score}")
     for what, id in (("query", query), *(("document", id) for id in scores)):
         if not isinstance(id, str) or not id:
             raise DataError("ranking", f"has the {what} id {id!r}", expected="a text that is not empty", fix="str(id)")
