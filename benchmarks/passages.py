@@ -34,7 +34,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from recipe import clock
+from floor import clock
 
 MODEL = "all-MiniLM-L6-v2"
 METRIC = "ndcg@10"

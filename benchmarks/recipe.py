@@ -30,10 +30,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from floor import clock, matmul_rate, parameters
 
 KS = (1, 3, 5, 10)
 MODEL = "all-MiniLM-L6-v2"
@@ -81,7 +82,6 @@ def parts(seed: int) -> tuple[Any, Any, Any]:
 def embedfit(seed: int) -> dict[str, Any]:
     """Tune and evaluate with embedfit's defaults."""
     import torch
-    from floor import matmul_rate, parameters
 
     from embedfit.config import TuneConfig
     from embedfit.encode.local import LocalEncoder
@@ -190,13 +190,6 @@ def plain(seed: int) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "threads": torch.get_num_threads(),
     }
-
-
-def clock() -> float:
-    """Return the processor time of this process, in seconds for each thread; on a GPU the time by the clock."""
-    import torch
-
-    return time.perf_counter() if torch.cuda.is_available() else time.process_time() / torch.get_num_threads()
 
 
 def peak_mib() -> float:
