@@ -115,8 +115,18 @@ def test_a_bar_goes_on_where_an_earlier_run_stood(stderr, monkeypatch):
         advance(50)
         log.wait("tuning: 150 of 300, about ")
     assert "tuning: 0 of" not in log.getvalue()
-    task = console._Task("tuning", 300, done=150, before=100, started=time.monotonic() - 10)
+    task = console._Task("tuning", 300, done=100, before=100, started=time.monotonic() - 10)
+    task.advance(50)
     assert task.left == pytest.approx(30, abs=0.1)  # 50 took 10 seconds: 150 take 30
+
+
+def test_preparations_before_the_first_of_many_steps_do_not_count_for_the_speed():
+    task = console._Task("tuning", 100, started=time.monotonic() - 60)
+    task.advance(1)
+    assert task.left is None
+    task.started -= 4
+    task.advance(2)
+    assert task.left == pytest.approx(194, abs=1)  # 2 took 4 seconds: 97 take 194
 
 
 def test_a_terminal_shows_a_bar_that_goes_away_and_stdout_gets_what_is_its_own(stderr, capsys):

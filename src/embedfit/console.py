@@ -178,7 +178,7 @@ def progress(description: str, total: float, done: float = 0) -> Iterator[Callab
             stack.callback(setattr, work, "bar", None)
 
         def advance(units: float, said: object = "") -> None:
-            task.done += units
+            task.advance(units)
             task.said = str(said) or task.said
 
         yield advance
@@ -194,6 +194,11 @@ class _Task:
     before: float = 0  # units that were done at the start
     said: str = ""  # beside the bar
     started: float = field(default_factory=time.monotonic)
+    first: tuple[float, float] | None = None  # seconds and units after the first advance
+
+    def advance(self, units: float) -> None:
+        self.done += units
+        self.first = self.first or (self.elapsed, self.done)
 
     @property
     def elapsed(self) -> float:
@@ -201,9 +206,20 @@ class _Task:
 
     @property
     def left(self) -> float | None:
-        """Seconds left at the speed so far; None while nothing is done."""
-        new = self.done - self.before
-        return self.elapsed / new * max(0, self.total - self.done) if new > 0 else None
+        """Seconds left at the speed since the first advance, which may include preparations; None while nothing else is known.
+
+        A first advance of a tenth of the work or more is believed.
+        """
+        if self.first is None:
+            return None
+        seconds, done = self.first
+        if self.done > done:
+            speed = (self.done - done) / max(self.elapsed - seconds, 1e-9)
+        elif done - self.before >= self.total / 10:
+            speed = (done - self.before) / max(self.elapsed, 1e-9)
+        else:
+            return None
+        return max(0, self.total - self.done) / speed
 
 
 class _Work:
