@@ -44,7 +44,7 @@ def test_columns_with_common_names_are_found(tmp_path, header, roles):
     assert found.columns == tuple(header.split(","))
     assert found.usable == bool(roles[0])
     if not found.usable:
-        with pytest.raises(DataError, match=r'fix: set query = "..." in \[data\], the name of its column'):
+        with pytest.raises(DataError, match=r'fix: set query = "..." in \[data\] or pass --query, the name of its column'):
             load(found.path)
 
 

@@ -1034,7 +1034,10 @@ BAD = {
     ),
     "a missing label": (
         [{"query": "a", "lable": "b"}],
-        ["pairs.jsonl:1: key 'expected' is missing (keys: query, lable)", 'fix: set label = "..." in [data], the name of its column'],
+        [
+            "pairs.jsonl:1: key 'expected' is missing (keys: query, lable)",
+            'fix: set label = "..." in [data] or pass --label, the name of its column',
+        ],
     ),
     "an empty text": ([{"query": " ", "expected": "b"}], ["pairs.jsonl:1: key 'query' is ' '", "expected a text that is not empty"]),
     "a number for a text": ([{"query": 5, "expected": "b"}], ["pairs.jsonl:1: key 'query' is 5", "expected a text"]),
@@ -1287,7 +1290,8 @@ def test_a_wrong_column_name_is_said_once_with_the_columns_there_are(tmp_path):
     problems = []
     load(pairs, problems=problems)
     assert [str(problem).partition("pairs.csv")[2] for problem in problems] == [
-        ":2: key 'query' is missing in all 400 rows (keys: txt, expected, team); fix: set query = \"...\" in [data], the name of its column"
+        ":2: key 'query' is missing in all 400 rows (keys: txt, expected, team); "
+        'fix: set query = "..." in [data] or pass --query, the name of its column'
     ]
     documents = put(tmp_path, "docs.csv", "id,txt", *(f"d{n},a" for n in range(400)))
     load(put(tmp_path, "pairs.jsonl", {"query": "a", "expected": "d1"}), documents, problems=(problems := []))

@@ -110,6 +110,10 @@ KNOWN = {
 """Every name by which a column is known, as `spelling` spells it."""
 
 
+_OPTIONS = ("query", "label")
+"""Columns that have an option on the command line."""
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
     """Names of the columns.
@@ -145,9 +149,11 @@ class Columns:
     why: str = ""
 
     def setting(self, name: str, value: str) -> str:
-        """Return the advice to give an option a value: as an argument, or in embedfit.toml."""
+        """Return the advice to give an option a value: as an argument, or in embedfit.toml or on the command line."""
         text = json.dumps(value, ensure_ascii=False)
-        return f"pass {name}={text}" if self.in_memory else f"set {name} = {text} in [data]"
+        if self.in_memory:
+            return f"pass {name}={text}"
+        return f"set {name} = {text} in [data]" + (f" or pass --{name}" if name in _OPTIONS else "")
 
     def named(self, names: Mapping[str, str | None]) -> Columns:
         """Return the columns with names in place of those that are looked for. None leaves a column to be looked for."""
