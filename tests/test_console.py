@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.table import Table
 
-from embedfit import console
+from embedfit import console, progress
 from embedfit.cli.app import main
 from embedfit.data.load import load
 from embedfit.files import neutral
@@ -112,8 +112,8 @@ def test_a_progress_bar_takes_nothing_for_markup(monkeypatch):
     monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(console, "patience", 0)
-    with console.progress("\x1b]0;title\x07 [red]a :100:", 3) as advance:
+    monkeypatch.setattr(progress, "patience", 0)
+    with progress.bar("\x1b]0;title\x07 [red]a :100:", 3) as advance:
         advance(1, said="\x1b]0;title\x07 [red]b :100:")
     text = stderr.getvalue()
     assert "\x1b]" not in text

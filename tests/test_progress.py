@@ -10,8 +10,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from embedfit import console
-from embedfit.console import duration
+from embedfit import console, progress
+from embedfit.progress import duration
 
 FOLDS = ["base model", "tuning, fold 1 of 3", "tuning, fold 2 of 3", "tuning, fold 3 of 3", "report"]
 
@@ -52,14 +52,14 @@ def stderr(monkeypatch):
 
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(console, "patience", 0)
-    monkeypatch.setattr(console, "_TICK", 0.01)
+    monkeypatch.setattr(progress, "patience", 0)
+    monkeypatch.setattr(progress, "_TICK", 0.01)
     return put
 
 
 def test_a_log_names_the_plan_and_each_step_with_its_place(stderr):
     log = stderr()
-    with console.plan("run", FOLDS) as plan:
+    with progress.plan("run", FOLDS) as plan:
         plan.skip("base model", "tuning, fold 1 of 3")
         for name in FOLDS[2:]:
             with plan.step(name):
@@ -74,8 +74,8 @@ def test_a_log_names_the_plan_and_each_step_with_its_place(stderr):
 
 def test_the_plan_tells_the_time_where_every_step_has_one(stderr, monkeypatch):
     log = stderr()
-    monkeypatch.setattr(console, "interval", 0.02)
-    with console.plan("ladder", {"zero-shot": 20, "adapter": 60, "LoRA": 100}) as plan, plan.step("zero-shot"):
+    monkeypatch.setattr(progress, "interval", 0.02)
+    with progress.plan("ladder", {"zero-shot": 20, "adapter": 60, "LoRA": 100}) as plan, plan.step("zero-shot"):
         log.wait("left in all")
     assert log.getvalue().startswith("ladder: 3 steps, about 3 minutes\n")
     assert re.search(r"^1 of 3: zero-shot: \d seconds?, about 3 minutes left in all$", log.getvalue(), re.MULTILINE)
@@ -83,7 +83,7 @@ def test_the_plan_tells_the_time_where_every_step_has_one(stderr, monkeypatch):
 
 def test_a_step_tells_how_long_the_steps_like_it_take(stderr):
     log = stderr()
-    with console.plan("run", FOLDS[1:4]) as plan:
+    with progress.plan("run", FOLDS[1:4]) as plan:
         with plan.step(FOLDS[1]):
             log.wait("1 of 3")
         work = plan._work
@@ -96,32 +96,32 @@ def test_a_step_tells_how_long_the_steps_like_it_take(stderr):
 
 def test_a_bar_of_a_step_stands_beside_its_name_at_intervals(stderr, monkeypatch):
     log = stderr()
-    monkeypatch.setattr(console, "interval", 0.02)
-    with console.plan("run", FOLDS) as plan, plan.step("tuning, fold 2 of 3"):
-        with console.progress("tuning", 400) as advance, console.progress("hidden", 10) as inner:
+    monkeypatch.setattr(progress, "interval", 0.02)
+    with progress.plan("run", FOLDS) as plan, plan.step("tuning, fold 2 of 3"):
+        with progress.bar("tuning", 400) as advance, progress.bar("hidden", 10) as inner:
             advance(120, said="loss 0.4")
             inner(10)
             log.wait("3 of 5: tuning, fold 2 of 3: 120 of 400, about ", ", loss 0.4")
-        with console.progress("encoding texts", 5000):
+        with progress.bar("encoding texts", 5000):
             log.wait("3 of 5: tuning, fold 2 of 3: encoding texts: 0 of 5,000")
     assert "hidden" not in log.getvalue()
 
 
 def test_a_bar_goes_on_where_an_earlier_run_stood(stderr, monkeypatch):
     log = stderr()
-    monkeypatch.setattr(console, "interval", 0.02)
-    with console.progress("tuning", 300, done=100) as advance:
+    monkeypatch.setattr(progress, "interval", 0.02)
+    with progress.bar("tuning", 300, done=100) as advance:
         log.wait("tuning: 100 of 300\n")
         advance(50)
         log.wait("tuning: 150 of 300, about ")
     assert "tuning: 0 of" not in log.getvalue()
-    task = console._Task("tuning", 300, done=100, before=100, started=time.monotonic() - 10)
+    task = progress._Task("tuning", 300, done=100, before=100, started=time.monotonic() - 10)
     task.advance(50)
     assert task.left == pytest.approx(30, abs=0.1)  # 50 took 10 seconds: 150 take 30
 
 
 def test_preparations_before_the_first_of_many_steps_do_not_count_for_the_speed():
-    task = console._Task("tuning", 100, started=time.monotonic() - 60)
+    task = progress._Task("tuning", 100, started=time.monotonic() - 60)
     task.advance(1)
     assert task.left is None
     task.started -= 4
@@ -131,8 +131,8 @@ def test_preparations_before_the_first_of_many_steps_do_not_count_for_the_speed(
 
 def test_a_terminal_shows_a_bar_that_goes_away_and_stdout_gets_what_is_its_own(stderr, capsys):
     screen = stderr(terminal=True)
-    with console.plan("run", FOLDS) as plan:
-        with plan.step("tuning, fold 1 of 3"), console.progress("tuning", 400, done=100) as advance:
+    with progress.plan("run", FOLDS) as plan:
+        with plan.step("tuning, fold 1 of 3"), progress.bar("tuning", 400, done=100) as advance:
             print("to stdout")
             screen.wait("2 of 5: tuning, fold 1 of 3", "100 of 400")
             advance(300)
@@ -151,9 +151,9 @@ def test_work_of_under_two_seconds_shows_nothing(monkeypatch, terminal):
     stream = Stream(terminal is not None)
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("TERM", terminal or "xterm")
-    with console.plan("run", FOLDS) as plan, plan.step("report"), console.progress("writing", 3) as advance:
+    with progress.plan("run", FOLDS) as plan, plan.step("report"), progress.bar("writing", 3) as advance:
         advance(3)
-    with console.progress("encoding", 3) as advance:
+    with progress.bar("encoding", 3) as advance:
         advance(3)
     assert stream.getvalue() == ""
 
@@ -162,11 +162,11 @@ def test_work_of_under_two_seconds_shows_nothing(monkeypatch, terminal):
 def test_quiet_silences_all_of_it(stderr, monkeypatch, terminal):
     log = stderr(terminal=terminal)
     monkeypatch.setattr(console, "quiet", True)
-    monkeypatch.setattr(console, "interval", 0)
-    with console.plan("run", FOLDS) as plan, plan.step("report"), console.progress("writing", 3) as advance:
+    monkeypatch.setattr(progress, "interval", 0)
+    with progress.plan("run", FOLDS) as plan, plan.step("report"), progress.bar("writing", 3) as advance:
         advance(3)
         plan.skip("base model")
-    with console.progress("encoding", 3) as advance:
+    with progress.bar("encoding", 3) as advance:
         advance(3)
     console.note("a note")
     assert log.getvalue() == ""
@@ -174,17 +174,17 @@ def test_quiet_silences_all_of_it(stderr, monkeypatch, terminal):
 
 def test_a_plan_within_a_plan_is_part_of_its_step(stderr):
     log = stderr()
-    with console.plan("curve", ["100 queries", "200 queries"]) as outer, outer.step("200 queries"):
-        with console.plan("run", FOLDS) as inner, inner.step("report"):
+    with progress.plan("curve", ["100 queries", "200 queries"]) as outer, outer.step("200 queries"):
+        with progress.plan("run", FOLDS) as inner, inner.step("report"):
             log.wait("2 of 2: 200 queries")
         inner.skip("report")
     assert log.getvalue() == "curve: 2 steps\n2 of 2: 200 queries\n"
 
 
 def test_steps_have_names_of_their_own_and_are_in_the_plan():
-    with pytest.raises(ValueError, match="names each step once"), console.plan("run", ["a", "a"]):
+    with pytest.raises(ValueError, match="names each step once"), progress.plan("run", ["a", "a"]):
         pass
-    with console.plan("run", ["a"]) as plan:
+    with progress.plan("run", ["a"]) as plan:
         with pytest.raises(ValueError, match="has no step 'b'"), plan.step("b"):
             pass
         with pytest.raises(ValueError, match="has no step 'b'"):
@@ -193,20 +193,20 @@ def test_steps_have_names_of_their_own_and_are_in_the_plan():
 
 def test_after_an_error_the_next_work_is_shown(stderr, monkeypatch):
     log = stderr()
-    monkeypatch.setattr(console, "interval", 0)
-    with pytest.raises(KeyError), console.plan("run", FOLDS) as plan, plan.step("report"):
+    monkeypatch.setattr(progress, "interval", 0)
+    with pytest.raises(KeyError), progress.plan("run", FOLDS) as plan, plan.step("report"):
         raise KeyError
-    with console.progress("encoding", 3):
+    with progress.bar("encoding", 3):
         log.wait("encoding: 0 of 3")
 
 
 def test_a_stream_that_takes_no_more_ends_the_display_and_not_the_work(stderr, monkeypatch):
     log = stderr()
-    monkeypatch.setattr(console, "interval", 0)
-    with console.plan("run", FOLDS) as plan, plan.step("report"):
+    monkeypatch.setattr(progress, "interval", 0)
+    with progress.plan("run", FOLDS) as plan, plan.step("report"):
         log.wait("run: 5 steps")
         log.close()
-    with console.progress("encoding", 3) as advance:
+    with progress.bar("encoding", 3) as advance:
         advance(3)
 
 
@@ -230,12 +230,12 @@ def test_durations_are_as_exact_as_an_estimate(seconds, words):
 def test_a_notebook_shows_a_bar_that_stays_without_control_characters():
     code = """
         import threading
-        from embedfit import console
+        from embedfit import progress
 
-        console.patience, console._TICK, shown = 0, 0.01, threading.Event()
-        with console.plan("run", ["base <b>model</b>\\x1b[2J", "tuning, fold 1 of 1"]) as plan:
+        progress.patience, progress._TICK, shown = 0, 0.01, threading.Event()
+        with progress.plan("run", ["base <b>model</b>\\x1b[2J", "tuning, fold 1 of 1"]) as plan:
             plan.skip("base <b>model</b>\\x1b[2J")
-            with plan.step("tuning, fold 1 of 1"), console.progress("tuning", 300, done=100) as advance:
+            with plan.step("tuning, fold 1 of 1"), progress.bar("tuning", 300, done=100) as advance:
                 advance(50, said="<i>\\x1b[1mloss")
                 shown.wait(3)
     """

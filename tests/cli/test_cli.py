@@ -12,7 +12,9 @@ from small_start import write_start
 
 from embedfit.cli import app
 from embedfit.cli.app import main
+from embedfit.cli.options import settings_of
 from embedfit.config import read_config
+from embedfit.errors import ConfigError
 from embedfit.pipeline.parts import load_data
 from embedfit.samples import TRANSACTIONS
 from embedfit.searcher.searcher import Searcher
@@ -321,6 +323,36 @@ def test_ladder_and_curve_print_a_table_and_where_the_report_is(project, said, t
     assert code == 0
     assert "measured" in out
     assert Path(re.search(r"Report: (\S+)", out)[1]).exists()
+
+
+def test_set_gives_any_setting_of_a_file_or_of_bare_data(project):
+    overrides = ["tune.epochs=2", "tune.method=lora", "model.name = other", "evaluate.ks=[1, 2]", "data.document_template={title} = {text}"]
+    config = settings_of(project, None, False, {"model": {"name": None, "price": 1.0}, "data": {"query": None}}, overrides)
+    assert (config.tune.epochs, config.tune.method, config.model.name, config.model.price) == (2, "lora", "other", 1.0)
+    assert (config.evaluate.ks, config.data.document_template, config.split.folds) == ((1, 2), "{title} = {text}", 0)
+    assert settings_of(project, 3, False, {}, ["split.folds=4", "split.seed=7"]).split.folds == 3
+    bare = project.parent / "rows.csv"
+    bare.write_text("query,label\na,b\n")
+    assert settings_of(bare, None, False, {}, ["tune.epochs=2"]).tune.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["tune.epocs=3"], "key 'tune.epocs' is unknown; did you mean 'epochs'?"),
+        (["tune.epochs=many"], "key 'tune.epochs': Input should be a valid integer"),
+        (["tune"], "--set 'tune'; expected KEY=VALUE"),
+        (["=3"], "--set '=3'; expected KEY=VALUE"),
+        (["tu ne=3"], "--set 'tu ne'; expected a key of embedfit.toml, such as tune.epochs"),
+        (["a\nb=1"], "--set 'a\\nb'; expected a key"),
+        (["tune.epochs=1", "tune=5"], "--set: the keys do not go together"),
+        (["tune.epochs=1", "tune.epochs=2"], "--set names a key twice"),
+    ],
+)
+def test_a_setting_that_is_wrong_is_one_line(project, overrides, message):
+    with pytest.raises(ConfigError) as error:
+        settings_of(project, None, False, {}, overrides)
+    assert message in str(error.value)
 
 
 def test_every_command_and_option_is_in_the_docs():

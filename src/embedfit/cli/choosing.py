@@ -9,7 +9,19 @@ import typer
 
 from embedfit import console
 from embedfit.cli.app import app
-from embedfit.cli.options import HERE, AllowLeaks, AsJson, Documents, Folds, LabelColumn, QueryColumn, SourcePath, data_options, settings_of
+from embedfit.cli.options import (
+    HERE,
+    AllowLeaks,
+    AsJson,
+    Documents,
+    Folds,
+    LabelColumn,
+    Overrides,
+    QueryColumn,
+    SourcePath,
+    data_options,
+    settings_of,
+)
 from embedfit.cli.printing import print_conclusion, print_rows
 
 
@@ -22,6 +34,7 @@ def candidates(
     model: Annotated[list[str] | None, typer.Option(help="Model to measure; repeatable. Default: model.candidates.")] = None,
     folds: Folds = None,
     allow_leaks: AllowLeaks = False,
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure models before tuning, and choose one. It is the smallest within chance of the best."""
@@ -29,7 +42,7 @@ def candidates(
     from embedfit.pipeline.choosing import choose_model
 
     options: dict[str, dict[str, Any]] = {"data": data_options(query, label, documents)}
-    choice = choose_model(settings_of(config, folds, allow_leaks, options), model or ())
+    choice = choose_model(settings_of(config, folds, allow_leaks, options, overrides), model or ())
     if as_json:
         console.echo(json.dumps({**choice.to_dict(), "folder": str(choice.folder)}))
         return

@@ -21,6 +21,7 @@ from embedfit.cli.options import (
     Folds,
     LabelColumn,
     ModelName,
+    Overrides,
     Price,
     QueryColumn,
     SourcePath,
@@ -55,13 +56,14 @@ def run(
     allow_leaks: AllowLeaks = False,
     price: Price = None,
     engine: EngineName = None,
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Tune a model and prove whether retrieval got better. Base and tuned are measured on the same held-out queries."""
     from embedfit.pipeline import experiment
 
     options: dict[str, dict[str, Any]] = {"evaluate": {"seeds": seeds}, "general": {"keep": keep}, "model": {"name": model, "price": price}}
-    settings = settings_of(config, folds, allow_leaks, {"data": data_options(query, label, documents), **options})
+    settings = settings_of(config, folds, allow_leaks, {"data": data_options(query, label, documents), **options}, overrides)
     settings = with_engine(settings, engine)
     picks = None
     if add:
@@ -84,6 +86,7 @@ def ladder(
     allow_leaks: AllowLeaks = False,
     price: Price = None,
     engine: EngineName = None,
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare every method and recommend the simplest good one. All are measured on the same held-out queries, cheapest first."""
@@ -91,7 +94,7 @@ def ladder(
     from embedfit.report.tables import ladder_table
 
     options: dict[str, dict[str, Any]] = {"ladder": {"rungs": tuple(rung) if rung else None}, "model": {"name": model, "price": price}}
-    settings = settings_of(config, folds, allow_leaks, {"data": data_options(query, label, documents), **options})
+    settings = settings_of(config, folds, allow_leaks, {"data": data_options(query, label, documents), **options}, overrides)
     if save:
         check_folder("--save", save)
     result = experiment.ladder(with_engine(settings, engine), save=save)
@@ -118,13 +121,14 @@ def curve(
     allow_leaks: AllowLeaks = False,
     price: Price = None,
     engine: EngineName = None,
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Forecast what more training data would bring. Models are trained on less, and measured."""
     from embedfit.pipeline import experiment
 
     options = {"data": data_options(query, label, documents), "model": {"name": model, "price": price}}
-    settings = settings_of(config, folds, allow_leaks, options)
+    settings = settings_of(config, folds, allow_leaks, options, overrides)
     result = experiment.curve(with_engine(settings, engine), points)
     if as_json:
         console.echo(json.dumps({**result.to_dict(), "folder": str(result.folder)}))
@@ -182,6 +186,7 @@ def evaluate(
     engine: EngineName = None,
     csv: Annotated[Path | None, typer.Option(help="File for the table, one row per result.")] = None,
     price: Price = None,
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure models without tuning them. Covers every combination of model, document template, retrieval method and reranker."""
@@ -192,7 +197,7 @@ def evaluate(
         raise ConfigError(f"--csv {csv}: is a folder; expected a file to write, such as grid.csv")
     grid = {"retrieval": retrieval or None, "rerankers": rerank or None, "rerank_top": rerank_top}
     options = {"data": data_options(query, label, documents), "evaluate": grid, "model": {"price": price}}
-    settings = with_engine(settings_of(config, None, False, options), engine)
+    settings = with_engine(settings_of(config, None, False, options, overrides), engine)
     if rerank_top and not settings.evaluate.rerankers:
         raise ConfigError(f"--rerank-top {rerank_top} is for rerankers, and there is none; fix: --rerank, a cross-encoder")
     if model and set(settings.evaluate.retrieval) == {"bm25"} and not store:
@@ -257,6 +262,7 @@ def tune(
     allow_leaks: AllowLeaks = False,
     price: Price = None,
     engine: EngineName = None,
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Tune a model without measuring it. Trains on the train part of one split, and picks the best epoch on dev."""
@@ -265,7 +271,7 @@ def tune(
 
     check_folder("--output", output)
     options = {"data": data_options(query, label, documents), "model": {"name": model, "price": price}}
-    settings = with_engine(settings_of(config, None, allow_leaks, options), engine)
+    settings = with_engine(settings_of(config, None, allow_leaks, options, overrides), engine)
     tuned, findings = training.run_tune(config_with_choice(settings), output)
     if as_json:
         console.echo(json.dumps(tuned.to_dict()))
@@ -289,6 +295,7 @@ def compare(
     part: Annotated[str, typer.Option(help="Queries to use: all, train, dev or test.")] = "test",
     price: Price = None,
     engine: EngineName = None,
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare two models, or TREC run files, on the same queries."""
@@ -297,7 +304,7 @@ def compare(
     from embedfit.pipeline import job, measuring, needs, parts
     from embedfit.track.tracker import tracking
 
-    settings = with_engine(settings_of(config, None, False, {"model": {"price": price}}), engine)
+    settings = with_engine(settings_of(config, None, False, {"model": {"price": price}}, overrides), engine)
     needs.note_unused(settings, "compare")
     models = [name for name in (first, second) if not Path(name).is_file() or name.endswith(".safetensors")]
     for model in models:

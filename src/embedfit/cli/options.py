@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -44,6 +46,11 @@ EngineName = Annotated[
     Literal["local", "ray"] | None, typer.Option(help="Where to encode and search: on this machine, or on a Ray cluster. Default: local.")
 ]
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Setting of embedfit.toml, such as tune.epochs=2; repeatable."),
+]
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print only the result to stdout, as JSON.")]
 
 
@@ -60,17 +67,53 @@ def pairs_of(option: str, given: Sequence[str]) -> dict[str, str]:
         if "=" not in text or text.startswith("="):
             raise ConfigError(f"{option} {shown(text)}; expected KEY=VALUE")
     if len(pairs) < len(given):
-        raise ConfigError(f"{option} names a key twice; expected each once, as a document has one value for it")
+        raise ConfigError(f"{option} names a key twice; expected each once, as it has one value")
     return pairs
 
 
-def settings_of(path: Path, folds: int | None, allow_leaks: bool, options: dict[str, dict[str, Any]]) -> Config:
-    """Return the configuration of a file, overridden by the options of the command line. Labelled queries need no embedfit.toml."""
+def settings_of(
+    path: Path, folds: int | None, allow_leaks: bool, options: dict[str, dict[str, Any]], overrides: Sequence[str] | None = None
+) -> Config:
+    """Return the configuration of a file, overridden by the options of the command line. Labelled queries need no embedfit.toml.
+
+    Args:
+        path: An embedfit.toml, or labelled queries.
+        folds: Number of folds; None for that of the file.
+        allow_leaks: Whether leaks are allowed.
+        options: Settings that other options give, by section. None stands for an option that is not given.
+        overrides: Values of ``--set``. Options of their own go before them.
+    """
+    from embedfit.config import overridden
     from embedfit.pipeline.source import read_settings
 
     options = {**options, "split": {"folds": folds, "leaks": "allow" if allow_leaks else None}}
     given = {section: {key: value for key, value in values.items() if value is not None} for section, values in options.items()}
-    return read_settings(path, given, where="the command line")
+    return read_settings(
+        path, overridden(_set(overrides or ()), {key: values for key, values in given.items() if values}), "the command line"
+    )
+
+
+def _set(given: Sequence[str]) -> dict[str, Any]:
+    """Return the settings that ``--set KEY=VALUE`` gives. A value is one of TOML, or else a text without quotes."""
+    from embedfit.errors import ConfigError, shown
+
+    lines = []
+    for key, value in pairs_of("--set", given).items():
+        line = f"{key} = {value}"
+        lines.append(line if _is_toml(line) else f"{key} = {json.dumps(value, ensure_ascii=False)}")
+        if not _is_toml(lines[-1]) or "\n" in key:
+            raise ConfigError(f"--set {shown(key)}; expected a key of embedfit.toml, such as tune.epochs")
+    try:
+        return tomllib.loads("\n".join(lines))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"--set: the keys do not go together: {error}") from None
+
+
+def _is_toml(line: str) -> bool:
+    try:
+        return len(tomllib.loads(line)) == 1
+    except tomllib.TOMLDecodeError:
+        return False
 
 
 def data_options(query: str | None, label: str | None, documents: Path | None) -> dict[str, Any]:

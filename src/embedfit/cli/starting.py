@@ -16,6 +16,7 @@ from embedfit.cli.options import (
     Documents,
     LabelColumn,
     ModelName,
+    Overrides,
     QueryColumn,
     SourcePath,
     check_folder,
@@ -79,12 +80,15 @@ def check(
     documents: Documents = None,
     model: ModelName = None,
     whole: Annotated[bool, typer.Option("--all", help="Print every finding. Default: three of each kind.")] = False,
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Check the data. Reports label counts, conflicts, bad rows, leaks, and texts that are too long for the model."""
     from embedfit.pipeline import checking
 
-    checked = checking.check(settings_of(config, None, False, {"data": data_options(query, label, documents), "model": {"name": model}}))
+    checked = checking.check(
+        settings_of(config, None, False, {"data": data_options(query, label, documents), "model": {"name": model}}, overrides)
+    )
     if as_json:
         console.echo(json.dumps(checked.to_dict()))
     else:

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from rapidfuzz.distance import Levenshtein
 
-from embedfit import console
+from embedfit import progress
 from embedfit.data.nearness import Text, near, without_a_letter
 from embedfit.data.wordings import Wordings, mixed, sharing
 from embedfit.words import words_of
@@ -304,7 +304,7 @@ def _sharing_rare_words(wordings: Wordings, numbers: npt.NDArray[np.int32], most
     words = mixed(*wordings.rare(numbers, _RAREST))
     chosen = list(itertools.combinations(range(_RAREST), _RAREST - most))
     step = 2**14
-    with console.progress("looking for near duplicates", len(numbers)) as advance:
+    with progress.bar("looking for near duplicates", len(numbers)) as advance:
 
         def keys() -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]]:
             for start in range(0, len(numbers), step):
@@ -326,7 +326,7 @@ def _sharing_rare_words_or_runs(wordings: Wordings, edits: Sequence[int], number
     ranks, lengths = wordings.ranks(), np.diff(wordings.starts).tolist()
     by_word: defaultdict[Hashable, list[int]] = defaultdict(list)
     by_run: defaultdict[Hashable, list[int]] = defaultdict(list)
-    with console.progress("looking for near duplicates among long texts", len(numbers)) as advance:
+    with progress.bar("looking for near duplicates among long texts", len(numbers)) as advance:
         for number in numbers:
             row, pieces = ranks[wordings.row(number)].tolist(), edits[number] + 1
             rarest = _rarest(row, pieces)

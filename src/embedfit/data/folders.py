@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from embedfit import console
+from embedfit import console, progress
 from embedfit.data.chunks import Counter, Passage, passages_of
 from embedfit.data.formats.encodings import read_lines
 from embedfit.data.markup import Markup, Section, read_html, read_markdown, read_pdf, read_text
@@ -133,7 +133,7 @@ def read_folder(folder: str | Path, cutting: Cutting, errors: list[DataError]) -
     read = Folder()
     count = 0
     silent: list[str] = []
-    with console.progress(f"reading {folder.name or folder}", len(files)) as advance:
+    with progress.bar(f"reading {folder.name or folder}", len(files)) as advance:
         for name, path in files:
             try:
                 if name in read.names:

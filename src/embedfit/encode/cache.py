@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from embedfit import console
+from embedfit import console, progress
 from embedfit.encode.encoder import SLICE, Encoder, Kind, Vectors, WrappingEncoder, complete
 from embedfit.encode.vector_file import VectorFile, file_size, open_read_only, other_width, remove_file, vector_files
 from embedfit.errors import ModelError
@@ -69,7 +69,7 @@ class CachedEncoder(WrappingEncoder):
             if file.damaged:
                 console.note(f"Warning: {file.damaged:,} of {len(rows):,} vectors in {file.path} are damaged; they are encoded again")
             self.misses += len(missing)
-            with console.progress(f"encoding {kind} texts", len(rows), len(rows) - len(missing)) as done:
+            with progress.bar(f"encoding {kind} texts", len(rows), len(rows) - len(missing)) as done:
                 for part in complete(self.encoder).encode_parts([texts[row] for row in missing], kind):
                     some, encoded = missing[part.rows], np.asarray(part.vectors, np.float32)
                     _check_vectors(encoded, len(some), self.name)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from embedfit import console
+from embedfit import console, progress
 from embedfit.encode.encoder import PROMPT_NAMES, BaseEncoder, Encoder, Kind, Part, Precision, Vectors, WrappingEncoder, complete, slices
 from embedfit.encode.pooling import Pooling, missing_pooling, note_changes, set_pooling, settings_of
 from embedfit.encode.precision import autocast, processor, use_bf16, without_cudnn_attention
@@ -103,7 +103,7 @@ class ModelEncoder:
             torch.inference_mode(),
             autocast(device.type, self.bf16),
             without_cudnn_attention(device.type),
-            console.progress(f"encoding {kind} texts", len(texts)) as done,
+            progress.bar(f"encoding {kind} texts", len(texts)) as done,
         ):
             for batch in length_batches(lengths, _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)):
                 features = {key: value.to(device) if torch.is_tensor(value) else value for key, value in features_of(batch).items()}

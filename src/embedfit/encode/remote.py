@@ -26,7 +26,7 @@ from functools import cached_property
 
 import numpy as np
 
-from embedfit import console
+from embedfit import console, progress
 from embedfit.encode.encoder import BaseEncoder, Kind, Part, Vectors
 from embedfit.encode.providers import Address, Answers, Ask, Failure, hugging_face_asker, key_of, openai_asker
 from embedfit.errors import ConfigError, EmbedfitError, ModelError, OfflineError, shown
@@ -156,7 +156,7 @@ class RemoteEncoder(BaseEncoder):
         executor = ThreadPoolExecutor(self.concurrent)
         width, problem = None, None
         try:
-            with console.progress(f"{kind} texts from {self.address.host}", len(texts)) as done:
+            with progress.bar(f"{kind} texts from {self.address.host}", len(texts)) as done:
                 waiting = {executor.submit(self._answers, ask, positions, whole, stop) for positions in self._cut(whole)}
                 while waiting:
                     ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedfit import console
+from embedfit import progress
 from embedfit.config import GenerateConfig
 from embedfit.errors import EmbedfitError
 from embedfit.generate.asker import Asker, interruptible
@@ -86,7 +86,7 @@ class RelevanceJudge:
                 advance(1)
 
         try:
-            with interruptible(asker), console.progress("judging", len(pairs)) as advance:
+            with interruptible(asker), progress.bar("judging", len(pairs)) as advance:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(config.concurrency):
                         group.create_task(work())

@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from embedfit import console
+from embedfit import console, progress
 from embedfit.config import GenerateConfig
 from embedfit.data.dataset import Row
 from embedfit.data.duplicates import Said
@@ -110,10 +110,10 @@ class _Writer:
         """Ask for everything, and return why the run ended early; None if it did not."""
         try:
             with interruptible(self.asker):
-                with console.progress(f"writing {self.task.kind}", self.task.count) as self._tally.progress:
+                with progress.bar(f"writing {self.task.kind}", self.task.count) as self._tally.progress:
                     await self._with_workers(self._decide())
                 if self.config.judge:
-                    with console.progress("judging", len(self._accepted)) as advance:
+                    with progress.bar("judging", len(self._accepted)) as advance:
                         self._difficulty = await self._judge.difficulties(self._accepted, lambda: advance(1, said=self._tally.cost))
         finally:
             await self.asker.close()

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedfit import console, processes
+from embedfit import console, processes, progress
 from embedfit.config import Config, SplitConfig
 from embedfit.data.dataset import Dataset
 from embedfit.encode.encoder import Encoder, complete
@@ -220,7 +220,7 @@ def _measured(config: Config, part: Dataset, encoders: dict[str, Encoder], *, he
     alone: dict[str, float] = {}
     searched: list[Scores] = []
     dimensions: dict[str, int] = {}
-    with console.plan("candidates", order) as plan:
+    with progress.plan("candidates", order) as plan:
         for name in order:
             with plan.step(name):
                 job = Job(config, part, encoder_of(config.model, name))

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedfit import console, processes
+from embedfit import console, processes, progress
 from embedfit.config import placed_in
 from embedfit.data.dataset import Dataset
 from embedfit.data.load import load
@@ -101,7 +101,7 @@ def run(source: Source, *, model: Model | None = None, picks: Sequence[Pick] | N
             help_training(job, folder)
         if not reused:
             steps = ["base model", *training_steps(job), "tuned model", SEARCHER, "other forms of the model", "report"]
-            with console.plan("run", steps) as plan:
+            with progress.plan("run", steps) as plan:
                 measured = _measure(job, folder, general, plan)
                 with plan.step("report"):
                     _write(job, folder, measured)
@@ -147,7 +147,7 @@ class _Measured:
     seconds: float
 
 
-def _measure(job: Job, folder: Path, general: Dataset | None, plan: console.Plan) -> _Measured:
+def _measure(job: Job, folder: Path, general: Dataset | None, plan: progress.Plan) -> _Measured:
     """Measure the base model, tune it, and measure the tuned model and the searcher."""
     config, started, bench = job.config, time.monotonic(), Bench(job)
     with plan.step("base model"):

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from embedfit import console, processes
+from embedfit import processes, progress
 from embedfit.config import Config, EvaluateConfig
-from embedfit.console import Plan
 from embedfit.data.check import Finding
 from embedfit.data.dataset import Dataset
 from embedfit.data.mix import with_further
@@ -23,6 +22,7 @@ from embedfit.generate.relevance import relevance_judge
 from embedfit.pipeline.job import Job, locked
 from embedfit.pipeline.kept_out import parts_for_weights
 from embedfit.pipeline.needs import check_installed, local, note_unused
+from embedfit.progress import Plan
 from embedfit.retrieve.engine import LocalEngine
 from embedfit.tune.training import Training
 
@@ -89,7 +89,7 @@ def train_all(job: Job, folder: Path, plan: Plan) -> Trained:
 
 def help_training(job: Job, folder: Path) -> NoReturn:
     """Take part in the trainings as a process of a torchrun other than the first, then exit; the first does the rest."""
-    with console.plan("training", training_steps(job)) as plan:
+    with progress.plan("training", training_steps(job)) as plan:
         train_all(job, folder, plan)
     raise SystemExit
 

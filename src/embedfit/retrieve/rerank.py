@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from embedfit import console
+from embedfit import progress
 from embedfit.data.dataset import Dataset
 from embedfit.encode.encoder import Encoder, Precision
 from embedfit.encode.local import quiet_libraries
@@ -106,7 +106,7 @@ def score_pairs(model: CrossEncoder, pairs: Sequence[tuple[str, str]], *, bf16: 
     scores = np.empty(len(pairs), np.float32)
     # Texts of like lengths go together, so that there is little padding. The library sorts within a slice alone.
     order = np.argsort([-len(query) - len(document) for query, document in pairs], kind="stable")
-    with autocast(model.device.type, bf16), console.progress("reranking", len(pairs)) as done:
+    with autocast(model.device.type, bf16), progress.bar("reranking", len(pairs)) as done:
         for start in range(0, len(pairs), _SLICE):
             some = order[start : start + _SLICE]
             # Logits, because the sigmoid that models end with by default rounds good scores to 1, which makes ties.

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from embedfit import console
+from embedfit import console, progress
 from embedfit.data.dataset import Dataset, Query
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, Vectors, complete
@@ -359,7 +359,7 @@ def fill(store: Store, collection: str, stamp: Stamp, entries: Sequence[Entry], 
         store.create(collection, stamp)
         batches = list(_batches(entries, range(len(entries)), vectors.shape[1]))
     written = sum(map(len, batches))
-    with console.progress(f"writing to {store.where}", len(entries), len(entries) - written + begun) as done:
+    with progress.bar(f"writing to {store.where}", len(entries), len(entries) - written + begun) as done:
         for batch in batches[1 if begun else 0 :]:
             done(add(batch))
     store.finish(collection)

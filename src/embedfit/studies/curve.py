@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from embedfit import console
+from embedfit import progress
 from embedfit.data.dataset import Dataset
 from embedfit.data.split import Split, group_numbers
 from embedfit.errors import ConfigError, DataError, StorageError
@@ -79,7 +79,7 @@ def learning_curve(
     def step(size: int, number: int) -> str:
         return f"training on {size:,} queries" + (f", fold {number + 1} of {len(splits)}" if len(splits) > 1 else "")
 
-    with console.plan("curve", [step(size, number) for size in sizes for number in range(len(splits))]) as plan:
+    with progress.plan("curve", [step(size, number) for size in sizes for number in range(len(splits))]) as plan:
         for size in sizes:
             parts = []
             for number, split in enumerate(splits):

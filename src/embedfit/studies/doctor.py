@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedfit import console
+from embedfit import progress
 from embedfit.data.check import Finding
 from embedfit.evaluation.comparison import Comparison, Difference
 from embedfit.evaluation.families import compare_all
@@ -222,7 +222,7 @@ def diagnose(
     started, family = clock(), sum(len(stage.changes) for stage in stages)
     trials: list[Trial] = []
     skipped: list[str] = []
-    with console.plan("doctor", [step for stage in stages for step in stage.steps]) as plan:
+    with progress.plan("doctor", [step for stage in stages for step in stage.steps]) as plan:
         for stage in stages:
             done, left = _measured(stage, plan, lambda: seconds - (clock() - started), clock)
             skipped += left
@@ -236,7 +236,7 @@ def diagnose(
     )
 
 
-def _measured(stage: Stage, plan: console.Plan, left: Callable[[], float], clock: Callable[[], float]) -> tuple[list[Scores], list[str]]:
+def _measured(stage: Stage, plan: progress.Plan, left: Callable[[], float], clock: Callable[[], float]) -> tuple[list[Scores], list[str]]:
     """Return the scores of the base and of the changes that there was time for, and the other changes."""
     steps, count = stage.steps, len(stage.base)
     scores: list[Scores] = []

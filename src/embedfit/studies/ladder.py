@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedfit import console
+from embedfit import console, progress
 from embedfit.data.dataset import Dataset
 from embedfit.data.split import Split, group_numbers
 from embedfit.encode.local import seconds_alone
@@ -188,7 +188,7 @@ def climb(setting: Setting, dataset: Dataset, splits: Sequence[Split], folder: s
     reasons = {key: METHODS[key].missing(setting, parts[0][0]) for key in chosen}
     skipped = {METHODS[key].name: reason for key, reason in reasons.items() if reason}
     methods = {key: METHODS[key] for key, reason in reasons.items() if not reason}
-    with console.plan("ladder", [method.name for method in methods.values()]) as plan:
+    with progress.plan("ladder", [method.name for method in methods.values()]) as plan:
         for key, method in methods.items():
             with plan.step(method.name):
                 run, seconds, milliseconds = _climbed(key, setting, parts, Path(folder), max(DEPTH, *ks), encoding)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from embedfit import console
+from embedfit import progress
 from embedfit.errors import ConfigError, EmbedfitError, did_you_mean, shown
 from embedfit.files import cache_folder, writing
 from embedfit.hosts import connected, redirect_target, too_large
@@ -110,7 +110,7 @@ def deliver(folder: Path, patience: float) -> Delivery:
     # A separate thread, because looking up a host name has no timeout.
     thread = threading.Thread(target=sender.run, daemon=True)
     thread.start()
-    with console.progress("results to LangWatch", len(rows)) as done:
+    with progress.bar("results to LangWatch", len(rows)) as done:
         reported = 0
         while thread.is_alive() and time.monotonic() - sender.moved < patience:
             thread.join(0.02)

@@ -12,7 +12,7 @@ from datasets import Dataset as Rows
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import EarlyStoppingCallback
 
-from embedfit import console, processes
+from embedfit import console, processes, progress
 from embedfit.encode.saving import why_not_written
 from embedfit.errors import EmbedfitError, ModelError, StorageError
 from embedfit.tune.batches import Counting
@@ -84,7 +84,7 @@ def run_course(training: Training, course: Course) -> Finished:
     if checkpoint:
         console.note(f"resuming from {checkpoint.name}")
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    with console.progress("tuning", steps * course.epochs, done) as advance:
+    with progress.bar("tuning", steps * course.epochs, done) as advance:
         record = TrainingRecord(course.collator, course.miner, course.judge, advance, steps, course.spent)
         trainer = _trainer(training, course, record)
         if checkpoint and course.judge and stopped_early(checkpoint, config.patience):

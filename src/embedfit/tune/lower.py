@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from embedfit import console
+from embedfit import progress
 from embedfit.encode.local import ModelEncoder
 from embedfit.encode.precision import autocast, without_cudnn_attention
 from embedfit.encode.tokens import Tokens, length_batches
@@ -88,7 +88,7 @@ class LowerLayers:
             torch.no_grad(),
             autocast(device.type, encoder.bf16),
             without_cudnn_attention(device.type),
-            console.progress("frozen layers", len(tokens)) as done,
+            progress.bar("frozen layers", len(tokens)) as done,
         ):
             for batch in length_batches(tokens.lengths, batch_tokens):
                 kept.put(batch, self._run(self._on_device(tokens.padded(batch))))
