@@ -326,10 +326,16 @@ def test_ladder_and_curve_print_a_table_and_where_the_report_is(project, said, t
 
 
 def test_set_gives_any_setting_of_a_file_or_of_bare_data(project):
-    overrides = ["tune.epochs=2", "tune.method=lora", "model.name = other", "evaluate.ks=[1, 2]", "data.document_template={title} = {text}"]
+    overrides = [
+        "tune.epochs=2",
+        "tune.method=lora",
+        "model.name = other",
+        "ladder.rungs=['bm25', 'base']",
+        "data.document_template={title} = {text}",
+    ]
     config = settings_of(project, None, False, {"model": {"name": None, "price": 1.0}, "data": {"query": None}}, overrides)
     assert (config.tune.epochs, config.tune.method, config.model.name, config.model.price) == (2, "lora", "other", 1.0)
-    assert (config.evaluate.ks, config.data.document_template, config.split.folds) == ((1, 2), "{title} = {text}", 0)
+    assert (config.ladder.rungs, config.data.document_template, config.split.folds) == (("bm25", "base"), "{title} = {text}", 0)
     assert settings_of(project, 3, False, {}, ["split.folds=4", "split.seed=7"]).split.folds == 3
     bare = project.parent / "rows.csv"
     bare.write_text("query,label\na,b\n")
