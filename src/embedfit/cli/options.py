@@ -100,7 +100,7 @@ def _set(given: Sequence[str]) -> dict[str, Any]:
     lines = []
     for key, value in pairs_of("--set", given).items():
         line = f"{key} = {value}"
-        lines.append(line if _is_toml(line) else f"{key} = {json.dumps(value, ensure_ascii=False)}")
+        lines.append(line if _is_toml(line) else f"{key} = {json.dumps(value.strip(), ensure_ascii=False)}")
         if not _is_toml(lines[-1]) or "\n" in key:
             raise ConfigError(f"--set {shown(key)}; expected a key of embedfit.toml, such as tune.epochs")
     try:
