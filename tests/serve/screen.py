@@ -2,7 +2,7 @@
 
 import time
 
-KEYS = {"Enter": 13, "Escape": 27, "/": 191, "n": 78, "s": 83, "u": 85, **{str(number): 48 + number for number in range(10)}}
+KEYS = {"Enter": 13, "Escape": 27, "/": 191, "m": 77, "n": 78, "s": 83, "u": 85, **{str(number): 48 + number for number in range(10)}}
 ANSWERED = "document.querySelectorAll('section .answers button').length > 0"
 STATUS = "document.getElementById('status').textContent"
 

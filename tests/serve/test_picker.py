@@ -153,6 +153,32 @@ def item_of(page):
     return re.findall(r'name="item" value="(\d+)"', page.text)[-1]  # that of a pick before comes first
 
 
+def test_as_many_answers_as_wanted_are_shown_and_nine_for_more(word_encoder, tmp_path):
+    texts = {f"kind {number}": f"uber number{number}" for number in range(12)}
+    with serving(searcher(word_encoder, texts), tmp_path, answers=7) as client:
+        page = posted(client, "search", client.get("/"), query="uber")
+        assert len(buttons(page)) == 7
+        more = posted(client, "more", page, query="uber")
+        assert buttons(more)[:7] == buttons(page)
+        assert len(buttons(more)) == 9
+        assert 'action="/picker/more"' in page.text
+        assert 'action="/picker/more"' not in more.text  # there are no more keys
+        assert search_of(more) != search_of(page)
+        posted(client, "pick", more, search=search_of(more), choice=buttons(more)[8])
+        assert posted(client, "more", page, query=" ").status_code == 422
+    feedback = Feedback(tmp_path / "feedback.db")
+    assert [(row["place"], len(json.loads(row["shown"]))) for row in feedback.rows()] == [(9, 9)]
+    feedback.close()
+    with serving(searcher(word_encoder, texts), tmp_path, Labelling("items", ["uber", "other"], tmp_path / "l.jsonl")) as client:
+        page = client.get("/")
+        more = posted(client, "more", page, item=item_of(page))
+        assert (item_of(more), len(buttons(page)), len(buttons(more))) == (item_of(page), 5, 9)
+        for number in ("", "7", "-1", "\u0663", "1" * 5000):  # of no item: the next one
+            assert item_of(posted(client, "more", page, item=number)) == item_of(page)
+            for path, fields in (("pick", {"skip": "1"}), ("undo", {"search": "none"})):
+                assert posted(client, path, page, item=number, **fields).status_code == 200
+
+
 def test_skipped_items_come_last_and_undone_ones_next(word_encoder, tmp_path):
     with serving(searcher(word_encoder), tmp_path, Labelling("items", ["uber", "dinner"], tmp_path / "l.jsonl")) as client:
         first = client.get("/")

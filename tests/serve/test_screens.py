@@ -1,7 +1,7 @@
 """Every page in Chromium: light, dark, on a phone and at 200% zoom, with long labels, many documents, none, and an error."""
 
 import pytest
-from screen import ANSWERED, STATUS, type_in, until
+from screen import ANSWERED, KEYS, STATUS, type_in, until
 from serve_data import searcher, serving
 
 from embedfit.serve.labelling import Labelling
@@ -46,6 +46,14 @@ def test_long_labels_and_a_thousand_documents(browser, word_encoder, tmp_path, s
             until(browser, "document.querySelectorAll('#found button').length === 30")
             assert "These are the first 30." in browser.value("document.getElementById('found').textContent")
             sound()
+            browser.press("Escape", 27)
+            browser.press("m", KEYS["m"])
+            until(browser, "document.querySelectorAll('section .answers button').length === 9")
+            assert browser.value("document.activeElement.id") == "answers"
+            sound()
+            ninth = browser.value("[...document.querySelectorAll('section .answers .id')][8].textContent")
+            browser.press("9", KEYS["9"])
+            until(browser, f"{STATUS} === 'Saved: {ninth}.'")
 
 
 def test_a_page_without_documents_an_unknown_page_a_bad_form_and_the_login(browser, word_encoder, tmp_path, sound):

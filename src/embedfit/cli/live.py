@@ -31,6 +31,8 @@ Host = Annotated[str, typer.Option(help="Address to listen at. Beyond this machi
 
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for a free one.")]
 
+Answers = Annotated[int, typer.Option(min=1, max=9, help="Number of answers that the page shows at first. More are a key away.")]
+
 TokenVariable = Annotated[str, typer.Option(help="Environment variable with the token that every request must show.")]
 
 
@@ -49,6 +51,7 @@ def serve(
         Literal["once", "twice", "second-person"],
         typer.Option(help="When a pick becomes an example: at once, when seen twice, or when a second person agrees."),
     ] = "once",
+    answers: Answers = 5,
     explore: Annotated[float, typer.Option(min=0, max=1, help="Share of the searches whose hits are shown in random order.")] = 0.0,
     abstain: Annotated[float, typer.Option(min=0, max=1, help="Probability under which an answer is none.")] = 0.0,
     against: Annotated[
@@ -82,6 +85,7 @@ def serve(
         agreement=learn,
         against=str(against or ""),
         suspects=_suspects_of(run),
+        answers=answers,
         explore=explore,
         abstain=abstain,
         traces=traces,
@@ -118,6 +122,7 @@ def label(
     column: Annotated[str | None, typer.Option(help="Column of the text. Default: query, text, or the only one.")] = None,
     output: Annotated[Path | None, typer.Option(help="File of the labels. Default: ITEMS with .labels.jsonl at its end.")] = None,
     people: Annotated[int, typer.Option(min=1, help="Number of people who label each item.")] = 1,
+    answers: Answers = 5,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     token_env: TokenVariable = "EMBEDFIT_TOKEN",  # noqa: S107
@@ -137,6 +142,7 @@ def label(
         token=token_from(token_env, host),
         feedback=str(output.with_suffix(".db")),
         agreement="once" if people == 1 else "second-person",
+        answers=answers,
         suspects=_suspects_of(run) if run else "",
         keep_days=math.inf,
     )

@@ -125,6 +125,10 @@ class Labelling:
         left = [number for number in skipped if number in set(mine)] or mine
         return self._item(left[0], person) if left else None
 
+    def item(self, number: int, person: str) -> Item | None:
+        """Return the item of a number, which a person labels now; None if there is none."""
+        return self._item(number, person) if 0 <= number < len(self._texts) else None
+
     async def picked(self, number: int, person: str, suggested: bool) -> None:
         """Note that an item is done, and whether the first suggestion was right."""
         if not 0 <= number < len(self._texts):

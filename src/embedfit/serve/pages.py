@@ -20,8 +20,8 @@ from embedfit.serve.guard import cookie, same
 from embedfit.serve.problems import Refused
 from embedfit.serve.service import Service
 
-ANSWERS = 5
-"""Number of answers on the page."""
+MOST_ANSWERS = 9
+"""Maximum number of answers on the page: there is a key for each."""
 VISITOR, PERSON = "embedfit_visitor", "embedfit_person"
 """Names of the cookies that hold a visitor's random id and name."""
 _MONTH = 30 * 86_400
@@ -161,5 +161,5 @@ def _templates() -> jinja2.Environment:
         source, *_ = loader.get_source(environment, {"style": "picker.css", "script": "picker.js"}[name])
         environment.globals[name] = source
     environment.filters |= {"brief": brief, "percent": percent, "beyond": beyond, "fields": fields_of}
-    environment.globals.update(answers=ANSWERS, item=None, answer=None, notice="", undo=None, problem="", given={}, progress=None)
+    environment.globals.update(item=None, more=False, answer=None, notice="", undo=None, problem="", given={}, progress=None)
     return environment

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 
 from embedfit.serve.feedback import one_line
 from embedfit.serve.guard import SESSION, same, session_of
-from embedfit.serve.pages import ANSWERS, PERSON, Pages, person_of, service_of, with_cookie
+from embedfit.serve.pages import MOST_ANSWERS, PERSON, Pages, person_of, service_of, with_cookie
 from embedfit.serve.problems import Refused
 from embedfit.serve.service import Answer
 
@@ -42,6 +42,10 @@ class Items(Protocol):
 
     async def next(self, person: str) -> Item | None:
         """Return the item that a person should label next; None if all are done."""
+        ...
+
+    def item(self, number: int, person: str) -> Item | None:
+        """Return the item of a number, which a person labels now; None if there is none."""
         ...
 
     async def picked(self, number: int, person: str, suggested: bool) -> None:
@@ -82,7 +86,7 @@ class Picker:
         """Add the routes to an application."""
         for path, route in {"/": self.start, "/login": self.login}.items():
             app.get(path, include_in_schema=False)(route)
-        forms = {"search": self.search, "pick": self.pick, "undo": self.undo, "find": self.find, "person": self.person}
+        forms = {"search": self.search, "pick": self.pick, "more": self.more, "undo": self.undo, "find": self.find, "person": self.person}
         for name, route in forms.items():
             app.post(f"/picker/{name}", include_in_schema=False)(route)
         app.post("/login", include_in_schema=False)(self.enter)
@@ -96,32 +100,48 @@ class Picker:
         service = service_of(request)
         form = await self.pages.form(request)
         try:
-            answer = await self._ask(request, query_of(form, service.searcher.fields), "page")
+            answer = await self._ask(request, query_of(form, service.searcher.fields))
         except Refused as refused:
             return self._page(request, status=refused.status, problem=refused.message, given=form)
         return self._page(request, answer=answer, given=form)
+
+    async def more(self, request: Request) -> Response:
+        """Return the page with an answer for each key. It is a search of its own, since its answers are seen together."""
+        form = await self.pages.form(request)
+        number = number_of(form)
+        if self.items is None:
+            query, item = query_of(form, service_of(request).searcher.fields), None
+        else:
+            item = self.items.item(number, person_of(request.headers)) if number is not None else None
+            if item is None:
+                return await self._shown(request)
+            query = item.query
+        answer = await self._ask(request, query, MOST_ANSWERS)
+        return self._page(request, item=item, answer=answer, given=form, more=True)
 
     async def pick(self, request: Request) -> Response:
         """Store a pick, and return the page with the next item."""
         person = person_of(request.headers)
         form = await self.pages.form(request)
-        search, choice, number = form.get("search", ""), form.get("choice"), form.get("item", "")
+        search, choice, number = form.get("search", ""), form.get("choice"), number_of(form)
         if "skip" in form:
-            if self.items is not None and number.isdecimal():
-                self.items.skip(int(number), person)
+            if self.items is not None and number is not None:
+                self.items.skip(number, person)
             return await self._shown(request, notice="Skipped.")
         await service_of(request).pick(search, choice or None, person=person)
-        if self.items is not None and number.isdecimal():
-            await self.items.picked(int(number), person, bool(choice) and choice == form.get("best"))
-        return await self._shown(request, notice=f"Saved: {choice or 'none of these'}.", undo={"search": search, "item": number})
+        if self.items is not None and number is not None:
+            await self.items.picked(number, person, bool(choice) and choice == form.get("best"))
+        undo = {"search": search, "item": form.get("item", "")}
+        return await self._shown(request, notice=f"Saved: {choice or 'none of these'}.", undo=undo)
 
     async def undo(self, request: Request) -> Response:
         """Take a pick back, and return the page with its item."""
         person = person_of(request.headers)
         form = await self.pages.form(request)
+        number = number_of(form)
         undone = await service_of(request).undo(form.get("search", ""), person)
-        if self.items is not None and undone and form.get("item", "").isdecimal():
-            await self.items.undone(int(form["item"]), person)
+        if self.items is not None and undone and number is not None:
+            await self.items.undone(number, person)
         return await self._shown(request, notice="Taken back." if undone else "There was nothing to take back.")
 
     async def find(self, request: Request) -> Response:
@@ -149,18 +169,25 @@ class Picker:
 
     async def _shown(self, request: Request, *, notice: str = "", undo: Mapping[str, str] | None = None) -> Response:
         item = await self.items.next(person_of(request.headers)) if self.items is not None else None
-        answer = await self._ask(request, item.query, "label") if item else None
+        answer = await self._ask(request, item.query) if item else None
         return self._page(request, item=item, answer=answer, notice=notice, undo=undo)
 
-    async def _ask(self, request: Request, query: Any, source: str) -> Answer:
-        [answer] = await service_of(request).search([query], ANSWERS, person=person_of(request.headers), source=source)
+    async def _ask(self, request: Request, query: Any, most: int | None = None) -> Answer:
+        service, source = service_of(request), "page" if self.items is None else "label"
+        [answer] = await service.search([query], most or service.settings.answers, person=person_of(request.headers), source=source)
         return answer
 
     def _page(self, request: Request, template: str = "picker.html", *, status: int = 200, **content: Any) -> Response:
         searcher = service_of(request).searcher
         progress = self.items.progress() if self.items is not None else None
-        content |= {"fields": searcher.fields, "documents": len(searcher.documents), "progress": progress}
+        content |= {"fields": searcher.fields, "documents": len(searcher.documents), "progress": progress, "most": MOST_ANSWERS}
         return self.pages.page(request, template, status=status, **content)
+
+
+def number_of(form: Mapping[str, str]) -> int | None:
+    """Return the number of the item that a form is about; None without one."""
+    number = form.get("item", "")
+    return int(number) if number.isascii() and number.isdecimal() and len(number) < 10 else None
 
 
 def query_of(form: Mapping[str, str], fields: Sequence[str]) -> str | dict[str, Any]:

@@ -33,6 +33,7 @@ class Settings:
         agreement: When a pick becomes an example.
         against: Run directory that is compared with, blindly; empty for none.
         suspects: File of the doubtful labels that people decide on; empty for none.
+        answers: Number of answers that the page shows at first, from 1 to 9.
         explore: Share of the searches whose hits are shown in random order, from 0 to 1.
         abstain: Probability under which an answer is none, from 0 to 1; 0 to always answer.
         largest: Maximum number of texts encoded together.
@@ -58,6 +59,7 @@ class Settings:
     agreement: Agreement = "once"
     against: str = ""
     suspects: str = ""
+    answers: int = 5
     explore: float = 0.0
     abstain: float = 0.0
     largest: int = 32

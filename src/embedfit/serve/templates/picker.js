@@ -14,7 +14,8 @@ async function send(form, button) {
   try {
     const body = new URLSearchParams(new FormData(form));
     if (button && button.name) body.append(button.name, button.value);
-    const answer = await fetch(form.action, { method: "POST", body, credentials: "same-origin", headers: { "X-Part": "1" } });
+    const action = button?.getAttribute("formaction") || form.action;
+    const answer = await fetch(action, { method: "POST", body, credentials: "same-origin", headers: { "X-Part": "1" } });
     if (!(answer.headers.get("content-type") || "").startsWith("text/html")) {
       throw new Error((await answer.json()).error.message);
     }
@@ -29,9 +30,10 @@ async function send(form, button) {
     status.textContent = main().dataset.status || "";
     const focus = main().querySelector("[autofocus]");
     if (focus) focus.focus({ preventScroll: true });
-    scrollTo(0, 0);
+    if (!focus || !("stay" in focus.dataset)) scrollTo(0, 0);
   } catch (error) {
-    alertLine.textContent = `Not saved: ${error.message}. Try again.`;
+    const failure = button?.dataset.failure || form.dataset.failure || "Not saved";
+    alertLine.textContent = `${failure}: ${error.message}. Try again.`;
   } finally {
     if (!part) waiting = false;
     main().classList.remove("busy");
