@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import softmax
 
 from embedfit.data.dataset import Dataset, Document, Query
@@ -21,7 +23,19 @@ from embedfit.searcher.gather import Corpus, Examples, Views
 from embedfit.searcher.learn import Learnt, cross_fitted, run_of_evidence
 from embedfit.searcher.parts import Parts
 from embedfit.searcher.searcher import Searcher
-from embedfit.searcher.views import BASE, CLASSES, DOCUMENTS, EXAMPLES, TERMS, WORDS, Asked, ExamplesView, TermsView
+from embedfit.searcher.views import (
+    BASE,
+    CLASSES,
+    DOCUMENTS,
+    EXAMPLES,
+    TERMS,
+    WORDS,
+    Asked,
+    ExamplesView,
+    TermsView,
+    _piece_counter,
+    _word_counter,
+)
 from embedfit.template import Template
 
 TEMPLATE = "{category}"
@@ -370,3 +384,21 @@ def test_the_view_of_the_base_model_reads_its_own_vectors(transactions, model, w
     scores = views.scores(asked)
     assert views.views[BASE].weights.shape[1] == 64
     assert not np.allclose(scores[BASE], scores[CLASSES])
+
+
+TERM_TEXTS = ["Uber: taxi to the AIRPORT", "coffee  at\tNobu's", "Straße ΑΣ İstanbul", "東京 タクシー", "servers and storage", "a b"]
+
+
+@given(st.lists(st.one_of(st.sampled_from(TERM_TEXTS), st.text(max_size=80)), min_size=1, max_size=4))
+@settings(max_examples=25, deadline=None)
+def test_terms_are_counted_as_scikit_learn_counts_them(texts):
+    from scipy.sparse import hstack
+
+    view = TermsView.fit(TERM_TEXTS * 2, np.arange(6).repeat(2) % 3, 3)
+    counters = [_word_counter(view.vocabularies[0]), _piece_counter(view.vocabularies[1])]
+    for counter, rarity in zip(counters, view.rarities, strict=True):
+        counter.idf_ = rarity
+    logits = hstack([counter.transform(texts) for counter in counters]) @ view.weights.T + view.biases
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    for _ in range(2):  # the second time, the terms of a word are known
+        assert np.allclose(view.scores(Asked(texts, np.zeros((len(texts), 1), np.float32))), expected, atol=1e-4)

@@ -159,9 +159,19 @@ class Views:
         pairs = len(examples.members) if isinstance(examples, ExamplesView) else 0
         return max(1, _BLOCK // max(1, self.count, pairs))
 
-    def scores(self, asked: Asked, names: Iterable[str] | None = None) -> dict[str, Array]:
-        """Return each view's scores of all documents; shape (n, documents)."""
-        return {name: view.scores(asked) for name, view in self.views.items() if names is None or name in names}
+    def scores(self, asked: Asked, names: Iterable[str] | None = None, cosines: Array | None = None) -> dict[str, Array]:
+        """Return each view's scores of all documents; shape (n, documents).
+
+        Args:
+            asked: Queries.
+            names: Views to ask; by default all.
+            cosines: Cosine of each query and example, if they are known already; shape (n, examples).
+        """
+        views = {name: view for name, view in self.views.items() if names is None or name in names}
+        return {
+            name: view.scores_of(cosines) if cosines is not None and isinstance(view, ExamplesView) else view.scores(asked)
+            for name, view in views.items()
+        }
 
     def candidates(self, scores: dict[str, Array], own: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the positions of the candidates: all of few documents, else the best of each view; shape (n, m), -1 for an empty place.

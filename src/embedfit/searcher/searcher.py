@@ -144,22 +144,42 @@ class Searcher:
             mask[:] = False
             mask[[self._place_of(id, "filter") for id in allowed]] = True
         mask[-1] = False  # an empty place
-        candidates, fused = self._fused(parts, asked, np.full(len(asked.texts), -1, np.int64))
+        examples = parts.views.views.get(EXAMPLES)
+        cosines = examples.cosines(asked) if isinstance(examples, ExamplesView) else None  # they are ranked by, and shown
+        candidates, fused = self._fused(parts, asked, np.full(len(asked.texts), -1, np.int64), cosines)
         chances = parts.calibrator.probabilities(fused) if parts.calibrator else None
-        hits = []
+        hits: list[list[SearchHit]] = []
         for row, places in enumerate(candidates):
             usable = mask[places]
             best = np.lexsort((places, -fused[row], ~usable))[: min(k, int(usable.sum()))].tolist()
             probabilities = [None if chances is None else float(chances[row, column]) for column in best]
             words = _strongest(parts, asked.texts[row], [int(places[column]) for column in best])
-            scored = zip(best, probabilities, words, strict=True)
-            hits.append(
-                [
-                    _hit(parts, asked.vectors[row], int(places[column]), float(fused[row, column]), chance, strongest)
-                    for column, chance, strongest in scored
-                ]
-            )
+            near = None if cosines is None else cosines[row]
+            hits.append([])
+            for column, chance, strongest in zip(best, probabilities, words, strict=True):
+                reasons = _reasons(parts, asked.vectors[row], near, int(places[column]), strongest)
+                hits[-1].append(_hit(parts, int(places[column]), float(fused[row, column]), chance, reasons))
         return hits
+
+    def margins(self, asked: Asked) -> Array:
+        """Return how far the best document of each query is above the second, in probability or, without a calibration, in score.
+
+        Args:
+            asked: Queries.
+
+        Returns:
+            Margins, shape (n,); 1 where there are no two documents.
+        """
+        margins = np.ones(len(asked.texts), np.float32)
+        if len(self.parts.corpus.ids) < 2:
+            return margins
+        _, values = self._fused(self.parts, asked, np.full(len(asked.texts), -1, np.int64))
+        if self.parts.calibrator:
+            values = self.parts.calibrator.probabilities(values).astype(np.float32)
+        best = np.partition(values, (-2, -1), axis=1)[:, -2:] if values.shape[1] > 1 else np.full((len(values), 2), -np.inf)
+        known = np.isfinite(best).all(axis=1)
+        margins[known] = (best[:, 1] - best[:, 0])[known]
+        return margins
 
     def rank(self, dataset: Dataset, k: int) -> Run:
         """Return the k best documents for each query of a data set. A query that is itself a document does not find itself.
@@ -265,9 +285,11 @@ class Searcher:
         examples = self.parts.examples
         return Searcher(replace(self.parts, examples=replace(examples, texts=("",) * len(examples.texts))))
 
-    def _fused(self, parts: Parts, asked: Asked, own: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Array]:
+    def _fused(
+        self, parts: Parts, asked: Asked, own: npt.NDArray[np.int64], cosines: Array | None = None
+    ) -> tuple[npt.NDArray[np.int64], Array]:
         """Return candidates and fused scores, -inf at empty places; each of shape (n, m)."""
-        scores = parts.views.scores(asked, parts.fusion.views)
+        scores = parts.views.scores(asked, parts.fusion.views, cosines)
         candidates = parts.views.candidates(scores, own)
         if candidates.shape[1] != parts.views.count:
             scores = {name: taken_at(values, candidates) for name, values in scores.items()}
@@ -280,18 +302,25 @@ class Searcher:
         return self._position[document_id]
 
 
-def _hit(
-    parts: Parts, vector: npt.NDArray[np.float32], place: int, score: float, probability: float | None, words: Sequence[str]
-) -> SearchHit:
+def _hit(parts: Parts, place: int, score: float, probability: float | None, because: tuple[Reason, ...]) -> SearchHit:
     document = parts.documents[parts.corpus.ids[place]]
     metadata = {**({"title": document.title} if document.title else {}), **document.metadata}
-    return SearchHit(document.id, parts.corpus.texts[place], score, probability, _reasons(parts, vector, place, words), metadata)
+    return SearchHit(document.id, parts.corpus.texts[place], score, probability, because, metadata)
 
 
-def _reasons(parts: Parts, vector: npt.NDArray[np.float32], place: int, words: Sequence[str]) -> tuple[Reason, ...]:
+def _reasons(parts: Parts, vector: npt.NDArray[np.float32], cosines: Array | None, place: int, words: Sequence[str]) -> tuple[Reason, ...]:
+    """Return what speaks for a document.
+
+    Args:
+        parts: The searcher's parts.
+        vector: Vector of the query; shape (dimensions,).
+        cosines: Cosine of the query and each example, shape (examples,); None without examples.
+        place: Position of the document.
+        words: Words of the query that speak for it.
+    """
     reasons = [Reason("document", parts.corpus.texts[place], float(parts.corpus.vectors[place] @ vector))]
     examples = parts.views.views.get(EXAMPLES)
-    if isinstance(examples, ExamplesView) and (nearest := examples.nearest(vector, place)):
+    if cosines is not None and isinstance(examples, ExamplesView) and (nearest := examples.nearest(cosines, place)):
         reasons.insert(0, Reason("example", parts.examples.texts[nearest[0]], nearest[1]))
     if words:
         reasons.append(Reason("words", ", ".join(words), None))

@@ -14,9 +14,9 @@ they were fitted.
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -108,9 +108,18 @@ class ExamplesView:
 
     def scores(self, asked: Asked) -> Array:
         """Return the soft maxima."""
-        scores = np.full((len(asked.vectors), self.count), np.nan, np.float32)
+        return self.scores_of(self.cosines(asked))
+
+    def cosines(self, asked: Asked) -> Array:
+        """Return the cosine of each query and example; shape (n, examples)."""
+        products: Array = asked.vectors @ self.vectors.T
+        return products
+
+    def scores_of(self, cosines: Array) -> Array:
+        """Return the soft maxima of `cosines`."""
+        scores = np.full((len(cosines), self.count), np.nan, np.float32)
         if len(self.known):
-            powers = np.exp(self.scale * (asked.vectors @ self.vectors.T - 1))  # cosines are at most 1: no overflow
+            powers = np.exp(self.scale * (cosines - 1))  # cosines are at most 1: no overflow
             pairs = powers if self._in_order else powers[:, self.members]
             sums = np.add.reduceat(pairs, self._starts, axis=1)
             scores[:, self.known] = np.log(np.maximum(sums / self._sizes, np.finfo(np.float32).tiny)) / self.scale + 1
@@ -135,15 +144,19 @@ class ExamplesView:
         kept = order[rank < FEW]
         return ExamplesView(self.vectors, self.owners[kept], self.members[kept], self.count, self.scale)
 
-    def nearest(self, vector: npt.NDArray[np.float32], document: int) -> tuple[int, float] | None:
-        """Return the position of the example of a document that is nearest to a query vector, and its cosine; None if it has none."""
+    def nearest(self, cosines: Array, document: int) -> tuple[int, float] | None:
+        """Return the position of the example of a document that is nearest to a query, and its cosine; None if it has none.
+
+        Args:
+            cosines: Cosine of the query and each example; shape (examples,).
+            document: Position of the document.
+        """
         first, last = np.searchsorted(self.owners, (document, document + 1))
         members = self.members[first:last]
         if not len(members):
             return None
-        cosines = self.vectors[members] @ vector
-        best = int(cosines.argmax())
-        return int(members[best]), float(cosines[best])
+        best = int(members[cosines[members].argmax()])
+        return best, float(cosines[best])
 
 
 class WordsView:
@@ -244,7 +257,7 @@ class TermsView:
         self.weights, self.biases, self.classes, self.count = weights, biases, classes, count
         self.vocabularies, self.rarities = vocabularies, rarities
         self._counters = [
-            _Counter(make(None), vocabulary, rarity)
+            _Counter(make(None), vocabulary, rarity, by_word=make is _piece_counter)
             for make, vocabulary, rarity in zip((_word_counter, _piece_counter), vocabularies, rarities, strict=True)
         ]
         self._words = [word for word, _ in sorted(vocabularies[0].items(), key=lambda item: item[1])]
@@ -316,23 +329,45 @@ class _Counter:
         vectorizer: Vectorizer, of which the analyzer is used.
         vocabulary: Term -> column.
         rarity: Inverse document frequency of each term.
+        by_word: Whether no term goes beyond a word between spaces. The terms of a word are then looked up once.
     """
 
-    def __init__(self, vectorizer: TfidfVectorizer, vocabulary: Mapping[str, int], rarity: npt.NDArray[Any]) -> None:
+    def __init__(
+        self, vectorizer: TfidfVectorizer, vocabulary: Mapping[str, int], rarity: npt.NDArray[Any], *, by_word: bool = False
+    ) -> None:
         self._analyze, self._vocabulary, self._rarity = vectorizer.build_analyzer(), vocabulary, np.asarray(rarity, np.float32)
+        self._by_word, self._known = by_word, dict[str, npt.NDArray[np.int64]]()
 
     def __len__(self) -> int:
         return len(self._vocabulary)
 
     def weights(self, text: str) -> tuple[npt.NDArray[np.int64], Array]:
         """Return the columns of the terms of a text, in order, and the weight of each; the weights have unit length."""
-        column_of, counts = self._vocabulary, Counter(self._analyze(text))
-        known = sorted((column_of[term], count) for term, count in counts.items() if term in column_of)
-        columns, numbers = np.array(known, np.int64).reshape(-1, 2).T
+        places = np.concatenate([self._of_word(word) for word in text.lower().split()] or [_NONE]) if self._by_word else self._places(text)
+        columns, numbers = np.unique(places, return_counts=True)
         weights: Array = (np.log(numbers.astype(np.float32)) + 1) * self._rarity[columns]
         return columns, weights / np.maximum(np.linalg.norm(weights), np.finfo(np.float32).tiny)
 
+    def _of_word(self, word: str) -> npt.NDArray[np.int64]:
+        places = self._known.get(word)
+        if places is None:
+            places = self._places(word)
+            if len(word) <= _LONGEST_KEPT:
+                if len(self._known) >= _MOST_KEPT:
+                    self._known = {}
+                self._known[word] = places
+        return places
 
+    def _places(self, text: str) -> npt.NDArray[np.int64]:
+        """Return the column of each known term of a text."""
+        terms = self._analyze(text)
+        places = np.fromiter(map(self._vocabulary.get, terms, repeat(-1)), np.int64, len(terms))
+        return places[places >= 0]
+
+
+_NONE = np.zeros(0, np.int64)
+_MOST_KEPT, _LONGEST_KEPT = 20_000, 30
+"""Words whose terms are kept, and their maximum length: up to 20 MB."""
 _MOST_WEIGHTS = 100_000_000
 """Most weights of the linear model on terms: 400 MB."""
 
