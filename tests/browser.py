@@ -57,7 +57,8 @@ class Browser:
         return self
 
     def value(self, code):
-        answer = self.tell("Runtime.evaluate", expression=code, returnByValue=True)
+        """Return the value of an expression, or what a promise resolves to."""
+        answer = self.tell("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 

@@ -86,8 +86,7 @@ def sound(browser):
     def check():
         browser.value(f"if (!window.axe) {{ {axe} }}; null")
         code = "axe.run().then((found) => JSON.stringify(found.violations.map((one) => [one.id, one.nodes.map((node) => node.html)])))"
-        answer = browser.tell("Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True)
-        assert json.loads(answer["result"]["value"]) == []
+        assert json.loads(browser.value(code)) == []
         assert browser.value("document.documentElement.scrollWidth <= innerWidth")
 
     return check

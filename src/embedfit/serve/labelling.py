@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import sys
 import threading
 import time
 from collections import defaultdict, deque
@@ -41,6 +42,8 @@ _RESERVED_SECONDS = 120
 _ONE_IN = 3
 """One item in so many is drawn at random."""
 _RECENT = 50
+_TURN_SECONDS = 0.0005
+"""Turn of a thread while labels are learnt from. A pick passes through several threads, and waits for a turn at each."""
 _WRITE_SECONDS = 1.0
 _COLUMNS = ("query", "text")
 
@@ -232,11 +235,7 @@ class Labelling:
         """Return how much a label of each candidate would teach: 0 to 2. It runs in the batcher's thread."""
         vectors, base = self._asked.vectors, self._asked.base
         asked = Asked([self._texts[number] for number in candidates], vectors[candidates], None if base is None else base[candidates])
-        margins = np.ones(len(candidates), np.float32)
-        for row, hits in enumerate(self._searcher.search(asked, 2)):
-            if len(hits) == 2:
-                first, second = ((hit.score if hit.probability is None else hit.probability) for hit in hits)
-                margins[row] = first - second
+        margins = self._searcher.searcher.margins(asked)
         margins /= max(float(margins.max()), 1e-6)
         done = [number for number, people in self._by.items() if people]
         likeness = (asked.vectors @ vectors[done].T).max(axis=1) if done else np.zeros(len(candidates), np.float32)
@@ -245,9 +244,10 @@ class Labelling:
 
 
 async def in_background(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return the result of a function that runs in a thread which the end of the process does not wait for."""
+    """Return the result of a function that runs in a thread which the end of the process does not wait for, and no pick."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
+    interval = sys.getswitchinterval()
 
     def settle(result: Any, error: Exception | None) -> None:
         if not future.done():
@@ -262,8 +262,12 @@ async def in_background(function: Callable[..., Any], *arguments: Any) -> Any:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settle, result, failure)
 
+    sys.setswitchinterval(_TURN_SECONDS)
     threading.Thread(target=run, name="embedfit-learn", daemon=True).start()
-    return await future
+    try:
+        return await future
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ async function send(form, button) {
     const body = new URLSearchParams(new FormData(form));
     if (button && button.name) body.append(button.name, button.value);
     const action = button?.getAttribute("formaction") || form.action;
-    const answer = await fetch(action, { method: "POST", body, credentials: "same-origin", headers: { "X-Part": "1" } });
+    const keepalive = String(body).length < 60000; // who closes the page right after a key has picked; browsers allow 64 KiB
+    const answer = await fetch(action, { method: "POST", body, keepalive, credentials: "same-origin", headers: { "X-Part": "1" } });
     if (!(answer.headers.get("content-type") || "").startsWith("text/html")) {
       throw new Error((await answer.json()).error.message);
     }
