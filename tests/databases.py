@@ -1,5 +1,6 @@
 """A real PostgreSQL with pgvector, for all tests that need a database."""
 
+import contextlib
 import shutil
 import tempfile
 
@@ -17,6 +18,17 @@ class Databases:
 
         with psycopg.connect(self.server.get_uri(database=name or "postgres"), autocommit=True) as connection:
             return [cursor.fetchall() if cursor.description else [] for cursor in map(connection.execute, statements)]
+
+    @contextlib.contextmanager
+    def stopped(self):
+        """Stop the server, as for an update, and start it again."""
+        import pgserver
+
+        pgserver.postgres_server.pg_ctl(["-m", "fast", "-w", "stop"], pgdata=self.server.pgdata, user=self.server.system_user)
+        try:
+            yield
+        finally:
+            self.server.ensure_postgres_running()
 
     def lend(self):
         """Return the name of an empty database."""

@@ -45,7 +45,7 @@ def search(client, text, k=4):
     return answer.json()
 
 
-def test_a_server_of_a_live_index_answers_learns_and_follows_a_refresh_under_load(stored, world, tmp_path):
+def test_a_server_of_a_live_index_answers_learns_and_follows_a_refresh_under_load(stored, world, tmp_path, request):
     config, toml, folder = stored
     _, live, first, second = world
     queries = [text for text, _ in expenses(4, 2)]
@@ -65,6 +65,12 @@ def test_a_server_of_a_live_index_answers_learns_and_follows_a_refresh_under_loa
             assert [hit["score"] for hit in found] == pytest.approx([hit.score for hit in hits], abs=1e-3)
         # A pick is an example in the index at once, for every process that searches it.
         answer = search(client, "zorbing voucher")
+        if config.store.kind == "pgvector":
+            with request.getfixturevalue("databases").stopped():
+                refused = client.post("/search", json={"query": "zorbing voucher"})
+                assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+                assert refused.json()["error"]["message"] == "the index cannot be reached"
+            assert search(client, "zorbing voucher")["hits"] == answer["hits"]  # the first search connects again
         assert client.post("/feedback", json={"search_id": answer["search_id"], "choice": "Office"}).json()["learned"]
         score = {hit["id"]: hit["score"] for hit in search(client, "zorbing voucher")["hits"]}["Office"]
         assert score > {hit["id"]: hit["score"] for hit in answer["hits"]}["Office"]

@@ -113,10 +113,10 @@ class SQLiteFile:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:  # a full disk may have ended it, or left it open
+                    connection.execute("ROLLBACK")
         except EmbedfitError:
             raise
         except (sqlite3.Error, OSError) as error:

@@ -157,7 +157,7 @@ class Feedback:
         self.database.close()
 
     def record(self, searches: Sequence[Search]) -> None:
-        """Store searches. They survive the end of this process, however it ends.
+        """Store searches, once each. They survive the end of this process, however it ends.
 
         Raises:
             StorageError: The disk is full, or the file cannot be written.
@@ -181,7 +181,7 @@ class Feedback:
         ]
         with self.database.transaction("record") as database:
             for row in rows:
-                database.execute("INSERT INTO searches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+                database.execute("INSERT INTO searches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row)
 
     def pick(self, search: str, choice: str | None, *, person: str = "", kind: Kind = "pick", model: str = "") -> Stored:
         """Store what a person picked. The same pick again changes nothing; another one by the same person replaces it.

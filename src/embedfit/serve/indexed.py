@@ -9,7 +9,7 @@ from pathlib import Path
 
 from embedfit.config import Config, read_config
 from embedfit.encode.encoder import Encoder
-from embedfit.errors import ConfigError, StorageError
+from embedfit.errors import ConfigError
 from embedfit.searcher.searcher import Query, Searcher, SearchHit
 from embedfit.serve.feedback import key_of
 from embedfit.serve.searching import FEEDBACK, Wanted, folded, titles_with
@@ -74,13 +74,7 @@ class ServedIndex:
     def answer(self, asked: Sequence[Wanted]) -> list[Sequence[SearchHit]]:
         """Return the hits of each search, best first."""
         with self._lock:
-            return [self._find(wanted) for wanted in asked]
-
-    def _find(self, wanted: Wanted) -> Sequence[SearchHit]:
-        try:
-            return self.version.find(wanted.text, wanted.k, wanted.filters)
-        except StorageError:  # the connection was lost; another one is made
-            return self.version.find(wanted.text, wanted.k, wanted.filters)
+            return [self.version.find(wanted.text, wanted.k, wanted.filters) for wanted in asked]
 
     @property
     def texts(self) -> Mapping[str, str]:

@@ -23,7 +23,7 @@ from embedfit.data.documents import read_documents
 from embedfit.data.formats.opening import read_rows
 from embedfit.data.texts import Contents, Row
 from embedfit.encode.local import LocalEncoder
-from embedfit.errors import DataError, did_you_mean
+from embedfit.errors import DataError, StorageError, did_you_mean
 from embedfit.searcher.parts import Parts
 from embedfit.searcher.views import Asked
 from embedfit.serve.enough import FIRST, Labelled, Outlook, learn, next_size
@@ -230,6 +230,8 @@ class Labelling:
         except DataError:  # there are no labels, or no longer
             if self._written:
                 self.output.unlink(missing_ok=True)
+        except StorageError as error:  # the picks are in the database; the file is written after one of the next
+            log.error("%s", error)
 
     def _informative(self, candidates: list[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return how much a label of each candidate would teach: 0 to 2. It runs in the batcher's thread."""

@@ -213,30 +213,25 @@ class Service:
         name, model, waits = one_line(person), self.searcher.fingerprint, list(_WAITS)
         while True:
             try:
-                stored: Stored = await self._recording.call(
-                    lambda: self._feedback.pick(search, choice, person=name, kind=kind, model=model)
-                )
+                stored: Stored = await self._change(lambda: self._feedback.pick(search, choice, person=name, kind=kind, model=model))
                 break
             except DataError as error:
                 if not waits:
                     raise Refused(404, str(error), code="unknown_search") from None
                 await asyncio.sleep(waits.pop(0))
-            except StorageError as error:
-                log.error("%s", error)
-                raise Refused(503, "the pick could not be stored", headers={"Retry-After": "5"}) from None
         self.meters.picks.labels("none" if choice is None else kind).inc()
         await self.batcher.call(self.learn)
         return stored
 
     async def undo(self, search: str, person: str | None = None) -> bool:
         """Take a pick back; return whether there was one."""
-        undone: bool = await self._recording.call(self._feedback.undo, search, person)
+        undone: bool = await self._change(lambda: self._feedback.undo(search, person))
         await self.batcher.call(self.learn)
         return undone
 
     async def delete(self, search: str | None = None, person: str | None = None) -> int:
         """Delete a search with its picks, or everything of a person; return the number of rows deleted."""
-        count: int = await self._recording.call(lambda: self._feedback.delete(search=search, person=person))
+        count: int = await self._change(lambda: self._feedback.delete(search=search, person=person))
         await self.batcher.call(self.learn)
         return count
 
@@ -263,6 +258,19 @@ class Service:
         if model is None:
             return sum(len(text.split()) for text in texts)
         return int(model.loaded.truncation(texts, kind).counts.sum())
+
+    async def _change(self, function: Callable[[], Any]) -> Any:
+        """Return the result of a function that changes the feedback.
+
+        Raises:
+            Refused: The database is away, or the disk is full. The log has the reason.
+        """
+        try:
+            return await self._recording.call(function)
+        except StorageError as error:
+            log.error("%s", error)
+            message = "the feedback cannot be stored at the moment"
+            raise Refused(503, message, code="feedback_unavailable", headers={"Retry-After": "5"}) from None
 
     @property
     def _feedback(self) -> Feedback:

@@ -7,9 +7,10 @@ versions and the live version of each index.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, LiteralString
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, LiteralString, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -33,6 +34,28 @@ _TABLE_EXISTS: LiteralString = "to_regclass(quote_ident(collection)) IS NOT NULL
 """Condition for a row whose table still exists: a table that somebody dropped leaves its row behind."""
 _WHOLE = "embedfit:whole"
 """Metadata key of the whole metadata as JSON, for values that jsonb would change, such as large floats."""
+
+
+_Arguments = ParamSpec("_Arguments")
+_Returned = TypeVar("_Returned")
+
+
+def _read(
+    method: Callable[Concatenate[PgvectorStore, _Arguments], _Returned],
+) -> Callable[Concatenate[PgvectorStore, _Arguments], _Returned]:
+    """Make a method that only reads begin again, on a new connection, if its own turns out to be lost."""
+
+    @one_line
+    @functools.wraps(method)
+    def call(self: PgvectorStore, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Returned:
+        try:
+            return method(self, *args, **kwargs)
+        except self.errors:
+            if not self.is_lost:
+                raise
+        return method(self, *args, **kwargs)
+
+    return call
 
 
 class PgvectorStore:
@@ -69,6 +92,7 @@ class PgvectorStore:
         self.where = f"PostgreSQL, {parameters.get('host') or 'default host'}/{database}"
         self.secrets = secrets_of(location, parameters)
         self._connection: Connection[Any] | None = None
+        self._is_writing = False
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:
@@ -76,6 +100,11 @@ class PgvectorStore:
         import psycopg
 
         return (psycopg.Error,)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection was lost, and no lock of a writer with it."""
+        return self._connection is not None and self._connection.closed and not self._is_writing
 
     @property
     def _database(self) -> Connection[Any]:
@@ -120,9 +149,11 @@ class PgvectorStore:
         """Hold an advisory lock of the server, which ends with the connection."""
         # The server may need a moment to notice that the last writer was killed.
         self._lock(max(2, wait))
+        self._is_writing = True
         try:
             yield
         finally:
+            self._is_writing = False
             if self._connection and not self._connection.closed:
                 self._query("SELECT pg_advisory_unlock(hashtext(%s))", [f"embedfit {self.index}"])
 
@@ -137,7 +168,7 @@ class PgvectorStore:
         except psycopg.errors.LockNotAvailable:
             raise StorageError(f"{self.where}: another process is writing to it; fix: wait for it") from None
 
-    @one_line
+    @_read
     def live(self) -> Live:
         """Return the collections behind the live name."""
         rows = self._query("SELECT live, previous FROM embedfit_live WHERE index = %s", [self.index]) if self._has_tables() else []
@@ -152,7 +183,7 @@ class PgvectorStore:
             [self.index, live.current, live.previous],
         )
 
-    @one_line
+    @_read
     def collections(self) -> list[str]:
         """Return the names of all collections of this index."""
         if not self._has_tables():
@@ -209,13 +240,13 @@ class PgvectorStore:
             ) from None
         self._use_extension()
 
-    @one_line
+    @_read
     def stamp(self, collection: str) -> Stamp:
         """Return the stamp of a collection."""
         rows = self._query("SELECT stamp FROM embedfit_collections WHERE collection = %s AND " + _TABLE_EXISTS, [collection])
         return Stamp.from_json(rows[0][0] if rows else "null", self.where)
 
-    @one_line
+    @_read
     def ids(self, collection: str) -> set[str]:
         """Return the ids of all documents in a collection."""
         return {id for (id,) in self._query("SELECT id FROM {table}", table=collection)}
@@ -244,7 +275,7 @@ class PgvectorStore:
             )
         self._query("ANALYZE {table}", table=collection)
 
-    @one_line
+    @_read
     def nearest(self, collection: str, vectors: Vectors, k: int, filters: Filters) -> list[Neighbours]:
         """Return up to k documents for each query vector. Searches with filters are exact.
 
@@ -268,13 +299,13 @@ class PgvectorStore:
                 )
         return neighbours
 
-    @one_line
+    @_read
     def entries(self, collection: str, ids: Sequence[str]) -> dict[str, Entry]:
         """Return documents by id."""
         rows = self._query("SELECT id, text, metadata FROM {table} WHERE id = ANY (%s)", [list(ids)], table=collection)
         return {id: Entry(id, text, _restored(metadata)) for id, text, metadata in rows}
 
-    @one_line
+    @_read
     def vectors(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
         """Return vectors by id."""
         rows = self._query("SELECT id, embedding FROM {table} WHERE id = ANY (%s)", [list(ids)], table=collection)
