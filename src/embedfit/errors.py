@@ -7,6 +7,7 @@
     │   └── OfflineError       it must be downloaded, and there is no network
     ├── EndpointError          an LLM's endpoint refuses, or cannot be reached
     └── StorageError           a directory cannot be written, or the disk is full
+        └── DamagedError       what was written cannot be read any more
 
 A message is one line: the place, the problem, what was expected, and the fix.
 """
@@ -61,6 +62,19 @@ class EndpointError(EmbedfitError):
 
 class StorageError(EmbedfitError):
     """A path that cannot be written."""
+
+
+class DamagedError(StorageError):
+    """Files that were written once and cannot be read any more.
+
+    Args:
+        message: The message.
+        again: Whether writing the same again repairs them.
+    """
+
+    def __init__(self, message: str, *, again: bool = False) -> None:
+        self.again = again
+        super().__init__(message)
 
 
 def shown(value: Any, limit: int = 60) -> str:

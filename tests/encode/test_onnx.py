@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -53,6 +54,36 @@ def test_the_8_bit_form_is_near_and_a_quarter_of_the_size(exported, adapted):
     assert sizes["onnx-int8"] < 0.3 * sizes["onnx"]
     assert form.fingerprint != OnnxEncoder(exported, "onnx").fingerprint
     assert sorted(path.name for path in (exported / "onnx").iterdir()) == ["model.onnx", "model_quantized.onnx"]
+
+
+def test_a_bare_transformer_is_exported_with_the_pooling_that_was_set(tiny_model, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json", "tokenizer.json"):
+        if (tiny_model / name).exists():
+            shutil.copy(tiny_model / name, bare)
+    encoder = LocalEncoder(bare, precision="fp32", pooling="cls", **PROMPTS)
+    export_onnx(encoder, tmp_path / "deploy", "onnx")
+    form = OnnxEncoder(tmp_path / "deploy")
+    assert form.prompts == encoder.prompts
+    np.testing.assert_allclose(form.encode(TEXTS, "query"), encoder.encode(TEXTS, "query"), atol=2e-6)
+    assert {path.name for path in (tmp_path / "deploy").iterdir() if path.is_dir()} == {"1_Pooling", "onnx"}
+
+
+def test_the_identity_is_that_of_the_files_that_are_read(exported, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    before = OnnxEncoder(copy, "onnx").identity
+    (copy / "static" / "0_StaticEmbedding").mkdir(parents=True)  # another form beside it
+    (copy / "static" / "0_StaticEmbedding" / "model.safetensors").write_bytes(b"weights")
+    (copy / "forms.json").write_text("[]")
+    assert OnnxEncoder(copy, "onnx").identity == before == OnnxEncoder(exported, "onnx").identity
+    for name in (f"{FILES['onnx']}.data", "1_Pooling/config.json"):
+        path = copy / name
+        kept = path.read_bytes() if path.exists() else b""
+        path.write_bytes(kept + b" ")
+        assert OnnxEncoder(copy, "onnx").identity != before
+        path.write_bytes(kept) if kept else path.unlink()
 
 
 def test_an_exported_model_needs_no_torch(exported):
@@ -120,8 +151,6 @@ def test_a_folder_without_the_form_names_the_command(tmp_path, tiny_model):
 
 
 def test_a_damaged_file_is_one_line(exported, tmp_path):
-    import shutil
-
     shutil.copytree(exported, tmp_path / "damaged")
     (tmp_path / "damaged" / FILES["onnx"]).write_bytes(b"nothing")
     with pytest.raises(ModelError, match=r"model\.onnx: cannot be loaded: "):

@@ -17,6 +17,7 @@ from embedfit.serve.live import LiveFolder, load
 from embedfit.serve.places import read_picks
 from embedfit.serve.refreshing import refresh, roll_back
 from embedfit.serve.searching import Served
+from embedfit.store.base import EXAMPLES
 from embedfit.store.live import LiveIndex
 from embedfit.store.open import open_store
 
@@ -97,6 +98,13 @@ def test_a_server_of_a_live_index_answers_learns_and_follows_a_refresh_under_loa
         with open_store(config.store) as store:
             assert [change.gone for change in LiveIndex(store).taught()] == [True]
             assert "zorbing" not in str(LiveIndex(store).taught())
+            # A live index that is damaged gives 503 until it is indexed again.
+            examples = store.live().current + EXAMPLES
+            store.delete(examples, sorted(store.ids(examples)))
+            refused = client.post("/search", json={"query": queries[0], "k": 4})
+            assert (refused.status_code, refused.json()["error"]["message"]) == (503, "the index is damaged")
+            index(config, str(first.live))
+            assert [hit["id"] for hit in search(client, queries[0])["hits"]] == [hit.id for hit in expected[first.live][0]]
     orders = {}
     for one in answers:
         assert one.status_code == 200

@@ -7,11 +7,11 @@ import pytest
 from store_data import TEMPLATE, Numbers, numbered
 
 from embedfit.config import StoreConfig
-from embedfit.errors import StorageError
+from embedfit.errors import DamagedError, StorageError
 from embedfit.store import versions
 from embedfit.store.live import LiveIndex
 from embedfit.store.open import open_store
-from embedfit.store.versions import index_documents
+from embedfit.store.versions import index_documents, roll_back
 
 
 def test_chromas_folders_of_dropped_collections_are_removed_even_after_a_kill_and_no_others(config_of, monkeypatch):
@@ -119,13 +119,85 @@ def test_a_graph_that_finds_too_little_is_written_again_once(begun, tmp_path, mo
     assert (indexed.written, indexed.recall) == (COUNT, 0.9)
 
 
-def test_a_live_graph_that_cannot_be_read_is_left_alone(config_of):
-    config, data = config_of("chroma"), numbered(COUNT)
-    with open_store(config) as store:
-        live = index_documents(store, data, Numbers(size=COUNT), TEMPLATE).collection
-    [graph] = (path for path in Path(config.location).iterdir() if path.is_dir())
-    (graph / "header.bin").write_bytes(b"")
-    for _ in range(2):
-        with open_store(config) as store, pytest.raises(StorageError, match="hnsw"):
-            index_documents(store, data, Numbers(size=COUNT), TEMPLATE)
-    assert live in store.collections()
+LIVE = 1100
+"""Documents of a live index whose graph Chroma has saved."""
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    """The folder of a live index, and the folder of its graph."""
+    location = tmp_path_factory.mktemp("live")
+    with open_store(StoreConfig(location=str(location))) as store:
+        index_documents(store, numbered(LIVE), Numbers(size=LIVE), TEMPLATE)
+    [graph] = (path.name for path in location.iterdir() if path.is_dir())
+    return location, graph
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("header.bin", b"", "Error loading hnsw index"),
+        ("index_metadata.pickle", b"\0no pickle", "Error deserializing pickle file"),
+        ("data_level0.bin", None, "Error loading hnsw index"),
+        ("index_metadata.pickle", None, ""),  # finds what was written last, and nothing else
+    ],
+)
+def test_a_live_graph_that_is_damaged_is_named_with_the_fix_and_indexing_repairs_it(live, tmp_path, name, content, problem):
+    location, graph = live
+    shutil.copytree(location, tmp_path, dirs_exist_ok=True)
+    path, encoder, data = tmp_path / graph / name, Numbers(size=LIVE), numbered(LIVE)
+    path.unlink() if content is None else path.write_bytes(content)
+    with open_store(StoreConfig(location=str(tmp_path))) as store:
+        index = LiveIndex(store, encoder)
+        collection = store.live().current
+        if problem:
+            with pytest.raises(DamagedError, match=rf"is damaged \({problem}.*\); fix: run 'embedfit index' again") as refused:
+                index.find("query 7", 1)
+            assert "\n" not in str(refused.value)
+        indexed = index_documents(store, data, encoder, TEMPLATE)
+        assert (indexed.collection, indexed.written) == (collection, LIVE)
+        assert index.find("query 7", 1)[0].id == "d7"
+        assert index_documents(store, data, encoder, TEMPLATE).recall is None
+
+
+def test_a_live_collection_is_not_dropped_for_a_failure_that_may_pass(live, tmp_path, monkeypatch):
+    shutil.copytree(live[0], tmp_path, dirs_exist_ok=True)
+    encoder = Numbers(size=LIVE)
+    with open_store(StoreConfig(location=str(tmp_path))) as store:
+        store.delete(store.live().current, ["d3"])
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "vectors", lambda collection, ids: (_ for _ in ()).throw(StorageError("busy")))
+            with pytest.raises(StorageError, match="busy"):
+                index_documents(store, numbered(LIVE), encoder, TEMPLATE)
+        assert index_documents(store, numbered(LIVE), encoder, TEMPLATE).written == 1
+
+
+def test_a_damaged_version_is_not_rolled_back_to(live, tmp_path):
+    location, graph = live
+    shutil.copytree(location, tmp_path, dirs_exist_ok=True)
+    encoder = Numbers(1, LIVE)
+    with open_store(StoreConfig(location=str(tmp_path))) as store:
+        index_documents(store, numbered(LIVE), encoder, TEMPLATE)
+    (tmp_path / graph / "header.bin").write_bytes(b"")
+    with open_store(StoreConfig(location=str(tmp_path))) as store:
+        with pytest.raises(DamagedError, match="fix: run 'embedfit index' again"):
+            roll_back(store)
+        assert LiveIndex(store, encoder).find("query 7", 1)[0].id == "d7"
+
+
+@pytest.mark.parametrize("damage", ["garbage", "schema"])
+def test_a_damaged_database_is_named_with_the_fix_and_left_alone(live, tmp_path, damage):
+    shutil.copyfile(live[0] / "chroma.sqlite3", path := tmp_path / "chroma.sqlite3")
+    if damage == "garbage":
+        path.write_bytes(b"x" * 10_000)
+    else:  # Chroma's own code panics
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"CREATE TABLE collections", b"CREATE TABLE \xff\xfe\xfd\xfclections"))
+    before = path.read_bytes()
+    for ask in (lambda store: LiveIndex(store, Numbers()).find("query 7"), lambda store: index_documents(store, numbered(), Numbers())):
+        with (
+            open_store(StoreConfig(location=str(tmp_path))) as store,
+            pytest.raises(DamagedError, match=r"is damaged \(.*fix: restore its folder from a backup, or move it away"),
+        ):
+            ask(store)
+    assert path.read_bytes() == before

@@ -8,7 +8,7 @@ import pytest
 from store_data import SECRET, STAMP, TEMPLATE, A, Numbers, numbered
 
 from embedfit.config import StoreConfig
-from embedfit.errors import ConfigError, StorageError
+from embedfit.errors import ConfigError, DamagedError, StorageError
 from embedfit.store.base import Entry, check_entries
 from embedfit.store.live import LiveIndex
 from embedfit.store.open import open_store
@@ -31,6 +31,17 @@ def test_pgvector_refuses_more_dimensions_than_its_graph_takes(config_of):
         pytest.raises(StorageError, match=r"takes 2,000 dimensions, and the vectors have 3,072"),
     ):
         store.create(A, dataclasses.replace(STAMP, dimension=3072))
+
+
+def test_a_table_that_something_else_changed_is_named_with_the_fix_and_indexing_repairs_it(config_of):
+    encoder = Numbers()
+    with open_store(config_of("pgvector")) as store:
+        live = index_documents(store, numbered(), encoder, TEMPLATE).collection
+        store._query("ALTER TABLE {table} DROP COLUMN embedding", table=live)
+        with pytest.raises(DamagedError, match=r"is damaged \(column \"embedding\" does not exist.*; fix: run 'embedfit index' again"):
+            LiveIndex(store, encoder).find("query 7", 1)
+        assert index_documents(store, numbered(), encoder, TEMPLATE).written == 60
+        assert LiveIndex(store, encoder).find("query 7", 1)[0].id == "d7"
 
 
 def test_pgvector_may_be_in_another_schema(postgres):

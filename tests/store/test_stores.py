@@ -1,14 +1,16 @@
 """One contract for all stores."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 from store_data import METADATA, STAMP, TEMPLATE, A, B, Numbers, named, numbered
 
-from embedfit.errors import StorageError
+from embedfit.errors import DamagedError, StorageError
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.store.base import Entry, Live
+from embedfit.store.live import LiveIndex
 from embedfit.store.open import open_store
 from embedfit.store.versions import index_documents
 
@@ -108,3 +110,16 @@ def test_a_graph_gives_as_many_as_were_asked_for_and_all_that_a_filter_lets_thro
         if kind == "pgvector":
             plan = store._query("EXPLAIN SELECT id FROM {table} ORDER BY embedding <=> %s LIMIT 10", [query[0]], table=collection)
             assert "hnsw" in str(plan)
+
+
+@pytest.mark.parametrize("name", ["meta.json", "collection/{}/storage.sqlite"])
+def test_a_damaged_folder_of_qdrant_is_named_with_the_fix(config_of, name):
+    config = config_of("qdrant")
+    with open_store(config) as store:
+        path = Path(config.location) / name.format(index_documents(store, numbered(), Numbers(), TEMPLATE).collection)
+    path.write_bytes(b"\xff" * 9000)
+    with (
+        open_store(config) as store,
+        pytest.raises(DamagedError, match=r"is damaged \(.*fix: restore its folder from a backup"),
+    ):
+        LiveIndex(store, Numbers()).find("query 7")

@@ -9,7 +9,7 @@ from store_data import STAMP, TEMPLATE, B, Numbers, named, numbered
 from embedfit.data.dataset import Dataset, Document
 from embedfit.encode.adapted import AdaptedEncoder, Adapter
 from embedfit.encode.cache import CachedEncoder
-from embedfit.errors import DataError, ModelError, StorageError
+from embedfit.errors import DamagedError, DataError, ModelError, StorageError
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import Run
 from embedfit.store.base import Entry, Live, Stamp
@@ -119,10 +119,21 @@ def test_a_live_collection_that_lost_documents_is_made_whole_again(store, capsys
     again = index_documents(store, numbered(), encoder, TEMPLATE)
     assert (again.collection, again.previous, again.written) == (first.collection, first.previous, 2)
     assert again.recall == pytest.approx(1, abs=0.05)
-    assert "has lost or changed documents; they are written again" in capsys.readouterr().err
+    assert "has lost or changed documents; it is written again" in capsys.readouterr().err
     assert LiveIndex(store, encoder).find("query 7", 1)[0].id == "d7"
     assert index_documents(store, numbered(), encoder, TEMPLATE).recall is None
     assert store.live() == Live(first.collection, first.previous)
+
+
+def test_an_index_that_finds_nothing_any_more_says_so_and_is_made_whole(store):
+    encoder, data = Numbers(), numbered()
+    first = index_documents(store, data, encoder, TEMPLATE)
+    lose(store, first.collection, data.corpus)
+    with pytest.raises(DamagedError, match="has lost its entries; fix: run 'embedfit index' again with the same model"):
+        LiveIndex(store, encoder).find("query 7")
+    assert LiveIndex(store, encoder).find("query 7", 5, {"parity": "neither"}) == []
+    assert index_documents(store, data, encoder, TEMPLATE).written == 60
+    assert LiveIndex(store, encoder).find("query 7", 1)[0].id == "d7"
 
 
 def overwrite(store, collection, entry, vector):
@@ -140,7 +151,7 @@ def test_a_live_collection_whose_documents_something_else_changed_is_written_aga
     overwrite(store, first.collection, dataclasses.replace(entry, **changes), encoder.encode([entry.text], "document"))
     again = index_documents(store, data, encoder, TEMPLATE)
     assert (again.collection, again.written) == (first.collection, 60)
-    assert "has lost or changed documents; they are written again" in capsys.readouterr().err
+    assert "has lost or changed documents; it is written again" in capsys.readouterr().err
     assert store.entries(first.collection, ["d7"]) == {"d7": entry}
     assert index_documents(store, data, encoder, TEMPLATE).recall is None
 

@@ -28,7 +28,9 @@ def index(
     rollback: Annotated[bool, typer.Option("--rollback", help="Make the previous version live again. Nothing is written.")] = False,
     bridge: Annotated[
         bool,
-        typer.Option("--bridge", help="Let a new model search the old vectors, while documents are embedded again, if it is good enough."),
+        typer.Option(
+            "--bridge", help="Let a new model search the old vectors, while documents are embedded again, unless it loses too much."
+        ),
     ] = False,
     tolerance: Annotated[
         float, typer.Option(min=0, max=1, help="Largest loss of the metric, against the old model, with which a bridge goes live.")
@@ -71,7 +73,7 @@ def _index_with_bridge(settings: Config, model: str | None, tolerance: float, as
     elif result.indexed:
         console.echo(result.indexed.sentence)
     else:
-        console.echo("The bridge is not good enough and did not go live; fix: leave out --bridge, and search with the old model meanwhile.")
+        console.echo("The bridge loses too much and did not go live; fix: leave out --bridge, and search with the old model meanwhile.")
     if not result.indexed:
         raise typer.Exit(1)
 

@@ -6,14 +6,16 @@ import contextlib
 import json
 import logging
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from embedfit.encode.local import LocalEncoder, load_model
-from embedfit.encode.onnx import FILES, check_exportable
+from embedfit.encode.onnx import FILES, check_exportable, is_exportable
 from embedfit.encode.pooling import settings_of
+from embedfit.encode.readers import write_older_form
 from embedfit.errors import ModelError, check_package
 
 _LARGEST = 2**31 - 2**24
@@ -36,9 +38,9 @@ def export_onnx(encoder: LocalEncoder, folder: Path, form: str) -> Path:
         EmbedfitError: A package of the extra ``onnx`` is not installed.
     """
     check_exporter()
-    check_exportable(encoder.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _copy_settings(encoder, folder)
+    with _source(encoder, folder) as source:
+        _copy_settings(encoder, source, folder)
     target = folder / FILES[form]
     target.parent.mkdir(exist_ok=True)
     if form == "onnx":
@@ -67,10 +69,30 @@ def check_exporter() -> None:
         check_package(package, extra="onnx")
 
 
-def _copy_settings(encoder: LocalEncoder, folder: Path) -> None:
+@contextlib.contextmanager
+def _source(encoder: LocalEncoder, folder: Path) -> Iterator[Path]:
+    """Yield the folder of a model that can be exported: its own, or a copy that names its layers and has its tokenizer in one file.
+
+    Args:
+        encoder: Model to export.
+        folder: Folder for the copy.
+    """
+    if (encoder.folder / "modules.json").exists():
+        check_exportable(encoder.folder, tokenizer=False)
+    if is_exportable(encoder.folder) and not encoder.pooling:
+        yield encoder.folder
+        return
+    with tempfile.TemporaryDirectory(dir=folder) as copy:
+        load_model(encoder.folder, encoder.prompts, encoder.pooling).save_pretrained(copy, create_model_card=False)
+        write_older_form(Path(copy))
+        check_exportable(Path(copy), name=encoder.name)
+        yield Path(copy)
+
+
+def _copy_settings(encoder: LocalEncoder, source: Path, folder: Path) -> None:
     """Copy everything but the transformer's weights."""
-    for path in sorted(encoder.folder.rglob("*")):
-        name = path.relative_to(encoder.folder)
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
         is_weight = len(name.parts) == 1 and path.name.startswith(("model", "pytorch_model"))
         if path.is_file() and not is_weight and path.suffix in (".json", ".txt", ".model", ".safetensors"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

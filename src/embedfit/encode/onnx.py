@@ -80,8 +80,16 @@ class OnnxEncoder(BaseEncoder):
 
     @property
     def _read_as(self) -> list[Any]:
-        others = [path for end in ("json", "safetensors") for path in self.folder.rglob(f"*.{end}") if path.name != "embedfit.json"]
-        files = sorted({self.folder / FILES[self.form], *others} - {self.folder / "model.safetensors", self.folder / "forms.json"})
+        # What else stands in the folder, such as a static form or a searcher's other model, does not change the vectors.
+        places = [self.folder / module["path"] for module in _modules(self.folder) if module["path"]]
+        others = [
+            *self.folder.glob("*.json"),
+            *(path for end in ("json", "safetensors") for place in places for path in place.rglob(f"*.{end}")),
+        ]
+        own = (self.folder / FILES[self.form]).parent.glob(
+            f"{Path(FILES[self.form]).name}*"
+        )  # with the weights beside it, if they are many
+        files = sorted({*own, *others} - {self.folder / name for name in ("embedfit.json", "forms.json")})
         return [[[str(path.relative_to(self.folder)), file_sha256(path)] for path in files], self.prompts]
 
     @property
@@ -171,25 +179,33 @@ class OnnxEncoder(BaseEncoder):
 
 def is_exported(folder: Path) -> bool:
     """Return whether a folder has a model in an exported form, and not the model itself."""
-    return any((folder / file).is_file() for file in FILES.values()) and not (folder / "model.safetensors").exists()
+    return any((folder / file).is_file() for file in FILES.values()) and not any(folder.glob("model*.safetensors"))
 
 
-def check_exportable(folder: Path) -> None:
+def check_exportable(folder: Path, *, tokenizer: bool = True, name: str = "") -> None:
     """Check that every layer after the transformer can be computed without torch, and that the tokenizer is in a file.
+
+    Args:
+        folder: Folder of the model.
+        tokenizer: Whether to check the tokenizer.
+        name: Name of the model for the message; by default the folder.
 
     Raises:
         ModelError: A layer cannot be computed, or there is no such file. The message names it.
     """
     _steps(folder)
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(f"{folder}: has no tokenizer.json, which an exported model needs; fix: save it anew with sentence-transformers")
+    if tokenizer and not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"{name or folder}: has no tokenizer.json, which an exported model needs; fix: use a fast tokenizer")
+
+
+def is_exportable(folder: Path) -> bool:
+    """Return whether a folder names its layers and has its tokenizer in one file, as an exported model needs."""
+    return (folder / "modules.json").is_file() and (folder / "tokenizer.json").is_file()
 
 
 def _steps(folder: Path) -> tuple[list[_Step], int | None]:
     """Return the layers after the transformer, and the number of dimensions that come out; None if no layer states it."""
-    if not (folder / "modules.json").exists():
-        raise ModelError(f"{folder}: has no modules.json, which names the layers; fix: give a model that embedfit saved")
-    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    modules = _modules(folder)
     if not modules or _type(modules[0]) != "Transformer":
         raise ModelError(f"{folder}: begins with a {_type(modules[0]) if modules else 'missing layer'}; only a Transformer can be exported")
     steps, width = [], None
@@ -201,6 +217,12 @@ def _steps(folder: Path) -> tuple[list[_Step], int | None]:
     if size:
         steps.append(lambda vectors, mask, kind: vectors[:, :size])
     return steps, size or width
+
+
+def _modules(folder: Path) -> list[dict[str, Any]]:
+    if not (folder / "modules.json").exists():
+        raise ModelError(f"{folder}: has no modules.json, which names the layers; fix: give a model that embedfit saved")
+    return list(json.loads((folder / "modules.json").read_text(encoding="utf-8")))
 
 
 def _type(module: dict[str, Any]) -> str:

@@ -43,7 +43,7 @@ class BridgedIndex:
 
 
 def bridge_index(config: Config, model: str | None = None, *, tolerance: float = TOLERANCE) -> BridgedIndex:
-    """Measure a bridge from the live index to another model; if it is good enough, let it answer until all documents are embedded again.
+    """Measure a bridge from the live index to another model; unless it loses too much, let it answer while documents are embedded again.
 
     A killed call leaves a state that answers. The next call continues there.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from embedfit.encode.encoder import BaseEncoder, Kind, Vectors
 from embedfit.encode.local import local_of
-from embedfit.errors import DataError, EmbedfitError, StorageError, did_you_mean
+from embedfit.errors import DamagedError, DataError, EmbedfitError, StorageError, did_you_mean
 from embedfit.searcher.searcher import Query, SearchHit
 from embedfit.serve.batching import Batcher, Busy, Closed
 from embedfit.serve.feedback import Feedback, Search, Stored, new_id, one_line
@@ -349,7 +349,8 @@ class Service:
             raise Refused(503, "the server is shutting down", code="closed", headers={"Retry-After": "1"}) from None
         except StorageError as error:
             log.error("%s", error)
-            raise Refused(503, "the index cannot be reached", headers={"Retry-After": "5"}) from None
+            state = "is damaged" if isinstance(error, DamagedError) else "cannot be reached"
+            raise Refused(503, f"the index {state}", headers={"Retry-After": "5"}) from None
         except EmbedfitError as error:
             log.error("%s", error)
             raise Refused(500, "the model cannot encode this", code="model") from None

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeAli
 from urllib.parse import quote, quote_plus
 
 from embedfit.encode.encoder import Vectors
-from embedfit.errors import ConfigError, DataError, EmbedfitError, StorageError, shown
+from embedfit.errors import ConfigError, DamagedError, DataError, EmbedfitError, StorageError, shown
 from embedfit.files import cache_folder, locked
 from embedfit.secrets import is_server
 
@@ -27,6 +28,10 @@ Neighbours: TypeAlias = list[tuple[str, float]]
 """Document ids with their cosine similarities, best first."""
 EXAMPLES, CHANGES = "_ex", "_ch"
 """Suffixes of the collections beside a version's documents: its labelled examples, and what changed since it went live."""
+INDEX_AGAIN = "run 'embedfit index' again with the same model, which writes it anew"
+"""Repair of a version that cannot be read."""
+MOVE_AWAY = "restore its folder from a backup, or move it away and run 'embedfit index' (what 'embedfit live' added is lost then)"
+"""Repair of an embedded store that cannot be read."""
 BATCH_BYTES = 8 * 2**20
 """Approximate size of a write request; servers accept at most 32 MiB."""
 
@@ -270,6 +275,16 @@ def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:
             yield from _texts(field, item)
 
 
+def changed(store: Store, collection: str) -> StorageError:
+    """Return the error for a collection that something else wrote to."""
+    return StorageError(f"{store.where}: {collection} holds documents that embedfit did not write; fix: run 'embedfit index'")
+
+
+def emptied(store: Store, collection: str) -> StorageError:
+    """Return the error for a collection in which nothing is found."""
+    return DamagedError(f"{store.where}: {collection} has lost its entries; fix: {INDEX_AGAIN}", again=True)
+
+
 @contextlib.contextmanager
 def one_writer(where: str, index: str, folder: Path | None = None, wait: float = 0) -> Iterator[None]:
     """Hold a lock file on an index: in the folder of an embedded store, otherwise in the cache of this machine.
@@ -306,7 +321,13 @@ class HasErrors(Protocol):
         """Exceptions that the store's library raises."""
         ...
 
+    def fix_of(self, error: BaseException) -> str:
+        """Return how to repair the damage that an error shows; empty if it shows none."""
+        ...
 
+
+_PANIC = "PanicException"
+"""What a library in Rust raises when it fails in a way that it did not foresee. Its class cannot be imported."""
 _Arguments = ParamSpec("_Arguments")
 _Self = TypeVar("_Self", bound=HasErrors)
 _Returned = TypeVar("_Returned")
@@ -321,13 +342,24 @@ def one_line(method: Callable[Concatenate[_Self, _Arguments], _Returned]) -> Cal
             return method(self, *args, **kwargs)
         except EmbedfitError:
             raise
-        except self.errors as error:
-            raise StorageError(f"{self.where}: {message_of(error, self.secrets)}") from None
+        except BaseException as error:
+            if not isinstance(error, self.errors) and type(error).__name__ != _PANIC:
+                raise
+            message = message_of(error, self.secrets)
+            if fix := self.fix_of(error):
+                reason = _reason(message)
+                raise DamagedError(f"{self.where}: is damaged ({reason}); fix: {fix}", again=fix == INDEX_AGAIN) from None
+            raise StorageError(f"{self.where}: {message}") from None
 
     return call
 
 
-def message_of(error: Exception, secrets: Sequence[str]) -> str:
+def _reason(message: str) -> str:
+    """Return the last reason of a chain of errors, cut to a readable length."""
+    return re.sub(r"^.*(?=Error |error returned)", "", message)[:120]
+
+
+def message_of(error: BaseException, secrets: Sequence[str]) -> str:
     """Return the message of a library's error on one line, without secrets."""
     message = str(error)
     for form in _written_forms(secrets):
@@ -392,6 +424,10 @@ class ClientStore:
     def writing(self, wait: float = 0) -> AbstractContextManager[None]:
         """Lock the folder, or the server's index for the processes of this machine."""
         return one_writer(self.where, self.index, None if is_url(self.location) else writable_folder(self.location), wait)
+
+    def fix_of(self, error: BaseException) -> str:
+        """Return how to repair the damage that an error shows; empty if it shows none."""
+        return ""
 
     def close(self) -> None:
         """Release files and connections."""

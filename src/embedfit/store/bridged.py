@@ -29,11 +29,12 @@ from embedfit.files import digest
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import Retriever, Run
 from embedfit.searcher.searcher import Query, SearchHit
-from embedfit.store.base import Entry, Filters, Live, Neighbours, Stamp, Store, check_entries
+from embedfit.store.base import Entry, Filters, Live, Neighbours, Stamp, Store, changed, check_entries, emptied
 from embedfit.store.entries import documents_digest, entries_of
+from embedfit.store.filling import fill
 from embedfit.store.opening import opens_of
-from embedfit.store.version import can_match, changed, check_documents, check_width, hit_of, run_of_neighbours, text_of
-from embedfit.store.versions import Indexed, clear, fill, index_documents, stamp_of
+from embedfit.store.version import can_match, check_documents, check_width, hit_of, run_of_neighbours, text_of
+from embedfit.store.versions import Indexed, clear, index_documents, stamp_of
 
 PARTS = 4
 """Number of parts; the last is the finished version itself."""
@@ -167,6 +168,8 @@ class BridgedVersion:
         depth, found = min(self._total, k + 16), list[Neighbours]()
         while wanted:
             rows = self.store.nearest(self.plan.old, vectors, depth, filters)
+            if not filters and not all(rows):
+                raise emptied(self.store, self.plan.old)
             found = [[hit for hit in row if hit[0] not in self._hidden][:k] for row in rows]
             # A filter may leave fewer documents than are wanted; then a deeper search finds no more.
             if depth >= self._total or all(len(row) >= wanted or len(all_) < depth for row, all_ in zip(found, rows, strict=True)):

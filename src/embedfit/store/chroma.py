@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import sqlite3
 import uuid
@@ -24,8 +25,23 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from embedfit.encode.encoder import Vectors
-from embedfit.errors import StorageError, require
-from embedfit.store.base import CHANGES, ClientStore, Entry, Filters, Live, Neighbours, Stamp, belongs, is_url, one_line, writable_folder
+from embedfit.errors import DamagedError, StorageError, require
+from embedfit.store.base import (
+    CHANGES,
+    INDEX_AGAIN,
+    MOVE_AWAY,
+    ClientStore,
+    Entry,
+    Filters,
+    Live,
+    Neighbours,
+    Stamp,
+    belongs,
+    is_url,
+    message_of,
+    one_line,
+    writable_folder,
+)
 from embedfit.store.values import is_plain, readings, token, tokens
 
 if TYPE_CHECKING:
@@ -41,6 +57,12 @@ _RESERVED = ("#", "$", "chroma:", _WHOLE)
 _PAGE = 1000
 _NEVER = 2**31 - 1
 """Number of writes after which Chroma saves the graph of a collection, for one whose graph is not to be saved."""
+_GRAPH = re.compile(r"hnsw segment reader|pickle|Error (finding id|getting embedding)")
+"""Messages about the files of a collection's graph that cannot be read."""
+_DATABASE = re.compile(
+    r"code: (11|26)\)|no such (table|column)|already exists|Failed to (get segments|pull logs)|Missing field|Inconsistent hash"
+)
+"""Messages about the database of all collections that cannot be read."""
 _DROPPED = ".embedfit.dropped"
 """File beside the database that lists the folders of dropped collections, one per line, until they are deleted."""
 
@@ -71,6 +93,13 @@ class ChromaStore(ClientStore):
 
         return (ChromaError, httpx.HTTPError, ValueError, OSError, sqlite3.Error)
 
+    def fix_of(self, error: BaseException) -> str:
+        """Return how to repair the damage that an error shows; empty if it shows none."""
+        message = str(error)
+        if _GRAPH.search(message):
+            return INDEX_AGAIN
+        return MOVE_AWAY if _DATABASE.search(message) or not isinstance(error, self.errors) else ""
+
     @cached_property
     def _client(self) -> ClientAPI:
         import chromadb
@@ -78,7 +107,11 @@ class ChromaStore(ClientStore):
 
         settings = Settings(anonymized_telemetry=False)
         if not is_url(self.location):
-            return chromadb.PersistentClient(writable_folder(self.location), settings)
+            folder = writable_folder(self.location)
+            try:
+                return chromadb.PersistentClient(folder, settings)
+            except (AttributeError, ValueError) as error:  # Chroma cannot use or clean up what it could not open
+                raise DamagedError(f"{self.where}: is damaged ({message_of(error.__context__ or error, ())}); fix: {MOVE_AWAY}") from None
         url = urlsplit(self.location)
         headers = {"Authorization": f"Bearer {self.api_key}", "X-Chroma-Token": self.api_key} if self.api_key else {}
         ssl = url.scheme == "https"

@@ -16,7 +16,7 @@ import numpy as np
 
 from embedfit.encode.encoder import Vectors
 from embedfit.errors import ConfigError, StorageError, require
-from embedfit.store.base import Entry, Filters, Live, Neighbours, Stamp, belongs, one_line
+from embedfit.store.base import INDEX_AGAIN, Entry, Filters, Live, Neighbours, Stamp, belongs, one_line
 from embedfit.store.connection import check_address, secrets_of
 from embedfit.store.values import is_exact, readings
 
@@ -100,6 +100,12 @@ class PgvectorStore:
         import psycopg
 
         return (psycopg.Error,)
+
+    def fix_of(self, error: BaseException) -> str:
+        """Return how to repair the damage that an error shows; empty if it shows none."""
+        from psycopg.errors import DataCorrupted, IndexCorrupted, UndefinedColumn, UndefinedTable
+
+        return INDEX_AGAIN if isinstance(error, DataCorrupted | IndexCorrupted | UndefinedColumn | UndefinedTable) else ""
 
     @property
     def is_lost(self) -> bool:

@@ -20,8 +20,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedfit.encode.encoder import Vectors
-from embedfit.errors import StorageError, require
-from embedfit.store.base import ClientStore, Entry, Filters, Live, Neighbours, Stamp, belongs, is_url, one_line, writable_folder
+from embedfit.errors import DamagedError, StorageError, require
+from embedfit.store.base import (
+    MOVE_AWAY,
+    ClientStore,
+    Entry,
+    Filters,
+    Live,
+    Neighbours,
+    Stamp,
+    belongs,
+    is_url,
+    message_of,
+    one_line,
+    writable_folder,
+)
 from embedfit.store.values import is_exact, is_plain, readings, token, tokens
 
 if TYPE_CHECKING:
@@ -65,7 +78,13 @@ class QdrantStore(ClientStore):
             warnings.simplefilter("ignore")  # about keys over http, and about the size of local folders
             if is_url(self.location):
                 return QdrantClient(url=self.location, api_key=self.api_key, timeout=60, check_compatibility=False)
-            return QdrantClient(path=str(writable_folder(self.location)), force_disable_check_same_thread=True)
+            folder = str(writable_folder(self.location))
+            try:
+                return QdrantClient(path=folder, force_disable_check_same_thread=True)
+            except (RuntimeError, OSError):  # another process has it, or it cannot be written
+                raise
+            except Exception as error:  # it reads JSON, SQLite and pickles, which fail in many ways
+                raise DamagedError(f"{self.where}: is damaged ({message_of(error, ())}); fix: {MOVE_AWAY}") from None
 
     @property
     def _previous(self) -> str:

@@ -20,12 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from embedfit.encode.encoder import Vectors
-from embedfit.errors import StorageError
 from embedfit.searcher.gather import DEPTH, FEW_DOCUMENTS, Views, taken_at
 from embedfit.searcher.parts import Parts
 from embedfit.searcher.views import DOCUMENTS, EXAMPLES, TERMS, WORDS, Array, Asked, ClassesView, TermsView, View, WordsView
 from embedfit.store.base import EXAMPLES as BESIDE
-from embedfit.store.base import Filters, Neighbours, Store
+from embedfit.store.base import Filters, Neighbours, Store, changed, emptied
 from embedfit.store.changes import Change
 from embedfit.store.values import matches
 
@@ -207,7 +206,7 @@ class Scorer:
         """Return the examples of the version that were taken back or replaced."""
         vectors = self.store.vectors(self.version + BESIDE, sorted(self._replaced)) if self._replaced else {}
         if len(vectors) < len(self._replaced):
-            raise self.changed()
+            raise changed(self.store, self.version)
         pairs = [(int(owner), vector) for key, vector in vectors.items() for owner in self._owners_of(key)]
         matrix = np.array([vector for _, vector in pairs], np.float32).reshape(-1, self.held.sums.shape[1])
         return _Pairs(np.array([owner for owner, _ in pairs], np.int64), matrix, ())
@@ -242,8 +241,10 @@ class Scorer:
         if not count:
             return [[] for _ in vectors]
         fetched = self.store.nearest(self.version + BESIDE, vectors, count, {})
+        if not all(fetched):
+            raise emptied(self.store, self.version + BESIDE)
         if any(key not in self.held.example_of for row in fetched for key, _ in row):
-            raise self.changed()
+            raise changed(self.store, self.version)
         return fetched
 
     def _cosines(self, asked: Asked, depth: int, filters: Filters) -> Array:
@@ -254,8 +255,10 @@ class Scorer:
         scores = np.full((len(asked.texts), len(self.ids)), np.nan, np.float32)
         base = self.held.place_of
         for row, neighbours in enumerate(self.store.nearest(self.version, asked.vectors, min(depth, len(base)), filters)):
+            if not neighbours and not filters:
+                raise emptied(self.store, self.version)
             if any(id not in base for id, _ in neighbours):
-                raise self.changed()
+                raise changed(self.store, self.version)
             scores[row, [base[id] for id, _ in neighbours]] = [cosine for _, cosine in neighbours]
         if len(self._places) and not filters:
             scores[:, self._places] = asked.vectors @ self._vectors.T
@@ -300,7 +303,7 @@ class Scorer:
         ids = [self.ids[place] for place in np.unique(candidates[missing])]
         vectors = self.store.vectors(self.version, ids)
         if len(vectors) < len(ids):
-            raise self.changed()
+            raise changed(self.store, self.version)
         for row, column in zip(*np.nonzero(missing), strict=True):
             taken[DOCUMENTS][row, column] = asked.vectors[row] @ vectors[self.ids[candidates[row, column]]]
         if EXAMPLES in taken:
@@ -325,10 +328,6 @@ class Scorer:
             more = {self.place_of[id] for id, entry in entries.items() if matches(entry.metadata, filters)}
             passing = [row | more for row in passing]
         return np.array([np.isin(places, list(row)) for places, row in zip(candidates, passing, strict=True)])
-
-    def changed(self) -> StorageError:
-        """Return the error for a collection that something else wrote to."""
-        return StorageError(f"{self.store.where}: {self.version} holds documents that embedfit did not write; fix: run 'embedfit index'")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from embedfit.retrieve.run import NOTHING, Ranked, Retriever, Run, own_positions
 from embedfit.searcher.parts import Parts
 from embedfit.searcher.searcher import Query, Reason, Searcher, SearchHit, ranked
 from embedfit.searcher.views import EXAMPLES, Asked
-from embedfit.store.base import Entry, Filters, Neighbours, Stamp, Store, check_entries, is_encodable
+from embedfit.store.base import Entry, Filters, Neighbours, Stamp, Store, changed, check_entries, emptied, is_encodable
 from embedfit.store.changes import Change, Changes
 from embedfit.store.entries import documents_digest, entries_of, fields_of
 from embedfit.store.opening import open_searcher
@@ -106,6 +106,8 @@ class Version:
         if not can_match(self.store, filters):
             return []
         [neighbours] = self.store.nearest(self.collection, vectors, min(k, self.stamp.documents), filters)
+        if not neighbours and not filters:
+            raise emptied(self.store, self.collection)
         entries = self.store.entries(self.collection, [id for id, _ in neighbours])
         if any(id not in entries for id, _ in neighbours):
             raise changed(self.store, self.collection)
@@ -336,11 +338,6 @@ def check_width(store: Store, stamp: Stamp, vectors: Any, encoder: Encoder) -> N
             f"{store.where}: {encoder.name!r} gave {vectors.shape[1]} dimensions, and the index {store.index!r} has {stamp.dimension}; "
             f"fix: --model {stamp.opens or stamp.encoder}, or run 'embedfit index' again"
         )
-
-
-def changed(store: Store, collection: str) -> StorageError:
-    """Return the error for a collection that something else wrote to."""
-    return StorageError(f"{store.where}: {collection} holds documents that embedfit did not write; fix: run 'embedfit index'")
 
 
 def can_match(store: Store, filters: Filters) -> bool:

@@ -16,14 +16,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from embedfit import console, progress
+from embedfit import console
 from embedfit.data.dataset import Dataset, Query
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Encoder, Vectors, complete
@@ -32,17 +33,18 @@ from embedfit.files import digest
 from embedfit.retrieve.run import DEPTH, Run
 from embedfit.searcher.parts import Parts
 from embedfit.searcher.saving import read_parts, searcher_digest
-from embedfit.store.base import BATCH_BYTES, CHANGES, EXAMPLES, Entry, Live, Stamp, Store, check_entries, is_url, version_of
+from embedfit.store.base import CHANGES, EXAMPLES, Entry, Live, Stamp, Store, check_entries, is_url, version_of
 from embedfit.store.changes import Change, Changes, latest
 from embedfit.store.entries import documents_digest, entries_of, entry_of, examples_of
+from embedfit.store.filling import check_readable, fill, is_whole
 from embedfit.store.opening import opens_of, searcher_folder
 from embedfit.store.version import SearcherVersion, Version
 from embedfit.template import DOCUMENT_TEMPLATE
 
 _QUERIES = 1000
 """Maximum number of queries that check a version, spread evenly over all; recall is then known to about 0.01."""
-_SAMPLE = 300
-"""Number of entries of an existing collection that are compared with the data, spread evenly over all."""
+_OWN_RECALL = 0.9
+"""Share of the least recall with which a live version must find its own vectors."""
 _ROUNDING = 1e-6
 """Scores that differ by less are ties."""
 
@@ -121,7 +123,10 @@ def index_documents(
         stamp = stamp_of(encoder, vectors.shape[1], template, entries, *opens_of(encoder))
         return fill(store, collection, stamp, entries, vectors)
 
-    new = _New(collection, {"": entries}, write, lambda: Version(store, collection, cached), dataset)
+    def vectors_of(suffix: str, rows: list[int]) -> Vectors:
+        return cached.encode([entries[row].text for row in rows], "document")
+
+    new = _New(collection, {"": entries}, vectors_of, write, lambda: Version(store, collection, cached), dataset)
     return _deploy(store, new, k, min_recall)
 
 
@@ -174,6 +179,7 @@ def index_searcher(
     new = _New(
         collection,
         {"": documents, EXAMPLES: examples},
+        lambda suffix, rows: (parts.examples if suffix else parts.corpus).vectors[rows],
         write,
         lambda: SearcherVersion(store, collection, parts),
         _asking(parts, queries),
@@ -190,6 +196,7 @@ class _New:
     Attributes:
         collection: Its name.
         contents: Suffix of each collection -> its entries.
+        vectors_of: Function from the suffix of a collection and row numbers to the vectors of these entries.
         write: Function that writes what is missing and returns the number of entries written.
         opened: Function that returns the version.
         dataset: Queries to check it with.
@@ -199,6 +206,7 @@ class _New:
 
     collection: str
     contents: Mapping[str, Sequence[Entry]]
+    vectors_of: Callable[[str, list[int]], Vectors]
     write: Callable[[], int]
     opened: Callable[[], Version | SearcherVersion]
     dataset: Dataset
@@ -213,13 +221,13 @@ def _deploy(store: Store, new: _New, k: int, min_recall: float) -> Indexed:
     with store.writing():
         live = store.live()
         if live.current == collection:
-            if _is_complete(store, new):
+            if _is_complete(store, new, min_recall):
                 clear(store, live)
                 return Indexed(collection, live.previous, documents, 0, None, k, 0, len(judged), examples)
-            console.note(f"Warning: {store.where}: the live collection {collection} has lost or changed documents; they are written again")
+            console.note(f"Warning: {store.where}: the live collection {collection} has lost or changed documents; it is written again")
         queries = new.dataset.select(judged[:: max(1, -(-len(judged) // _QUERIES))])
         version, written, recall = _written(new, queries, k)
-        if recall < min_recall and written < documents + examples and live.current != collection:
+        if recall < min_recall and written < documents + examples:
             # A kill may have left a damaged graph, which finds too little.
             for suffix in new.contents:
                 store.drop(collection + suffix)
@@ -297,22 +305,16 @@ def _carry(store: Store, live: Live, version: SearcherVersion, known: set[tuple[
     return sum(not change.gone for change in kept)
 
 
-def _is_complete(store: Store, new: _New) -> bool:
-    """Return whether the collections exist and hold exactly these entries; their content is compared on a sample."""
+def _is_complete(store: Store, new: _New, min_recall: float) -> bool:
+    """Return whether the collections exist, hold exactly these entries, and find them."""
     names = store.collections()
     if EXAMPLES in new.contents and new.collection + CHANGES not in names:
         return False
     return all(
         (collection := new.collection + suffix) in names
-        and store.ids(collection) == {entry.id for entry in entries}
-        and _is_unchanged(store, collection, entries)
+        and is_whole(store, collection, entries, partial(new.vectors_of, suffix), _OWN_RECALL * min_recall)
         for suffix, entries in new.contents.items()
     )
-
-
-def _is_unchanged(store: Store, collection: str, entries: Sequence[Entry]) -> bool:
-    sample = entries[:: max(1, -(-len(entries) // _SAMPLE))]
-    return not sample or store.entries(collection, [entry.id for entry in sample]) == {entry.id: entry for entry in sample}
 
 
 def clear(store: Store, live: Live) -> None:
@@ -332,68 +334,6 @@ def clear(store: Store, live: Live) -> None:
             store.drop(collection)
 
 
-def fill(store: Store, collection: str, stamp: Stamp, entries: Sequence[Entry], vectors: Vectors) -> int:
-    """Write the missing documents of a collection; return their number.
-
-    A collection with anything else in it, or that a kill left damaged (unreadable, unwritable, or with wrong vectors), is written anew.
-    """
-
-    def add(batch: list[int]) -> int:
-        store.add(collection, [entries[row] for row in batch], vectors[batch])
-        return len(batch)
-
-    store.create(collection, stamp)
-    batches: list[list[int]] | None = None
-    begun = 0
-    try:
-        present = _present(store, collection, entries, vectors)
-        if present is not None:
-            batches = list(_batches(entries, [row for row, entry in enumerate(entries) if entry.id not in present], vectors.shape[1]))
-            begun = add(batches[0]) if present and batches else 0
-    except StorageError:
-        if store.live().current == collection:
-            raise
-        batches = None
-    if batches is None:
-        store.drop(collection)
-        store.create(collection, stamp)
-        batches = list(_batches(entries, range(len(entries)), vectors.shape[1]))
-    written = sum(map(len, batches))
-    with progress.bar(f"writing to {store.where}", len(entries), len(entries) - written + begun) as done:
-        for batch in batches[1 if begun else 0 :]:
-            done(add(batch))
-    store.finish(collection)
-    return written
-
-
-def _present(store: Store, collection: str, entries: Sequence[Entry], vectors: Vectors) -> set[str] | None:
-    """Return the ids in a collection; None if something else wrote to it, or if it is damaged."""
-    ids = store.ids(collection)
-    rows = [row for row, entry in enumerate(entries) if entry.id in ids]
-    if len(rows) < len(ids) or not _is_unchanged(store, collection, [entries[row] for row in rows]):
-        return None
-    rows = sorted({*rows[:: max(1, -(-len(rows) // _SAMPLE))], *rows[-_SAMPLE:]})  # a kill damages what was written last
-    wanted = {entries[row].id: vectors[row] for row in rows}
-    kept = store.vectors(collection, list(wanted))
-    lengths = {id: 0.999 * np.linalg.norm(vector) * np.linalg.norm(kept.get(id, vector)) for id, vector in wanted.items()}
-    return ids if all(id in kept and kept[id] @ vector >= lengths[id] for id, vector in wanted.items()) else None
-
-
-def _batches(entries: Sequence[Entry], rows: Sequence[int], dimension: int) -> Iterator[list[int]]:
-    """Yield row numbers in batches of about `BATCH_BYTES` as JSON."""
-    batch: list[int] = []
-    size = 0
-    for row in rows:
-        # A float takes about 20 characters; metadata often repeats the text field by field.
-        batch.append(row)
-        size += 20 * dimension + 2 * len(entries[row].text) + len(json.dumps(entries[row].metadata))
-        if size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
 def roll_back(store: Store) -> Stamp:
     """Make the previous version live again and return its stamp. A second call undoes the first.
 
@@ -411,8 +351,8 @@ def roll_back(store: Store) -> Stamp:
         if live.previous not in store.collections():
             raise StorageError(f"{store.where}: the version to go back to, {live.previous}, is gone; fix: run 'embedfit index'")
         stamp = store.stamp(live.previous)
-        count = len(store.ids(live.previous))
-        examples = len(store.ids(live.previous + EXAMPLES)) if stamp.searcher else 0
+        parts = {suffix: store.ids(live.previous + suffix) for suffix in ("", *((EXAMPLES,) if stamp.searcher else ()))}
+        count, examples = len(parts[""]), len(parts.get(EXAMPLES, ()))
         if not stamp.bridge and (count, examples) != (stamp.documents, stamp.examples):
             what, count, expected = (
                 ("documents", count, stamp.documents) if count != stamp.documents else ("examples", examples, stamp.examples)
@@ -421,6 +361,8 @@ def roll_back(store: Store) -> Stamp:
                 f"{store.where}: the version to go back to, {live.previous}, has {count:,} of its {expected:,} {what}; "
                 "fix: run 'embedfit index' with the data and model that it was made from"
             )
+        for suffix, ids in parts.items():
+            check_readable(store, live.previous + suffix, ids)
         store.switch(Live(live.previous, live.current))
     return stamp
 

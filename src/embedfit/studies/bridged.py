@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from embedfit.tune.bridging import FittedBridge, fit_bridge
 
 TOLERANCE = 0.01
 """Largest loss against the old model that passes by default; one query's worth, if that is more."""
+Outcome: TypeAlias = Literal["no worse", "not shown", "too much lost"]
 _FITTED, _MEASURED, _QUERIES = 5000, 5000, 1000
 """Largest numbers of documents to fit on, of other documents to measure on, and of queries."""
 
@@ -36,8 +37,8 @@ class MeasuredBridge:
 
     Attributes:
         fitted: The bridge, and how it was chosen.
-        live: Metric of the old model and of the bridge, with the 95% interval of the difference.
-        loss: Metric with all documents embedded again and of the bridge, with the 95% interval of the difference.
+        live: Metric of the old model and of the bridge, with the 95% interval of the difference. It decides.
+        loss: Metric with all documents embedded again and of the bridge, with the 95% interval of the difference. It is stated.
         allowed: Largest loss against the old model that passes.
         documents: Number of documents that were searched.
         queries: Number of queries.
@@ -59,8 +60,37 @@ class MeasuredBridge:
 
     @property
     def passed(self) -> bool:
-        """Whether the bridge is no worse than the old model, within what is allowed."""
+        """Whether the measured loss against the old model is within what is allowed, which need not be shown; see `outcome`."""
         return self.live.difference >= -self.allowed - 1e-12
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the queries show about the bridge and the old model, which answers until then.
+
+        ``no worse``: the whole interval is above the allowed loss (non-inferiority). ``not shown``: the measured loss is allowed, and a
+        larger one cannot be excluded. ``too much lost``: the measured loss is not allowed.
+        """
+        if not self.passed:
+            return "too much lost"
+        return "no worse" if self.live.low >= -self.allowed - 1e-12 else "not shown"
+
+    @property
+    def verdict(self) -> str:
+        """What the queries show, as text."""
+        live, allowed = self.live, f"the allowed loss of {self.allowed:.3f}"
+        if not self.passed:
+            chance = ", beyond chance" if live.high < -self.allowed else ", which may be chance"
+            first = f"The bridge is worse than the old model by more than {allowed}{chance}."
+        elif live.low > 0:
+            first = "The bridge is better than the old model, beyond chance."
+        elif self.outcome == "no worse":
+            first = f"The bridge is no worse than the old model, within {allowed}, beyond chance."
+        else:
+            first = (
+                f"Not shown: these queries cannot exclude that the bridge is worse than the old model by {-live.low:.3f}, beyond {allowed}."
+            )
+        again = "is better than the bridge, beyond chance" if self.loss.high < 0 else "is not shown to be better than the bridge"
+        return f"{first} Embedding all documents again {again}."
 
     @property
     def kept(self) -> float:
@@ -74,12 +104,12 @@ class MeasuredBridge:
         return (
             f"Bridge ({self.bridge.kind}), {label} on {self.queries:,} queries over {self.documents:,} documents: {self.live.tuned:.3f}; "
             f"the old model has {self.live.base:.3f} ({_interval(self.live)}), and embedding all documents again would give "
-            f"{self.loss.base:.3f} ({_interval(self.loss)}; {self.kept:.1%} are kept)."
+            f"{self.loss.base:.3f} ({_interval(self.loss)}; {self.kept:.1%} are kept). {self.verdict}"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the measurement as JSON has it."""
-        numbers = {name: getattr(self, name) for name in ("allowed", "documents", "queries", "seconds", "kept", "passed")}
+        numbers = {name: getattr(self, name) for name in ("allowed", "documents", "queries", "seconds", "kept", "passed", "outcome")}
         return {"fit": self.fitted.to_dict(), "live": vars(self.live), "loss": vars(self.loss), **numbers}
 
 
