@@ -22,6 +22,7 @@ from embedfit.evaluation.compare import compare_scores
 from embedfit.evaluation.comparison import Comparison
 from embedfit.evaluation.score import Scores
 from embedfit.hub import public_name
+from embedfit.loading import is_quantized
 from embedfit.pipeline.choosing import job_with_choice
 from embedfit.pipeline.deploying import STATIC, export_wanted
 from embedfit.pipeline.job import Job, locked
@@ -222,7 +223,7 @@ def _forms(job: Job, model: Encoder, final: Tuned, *, whole: bool) -> tuple[Form
         metric=job.metric,
         ks=job.config.evaluate.k,
         matryoshka=final.matryoshka,
-        lora=lora if lora.is_dir() and whole and job.config.tune.documents == "trained" else None,
+        lora=lora if lora.is_dir() and whole and job.config.tune.documents == "trained" and not is_quantized(kept.loading) else None,
     )
 
 

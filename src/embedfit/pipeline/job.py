@@ -85,6 +85,9 @@ class Job:
             check_method(base, config.tune, config.track.report_to)
         if dataset is None:
             if config.generate.records or config.generate.questions:
+                model = local_of(base)
+                if model and model.loading:
+                    model.loaded  # noqa: B018 (raises before an LLM is paid if the weights cannot be loaded so)
                 if processes.main():
                     write_queries(config)
                 processes.agreed(None)  # no process reads before everything is written

@@ -14,6 +14,7 @@ from embedfit.encode.remote import is_remote
 from embedfit.errors import ConfigError, ModelError, check_package
 from embedfit.generate.relevance import LLM
 from embedfit.hub import model_folder
+from embedfit.loading import is_quantized
 from embedfit.retrieve.rerank import LocalReranker
 from embedfit.track.langwatch import langwatch_key
 
@@ -111,6 +112,8 @@ def check_method(base: Encoder, config: TuneConfig, report_to: Sequence[str] = (
         LocalReranker(config.judge)
     if config.teacher not in (None, "data") and config.method != "adapter":
         LocalReranker(str(config.teacher))
+    if model and config.method == "full" and is_quantized(model.loading):
+        raise ConfigError("model.model_kwargs: quantized weights cannot be trained; fix: tune.method = 'lora', or leave the option out")
     if model and config.freeze != "auto" and config.method != "adapter":
         layers = number_of_layers(model.folder)
         if layers is not None and config.freeze >= layers:

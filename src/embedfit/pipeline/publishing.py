@@ -98,6 +98,7 @@ def publish_run(folder: str | Path, publication: Publication) -> Parity | None:
             data = data_of(result).select(queries)
         except EmbedfitError:  # the data is gone or has changed
             data, scores = Dataset({id: Query(id, text) for id, text in queries.items()}, {}, {}), {}
-        precision = config.model.precision
-        measured, published = LocalEncoder(result.model, precision=precision), LocalEncoder(fetched, precision=precision)
+        measured, published = (
+            LocalEncoder(model, precision=config.model.precision, model_kwargs=config.model.loading) for model in (result.model, fetched)
+        )
         return check_parity(measured, published, data, config.data.document_template, config.evaluate.metric, scores)

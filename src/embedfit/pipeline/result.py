@@ -16,6 +16,7 @@ from embedfit.encode.named import encoder_of
 from embedfit.errors import DataError, ModelError, did_you_mean
 from embedfit.evaluation.comparison import Comparison, Verdict
 from embedfit.evaluation.score import Scores
+from embedfit.loading import usable
 from embedfit.pipeline.parts import read
 from embedfit.studies.deployable import Deployable
 
@@ -183,13 +184,18 @@ def check_unchanged(result: Result) -> None:
         ModelError: A file of the model has changed.
     """
     identity = result.manifest.get("identity")
-    if identity and LocalEncoder(result.model).whole_identity != identity:
+    if identity and LocalEncoder(result.model, model_kwargs=config_of(result).model.loading).whole_identity != identity:
         raise ModelError(f"{result.model}: is not the model that was measured: a file in it has changed; fix: restore it, or run again")
 
 
 def config_of(result: Result) -> Config:
-    """Return the settings of a run."""
-    return Config.model_validate(result.manifest["config"])
+    """Return the settings of a run, without an implementation of attention that this machine does not have."""
+    config = Config.model_validate(result.manifest["config"])
+    loading = usable(config.model.loading, config.name)
+    if loading == config.model.loading:
+        return config
+    model = config.model.model_copy(update={"attn_implementation": None, "model_kwargs": loading})
+    return config.model_copy(update={"model": model})
 
 
 def data_of(result: Result) -> Dataset:

@@ -14,6 +14,7 @@ from embedfit.config import TuneConfig
 from embedfit.encode.readers import OLDEST, older_form
 from embedfit.evaluation.comparison import Comparison, Difference
 from embedfit.hub import MINILM, public_name
+from embedfit.loading import changing_vectors, loading_options
 from embedfit.publish.target import EXAMPLES, Content, Target, in_one_line
 from embedfit.studies.deployable import Deployable
 
@@ -68,12 +69,19 @@ def model_card(
         settings=_training_settings(manifest),
         forgetting=bool(forgetting),
         repo=target.where,
+        options=_options(config["model"]),
         served=served,
         oldest=_oldest_reader(folder),
         alike=served and not prompts,
         texts={kind: json.dumps(prompts.get(kind, ""), ensure_ascii=False) for kind in ("query", "document")},
         prompt_name=', "prompt_name": "query"' if "query" in prompts else "",
     )
+
+
+def _options(model: Mapping[str, Any]) -> str:
+    """Return the argument of SentenceTransformer with which the model was measured; empty if it needs none."""
+    options = changing_vectors(loading_options(model.get("model_kwargs")))
+    return f", model_kwargs={options!r}" if options else ""
 
 
 def _data_facts(manifest: Mapping[str, Any], prompts: Mapping[str, str]) -> list[str]:

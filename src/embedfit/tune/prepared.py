@@ -19,6 +19,7 @@ from embedfit.encode.precision import use_bf16
 from embedfit.encode.sides import is_two_sided, side_of
 from embedfit.encode.tokens import Tokens
 from embedfit.errors import ConfigError, ModelError
+from embedfit.loading import is_quantized, whole_weights
 from embedfit.tune.lora import add_lora
 from embedfit.tune.lower import KeptStates, LowerLayers, layers_of
 from embedfit.tune.training import Training
@@ -77,11 +78,16 @@ def prepare(encoder: LocalEncoder, training: Training, added: Sequence[torch.nn.
         added: Modules to put after the model's own.
 
     Raises:
-        ConfigError: A Matryoshka dimension is not below the model's.
+        ConfigError: A Matryoshka dimension is not below the model's, or all weights are to be trained and are quantized.
         ModelError: The model cannot be tuned.
     """
     config, prompts = training.config, encoder.prompts
-    model = load_model(encoder.folder, prompts, encoder.pooling)
+    options = encoder.loading
+    if config.method != "lora":
+        if is_quantized(options):
+            raise ConfigError("model.model_kwargs: quantized weights cannot be trained; fix: tune.method = 'lora', or leave the option out")
+        options = whole_weights(options)
+    model = load_model(encoder.folder, prompts, encoder.pooling, options)
     documents = None
     if config.documents == "frozen":
         model = side_of(model, "query")
