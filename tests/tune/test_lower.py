@@ -199,6 +199,18 @@ def test_the_upper_layers_alone_give_the_vectors_of_the_whole_model(name, tmp_pa
     assert not [name for name in trained if "embeddings" in name or "embed_tokens" in name or "relative" in name or ".0." in name[2:]]
 
 
+def test_half_of_twelve_layers_are_frozen_in_training(few, tmp_path):
+    model = built(ARCHITECTURES["BERT-base"], tmp_path / "plain")
+    assert prepared.layers_to_freeze(model.transformers_model, TuneConfig(), "all", 500) == 6
+    model.save_pretrained(str(tmp_path / "base"), create_model_card=False)
+    base = LocalEncoder(tmp_path / "base", precision="fp32")
+    tuned = tune_model(base, few, None, tmp_path / "tuned", TuneConfig(freeze=6, epochs=1, batch_size=12))
+    before, after = tensors(base.folder), tensors(tuned.model)
+    moved = {name.partition(".layer.")[2].partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"6", "7", "8", "9", "10", "11"}
+    assert tuned.frozen == 6
+
+
 def test_layers_that_others_need_run_again_in_each_step(tmp_path):
     # T5's first layer makes the position bias of all layers.
     model = built(config_of("T5", d_model=32, d_kv=8, d_ff=64, num_layers=3, num_heads=4), tmp_path, "T5EncoderModel")

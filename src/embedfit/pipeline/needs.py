@@ -133,21 +133,18 @@ def _check_reranker(model: LocalEncoder | None, config: TuneConfig) -> None:
 
 
 def refuse_parts(config: Config, command: str) -> None:
-    """Refuse the tuning of a reranker or of a model for queries alone where the command measures whole models.
+    """Refuse the tuning of a model for queries alone where the command measures whole models, and a reranker in a curve.
 
     Raises:
-        ConfigError: ``tune.method`` is ``reranker``, or ``tune.query_model`` is set.
+        ConfigError: ``tune.query_model`` is set, or the command is ``curve`` and ``tune.method`` is ``reranker``.
     """
     if config.tune.query_model:
         raise ConfigError(
             f"'embedfit {command}' measures models that encode documents too; fix: 'embedfit tune' with tune.query_model, and 'embedfit "
             "evaluate --model' for the result"
         )
-    if config.tune.method == "reranker":
-        raise ConfigError(
-            f"'embedfit {command}' measures models that encode; fix: 'embedfit tune' for the reranker, and 'embedfit ladder --rung full "
-            "--rung reranked' to measure one over the tuned model"
-        )
+    if config.tune.method == "reranker" and command == "curve":
+        raise ConfigError("'embedfit curve' measures models that encode; fix: 'embedfit run' measures a reranker")
 
 
 def number_of_layers(folder: Path) -> int | None:

@@ -319,7 +319,7 @@ numpy.savez(texts["target"], query=query, document=document)
 
 
 @contextlib.contextmanager
-def _fresh_process(folder: Path, texts: Texts, options: dict[str, Any]) -> Iterator[Callable[[], dict[Kind, Vectors]]]:
+def _fresh_process(folder: Path, texts: Texts, options: dict[str, Any] | None = None) -> Iterator[Callable[[], dict[Kind, Vectors]]]:
     """Start a process that encodes texts, and yield a function that waits for its vectors.
 
     Raises:
@@ -348,7 +348,7 @@ def _fresh_process(folder: Path, texts: Texts, options: dict[str, Any]) -> Itera
         try:
             assert process.stdin
             with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # `collect` reports the failure
-                pipe.write(json.dumps({**texts, "folder": str(folder.resolve()), "target": str(target), "options": options}).encode())
+                pipe.write(json.dumps({**texts, "folder": str(folder.resolve()), "target": str(target), "options": options or {}}).encode())
             yield collect
         finally:
             process.kill()

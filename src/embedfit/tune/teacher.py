@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +16,7 @@ from embedfit.data.texts import TEACHER_SCORES
 from embedfit.encode.encoder import Encoder
 from embedfit.encode.vector_file import VectorFile
 from embedfit.errors import DataError, shown
-from embedfit.files import cache_folder, digest, file_sha256, json_bytes
-from embedfit.hub import weights_of
+from embedfit.files import cache_folder, json_bytes
 from embedfit.retrieve.rerank import LocalReranker, Reranker
 from embedfit.tune.candidates import relevant_positions
 from embedfit.tune.mine import Guards, mine
@@ -80,7 +78,7 @@ def teacher_of(base: Encoder, training: Training) -> Teacher | None:
     queries, documents = train.query_texts(), train.document_texts(training.template)
     own = range(processes.number(), len(read), processes.count())  # processes that train together divide the queries among them
     pairs = [(queries[row], documents[position]) for row in own for position in read[row]]
-    values = iter(cached_scores(training.engine.reranker(model), teacher_fingerprint(model.folder), pairs).tolist())
+    values = iter(cached_scores(training.engine.reranker(model), model.fingerprint, pairs).tolist())
     scores = {row: {position: next(values) for position in read[row]} for row in own}
     merged = {row: found for part in processes.gathered(scores) for row, found in part.items()}
     return Teacher([merged[row] for row in range(len(read))])
@@ -124,15 +122,9 @@ def _logit(probability: float) -> float:
     return float(np.log(certain / (1 - certain)))
 
 
-def teacher_fingerprint(folder: Path) -> str:
-    """Return a text that changes with the files of a cross-encoder."""
-    files = [*folder.glob("*.json"), *folder.glob("*.txt"), *weights_of(folder)]
-    return digest(["teacher", sorted([path.relative_to(folder).as_posix(), file_sha256(path)] for path in files)])
-
-
 def teacher_identity(name: str) -> str:
     """Return a text that changes with the teacher that a setting names."""
-    return name if name == IN_DATA else teacher_fingerprint(LocalReranker(name).folder)
+    return name if name == IN_DATA else LocalReranker(name).fingerprint
 
 
 def cached_scores(model: Reranker, fingerprint: str, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
@@ -140,7 +132,7 @@ def cached_scores(model: Reranker, fingerprint: str, pairs: Sequence[tuple[str, 
 
     Args:
         model: Cross-encoder.
-        fingerprint: Result of `teacher_fingerprint`.
+        fingerprint: Fingerprint of the cross-encoder.
         pairs: Texts.
     """
     hashes = [hashlib.blake2b(json_bytes(pair), digest_size=16).digest() for pair in pairs]
