@@ -131,3 +131,9 @@ def is_half(options: Mapping[str, Any]) -> bool:
 def is_quantized(options: Mapping[str, Any]) -> bool:
     """Return whether weights are quantized when they are loaded."""
     return bool(options.get(_QUANTIZED))
+
+
+def uses_bitsandbytes(options: Mapping[str, Any]) -> bool:
+    """Return whether bitsandbytes quantizes the weights."""
+    quantization = options.get(_QUANTIZED)
+    return isinstance(quantization, Mapping) and any(quantization.get(key) for key in ("load_in_4bit", "load_in_8bit"))

@@ -1,5 +1,6 @@
 import datetime
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from embedfit.errors import ConfigError, EmbedfitError, ModelError
 from embedfit.loading import loading_options, usable
 from embedfit.pipeline.needs import check_method
 from embedfit.pipeline.publishing import prepare_publications, publish_run
+from embedfit.tune.prepared import prepare
+from embedfit.tune.training import Training
 
 TEXTS = [f"the {word} fish" for word in ("red", "blue", "one and only")] * 7
 QUANTIZED = {"quantization_config": {"load_in_4bit": True}}
@@ -142,11 +145,14 @@ def test_texts_that_flash_attention_would_put_end_to_end_are_padded_for_training
     assert model[0].can_flatten_inputs
 
 
-def test_quantized_weights_are_for_lora(tiny_model):
+def test_quantized_weights_are_for_lora(tiny_model, transactions, monkeypatch):
     encoder = LocalEncoder(tiny_model, model_kwargs=QUANTIZED)
     with pytest.raises(ConfigError, match=r"quantized weights cannot be trained; fix: tune\.method = 'lora'"):
-        check_method(encoder, TuneConfig())
-    check_method(encoder, TuneConfig(method="lora"))
+        prepare(encoder, Training(transactions, None, Path("unused")))
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name, *_: None)
+        with pytest.raises(EmbedfitError, match=r"bitsandbytes.*embedfit\[quantized\]"):  # before anything is read
+            check_method(encoder, TuneConfig(method="lora"))
     with pytest.raises(EmbedfitError, match="bitsandbytes"):  # transformers was asked, and the package is not here
         encoder.encode(["a"], "query")
 

@@ -14,7 +14,7 @@ from embedfit.encode.remote import is_remote
 from embedfit.errors import ConfigError, ModelError, check_package
 from embedfit.generate.relevance import LLM
 from embedfit.hub import model_folder
-from embedfit.loading import is_quantized
+from embedfit.loading import is_quantized, uses_bitsandbytes
 from embedfit.retrieve.rerank import LocalReranker
 from embedfit.track.langwatch import langwatch_key
 
@@ -92,6 +92,8 @@ def check_method(base: Encoder, config: TuneConfig, report_to: Sequence[str] = (
         raise ConfigError(
             "track.report_to follows the training of weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'"
         )
+    if model and uses_bitsandbytes(model.loading):
+        check_package("bitsandbytes", extra="quantized")
     if config.method == "reranker":
         _check_reranker(model, config)
         return

@@ -88,6 +88,10 @@ def prepare(encoder: LocalEncoder, training: Training, added: Sequence[torch.nn.
             raise ConfigError("model.model_kwargs: quantized weights cannot be trained; fix: tune.method = 'lora', or leave the option out")
         options = whole_weights(options)
     model = load_model(encoder.folder, prompts, encoder.pooling, options)
+    quantized: Any
+    for quantized in model.modules():
+        if hasattr(quantized, "support_avx512bf16_for_cpu"):  # bitsandbytes would pack the weights at the first encoding, and not train on
+            quantized.support_avx512bf16_for_cpu = False
     documents = None
     if config.documents == "frozen":
         model = side_of(model, "query")
