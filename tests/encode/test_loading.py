@@ -43,6 +43,9 @@ def test_attention_changes_the_last_digits_and_the_number_format_more(tiny_model
     assert half.loaded.model.dtype == torch.bfloat16
     assert 1e-4 < np.abs(half.encode(TEXTS, "query") - vectors).max() < 0.02
     assert half.fingerprint != plain.fingerprint
+    for precision in ("fp32", "bf16"):  # the weights' format says how to compute
+        float16 = LocalEncoder(tiny_model, precision=precision, model_kwargs={"dtype": "float16"})
+        np.testing.assert_allclose(float16.encode(TEXTS, "query"), vectors, atol=2e-3)
     # An index knows its model by the files, in any number format; quantized weights are another model.
     assert half.identity == eager.identity == plain.identity
     assert LocalEncoder(tiny_model, model_kwargs=QUANTIZED).identity != plain.identity

@@ -25,7 +25,7 @@ from embedfit.encode.tokens import Tokens, input_module, length_batches, tokeniz
 from embedfit.errors import ModelError
 from embedfit.files import digest, file_sha256
 from embedfit.hub import model_folder, weights_of
-from embedfit.loading import another_model, changing_vectors, loading_options, why_no_attention
+from embedfit.loading import another_model, changing_vectors, is_half, loading_options, why_no_attention
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -310,7 +310,16 @@ class LocalEncoder(BaseEncoder):
             ModelError: sentence-transformers cannot load the folder.
         """
         model = load_model(self.folder, self.prompts, self.pooling, self.loading)
-        return ModelEncoder(model, self.prompts, bf16=use_bf16(self.precision, model.device.type))
+        return ModelEncoder(model, self.prompts, bf16=self.autocasts(model, self.loading))
+
+    def autocasts(self, model: SentenceTransformer, loading: Mapping[str, Any]) -> bool:
+        """Return whether matrix products of a model run in bfloat16 under autocast. Weights in half precision are used as they are.
+
+        Args:
+            model: Model on its device.
+            loading: Options that its weights were loaded with.
+        """
+        return not is_half(loading) and use_bf16(self.precision, model.device.type)
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions).

@@ -15,7 +15,6 @@ from sentence_transformers.base.model import BaseModel
 from embedfit import console
 from embedfit.config import TuneConfig
 from embedfit.encode.local import LocalEncoder, ModelEncoder, load_model
-from embedfit.encode.precision import use_bf16
 from embedfit.encode.sides import is_two_sided, side_of
 from embedfit.encode.tokens import Tokens
 from embedfit.errors import ConfigError, ModelError
@@ -112,7 +111,7 @@ def prepare(encoder: LocalEncoder, training: Training, added: Sequence[torch.nn.
         documents = Tokens(model, training.train.document_texts(training.template), prompts["document"], "document")
         candidates = choose_candidates(config, int(documents.lengths.sum()))
     queries = Tokens(model, training.train.query_texts(), prompts["query"], "query")
-    in_training = ModelEncoder(model, prompts, bf16=use_bf16(encoder.precision, model.device.type), warns=False)
+    in_training = ModelEncoder(model, prompts, bf16=encoder.autocasts(model, options), warns=False)
     lora, lower = set_trainable(in_training, config, candidates, len(queries))
     steps = -(-len(queries) // config.batch_size)
     return Prepared(in_training, lora, queries, documents, candidates, config.epochs_with(candidates), steps, lower)
