@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from embedfit.errors import ConfigError
 from embedfit.hosts import checked_address, is_header_name
+from embedfit.loading import Attention, loading_options
 from embedfit.metrics import KS
 from embedfit.secrets import is_variable, no_variable
 from embedfit.template import DOCUMENT_TEMPLATE
@@ -132,9 +133,23 @@ class ModelConfig(Section):
         "auto: lasttoken for a causal language model, else mean.",
     )
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="Number format for encoding. auto: bf16 where that is faster.")
+    attn_implementation: Attention | None = Field(
+        None, description="Implementation of attention, as transformers names it. By default the model's own choice, mostly sdpa."
+    )
+    model_kwargs: dict[str, Any] = Field(
+        {}, description='sentence-transformers\' model_kwargs, such as {dtype = "bfloat16"}: options for loading the weights.'
+    )
     price: float | None = Field(
         None, ge=0, description="Price of a million tokens of a remote encoder, in US dollars. By default OpenAI's list price."
     )
+
+    @field_validator("model_kwargs")
+    @classmethod
+    def _options_are_plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return loading_options(value)
+        except ConfigError as error:
+            raise PydanticCustomError("model_kwargs", "{problem}", {"problem": str(error)}) from None
 
     @field_validator("candidates")
     @classmethod
@@ -143,6 +158,11 @@ class ModelConfig(Section):
         if value and name not in (cls.model_fields["name"].default, *value):
             raise PydanticCustomError("candidates", "name is {name}, which is no candidate; fix: leave one of them out", {"name": name})
         return value
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Options for loading the weights, with the implementation of attention among them."""
+        return loading_options(self.model_kwargs, self.attn_implementation)
 
     @property
     def is_open(self) -> bool:

@@ -138,6 +138,8 @@ def project(tmp_path, small_model, cross_encoder, monkeypatch):
             "query_prompt": "q: ",
             "document_prompt": "d: ",
             "precision": "fp32",
+            "attn_implementation": "eager",
+            "model_kwargs": {"dtype": "float32"},
         },
         "evaluate": {
             "k": [1, 3],

@@ -70,7 +70,7 @@ def test_workers_pool_like_this_process(cluster, tiny_model, tmp_path):
     shutil.copytree(tiny_model, plain)
     (plain / "modules.json").unlink()
     shutil.rmtree(plain / "1_Pooling")
-    encoder = LocalEncoder(plain, precision="fp32", pooling="cls")
+    encoder = LocalEncoder(plain, precision="fp32", pooling="cls", attn_implementation="eager", model_kwargs={"dtype": "float16"})
     there = cluster.encoder(encoder)
     np.testing.assert_allclose(there.encode(TEXTS[:8], "query"), encoder.encode(TEXTS[:8], "query"), atol=1e-5)
     assert (there.identity, there.prompts) == (encoder.identity, encoder.prompts)

@@ -269,7 +269,7 @@ def test_documents_that_say_the_same_stay_tied():
 
     class Stub:
         folder, name, fingerprint = "nowhere", "stub", "stub-ties"
-        loaded = type("Loaded", (), {"bf16": False})
+        loaded, loading = type("Loaded", (), {"bf16": False}), {}
 
         def encode(self, texts, kind):
             return np.tile(np.array([[0.6, 0.8]], np.float32), (len(texts), 1))

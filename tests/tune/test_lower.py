@@ -12,6 +12,7 @@ from embedfit.pipeline.needs import check_method
 from embedfit.tune import prepared
 from embedfit.tune.full import tune_model
 from embedfit.tune.lower import KeptStates, LowerLayers, layers_of
+from embedfit.tune.reranker import cross_encoder_from
 
 TEXTS = ["a text", "a longer text about the price of cheese in Paris and elsewhere", "x", "two words"]
 
@@ -80,11 +81,19 @@ def test_the_frozen_layers_run_once_for_each_text(two_layers, few, tmp_path, mon
 
 @pytest.mark.parametrize(
     "settings",
-    [{"dropout": 0.1}, {"method": "lora"}, {"candidates": "mined", "mine_every": 1, "matryoshka": (64,)}],
-    ids=["dropout", "lora", "mined"],
+    [
+        {"dropout": 0.1},
+        {"method": "lora"},
+        {"candidates": "mined", "mine_every": 1, "matryoshka": (64,)},
+        {"candidates": "mined", "mine_every": 2, "judge": "cross-encoder", "teacher": "cross-encoder", "batch_size": 3},
+    ],
+    ids=["dropout", "lora", "mined", "judge and teacher"],
 )
-def test_stopped_and_started_again_it_ends_with_the_same_model(two_layers, few, tmp_path, killed, settings):
-    encoder, settings = LocalEncoder(two_layers, precision="fp32"), TuneConfig(**SETTINGS, **settings)
+def test_stopped_and_started_again_it_ends_with_the_same_model(two_layers, tiny_model, few, tmp_path, killed, settings):
+    if "judge" in settings:
+        cross_encoder_from(tiny_model).save_pretrained(str(tmp_path / "cross"), create_model_card=False)
+        few, settings = few.select(few.judged[:6]), settings | dict.fromkeys(("judge", "teacher"), str(tmp_path / "cross"))
+    encoder, settings = LocalEncoder(two_layers, precision="fp32"), TuneConfig(**{**SETTINGS, **settings})
     whole = tune_model(encoder, few, None, tmp_path / "whole", settings)
     assert killed(3, encoder, few, None, tmp_path / "killed", settings) == [2, 3]  # of 2 in an epoch
     again = tune_model(encoder, few, None, tmp_path / "killed", settings)
@@ -197,6 +206,18 @@ def test_the_upper_layers_alone_give_the_vectors_of_the_whole_model(name, tmp_pa
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert any(f".{len(layers) - 1}." in name for name in trained)
     assert not [name for name in trained if "embeddings" in name or "embed_tokens" in name or "relative" in name or ".0." in name[2:]]
+
+
+def test_half_of_twelve_layers_are_frozen_in_training(few, tmp_path):
+    model = built(ARCHITECTURES["BERT-base"], tmp_path / "plain")
+    assert prepared.layers_to_freeze(model.transformers_model, TuneConfig(), "all", 500) == 6
+    model.save_pretrained(str(tmp_path / "base"), create_model_card=False)
+    base = LocalEncoder(tmp_path / "base", precision="fp32")
+    tuned = tune_model(base, few, None, tmp_path / "tuned", TuneConfig(freeze=6, epochs=1, batch_size=12))
+    before, after = tensors(base.folder), tensors(tuned.model)
+    moved = {name.partition(".layer.")[2].partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"6", "7", "8", "9", "10", "11"}
+    assert tuned.frozen == 6
 
 
 def test_layers_that_others_need_run_again_in_each_step(tmp_path):

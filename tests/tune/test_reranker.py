@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from embedfit.cli.printing import print_result
 from embedfit.config import TuneConfig, make_config
 from embedfit.data.dataset import Dataset, Document, Query
 from embedfit.data.split import split_dataset
@@ -11,8 +13,13 @@ from embedfit.encode.local import LocalEncoder
 from embedfit.errors import ConfigError, ModelError, StorageError
 from embedfit.evaluation.score import score_run
 from embedfit.files import file_sha256
+from embedfit.pipeline.experiment import run
+from embedfit.pipeline.job import Job
 from embedfit.pipeline.needs import check_method
-from embedfit.retrieve.rerank import LocalReranker
+from embedfit.pipeline.reranking import check_reranker_run
+from embedfit.pipeline.result import config_of
+from embedfit.publish.parity import check_pair_parity
+from embedfit.retrieve.rerank import LocalReranker, RerankedRetriever
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.studies.ladder import climb
 from embedfit.studies.methods import METHODS, Setting
@@ -185,7 +192,9 @@ def test_the_ladder_has_a_rung_over_the_tuned_model_with_the_price_of_a_query(ti
     assert METHODS["reranked"].missing(unset, data) == "tune.reranker names no model to start from"
 
 
-def test_the_command_tunes_a_reranker_that_evaluate_measures(tiny_model, tmp_path, said):
+@pytest.fixture
+def project(tiny_model, tmp_path):
+    """Write settings and data; returns the path of the settings."""
     words = ["zero", "one", "two"] * 3
     rows = [{"id": str(row), "query": f"{row % 3} which is", "expected": f"which is {word}"} for row, word in enumerate(words)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -193,17 +202,79 @@ def test_the_command_tunes_a_reranker_that_evaluate_measures(tiny_model, tmp_pat
         f'[data]\nqueries = "pairs.jsonl"\n[model]\nname = "{tiny_model}"\n[split]\nleaks = "allow"\n'
         '[tune]\nmethod = "reranker"\nepochs = 1\nmatryoshka = [8]\n[evaluate]\nk = [1]\nmetric = "mrr@1"\nrerank_top = 2\n'
     )
-    code, out, err = said("tune", tmp_path / "embedfit.toml", "--output", tmp_path / "reranker")
+    return tmp_path / "embedfit.toml"
+
+
+def test_the_command_tunes_a_reranker_that_evaluate_measures(project, tmp_path, said):
+    code, out, err = said("tune", project, "--output", tmp_path / "reranker")
     assert code == 0, err
     assert "a reranker is tuned without tune.matryoshka" in err
     assert str(tmp_path / "reranker" / "model") in out
-    code, out, err = said("evaluate", tmp_path / "embedfit.toml", "--rerank", tmp_path / "reranker" / "model")
+    code, out, err = said("evaluate", project, "--rerank", tmp_path / "reranker" / "model")
     assert code == 0, err
     assert "ms a query" in out
-    for command in ("run", "curve"):
-        code, _, err = said(command, tmp_path / "embedfit.toml")
-        assert code == 2
-        assert f"'embedfit {command}' measures models that encode; fix: 'embedfit tune' for the reranker" in err
+    code, _, err = said("curve", project)
+    assert (code, err) == (2, "embedfit: 'embedfit curve' measures models that encode; fix: 'embedfit run' measures a reranker\n")
+
+
+def test_a_run_measures_a_reranker_on_held_out_queries_and_publishes_it(tiny_model, tmp_path, said, monkeypatch, capsys):
+    from sentence_transformers import CrossEncoder
+
+    monkeypatch.chdir(tmp_path)
+    data, tune = colours(range(12)), SETTINGS.model_copy(update={"epochs": 1})
+    evaluate = {"k": [1], "metric": "mrr@1", "rerank_top": 2}
+    sections = {"tune": tune, "split": {"folds": 2, "leaks": "allow"}, "evaluate": evaluate}
+    model = {"name": str(tiny_model), "precision": "fp32"}
+    result = run(data, model=model, **sections)
+    folder = result.folder
+    print_result(result, as_json=False)
+    out = capsys.readouterr().out
+    assert "to rerank 2 documents." in out
+    assert "Searcher:" not in out
+    assert (result.deployed, result.comparison.tuned.name.partition(", ")[2]) == ("reranked", "reranked by a tuned cross-encoder")
+    assert len(result.manifest["tuning"]) == 3  # two folds, and the one to use
+    assert result.manifest["reranker"]["milliseconds"]["reranking"] > 0
+    # Each query by the reranker that did not learn from it.
+    job = Job.of(config_of(result), data)
+    for number, (_, _, test) in enumerate(job.parts):
+        reranker = LocalReranker(folder / "folds" / str(number) / "model", precision="fp32")
+        found = RerankedRetriever(DenseRetriever(job.base), reranker, top=2).search(test, 1)
+        scores = score_run(found, test.qrels, ks=(1,)).values["mrr@1"]
+        measured = dict(zip(result.comparison.tuned.query_ids, result.comparison.tuned.values["mrr@1"], strict=True))
+        assert [measured[id] for id in test.queries] == scores.tolist()
+    assert "reranked" in result.report.read_text()
+    assert run(data, model=model, **sections).reused
+    with pytest.raises(ConfigError, match="tuned a reranker, and has no searcher"):
+        result.searcher  # noqa: B018
+    code, out, err = said("publish", folder, "./published", "--yes")
+    assert code == 0, err
+    assert "the scores of 24 pairs are the same" in out
+    card = Path("published/README.md").read_text()
+    assert 'CrossEncoder("./published")' in card
+    assert "pipeline_tag: text-ranking" in card
+    assert "SentenceTransformer(" not in card
+    assert result.comparison.sentence in card
+    pairs = [("3 which is", "which is three")]
+    plain = CrossEncoder("published", local_files_only=True, device="cpu").predict(pairs, activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(result.reranker.score(pairs), plain, atol=1e-5)
+    with pytest.raises(ModelError, match="the fetched model is not the one that was measured: scores differ by"):
+        check_pair_parity(result.reranker, LocalReranker(folder / "folds" / "0" / "model", precision="fp32"), pairs)
+    (folder / "model" / "config.json").write_text((folder / "model" / "config.json").read_text() + " ")
+    assert "a file in it has changed" in said("publish", folder, "./again", "--yes")[2]
+
+
+def test_what_a_run_of_a_reranker_cannot_do_is_refused_or_noted_first(capsys):
+    def config(**sections):
+        return make_config({"data": {"queries": "-"}, "tune": {"method": "reranker"}, **sections})
+
+    with pytest.raises(ConfigError, match=r"general\.keep merges weights"):
+        check_reranker_run(config(general={"keep": 0.9}), picks=False)
+    with pytest.raises(ConfigError, match="picks are measured by a searcher"):
+        check_reranker_run(config(), picks=True)
+    check_reranker_run(config(), picks=False)
+    assert capsys.readouterr().err == ""
+    check_reranker_run(config(deploy={"forms": ["onnx"]}, searcher={"views": ["documents"]}), picks=False)
+    assert capsys.readouterr().err == "a run that tunes a reranker does not use searcher.views, deploy.forms\n"
 
 
 def test_what_a_reranker_cannot_start_from_is_noticed_first(word_encoder, tiny_model):

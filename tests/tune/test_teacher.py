@@ -1,4 +1,6 @@
+import contextlib
 import json
+import sqlite3
 
 import numpy as np
 import pytest
@@ -174,7 +176,7 @@ def test_a_cross_encoder_reads_right_documents_and_the_nearest_wrong_ones_once(t
     data, _ = taught()
     base = LocalEncoder(tiny_model, precision="fp32")
     monkeypatch.setattr(teacher, "_READ", 3)
-    monkeypatch.setattr(teacher, "_WRITTEN", 16)
+    monkeypatch.setattr("embedfit.encode.encoder.SLICE", 16)
     read = []
     score = LocalReranker.score
 
@@ -201,7 +203,7 @@ def test_a_cross_encoder_reads_right_documents_and_the_nearest_wrong_ones_once(t
     assert len(read) == 4 * len(data.queries)
 
 
-def test_equal_pairs_are_read_once_and_other_weights_have_a_cache_of_their_own():
+def test_equal_pairs_are_read_once_and_other_weights_have_a_cache_of_their_own(capsys):
     class Counted:
         name = "counted"
         read = 0
@@ -217,7 +219,12 @@ def test_equal_pairs_are_read_once_and_other_weights_have_a_cache_of_their_own()
     assert cached_scores(model, "f" * 64, [("a", "b c"), *pairs]).tolist() == [-2, -1, 2, -1]
     assert model.read == 5
     assert cached_scores(model, "f" * 64, []).tolist() == []
-    assert (cache_folder() / f"{'f' * 32}.sqlite").exists()
+    # As in every cache, a damaged row is noticed and read again.
+    with contextlib.closing(sqlite3.connect(cache_folder() / f"{'f' * 32}.sqlite")) as database, database:
+        database.execute("UPDATE vectors SET vector = ?", [np.float32(7).tobytes()])
+    assert cached_scores(model, "f" * 64, pairs).tolist() == [-1, 2, -1]
+    assert model.read == 7
+    assert "2 of 2 vectors in" in capsys.readouterr().err
 
 
 def test_a_training_with_a_cross_encoder_as_teacher_runs_and_is_known_by_it(tiny_model, cross_encoder, tmp_path, capsys):

@@ -586,6 +586,29 @@ def test_merged_lora_is_a_plain_model_with_the_vectors_of_the_base_and_the_adapt
     assert unbroken_lora.history[-1]["loss"] < unbroken_lora.history[0]["loss"]
 
 
+@pytest.mark.parametrize("documents", ["trained", "frozen"])
+def test_beside_weights_in_half_precision_lora_learns_and_is_merged_with_the_whole_weights(tiny_model, parts, tmp_path, documents):
+    base = LocalEncoder(tiny_model, precision="fp32", model_kwargs={"dtype": "bfloat16"})
+    config = TuneConfig(epochs=1, method="lora", documents=documents)
+    tuned = tune_model(base, parts[0], None, tmp_path, config)
+    load_file = safetensors.torch.load_file
+    before, after = load_file(weights_of(tiny_model)[0]), {}
+    for path in weights_of(tuned.model):
+        if documents == "trained" or "query_" in str(path):
+            after |= {name.removeprefix("model."): value for name, value in load_file(path).items()}
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {name for name in before if _has_lora(name)}
+    matrices = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    name = "encoder.layer.0.output.dense"
+    learnt = 2 * matrices[f"base_model.model.{name}.lora_B.weight"] @ matrices[f"base_model.model.{name}.lora_A.weight"]
+    torch.testing.assert_close(after[f"{name}.weight"], before[f"{name}.weight"] + learnt, atol=1e-7, rtol=1e-6)
+    assert tuned.encoder.loading == {"dtype": "bfloat16"}
+    assert tune_model(base, parts[0], None, tmp_path, config).encoder.fingerprint == tuned.encoder.fingerprint
+
+
+def _has_lora(name):
+    return name.endswith("weight") and ("attention" in name or "dense" in name) and "LayerNorm" not in name and "pooler" not in name
+
+
 def test_the_adapter_is_small_and_says_what_it_belongs_to_and_nothing_of_the_data(unbroken_lora, tiny_model):
     folder = unbroken_lora.folder / "lora"
     assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]

@@ -33,7 +33,8 @@ def print_result(result: Result, as_json: bool) -> None:
     terminal.print(terminal_table(result.comparison, result.others, result.deployed))
     terminal.print()
     again = " (nothing had changed, so nothing was done)" if result.reused else f" ({result.manifest['seconds']:.0f} s)"
-    places = [f"Model:    {result.model}{again}", f"Searcher: {result.folder / 'searcher'}", f"Report:   {result.report}", *result.advice]
+    searcher = [f"Searcher: {result.folder / 'searcher'}"] if result.manifest["searcher"] else []
+    places = [f"Model:    {result.model}{again}", *searcher, f"Report:   {result.report}", *result.advice]
     print_conclusion(*places, result.comparison.sentence)
 
 

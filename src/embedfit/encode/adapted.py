@@ -17,6 +17,7 @@ from embedfit.encode.saving import why_not_written
 from embedfit.encode.sides import save_two_sided
 from embedfit.errors import ModelError, StorageError
 from embedfit.files import writing
+from embedfit.loading import whole_weights
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -160,7 +161,7 @@ def save_adapted(encoder: LocalEncoder, adapter: Adapter, folder: str | Path) ->
 def write_adapted(encoder: LocalEncoder, adapter: Adapter, folder: Path) -> Path:
     """Write what `save_adapted` writes, replacing a model in the folder."""
     AdaptedEncoder(encoder, adapter)  # refuses an adapter of another encoder
-    model = _routed(load_model(encoder.folder, encoder.prompts, encoder.pooling), adapter)
+    model = _routed(load_model(encoder.folder, encoder.prompts, encoder.pooling, whole_weights(encoder.loading)), adapter)
     try:
         save_two_sided(model, encoder.documents_read_as, folder)
     except Exception as error:

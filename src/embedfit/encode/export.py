@@ -17,6 +17,7 @@ from embedfit.encode.onnx import FILES, check_exportable, is_exportable
 from embedfit.encode.pooling import settings_of
 from embedfit.encode.readers import write_older_form
 from embedfit.errors import ModelError, check_package
+from embedfit.loading import portable
 
 _LARGEST = 2**31 - 2**24
 """Bytes of weights that one ONNX file may hold; larger ones go into a file beside it."""
@@ -114,7 +115,7 @@ def _write_transformer(encoder: LocalEncoder, target: Path) -> None:
     import torch
 
     # A copy of its own: the export changes settings of the model.
-    model = load_model(encoder.folder, encoder.prompts, encoder.pooling).to("cpu").eval()
+    model = load_model(encoder.folder, encoder.prompts, encoder.pooling, portable(encoder.loading)).to("cpu").eval()
     transformer: Any = model.transformers_model
     features = model.preprocess(["a text", "and one that is a little longer"], prompt=None, task="document")
     names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in features]

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from embedfit.encode.tokens import Tokens, input_module, length_batches, tokeniz
 from embedfit.errors import ModelError
 from embedfit.files import digest, file_sha256
 from embedfit.hub import model_folder, weights_of
+from embedfit.loading import another_model, changing_vectors, is_half, loading_options, why_no_attention
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -204,14 +205,18 @@ class LocalEncoder(BaseEncoder):
         document_prompt: Text put before each document; by default the model's own document prompt, if it has one.
         precision: ``bf16`` runs matrix products in bfloat16 under autocast; ``auto`` does so where it is faster.
         pooling: Pooling of token vectors, for a model whose folder does not name one.
+        attn_implementation: Implementation of attention, as transformers names it; None for the model's own choice.
+        model_kwargs: Options for loading the weights, as sentence-transformers' ``model_kwargs``, such as ``{"dtype": "bfloat16"}``.
 
     Attributes:
         folder: Folder of the model.
+        loading: Options for loading the weights, with the implementation of attention among them.
         pooling: Pooling that is added because the folder names none; None if the folder names one.
 
     Raises:
+        ConfigError: An option for loading the weights is not allowed or unknown.
         ModelError: The model cannot be found, has no safetensors weights, is of another type (a cross-encoder, a sparse encoder), or
-            names another pooling.
+            names another pooling; or the implementation of attention cannot run here.
     """
 
     def __init__(
@@ -222,8 +227,13 @@ class LocalEncoder(BaseEncoder):
         document_prompt: str | None = None,
         precision: Precision = "auto",
         pooling: Pooling = "auto",
+        attn_implementation: str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = str(name)
+        self.loading = loading_options(model_kwargs, attn_implementation)
+        if reason := why_no_attention(self.loading):
+            raise ModelError(reason)
         self.folder = model_folder(self.name, proof="modules.json" if pooling == "auto" else "config.json")
         self.precision = precision
         settings = settings_of(self.folder)
@@ -237,7 +247,7 @@ class LocalEncoder(BaseEncoder):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of weights, tokenizer, pooling, prompts and precision, and of the versions of the libraries."""
+        """A hash of weights, their options, tokenizer, pooling, prompts and precision, and of the versions of the libraries."""
         return self._here(self._read_as)
 
     @cached_property
@@ -249,17 +259,17 @@ class LocalEncoder(BaseEncoder):
         libraries = [version(name) for name in ("sentence-transformers", "transformers", "torch")]
         # What "auto" becomes depends on the device and the processor. To ask torch would take seconds.
         where = [processor(), Path("/dev/nvidia0").exists(), os.environ.get("CUDA_VISIBLE_DEVICES")]
-        return digest([*read_as, libraries, where, self.prompts, self.precision], sort_keys=False)
+        return digest([*read_as, libraries, where, self.prompts, self.precision, *_hashed(changing_vectors(self.loading))], sort_keys=False)
 
     @cached_property
     def identity(self) -> str:
         """A hash of the documents' weights, tokenizer and pooling, and of the prompts, the same on every machine."""
-        return digest([*self.documents_read_as, self.prompts], sort_keys=False)
+        return digest([*self.documents_read_as, self.prompts, *_hashed(another_model(self.loading))], sort_keys=False)
 
     @cached_property
     def whole_identity(self) -> str:
         """A hash of weights, tokenizer, pooling and prompts alone, the same on every machine."""
-        return digest([*self._read_as, self.prompts], sort_keys=False)
+        return digest([*self._read_as, self.prompts, *_hashed(another_model(self.loading))], sort_keys=False)
 
     @property
     def dimension(self) -> int | None:
@@ -299,8 +309,17 @@ class LocalEncoder(BaseEncoder):
         Raises:
             ModelError: sentence-transformers cannot load the folder.
         """
-        model = load_model(self.folder, self.prompts, self.pooling)
-        return ModelEncoder(model, self.prompts, bf16=use_bf16(self.precision, model.device.type))
+        model = load_model(self.folder, self.prompts, self.pooling, self.loading)
+        return ModelEncoder(model, self.prompts, bf16=self.autocasts(model, self.loading))
+
+    def autocasts(self, model: SentenceTransformer, loading: Mapping[str, Any]) -> bool:
+        """Return whether matrix products of a model run in bfloat16 under autocast. Weights in half precision are used as they are.
+
+        Args:
+            model: Model on its device.
+            loading: Options that its weights were loaded with.
+        """
+        return not is_half(loading) and use_bf16(self.precision, model.device.type)
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one unit vector per text, in order, as a float32 matrix (texts, dimensions).
@@ -326,8 +345,10 @@ def local_of(encoder: Encoder) -> LocalEncoder | None:
     return encoder if isinstance(encoder, LocalEncoder) else None
 
 
-def load_model(folder: Path, prompts: dict[Kind, str] | None = None, pooling: str | None = None) -> SentenceTransformer:
-    """Return the sentence-transformers model of a folder, in fp32, with the settings that it is measured with.
+def load_model(
+    folder: Path, prompts: dict[Kind, str] | None = None, pooling: str | None = None, options: Mapping[str, Any] | None = None
+) -> SentenceTransformer:
+    """Return the sentence-transformers model of a folder, in fp32 by default, with the settings that it is measured with.
 
     A copy saved from it keeps these settings: the prompts without a default one, cosine similarity, and unit vectors if the model was
     made for another similarity, so that a client that uses the dot product ranks alike.
@@ -336,6 +357,7 @@ def load_model(folder: Path, prompts: dict[Kind, str] | None = None, pooling: st
         folder: Folder of the model.
         prompts: Prompts to set; None to keep those of the folder.
         pooling: Pooling to add, for a folder that names none; None to add none.
+        options: Options for loading the weights (`embedfit.loading.loading_options`).
 
     Raises:
         ModelError: The library cannot load the model, or the model has no token vectors to pool.
@@ -346,7 +368,10 @@ def load_model(folder: Path, prompts: dict[Kind, str] | None = None, pooling: st
     quiet_libraries()
     try:
         model = SentenceTransformer(
-            str(folder), trust_remote_code=False, local_files_only=True, model_kwargs={"use_safetensors": True, "dtype": "float32"}
+            str(folder),
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs={"use_safetensors": True, "dtype": "float32", **(options or {})},
         )
     except Exception as error:  # the library raises whatever its dependencies raise
         raise ModelError(f"model folder {folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
@@ -373,6 +398,11 @@ def quiet_libraries() -> None:
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _hashed(options: dict[str, Any]) -> list[str]:
+    """Return the hash of options, or nothing if there are none."""
+    return [digest(options)] if options else []
 
 
 def _first(prompts: dict[str, str], kind: Kind) -> str:

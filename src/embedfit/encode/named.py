@@ -39,6 +39,8 @@ def encoder_of(config: ModelConfig, name: str | None = None) -> Encoder:
             raise ConfigError(f"model.pooling is for models that run here, and {name} does its own pooling; fix: leave it out")
         if config.precision != "auto":
             console.note(f"model.precision is not used: {name} runs behind an API")
+        if config.loading:
+            console.note(f"model.attn_implementation and model.model_kwargs are not used: {name} runs behind an API")
         return RemoteEncoder(name, query_prompt=config.query_prompt, document_prompt=config.document_prompt, price=config.price)
     if name.endswith(".safetensors") and Path(name).is_file():
         from embedfit.encode.adapted import AdaptedEncoder, load_adapter
@@ -57,7 +59,9 @@ def encoder_of(config: ModelConfig, name: str | None = None) -> Encoder:
         folder = model_folder(name, proof="config.json")
         if pools_itself(folder) or pooling_of(folder):
             pooling = "auto"  # another model may define its own
-    local = LocalEncoder(name, query_prompt=query, document_prompt=document, precision=config.precision, pooling=pooling)
+    local = LocalEncoder(
+        name, query_prompt=query, document_prompt=document, precision=config.precision, pooling=pooling, model_kwargs=config.loading
+    )
     return local if local.other_side is None else _with_other_side(config, local, *local.other_side)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -124,7 +125,8 @@ def _by_library(model: SentenceTransformer, prompt: str, task: str | None, texts
     """Return the tokens that the library makes of the texts, and the features that are not tensors."""
     import torch
 
-    whole = model.preprocess(list(texts), prompt=prompt or None, task=task)
+    with _padded(input_module(model, task)):
+        whole = model.preprocess(list(texts), prompt=prompt or None, task=task)
     tensors = {key: value for key, value in whole.items() if torch.is_tensor(value)}
     mask = tensors.pop("attention_mask", None)
     if mask is None or any(value.shape != mask.shape for value in tensors.values()):
@@ -132,6 +134,19 @@ def _by_library(model: SentenceTransformer, prompt: str, task: str | None, texts
     inside = mask.bool()
     rows = {key: _small(key, value[inside].numpy()) for key, value in tensors.items()}
     return (inside.sum(dim=1).numpy(), rows), {key: value for key, value in whole.items() if not torch.is_tensor(value)}
+
+
+@contextlib.contextmanager
+def _padded(module: Any) -> Iterator[None]:
+    """Let the library pad texts. With flash attention it puts them end to end."""
+    flattens = getattr(module, "can_flatten_inputs", False)
+    if flattens:
+        module.can_flatten_inputs = False
+    try:
+        yield
+    finally:
+        if flattens:
+            module.can_flatten_inputs = True
 
 
 def _by_tokenizer(module: Any, prompt: str, texts: Sequence[str]) -> _Read:

@@ -152,7 +152,7 @@ def _other_models(result: Result, measured: LocalEncoder | None) -> dict[str, Lo
         tuned = result.folder / "model"
         if tuned != result.model and tuned.is_dir():
             others["the tuned model before it was merged with the base"] = LocalEncoder(
-                tuned, query_prompt=prompts["query"], document_prompt=prompts["document"]
+                tuned, query_prompt=prompts["query"], document_prompt=prompts["document"], model_kwargs=measured.loading
             )
     except EmbedfitError:  # the base model is not on this machine any more
         pass

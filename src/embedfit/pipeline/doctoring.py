@@ -19,10 +19,11 @@ from embedfit.encode.local import local_of
 from embedfit.encode.longer import LongerEncoder, readable_length
 from embedfit.encode.named import encoder_of
 from embedfit.encode.pooling import Pooling, settings_of
+from embedfit.errors import ConfigError
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.pipeline.ablating import Bed
 from embedfit.pipeline.job import Job, locked, truncations
-from embedfit.pipeline.result import Result, config_of, data_of, read_result
+from embedfit.pipeline.result import Result, config_of, data_of, is_reranker, read_result
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import Run
 from embedfit.studies.doctor import Change, Diagnosis, Stage, diagnose
@@ -50,6 +51,8 @@ def diagnose_run(folder: str | Path, *, minutes: float = 10.0) -> Diagnosis:
         EmbedfitError: The run is not finished, its data has changed, or its base model cannot be loaded.
     """
     result = read_result(folder)
+    if is_reranker(result):
+        raise ConfigError(f"{folder}: tuned a reranker, and the causes and changes that are known are those of encoders")
     config = config_of(result)
     base = encoder_of(config.model)
     job = Job.of(config, data_of(result), base)

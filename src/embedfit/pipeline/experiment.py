@@ -5,30 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedfit import console, processes, progress
-from embedfit.config import placed_in
 from embedfit.data.dataset import Dataset
 from embedfit.data.load import load
 from embedfit.encode.encoder import Encoder
 from embedfit.encode.export import check_exporter
 from embedfit.encode.local import local_of
-from embedfit.encode.remote import RemoteEncoder
 from embedfit.errors import ConfigError, check_package
-from embedfit.evaluation.compare import compare_scores
 from embedfit.evaluation.comparison import Comparison
 from embedfit.evaluation.score import Scores
 from embedfit.hub import public_name
+from embedfit.loading import is_quantized
 from embedfit.pipeline.choosing import job_with_choice
 from embedfit.pipeline.deploying import STATIC, export_wanted
 from embedfit.pipeline.job import Job, locked
+from embedfit.pipeline.manifest import manifest_of
 from embedfit.pipeline.needs import check_installed, local, note_unused, refuse_parts
 from embedfit.pipeline.notes import MIXED, alerts, facts, next_steps, notes_on, seeds
-from embedfit.pipeline.parts import read
 from embedfit.pipeline.picked import Pick
+from embedfit.pipeline.reranking import check_reranker_run, run_reranker, start_digest
 from embedfit.pipeline.result import Result, read_result
 from embedfit.pipeline.searching import (
     ALONE,
@@ -90,22 +88,31 @@ def run(source: Source, *, model: Model | None = None, picks: Sequence[Pick] | N
         check_exporter()
     if config.tune.method == "adapter" and config.general.keep is not None:
         raise ConfigError("general.keep merges weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'")
-    general = read_general(config.general)
+    reranks = config.tune.method == "reranker"
+    if reranks:
+        check_reranker_run(config, picks=picks is not None)
+    general = None if reranks else read_general(config.general)
     job = job_with_choice(config, inputs.dataset, inputs.base, trains=True, picks=picks)
-    folder = job.folder("", "general", "searcher", more=[general.digest() if general else ""])
+    if reranks:
+        folder = job.folder("", more=[start_digest(job)])
+    else:
+        folder = job.folder("", "general", "searcher", more=[general.digest() if general else ""])
     if not (folder / "manifest.json").exists():
         job.checked  # noqa: B018 (raises before the folder is made)
     with locked(folder):
         reused = processes.agreed((folder / "manifest.json").exists())
         if not reused and not processes.main():
             help_training(job, folder)
-        if not reused:
+        if not reused and reranks:
+            run_reranker(job, folder)
+        elif not reused:
             steps = ["base model", *training_steps(job), "tuned model", SEARCHER, "other forms of the model", "report"]
             with progress.plan("run", steps) as plan:
                 measured = _measure(job, folder, general, plan)
                 with plan.step("report"):
                     _write(job, folder, measured)
-    return export_wanted(read_result(folder, reused=reused), config.deploy)
+    result = read_result(folder, reused=reused)
+    return result if reranks else export_wanted(result, config.deploy)
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,7 @@ def _measure(job: Job, folder: Path, general: Dataset | None, plan: progress.Pla
         else:
             runs += [_searched(job, training, final, model) for training in trainings[1:]]
         base = job.scored(base_run, job.base.name)
-        alone = _compared(job, base, [job.scored(run, f"{job.base.name}, tuned") for run in runs])
+        alone = job.compared(base, [job.scored(run, f"{job.base.name}, tuned") for run in runs])
         tuned = [*trainings[0], final] if len(trainings[0]) > 1 else [final]
         published = _own_scores(job, model) if len(tuned) > 1 or len(runs) > 1 else None
     with plan.step(SEARCHER):
@@ -177,7 +184,7 @@ def _measure(job: Job, folder: Path, general: Dataset | None, plan: progress.Pla
         comparison = alone
         advice: tuple[str, ...] = ()
         if deployed.untuned is not None:
-            comparison = _compared(job, base, [job.scored(searched.run, f"{job.base.name}, searcher") for searched in deployed.searched])
+            comparison = job.compared(base, [job.scored(searched.run, f"{job.base.name}, searcher") for searched in deployed.searched])
             untuned = job.scored(deployed.untuned, UNTUNED)
             others += (untuned, replace(alone.tuned, name=ALONE))
             advice = need_for_tuning(job, untuned, alone.tuned, comparison.tuned)
@@ -205,11 +212,6 @@ def _measure(job: Job, folder: Path, general: Dataset | None, plan: progress.Pla
     )
 
 
-def _compared(job: Job, base: Scores, tuned: Sequence[Scores]) -> Comparison:
-    seen = [job.seen[id] for id in base.query_ids]
-    return compare_scores(base, tuned, metric=job.metric, seed=job.config.split.seed, held_out=True, seen=seen, choices=job.choices)
-
-
 def _forms(job: Job, model: Encoder, final: Tuned, *, whole: bool) -> tuple[Form, ...]:
     """Return the scores of the model in other forms. An adapter over an API is a matrix in a file and has none."""
     kept, lora = local_of(model), final.model.parent / "lora"
@@ -222,7 +224,7 @@ def _forms(job: Job, model: Encoder, final: Tuned, *, whole: bool) -> tuple[Form
         metric=job.metric,
         ks=job.config.evaluate.k,
         matryoshka=final.matryoshka,
-        lora=lora if lora.is_dir() and whole and job.config.tune.documents == "trained" else None,
+        lora=lora if lora.is_dir() and whole and job.config.tune.documents == "trained" and not is_quantized(kept.loading) else None,
     )
 
 
@@ -266,36 +268,18 @@ def _deployed(measured: _Measured) -> str:
 
 
 def _manifest(job: Job, folder: Path, measured: _Measured) -> dict[str, Any]:
-    """Return the configuration, identities, sizes and times of a run, as manifest.json holds them."""
-    data = job.kept_data(folder)
-    dataset = job.dataset if data is job.config.data else read(data)
-    placed = placed_in(job.config.model_copy(update={"data": data}), Path.cwd())  # readers may have another working directory
-    base, kept = local_of(job.base), local_of(measured.model)
-    return {
-        "embedfit": version("embedfit"),
-        "config": placed.model_dump(),
-        "data": {"digest": dataset.digest(), "queries": len(dataset.judged), "documents": len(dataset.corpus)},
-        "base": {"name": placed.model.name if base else job.base.name, "fingerprint": job.base.fingerprint},
+    """Return the manifest of a run: its data, settings and trainings, and what was measured."""
+    kept = local_of(measured.model)
+    return manifest_of(job, folder, measured.tuned, measured.seconds) | {
         "model": str((kept.folder if kept else measured.tuned[-1].model).relative_to(folder)),
         "fingerprint": measured.model.fingerprint,
         "identity": kept.whole_identity if kept else None,
-        "split": [
-            {part: len(getattr(split, part)) for part in ("train", "dev", "test")} | {"seen": sum(job.seen[id] for id in split.test)}
-            for split in job.splits
-        ],
-        "tuning": [
-            {name: getattr(tuned, name) for name in ("epoch", "tokens", "seconds", "candidates", "frozen")} for tuned in measured.tuned
-        ],
-        "seconds": round(measured.seconds, 3),
-        "findings": [vars(finding) for finding in job.findings],
         "others": [scores.name for scores in measured.others],
         "searcher": described(measured.searcher),
         "deployed": _deployed(measured),
         "advice": [*measured.advice, *trusted(measured.deployed)],
         "forms": [{**vars(form), "passed": form.passed} for form in measured.forms],
         "forgetting": measured.forgetting.to_dict() if measured.forgetting else None,
-        "bought": vars(job.base.spent) if isinstance(job.base, RemoteEncoder) else None,
-        **({"feedback": job.picked.to_dict()} if job.picked else {}),
     }
 
 

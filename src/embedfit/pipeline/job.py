@@ -24,6 +24,8 @@ from embedfit.encode.lengths import Lengths
 from embedfit.encode.local import ModelEncoder, Truncation, local_of
 from embedfit.encode.named import encoder_of
 from embedfit.errors import DataError
+from embedfit.evaluation.compare import compare_scores
+from embedfit.evaluation.comparison import Comparison
 from embedfit.evaluation.score import Scores, score_run
 from embedfit.files import clear_leftovers, digest
 from embedfit.pipeline.generating import write_queries
@@ -85,6 +87,9 @@ class Job:
             check_method(base, config.tune, config.track.report_to)
         if dataset is None:
             if config.generate.records or config.generate.questions:
+                model = local_of(base)
+                if model and model.loading:
+                    model.loaded  # noqa: B018 (raises before an LLM is paid if the weights cannot be loaded so)
                 if processes.main():
                     write_queries(config)
                 processes.agreed(None)  # no process reads before everything is written
@@ -224,6 +229,16 @@ class Job:
     def scored(self, run: Run, name: str) -> Scores:
         """Return the scores of a Run on the held-out queries."""
         return score_run(run, self.test.qrels, ks=self.config.evaluate.k, name=name, groups=self.groups)
+
+    def compared(self, base: Scores, tuned: Sequence[Scores]) -> Comparison:
+        """Return the comparison of two models on the held-out queries.
+
+        Args:
+            base: Scores of the first model.
+            tuned: Scores of the second model, one for each seed.
+        """
+        seen = [self.seen[id] for id in base.query_ids]
+        return compare_scores(base, tuned, metric=self.metric, seed=self.config.split.seed, held_out=True, seen=seen, choices=self.choices)
 
     def folder(self, kind: str, *sections: str, more: Sequence[str] = ()) -> Path:
         """Return a run directory whose name contains a hash of everything the result depends on."""

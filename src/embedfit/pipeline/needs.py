@@ -14,6 +14,7 @@ from embedfit.encode.remote import is_remote
 from embedfit.errors import ConfigError, ModelError, check_package
 from embedfit.generate.relevance import LLM
 from embedfit.hub import model_folder
+from embedfit.loading import is_quantized, uses_bitsandbytes
 from embedfit.retrieve.rerank import LocalReranker
 from embedfit.track.langwatch import langwatch_key
 
@@ -91,6 +92,8 @@ def check_method(base: Encoder, config: TuneConfig, report_to: Sequence[str] = (
         raise ConfigError(
             "track.report_to follows the training of weights, which an adapter does not change; fix: leave it out, or tune.method = 'full'"
         )
+    if model and uses_bitsandbytes(model.loading):
+        check_package("bitsandbytes", extra="quantized")
     if config.method == "reranker":
         _check_reranker(model, config)
         return
@@ -111,6 +114,8 @@ def check_method(base: Encoder, config: TuneConfig, report_to: Sequence[str] = (
         LocalReranker(config.judge)
     if config.teacher not in (None, "data") and config.method != "adapter":
         LocalReranker(str(config.teacher))
+    if model and config.method == "full" and is_quantized(model.loading):
+        raise ConfigError("model.model_kwargs: quantized weights cannot be trained; fix: tune.method = 'lora', or leave the option out")
     if model and config.freeze != "auto" and config.method != "adapter":
         layers = number_of_layers(model.folder)
         if layers is not None and config.freeze >= layers:
@@ -130,21 +135,18 @@ def _check_reranker(model: LocalEncoder | None, config: TuneConfig) -> None:
 
 
 def refuse_parts(config: Config, command: str) -> None:
-    """Refuse the tuning of a reranker or of a model for queries alone where the command measures whole models.
+    """Refuse the tuning of a model for queries alone where the command measures whole models, and a reranker in a curve.
 
     Raises:
-        ConfigError: ``tune.method`` is ``reranker``, or ``tune.query_model`` is set.
+        ConfigError: ``tune.query_model`` is set, or the command is ``curve`` and ``tune.method`` is ``reranker``.
     """
     if config.tune.query_model:
         raise ConfigError(
             f"'embedfit {command}' measures models that encode documents too; fix: 'embedfit tune' with tune.query_model, and 'embedfit "
             "evaluate --model' for the result"
         )
-    if config.tune.method == "reranker":
-        raise ConfigError(
-            f"'embedfit {command}' measures models that encode; fix: 'embedfit tune' for the reranker, and 'embedfit ladder --rung full "
-            "--rung reranked' to measure one over the tuned model"
-        )
+    if config.tune.method == "reranker" and command == "curve":
+        raise ConfigError("'embedfit curve' measures models that encode; fix: 'embedfit run' measures a reranker")
 
 
 def number_of_layers(folder: Path) -> int | None:

@@ -81,6 +81,9 @@ def next_steps(job: Job, folder: Path, comparison: Comparison, doubtful: int) ->
         doubtful: Number of queries whose label is in doubt.
     """
     run = shlex.quote(str(folder))
+    if job.config.tune.method == "reranker":
+        better = comparison.verdict == "better"
+        return (("Publish the reranker with its evidence", f"embedfit publish {run} NAME/MODEL"),) if better else ()
     steps = []
     if comparison.verdict != "better":
         steps.append(("See which settings are worth changing", f"embedfit doctor {run}"))
@@ -147,7 +150,13 @@ def facts(job: Job, tuned: Sequence[Tuned]) -> dict[str, str]:
     kind = tuned[0].candidates
     merged = f"trained weights merged with the base model's, {settings.merge_weight:g} of the former; " if settings.merge_weight < 1 else ""
     spent = f"{sum(training.seconds for training in tuned):.0f} s"
-    if kind is None:
+    if settings.method == "reranker":
+        tuning = (
+            f"a cross-encoder, {weights}; cross-entropy of a right document among those that the base model finds, "
+            f"AdamW at {settings.learning_rate_with('mined'):g}, batch {settings.batch_size}, "
+            f"at most {settings.epochs_with('mined')} epochs; kept: epoch {', '.join(str(training.epoch) for training in tuned)}"
+        )
+    elif kind is None:
         tuning = f"a linear map of the query vector, fitted on frozen vectors; scale {settings.scale:g}"
     else:
         tuning = (

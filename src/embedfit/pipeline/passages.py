@@ -54,4 +54,10 @@ def _local(model: ModelConfig) -> LocalEncoder | None:
         name = load_adapter(name).base_name
     if is_remote(name):
         return None
-    return LocalEncoder(name, query_prompt=model.query_prompt, document_prompt=model.document_prompt, pooling=model.pooling)
+    return LocalEncoder(
+        name,
+        query_prompt=model.query_prompt,
+        document_prompt=model.document_prompt,
+        pooling=model.pooling,
+        model_kwargs=model.loading,
+    )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from embedfit.data.dataset import Dataset, Query
 from embedfit.encode.local import LocalEncoder
 from embedfit.errors import ConfigError, EmbedfitError
-from embedfit.pipeline.result import check_unchanged, config_of, data_of, held_out_of, read_result
-from embedfit.publish.parity import Parity, check_dataset_parity, check_parity
+from embedfit.pipeline.result import check_unchanged, config_of, data_of, held_out_of, is_reranker, read_result
+from embedfit.publish.parity import PairParity, Parity, check_dataset_parity, check_pair_parity, check_parity
 from embedfit.publish.publication import Publication, dataset_publication, model_publication
 from embedfit.publish.target import EXAMPLES, Target
+from embedfit.retrieve.rerank import LocalReranker
+
+_QUERIES = 64
+"""Queries whose pairs a fetched reranker scores again."""
 
 
 def prepare_publications(
@@ -76,10 +81,23 @@ def _check_apart(model: Target, dataset: Target) -> None:
         raise ConfigError(f"one of {dataset.where} and {model.where} is inside the other; fix: give the data set a place of its own")
 
 
-def publish_run(folder: str | Path, publication: Publication) -> Parity | None:
+def _pairs(data: Dataset, template: str) -> list[tuple[str, str]]:
+    """Return pairs to score: each query with a right document and a wrong one; without documents, with another query."""
+    texts = dict(zip(data.corpus, data.document_texts(template), strict=True)) if data.corpus else {}
+    queries = data.query_texts()[:_QUERIES]
+    if not texts:
+        return list(zip(queries, queries[1:] + queries[:1], strict=True))
+    others = itertools.cycle(texts.values())
+    ids = list(data.queries)[:_QUERIES]
+    right = [(query, texts[document]) for query, id in zip(queries, ids, strict=True) for document in list(data.relevant(id))[:1]]
+    return [*right, *((query, next(others)) for query in queries)]
+
+
+def publish_run(folder: str | Path, publication: Publication) -> Parity | PairParity | None:
     """Publish the model or the data set of a finished run, fetch it back, and check that it is the same.
 
-    A fetched model must reproduce the vectors of the run's model, and each query's score in queries.parquet.
+    A fetched model must reproduce the vectors of the run's model, and each query's score in queries.parquet; a fetched reranker the scores
+    of pairs.
 
     Returns:
         Agreement of the fetched model with the run's model; None for a data set, which must be identical.
@@ -98,6 +116,10 @@ def publish_run(folder: str | Path, publication: Publication) -> Parity | None:
             data = data_of(result).select(queries)
         except EmbedfitError:  # the data is gone or has changed
             data, scores = Dataset({id: Query(id, text) for id, text in queries.items()}, {}, {}), {}
-        precision = config.model.precision
-        measured, published = LocalEncoder(result.model, precision=precision), LocalEncoder(fetched, precision=precision)
+        if is_reranker(result):
+            fetched_model = LocalReranker(fetched, precision=config.model.precision)
+            return check_pair_parity(result.reranker, fetched_model, _pairs(data, config.data.document_template))
+        measured, published = (
+            LocalEncoder(model, precision=config.model.precision, model_kwargs=config.model.loading) for model in (result.model, fetched)
+        )
         return check_parity(measured, published, data, config.data.document_template, config.evaluate.metric, scores)

@@ -13,10 +13,12 @@ from embedfit.data.dataset import Dataset
 from embedfit.encode.encoder import Encoder
 from embedfit.encode.local import LocalEncoder
 from embedfit.encode.named import encoder_of
-from embedfit.errors import DataError, ModelError, did_you_mean
+from embedfit.errors import ConfigError, DataError, ModelError, did_you_mean
 from embedfit.evaluation.comparison import Comparison, Verdict
 from embedfit.evaluation.score import Scores
+from embedfit.loading import usable
 from embedfit.pipeline.parts import read
+from embedfit.retrieve.rerank import LocalReranker
 from embedfit.studies.deployable import Deployable
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ class Result:
         """What is to be deployed: the tuned model, the documents, the labelled queries, and probabilities. Loaded at each access."""
         from embedfit.searcher.searcher import Searcher
 
+        if is_reranker(self):
+            raise ConfigError(f"{self.folder}: tuned a reranker, and has no searcher; fix: tune.method = 'full' for one")
         return Searcher.load(self.folder / "searcher")
 
     @property
@@ -81,6 +85,15 @@ class Result:
     def encoder(self) -> Encoder:
         """The tuned model, at the precision of its measurement. Each access returns a new encoder."""
         return encoder_of(config_of(self).model, str(self.model))
+
+    @property
+    def reranker(self) -> LocalReranker:
+        """The tuned reranker, at the precision of its measurement.
+
+        Raises:
+            ModelError: The run tuned no reranker.
+        """
+        return LocalReranker(self.model, precision=config_of(self).model.precision)
 
     @property
     def report(self) -> Path:
@@ -183,13 +196,29 @@ def check_unchanged(result: Result) -> None:
         ModelError: A file of the model has changed.
     """
     identity = result.manifest.get("identity")
-    if identity and LocalEncoder(result.model).whole_identity != identity:
+    if not identity:
+        return
+    if is_reranker(result):
+        now = LocalReranker(result.model).fingerprint
+    else:
+        now = LocalEncoder(result.model, model_kwargs=config_of(result).model.loading).whole_identity
+    if now != identity:
         raise ModelError(f"{result.model}: is not the model that was measured: a file in it has changed; fix: restore it, or run again")
 
 
+def is_reranker(result: Result) -> bool:
+    """Return whether a run tuned a reranker."""
+    return bool(result.manifest.get("reranker"))
+
+
 def config_of(result: Result) -> Config:
-    """Return the settings of a run."""
-    return Config.model_validate(result.manifest["config"])
+    """Return the settings of a run, without an implementation of attention that this machine does not have."""
+    config = Config.model_validate(result.manifest["config"])
+    loading = usable(config.model.loading, config.name)
+    if loading == config.model.loading:
+        return config
+    model = config.model.model_copy(update={"attn_implementation": None, "model_kwargs": loading})
+    return config.model_copy(update={"model": model})
 
 
 def data_of(result: Result) -> Dataset:

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from embedfit.config import Config, ModelConfig, make_config, overridden, read_config
 from embedfit.data.dataset import Dataset
 from embedfit.encode.encoder import Encoder, complete
+from embedfit.encode.local import local_of
 from embedfit.errors import ConfigError, shown
 from embedfit.hub import MINILM
 
@@ -21,6 +22,8 @@ Source: TypeAlias = "Config | Dataset | str | Path"
 Model: TypeAlias = "str | Path | Mapping[str, Any] | ModelConfig | Encoder"
 """A model by name or folder, with its settings as in [model], or as an encoder."""
 
+_LOADING = ("attn_implementation", "model_kwargs")
+"""Keys of [model] that may be given like keys outside of sections."""
 IN_MEMORY = "(in memory)"
 """Value of ``data.queries`` for a data set that was not read from files."""
 
@@ -46,12 +49,14 @@ class Inputs:
         Args:
             source: A Dataset, a Config, or the path of an embedfit.toml or of labelled queries.
             model: Model to start from, in place of the one that the settings name.
-            settings: Sections and keys of embedfit.toml that override the source, such as ``{"tune": {"epochs": 2}, "output": "runs"}``.
+            settings: Sections and keys of embedfit.toml that override the source, such as ``{"tune": {"epochs": 2}, "output": "runs"}``;
+                ``attn_implementation`` and ``model_kwargs`` of [model] may stand outside of their section.
 
         Raises:
             ConfigError: A key or a value is not valid in embedfit.toml, or the source has another type.
         """
         given = {key: _as_section(value) for key, value in (settings or {}).items()}
+        options = {name: given.pop(name) for name in _LOADING if name in given}
         base: Encoder | None = None
         if isinstance(model, str | Path):
             given = overridden(given, {"model": {"name": str(model)}})
@@ -60,8 +65,13 @@ class Inputs:
         elif model is not None:
             if not hasattr(model, "encode"):
                 raise ConfigError(f"model is {shown(model)}; expected a name, a folder, a section [model] or an encoder")
-            base = model
-            given = overridden(given, {"model": {"name": str(complete(base).saved_at or base.name)}})
+            if options:
+                raise ConfigError(f"{next(iter(options))} is for a model that is loaded here, and model is an encoder; fix: set it there")
+            base, local = model, local_of(model)
+            loaded_as = {"precision": local.precision, "model_kwargs": local.loading} if local else {}
+            given = overridden(given, {"model": {"name": str(complete(base).saved_at or base.name), **loaded_as}})
+        if options:
+            given = overridden(given, {"model": options})
         if isinstance(source, Dataset):
             data = given.get("data", {})
             if not isinstance(data, Mapping) or set(data) - {"document_template"} or given.get("generate"):

@@ -55,7 +55,7 @@ ON_ALL = "tuning on all queries"
 def training_steps(job: Job) -> list[str]:
     """Return the names of the trainings of a run, in order."""
     names = [step for seed in range(job.config.evaluate.seeds) for step in _steps_of(job, seed)]
-    more = [_weights_step(job, seed) for seed in range(job.config.evaluate.seeds)] if parts_for_weights(job)[0].model else []
+    more = [_weights_step(job, seed) for seed in range(job.config.evaluate.seeds)] if _trains_for_weights(job) else []
     return [*names, *([ON_ALL] if len(job.splits) > 1 else []), *more]
 
 
@@ -126,13 +126,18 @@ def _final(job: Job, training: Sequence[Tuned], folder: Path, plan: Plan) -> Tun
 
 def _for_weights(job: Job, training: list[Tuned], folder: Path, seed: int, plan: Plan) -> list[Tuned]:
     """Return the trainings whose unseen queries the searcher's weights are learnt on: the folds', or one more."""
-    part, tuned = parts_for_weights(job)[0], training[0]
-    if not part.model:
+    if not _trains_for_weights(job):
         return training
+    part, tuned = parts_for_weights(job)[0], training[0]
     changes = {"seed": job.config.tune.seed + seed, **({"epochs": tuned.epoch} if tuned.epoch else {})}
     where = _seed_folder(folder, seed) / "weights"
     with _working(plan, _weights_step(job, seed), where):
         return [tune_part(job, part.known, None, where, changes)]
+
+
+def _trains_for_weights(job: Job) -> bool:
+    """Return whether the searcher's weights need a training of their own. A reranker has no searcher."""
+    return job.config.tune.method != "reranker" and parts_for_weights(job)[0].model
 
 
 def _weights_step(job: Job, seed: int) -> str:

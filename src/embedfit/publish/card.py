@@ -14,6 +14,7 @@ from embedfit.config import TuneConfig
 from embedfit.encode.readers import OLDEST, older_form
 from embedfit.evaluation.comparison import Comparison, Difference
 from embedfit.hub import MINILM, public_name
+from embedfit.loading import changing_vectors, loading_options
 from embedfit.publish.target import EXAMPLES, Content, Target, in_one_line
 from embedfit.studies.deployable import Deployable
 
@@ -68,12 +69,62 @@ def model_card(
         settings=_training_settings(manifest),
         forgetting=bool(forgetting),
         repo=target.where,
+        options=_options(config["model"]),
         served=served,
         oldest=_oldest_reader(folder),
         alike=served and not prompts,
         texts={kind: json.dumps(prompts.get(kind, ""), ensure_ascii=False) for kind in ("query", "document")},
         prompt_name=', "prompt_name": "query"' if "query" in prompts else "",
     )
+
+
+def reranker_card(
+    target: Target,
+    folder: Path,
+    manifest: Mapping[str, Any],
+    comparison: Comparison,
+    examples: Sequence[tuple[str, Sequence[str]]] = (),
+) -> str:
+    """Return the card of a tuned cross-encoder.
+
+    Args:
+        target: Target of the publication.
+        folder: Folder of the model.
+        manifest: Manifest of the run.
+        comparison: What the base model finds, before and after the reranking.
+        examples: Training queries to quote, each with its answers.
+    """
+    config, reranker, milliseconds = manifest["config"], manifest["reranker"], manifest["reranker"]["milliseconds"]
+    start, base = (in_one_line(name) for name in (reranker["start"], public_name(manifest["base"]["name"])))
+    settings = _training_settings(manifest)
+    del settings["base model"]
+    hub_start = _hub_name(reranker["start"])
+    return rendered(
+        "reranker_card.md",
+        metadata=front_matter(_metadata(target, comparison, config, hub_start, reranks=True)),
+        title=target.title,
+        start=f"[{hub_start}](https://huggingface.co/{hub_start})" if hub_start else start,
+        base=base,
+        top=reranker["top"],
+        milliseconds=f"{milliseconds['reranking']:.1f}",
+        embedfit=manifest["embedfit"],
+        sentence=comparison.sentence,
+        held_out=comparison.held_out,
+        interval=comparison.to_dict()["interval"],
+        differences=_shown_differences(comparison),
+        data=_data_facts(manifest, {}),
+        template=in_one_line(config["data"]["document_template"]),
+        examples=[json.dumps({"query": query, "expected": list(answers)}, ensure_ascii=False) for query, answers in examples[:EXAMPLES]],
+        settings={**settings, "retriever": f"{base} (fingerprint {manifest['base']['fingerprint'][:12]})"},
+        repo=target.where,
+        oldest=_oldest_reader(folder),
+    )
+
+
+def _options(model: Mapping[str, Any]) -> str:
+    """Return the argument of SentenceTransformer with which the model was measured; empty if it needs none."""
+    options = changing_vectors(loading_options(model.get("model_kwargs")))
+    return f", model_kwargs={options!r}" if options else ""
 
 
 def _data_facts(manifest: Mapping[str, Any], prompts: Mapping[str, str]) -> list[str]:
@@ -98,6 +149,7 @@ def _training_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
     if settings.documents == "frozen":
         weights += " of the encoder of queries; documents are encoded by the base model"
     method = {"full": weights, "lora": f"LoRA of rank {settings.lora_rank}", "adapter": "linear map of query vectors"}
+    method["reranker"] = "all weights of a cross-encoder"
     rows = {
         "method": method[settings.method],
         "loss": f"softmax over candidate documents; all known relevant documents are positives; scale {settings.scale:g}",
@@ -112,6 +164,8 @@ def _training_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "training time": f"{sum(training['seconds'] for training in tuned):.0f} s",
         "base model": f"{in_one_line(public_name(base['name']))} (fingerprint {base['fingerprint'][:12]})",
     }
+    if settings.method == "reranker":
+        rows["loss"] = "cross-entropy of a right document among wrong ones that the retriever finds"
     if settings.method == "adapter":
         return {name: rows[name] for name in ("method", "loss", "seed", "training time", "base model")}
     return rows
@@ -131,7 +185,7 @@ def _shown_differences(comparison: Comparison) -> list[Difference]:
     return [row for row in comparison.differences if row.metric.startswith("recall@") or row.metric in shown]
 
 
-def _metadata(target: Target, comparison: Comparison, config: Mapping[str, Any], base: str | None) -> str:
+def _metadata(target: Target, comparison: Comparison, config: Mapping[str, Any], base: str | None, *, reranks: bool = False) -> str:
     """Return the card's metadata as YAML, with the model-index that the Hub shows."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -142,18 +196,19 @@ def _metadata(target: Target, comparison: Comparison, config: Mapping[str, Any],
             task_name="Information Retrieval",
             dataset_type=re.sub(r"[^a-z0-9]+", "-", data.casefold()).strip("-") or "data",
             dataset_name=f"{data}, held-out queries" if comparison.held_out else data,
-            metric_type=f"cosine_{row.metric}",  # the naming of sentence-transformers
-            metric_name=f"Cosine {row.metric}",
+            metric_type=row.metric if reranks else f"cosine_{row.metric}",  # the naming of sentence-transformers
+            metric_name=row.metric if reranks else f"Cosine {row.metric}",
             metric_value=round(row.tuned, 4),
         )
         for row in _shown_differences(comparison)
     ]
-    tags = ["sentence-transformers", "sentence-similarity", "feature-extraction", "embedfit"]
+    task = "text-ranking" if reranks else "sentence-similarity"
+    tags = ["sentence-transformers", *(("cross-encoder", "reranker") if reranks else (task, "feature-extraction")), "embedfit"]
     return ModelCardData(
         model_name=target.title,
         base_model=base,
         library_name="sentence-transformers",
-        pipeline_tag="sentence-similarity",
+        pipeline_tag=task,
         tags=tags,
         eval_results=results,
     ).to_yaml()

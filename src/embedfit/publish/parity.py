@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,11 @@ from embedfit.data.load import load
 from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Kind, Vectors
 from embedfit.encode.local import LocalEncoder
+from embedfit.encode.precision import use_bf16
 from embedfit.errors import ModelError, StorageError
 from embedfit.evaluation.score import PerQuery, score_run
 from embedfit.retrieve.exact import top_k
+from embedfit.retrieve.rerank import LocalReranker
 from embedfit.retrieve.run import run_of
 from embedfit.studies.forms import COSINE_TOLERANCE, QUERIES_TOLERANCE
 
@@ -122,6 +124,41 @@ def _check_tolerance(cosine: float, difference: float, metric: str, queries: int
             f"the fetched model is not the one that was measured: lowest cosine {cosine:.6f}, {metric} differs by {difference:.4f}; "
             "fix: publish again, and do not use the published model"
         )
+
+
+@dataclass(frozen=True)
+class PairParity:
+    """The agreement of a fetched cross-encoder with the measured one.
+
+    Attributes:
+        pairs: Number of pairs that both models scored.
+        difference: Largest difference of a pair's two scores.
+    """
+
+    pairs: int
+    difference: float
+
+    @property
+    def sentence(self) -> str:
+        """The agreement as text."""
+        return f"Fetched again: the scores of {self.pairs:,} pairs are the same (largest difference {self.difference:.6f})."
+
+
+def check_pair_parity(measured: LocalReranker, fetched: LocalReranker, pairs: Sequence[tuple[str, str]]) -> PairParity:
+    """Compare the scores of a fetched cross-encoder with those of the measured one.
+
+    Raises:
+        ModelError: Scores differ by more than rounding explains.
+    """
+    before, after = measured.score(pairs), fetched.score(pairs)
+    difference = float(np.abs(before - after).max(initial=0))
+    bf16 = use_bf16(fetched.precision, fetched.loaded.device.type)
+    if not difference <= COSINE_TOLERANCE["bf16" if bf16 else "fp32"] * max(1, float(np.abs(before).max(initial=0))) * 10:
+        raise ModelError(
+            f"the fetched model is not the one that was measured: scores differ by {difference:.4f}; "
+            "fix: publish again, and do not use the published model"
+        )
+    return PairParity(len(pairs), difference)
 
 
 def check_dataset_parity(folder: Path, digest: str) -> None:

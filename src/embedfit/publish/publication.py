@@ -26,7 +26,7 @@ from embedfit.errors import ConfigError, OfflineError, StorageError
 from embedfit.evaluation.comparison import Comparison
 from embedfit.files import temporary_folder, temporary_path, writing
 from embedfit.hub import check_reachable, hub_address, hub_token, public_name
-from embedfit.publish.card import content_size, front_matter, model_card, rendered
+from embedfit.publish.card import content_size, front_matter, model_card, rendered, reranker_card
 from embedfit.publish.target import EVIDENCE, Content, PublicationKind, Target, hub_api, in_one_line, readable_size, refusals
 from embedfit.studies.deployable import Deployable
 
@@ -208,7 +208,11 @@ def model_publication(
     files |= older_form(folder) or {}  # earlier versions of embedfit saved models without the older form
     if forms_folder:
         files |= {name: forms_folder / name for form in forms for name in form.files}
-    files["README.md"] = model_card(target, folder, manifest, comparison, examples, forms, rejected).encode()
+    if manifest.get("reranker"):
+        card = reranker_card(target, folder, manifest, comparison, examples)
+    else:
+        card = model_card(target, folder, manifest, comparison, examples, forms, rejected)
+    files["README.md"] = card.encode()
     summary = comparison.to_dict() | {"base": public_name(manifest["base"]["name"]), "tuned": target.title}
     config = manifest["config"]
     evidence = {

@@ -165,6 +165,7 @@ class RayEncoder(WrappingEncoder):
             "prompts": self.encoder.prompts,
             "precision": _precision(self.encoder.precision),
             "pooling": self.encoder.pooling or "auto",
+            "loading": self.encoder.loading,
         }
         rows = list(slices(texts))
         parts = [{"part": number, "texts": [texts[row] for row in some], "kind": kind} for number, some in enumerate(rows)]
@@ -208,10 +209,16 @@ class RayReranker:
 class _Encoder:
     """Ray worker that loads the encoder once and encodes parts."""
 
-    def __init__(self, files: Any, prompts: dict[Kind, str], precision: Any, pooling: Any) -> None:
+    def __init__(self, files: Any, prompts: dict[Kind, str], precision: Any, pooling: Any, loading: dict[str, Any]) -> None:
         self.folder = _received(files)
-        query, document = prompts["query"], prompts["document"]
-        self.encoder = LocalEncoder(self.folder.name, query_prompt=query, document_prompt=document, precision=precision, pooling=pooling)
+        self.encoder = LocalEncoder(
+            self.folder.name,
+            query_prompt=prompts["query"],
+            document_prompt=prompts["document"],
+            precision=precision,
+            pooling=pooling,
+            model_kwargs=loading,
+        )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return {"part": row["part"], "vectors": self.encoder.encode(list(row["texts"]), row["kind"])}

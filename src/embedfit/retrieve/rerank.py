@@ -21,7 +21,8 @@ from embedfit.encode.encoder import Encoder, Precision
 from embedfit.encode.local import quiet_libraries
 from embedfit.encode.precision import autocast, use_bf16
 from embedfit.errors import ConfigError, ModelError
-from embedfit.hub import model_folder
+from embedfit.files import digest, file_sha256
+from embedfit.hub import model_folder, weights_of
 from embedfit.retrieve.exact import best_pairs
 from embedfit.retrieve.finder import BaseRetriever, prepared
 from embedfit.retrieve.run import Retriever, Run
@@ -85,6 +86,12 @@ class LocalReranker:
         if model.num_labels != 1:
             raise ModelError(f"model {self.name!r} gives {model.num_labels} numbers for a pair; expected a cross-encoder that gives one")
         return model
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the model's files."""
+        files = [*self.folder.glob("*.json"), *self.folder.glob("*.txt"), *weights_of(self.folder)]
+        return digest(["teacher", sorted([path.relative_to(self.folder).as_posix(), file_sha256(path)] for path in files)])
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
         """Return the logit of the model for each pair (query text, document text).

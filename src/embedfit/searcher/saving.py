@@ -31,6 +31,7 @@ from embedfit.evaluation.calibration import Calibrator
 from embedfit.evaluation.conformal import ConformalSets
 from embedfit.evaluation.threshold import Threshold
 from embedfit.files import digest, file_sha256, json_bytes, replace_folder, temporary_path, writing
+from embedfit.loading import usable
 from embedfit.searcher.forms import form_of
 from embedfit.searcher.fusion import Fusion
 from embedfit.searcher.gather import Corpus, Examples, Views
@@ -169,7 +170,8 @@ def _keep_model(encoder: Encoder, target: Path) -> dict[str, Any]:
     local = local_of(encoder)
     if local is not None:
         shutil.copytree(local.folder, target, copy_function=_link)
-        return {"identity": whole.whole_identity, "name": encoder.name, "local": True, "precision": local.precision, **prompts}
+        loading = {"loading": local.loading} if local.loading else {}
+        return {"identity": whole.whole_identity, "name": encoder.name, "local": True, "precision": local.precision, **loading, **prompts}
     if isinstance(encoder, OnnxEncoder):
         shutil.copytree(encoder.folder, target, copy_function=_link)
         return {"identity": whole.whole_identity, "name": encoder.name, "form": encoder.form, **prompts}
@@ -187,7 +189,8 @@ def _model(folder: Path, place: str, kept: Mapping[str, Any]) -> Encoder:
     prompts = {key: kept[key] for key in ("query_prompt", "document_prompt")}
     encoder: Encoder
     if kept.get("local"):
-        encoder = LocalEncoder(folder / place, precision=kept["precision"], **prompts)
+        loading = usable(kept.get("loading", {}), kept["name"])
+        encoder = LocalEncoder(folder / place, precision=kept["precision"], model_kwargs=loading, **prompts)
         encoder.name = kept["name"]
     elif "form" in kept:
         encoder = OnnxEncoder(folder / place, kept["form"], **prompts)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from embedfit.errors import ConfigError, ModelError
 from embedfit.evaluation.score import PerQuery, score_run
 from embedfit.files import temporary_folder
 from embedfit.hub import model_folder
+from embedfit.loading import is_half, whole_weights
 from embedfit.metrics import KS, check_metric
 from embedfit.retrieve.exact import top_k
 from embedfit.retrieve.run import Ranked, Run, named, own_positions, without_own
@@ -139,8 +140,8 @@ def check_forms(
     # This search is timed, so it runs before the fresh process starts.
     forms = [measured.searched("as measured", measured.search, 4 * dimensions, tolerance=0.0, cosine=1.0)]
     speed, sample = forms[0].queries_per_second, measured.sample()
-    with _fresh_process(encoder.folder, sample) if fresh_process else contextlib.nullcontext() as collect:
-        alone = _encoded(_loaded_alone(encoder.folder), sample)
+    with _fresh_process(encoder.folder, sample, encoder.loading) if fresh_process else contextlib.nullcontext() as collect:
+        alone = _encoded(_loaded_alone(encoder.folder, encoder.loading), sample)
         forms.append(measured.encoded_again("loaded by sentence-transformers alone", sample, alone, speed))
         if lora:
             forms.append(measured.encoded_again("base model and LoRA", sample, _encoded(_with_lora(lora, encoder), sample), speed))
@@ -180,7 +181,7 @@ class _Measured:
 
     def __init__(self, encoder: LocalEncoder, dataset: Dataset, template: str, metric: str, k: int) -> None:
         self._dataset, self._metric, self._k = dataset, metric, k
-        self._folder, self._precision = encoder.folder, "bf16" if encoder.loaded.bf16 else "fp32"
+        self._folder, self._precision = encoder.folder, "bf16" if encoder.loaded.bf16 or is_half(encoder.loading) else "fp32"
         texts = dict(zip(dataset.corpus, dataset.document_texts(template), strict=True))
         self._document_ids = tuple(sorted(texts))
         self._document_texts = [texts[id] for id in self._document_ids]
@@ -265,11 +266,11 @@ class _Measured:
         return score_run(run, self._dataset.qrels, ks=(self._k, int(self._metric.partition("@")[2]))).values[self._metric]
 
 
-def _loaded_alone(folder: Path) -> SentenceTransformer:
+def _loaded_alone(folder: Path, options: dict[str, Any]) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
 
     quiet_libraries()
-    return SentenceTransformer(str(folder), local_files_only=True)
+    return SentenceTransformer(str(folder), local_files_only=True, model_kwargs=options)
 
 
 def _with_lora(lora: Path, encoder: LocalEncoder) -> SentenceTransformer:
@@ -290,7 +291,7 @@ def _with_lora(lora: Path, encoder: LocalEncoder) -> SentenceTransformer:
         raise ModelError(f"{lora}: has no adapter_model.safetensors")
     folder = model_folder(base, proof="config.json")
     pooling = None if pools_itself(folder) else pooling_of(encoder.folder)
-    model = load_model(folder, encoder.prompts, pooling)
+    model = load_model(folder, encoder.prompts, pooling, whole_weights(encoder.loading))
     # peft changes the transformer in place, so its return value is not needed.
     transformer = model.transformers_model
     if transformer is None:
@@ -309,7 +310,7 @@ _FRESH = """
 import json, sys
 texts = json.load(sys.stdin)
 import numpy, sentence_transformers
-model = sentence_transformers.SentenceTransformer(texts["folder"], local_files_only=True)
+model = sentence_transformers.SentenceTransformer(texts["folder"], local_files_only=True, model_kwargs=texts["options"])
 options = {"normalize_embeddings": True, "show_progress_bar": False}
 query, document = model.encode_query(texts["query"], **options), model.encode_document(texts["document"], **options)
 numpy.savez(texts["target"], query=query, document=document)
@@ -318,7 +319,7 @@ numpy.savez(texts["target"], query=query, document=document)
 
 
 @contextlib.contextmanager
-def _fresh_process(folder: Path, texts: Texts) -> Iterator[Callable[[], dict[Kind, Vectors]]]:
+def _fresh_process(folder: Path, texts: Texts, options: dict[str, Any] | None = None) -> Iterator[Callable[[], dict[Kind, Vectors]]]:
     """Start a process that encodes texts, and yield a function that waits for its vectors.
 
     Raises:
@@ -347,7 +348,7 @@ def _fresh_process(folder: Path, texts: Texts) -> Iterator[Callable[[], dict[Kin
         try:
             assert process.stdin
             with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # `collect` reports the failure
-                pipe.write(json.dumps({**texts, "folder": str(folder.resolve()), "target": str(target)}).encode())
+                pipe.write(json.dumps({**texts, "folder": str(folder.resolve()), "target": str(target), "options": options or {}}).encode())
             yield collect
         finally:
             process.kill()

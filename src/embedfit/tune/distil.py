@@ -18,6 +18,7 @@ from embedfit.encode.cache import CachedEncoder
 from embedfit.encode.encoder import Kind, Vectors
 from embedfit.encode.local import LocalEncoder, load_model
 from embedfit.encode.static import tokenizer_of
+from embedfit.loading import portable
 
 _DIMENSIONS = 256
 _SIF = 1e-4
@@ -46,7 +47,7 @@ def distil(encoder: LocalEncoder, texts: Mapping[Kind, Sequence[str]], *, seed: 
 
 def _token_vectors(encoder: LocalEncoder, tokenizer: Any) -> Vectors:
     """Return the model's vector of each token alone, between the tokens that it puts around a text."""
-    model = load_model(encoder.folder, encoder.prompts, encoder.pooling).to("cpu").eval()
+    model = load_model(encoder.folder, encoder.prompts, encoder.pooling, portable(encoder.loading)).to("cpu").eval()
     around = tokenizer.encode("a")
     first, last = (around.special_tokens_mask[::step].index(0) for step in (1, -1))
     before, after = around.ids[:first], around.ids[len(around.ids) - last :]

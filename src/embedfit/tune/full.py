@@ -23,6 +23,7 @@ from embedfit.encode.local import LocalEncoder, ModelEncoder, load_model
 from embedfit.encode.saving import save_in_place
 from embedfit.encode.sides import TwoEncoders, save_one_side, save_two_sided, side_of, two_sided
 from embedfit.errors import require
+from embedfit.loading import changing_vectors, whole_weights
 from embedfit.retrieve.engine import Engine, LocalEngine
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.template import DOCUMENT_TEMPLATE
@@ -30,12 +31,12 @@ from embedfit.tune.batches import Collator
 from embedfit.tune.candidates import AllDocuments, BatchAndOthers, CandidateSource, has_judged_negatives
 from embedfit.tune.course import Course, failures_explained, run_course
 from embedfit.tune.dev import DevScores, InTraining, with_fewer_documents
-from embedfit.tune.lora import save_lora
+from embedfit.tune.lora import merge_lora, save_lora
 from embedfit.tune.loss import CandidateLoss
 from embedfit.tune.mine import Guards, MinedCandidates, mine, steps_between_minings
 from embedfit.tune.prepared import Prepared, kept_states, memory_tokens, merge_with_start, prepare, random_negatives, starting_weights
 from embedfit.tune.query_side import CorpusLoss, FrozenDocuments, map_between
-from embedfit.tune.result import DONE, MODEL, Tuned, answer_keys, claim, keys_of, read_tuned, write_tuned
+from embedfit.tune.result import DONE, LORA, MODEL, Tuned, answer_keys, claim, keys_of, read_tuned, write_tuned
 from embedfit.tune.teacher import Teacher, has_teacher_scores, teacher_identity, teacher_of
 from embedfit.tune.training import Training
 
@@ -130,7 +131,7 @@ def beside(tuned: Tuned, documents: Encoder | None) -> Tuned:
     """Return the result with the other encoder that it needs for the documents; as it is if it needs none."""
     if documents is None:
         return tuned
-    encoder = TwoEncoders(LocalEncoder(tuned.model, precision=tuned.precision), documents)
+    encoder = TwoEncoders(LocalEncoder(tuned.model, precision=tuned.precision, model_kwargs=tuned.loading), documents)
     return replace(tuned, held=DenseRetriever(encoder, tuned.template))
 
 
@@ -171,7 +172,8 @@ def _train(encoder: LocalEncoder, training: Training, documents: Encoder | None)
         training.folder,
         training.template,
         encoder.precision,
-        history=finished.history,
+        encoder.loading,
+        finished.history,
         epoch=finished.epoch,
         tokens=finished.tokens,
         candidates=prepared.candidates,
@@ -236,20 +238,25 @@ def _note_unused(config: TuneConfig, candidates: str, train: Dataset) -> None:
 def _save(prepared: Prepared, start: Mapping[str, Tensor], base: LocalEncoder, documents: Encoder | None, training: Training) -> None:
     """Save the model, and LoRA's matrices alone beside it before they are merged into it."""
     merge_with_start(prepared, start, training.config.merge_weight)
-    if prepared.lora is not None:
-        if processes.main():
-            save_in_place(partial(save_lora, prepared.lora, base.name), training.folder / "lora")
-        prepared.lora.merge_and_unload()
     if not processes.main():
         return
+    model, options = prepared.model, whole_weights(base.loading)
+    if prepared.lora is not None:
+        save_in_place(partial(save_lora, prepared.lora, base.name), training.folder / LORA)
+        if changing_vectors(base.loading) == changing_vectors(options):
+            prepared.lora.merge_and_unload()
+        else:  # the weights in memory are rounded, and would round away what was learnt
+            whole = load_model(base.folder, base.prompts, base.pooling, options)
+            model = side_of(whole, "query") if prepared.documents is None else whole
+            merge_lora(model, training.folder / LORA)
     if prepared.documents is not None:
-        save_in_place(partial(prepared.model.save_pretrained, create_model_card=False), training.folder / MODEL)
+        save_in_place(partial(model.save_pretrained, create_model_card=False), training.folder / MODEL)
         return
     if documents is not None:
-        save_one_side(prepared.model, documents, training.folder / MODEL)
+        save_one_side(model, documents, training.folder / MODEL)
         return
-    own = side_of(load_model(base.folder, base.prompts, base.pooling), "document")
-    save_two_sided(two_sided(prepared.model, own), base.documents_read_as, training.folder / MODEL)
+    own = side_of(load_model(base.folder, base.prompts, base.pooling, options), "document")
+    save_two_sided(two_sided(model, own), base.documents_read_as, training.folder / MODEL)
 
 
 def _now(training: ModelEncoder, whole: bool, engine: Engine, folder: Path) -> Encoder:

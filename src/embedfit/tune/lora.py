@@ -51,6 +51,18 @@ def add_lora(model: SentenceTransformer, transformer: torch.nn.Module, config: T
         return peft.get_peft_model(transformer, settings)
 
 
+def merge_lora(model: SentenceTransformer, folder: Path) -> None:
+    """Merge saved matrices into the model that they were trained beside.
+
+    Args:
+        model: Model with its weights in fp32.
+        folder: Folder that `save_lora` wrote.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        require("peft", extra="lora").PeftModel.from_pretrained(model.transformers_model, str(folder)).merge_and_unload()
+
+
 def save_lora(lora: Any, base: str, folder: str) -> None:
     """Save LoRA's matrices alone, in the format that peft and sentence-transformers (``load_adapter``) read.
 

@@ -21,6 +21,7 @@ from embedfit.encode.saving import save_in_place, why_not_written
 from embedfit.encode.sides import is_two_sided, save_two_sided, two_sided
 from embedfit.errors import ConfigError, ModelError, StorageError
 from embedfit.files import digest
+from embedfit.loading import whole_weights
 from embedfit.tune.result import claim, seen_by
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def merge_models(base: LocalEncoder | str | Path, tuned: LocalEncoder | str | Pa
         if reason is None:
             raise
         raise StorageError(f"{folder}: cannot be written: {reason}") from None
-    return LocalEncoder(folder / "model", precision=merged.precision)
+    return LocalEncoder(folder / "model", precision=merged.precision, model_kwargs=merges.tuned.loading)
 
 
 class Merges:
@@ -72,11 +73,11 @@ class Merges:
         tuned: Model after tuning.
 
     Raises:
-        ModelError: The models differ in prompts or precision.
+        ModelError: The models differ in prompts, precision or the options for loading.
     """
 
     def __init__(self, base: LocalEncoder, tuned: LocalEncoder) -> None:
-        for what in ("prompts", "precision"):
+        for what in ("prompts", "precision", "loading"):
             before, after = getattr(base, what), getattr(tuned, what)
             if before != after:
                 raise ModelError(f"{tuned.name} cannot be merged with {base.name}: its {what} {_is(what)} {after!r}, not {before!r}")
@@ -112,7 +113,10 @@ class Merges:
     @cached_property
     def _ends(self) -> tuple[ModelEncoder, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
         """The model whose weights are set, and {name: (before, after)} of the tensors that tuning changed."""
-        base, model = self.base.loaded.model, load_model(self.tuned.folder, self.tuned.prompts)
+        options = whole_weights(self.base.loading)
+        same = options == self.base.loading
+        base = self.base.loaded.model if same else load_model(self.base.folder, self.base.prompts, self.base.pooling, options)
+        model = load_model(self.tuned.folder, self.tuned.prompts, options=options)
         if is_two_sided(model) and not is_two_sided(base):
             base = two_sided(base, base)
         before, after = base.state_dict(), model.state_dict()

@@ -15,10 +15,10 @@ from sentence_transformers.base.model import BaseModel
 from embedfit import console
 from embedfit.config import TuneConfig
 from embedfit.encode.local import LocalEncoder, ModelEncoder, load_model
-from embedfit.encode.precision import use_bf16
 from embedfit.encode.sides import is_two_sided, side_of
 from embedfit.encode.tokens import Tokens
 from embedfit.errors import ConfigError, ModelError
+from embedfit.loading import is_quantized, whole_weights
 from embedfit.tune.lora import add_lora
 from embedfit.tune.lower import KeptStates, LowerLayers, layers_of
 from embedfit.tune.training import Training
@@ -77,11 +77,20 @@ def prepare(encoder: LocalEncoder, training: Training, added: Sequence[torch.nn.
         added: Modules to put after the model's own.
 
     Raises:
-        ConfigError: A Matryoshka dimension is not below the model's.
+        ConfigError: A Matryoshka dimension is not below the model's, or all weights are to be trained and are quantized.
         ModelError: The model cannot be tuned.
     """
     config, prompts = training.config, encoder.prompts
-    model = load_model(encoder.folder, prompts, encoder.pooling)
+    options = encoder.loading
+    if config.method != "lora":
+        if is_quantized(options):
+            raise ConfigError("model.model_kwargs: quantized weights cannot be trained; fix: tune.method = 'lora', or leave the option out")
+        options = whole_weights(options)
+    model = load_model(encoder.folder, prompts, encoder.pooling, options)
+    quantized: Any
+    for quantized in model.modules():
+        if hasattr(quantized, "support_avx512bf16_for_cpu"):  # bitsandbytes would pack the weights at the first encoding, and not train on
+            quantized.support_avx512bf16_for_cpu = False
     documents = None
     if config.documents == "frozen":
         model = side_of(model, "query")
@@ -102,7 +111,7 @@ def prepare(encoder: LocalEncoder, training: Training, added: Sequence[torch.nn.
         documents = Tokens(model, training.train.document_texts(training.template), prompts["document"], "document")
         candidates = choose_candidates(config, int(documents.lengths.sum()))
     queries = Tokens(model, training.train.query_texts(), prompts["query"], "query")
-    in_training = ModelEncoder(model, prompts, bf16=use_bf16(encoder.precision, model.device.type), warns=False)
+    in_training = ModelEncoder(model, prompts, bf16=encoder.autocasts(model, options), warns=False)
     lora, lower = set_trainable(in_training, config, candidates, len(queries))
     steps = -(-len(queries) // config.batch_size)
     return Prepared(in_training, lora, queries, documents, candidates, config.epochs_with(candidates), steps, lower)

@@ -23,9 +23,9 @@ from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.retrieve.run import Retriever
 from embedfit.template import DOCUMENT_TEMPLATE
 
-MODEL, ADAPTER, DONE = "model", "adapter.safetensors", "tuned.json"
-"""Names in a tuning's folder: the model, the adapter's file, and the file that marks a complete tuning."""
-_REPLACED = (MODEL, "lora", ADAPTER, DONE, "checkpoints", "mined")
+MODEL, LORA, ADAPTER, DONE = "model", "lora", "adapter.safetensors", "tuned.json"
+"""Names in a tuning's folder: the model, LoRA's matrices, the adapter's file, and the file that marks a complete tuning."""
+_REPLACED = (MODEL, LORA, ADAPTER, DONE, "checkpoints", "mined")
 """Names in a tuning's folder that a tuning replaces, or removes at the end."""
 
 
@@ -39,6 +39,7 @@ class Tuned:
         folder: Folder with everything that tuning wrote; None if nothing was written.
         template: Document template.
         precision: Precision that ``folder/model`` is loaded with.
+        loading: Options that its weights are loaded with (`embedfit.loading.loading_options`).
         history: One row per epoch (epoch, loss, and MRR@10 and recall@1 on dev), or one row per strength that a query adapter
             was tried with (strength, MRR@10 and recall@1 on dev).
         epoch: Epoch whose weights were kept, from 1; None if the method has no epochs.
@@ -54,6 +55,7 @@ class Tuned:
     folder: Path | None = None
     template: str = DOCUMENT_TEMPLATE
     precision: Precision = "fp32"
+    loading: dict[str, Any] = field(default_factory=dict)
     history: tuple[dict[str, Any], ...] = ()
     epoch: int | None = None
     tokens: int | None = None
@@ -73,7 +75,7 @@ class Tuned:
     @property
     def retriever(self) -> Retriever:
         """Retriever of the tuned model or index. A model in a folder is loaded again at each access."""
-        return self.held or DenseRetriever(LocalEncoder(self.model, precision=self.precision), self.template)
+        return self.held or DenseRetriever(LocalEncoder(self.model, precision=self.precision, model_kwargs=self.loading), self.template)
 
     @property
     def encoder(self) -> Encoder:
@@ -151,8 +153,8 @@ def claim(folder: Path, described: list[Any], seen: list[str], answers: list[str
 def write_tuned(tuned: Tuned, folder: Path) -> None:
     """Write tuned.json, which marks the tuning of a model's weights as complete."""
     names = ("history", "epoch", "tokens", "seconds", "candidates", "precision", "matryoshka")
-    frozen = {"frozen": tuned.frozen} if tuned.frozen else {}
-    _write(folder, {"folder": MODEL, **{name: getattr(tuned, name) for name in names}, **frozen, "over": None})
+    more = {name: getattr(tuned, name) for name in ("frozen", "loading") if getattr(tuned, name)}
+    _write(folder, {"folder": MODEL, **{name: getattr(tuned, name) for name in names}, **more, "over": None})
 
 
 def write_fitted(tuned: Tuned, folder: Path) -> None:
@@ -181,15 +183,16 @@ def read_tuned(folder: Path, base: Encoder | None = None, template: str = DOCUME
     if "epoch" in record:
         matryoshka = tuple(record["matryoshka"])
         fields = {name: record[name] for name in ("seconds", "precision", "epoch", "tokens", "candidates")}
-        frozen = record.get("frozen", 0)
-        return Tuned(None, folder=folder, template=template, history=history, matryoshka=matryoshka, frozen=frozen, **fields)
+        fields |= {name: record[name] for name in ("frozen", "loading") if name in record}
+        return Tuned(None, folder=folder, template=template, history=history, matryoshka=matryoshka, **fields)
     held: Retriever | None = None
     local = local_of(base) if base else None
     precision: Precision = local.precision if local else "auto"
+    loading = local.loading if local else {}
     if not (folder / MODEL).exists():
         from embedfit.encode.adapted import AdaptedEncoder, load_adapter  # they import torch
 
         if base is None:
             raise ModelError(f"{folder}: holds an adapter without its model; fix: give the encoder that it was fitted on")
         held, precision = DenseRetriever(AdaptedEncoder(base, load_adapter(folder / ADAPTER)), template), "fp32"
-    return Tuned(held, record["seconds"], folder, template, precision, history, strength=record["strength"])
+    return Tuned(held, record["seconds"], folder, template, precision, loading, history, strength=record["strength"])

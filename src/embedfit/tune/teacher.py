@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +12,9 @@ import numpy.typing as npt
 from embedfit import processes
 from embedfit.data.dataset import Dataset
 from embedfit.data.texts import TEACHER_SCORES
-from embedfit.encode.encoder import Encoder
-from embedfit.encode.vector_file import VectorFile
+from embedfit.encode.cache import CachedEncoder
+from embedfit.encode.encoder import BaseEncoder, Encoder, Kind, Vectors
 from embedfit.errors import DataError, shown
-from embedfit.files import cache_folder, digest, file_sha256, json_bytes
-from embedfit.hub import weights_of
 from embedfit.retrieve.rerank import LocalReranker, Reranker
 from embedfit.tune.candidates import relevant_positions
 from embedfit.tune.mine import Guards, mine
@@ -28,8 +24,6 @@ IN_DATA = "data"
 """The setting of the teacher if the scores are in the data."""
 _READ = 16
 """Wrong documents of each query that a cross-encoder reads: the nearest ones by the base model."""
-_WRITTEN = 2048
-"""Pairs that are scored between two writes to the cache."""
 _CERTAIN = 1e-4
 """Least distance of a probability from 0 and 1."""
 
@@ -80,7 +74,7 @@ def teacher_of(base: Encoder, training: Training) -> Teacher | None:
     queries, documents = train.query_texts(), train.document_texts(training.template)
     own = range(processes.number(), len(read), processes.count())  # processes that train together divide the queries among them
     pairs = [(queries[row], documents[position]) for row in own for position in read[row]]
-    values = iter(cached_scores(training.engine.reranker(model), teacher_fingerprint(model.folder), pairs).tolist())
+    values = iter(cached_scores(training.engine.reranker(model), model.fingerprint, pairs).tolist())
     scores = {row: {position: next(values) for position in read[row]} for row in own}
     merged = {row: found for part in processes.gathered(scores) for row, found in part.items()}
     return Teacher([merged[row] for row in range(len(read))])
@@ -124,15 +118,29 @@ def _logit(probability: float) -> float:
     return float(np.log(certain / (1 - certain)))
 
 
-def teacher_fingerprint(folder: Path) -> str:
-    """Return a text that changes with the files of a cross-encoder."""
-    files = [*folder.glob("*.json"), *folder.glob("*.txt"), *weights_of(folder)]
-    return digest(["teacher", sorted([path.relative_to(folder).as_posix(), file_sha256(path)] for path in files)])
-
-
 def teacher_identity(name: str) -> str:
     """Return a text that changes with the teacher that a setting names."""
-    return name if name == IN_DATA else teacher_fingerprint(LocalReranker(name).folder)
+    return name if name == IN_DATA else LocalReranker(name).fingerprint
+
+
+class _Pairs(BaseEncoder):
+    """A cross-encoder as an encoder of pairs, each a JSON text. The vector of a pair is its score alone.
+
+    Args:
+        model: Cross-encoder.
+        fingerprint: Fingerprint of the cross-encoder.
+    """
+
+    def __init__(self, model: Reranker, fingerprint: str) -> None:
+        self._model, self.name, self._fingerprint = model, f"{model.name} (teacher)", fingerprint
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        pairs = [(query, document) for query, document in map(json.loads, texts)]
+        return self._model.score(pairs)[:, None]
 
 
 def cached_scores(model: Reranker, fingerprint: str, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
@@ -140,20 +148,9 @@ def cached_scores(model: Reranker, fingerprint: str, pairs: Sequence[tuple[str, 
 
     Args:
         model: Cross-encoder.
-        fingerprint: Result of `teacher_fingerprint`.
+        fingerprint: Fingerprint of the cross-encoder.
         pairs: Texts.
     """
-    hashes = [hashlib.blake2b(json_bytes(pair), digest_size=16).digest() for pair in pairs]
-    first = {key: row for row, key in reversed(list(enumerate(hashes)))}
-    keys = np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, 2)
-    scores = np.full(len(pairs), np.nan, np.float32)
-    rows = np.array(sorted(first.values()), np.int64)
-    with contextlib.closing(VectorFile(cache_folder() / f"{fingerprint[:32]}.sqlite", f"{model.name} (teacher)")) as file:
-        for some, cached in file.read(keys, rows):
-            scores[some] = cached[:, 0]
-        missing = rows[np.isnan(scores[rows])]
-        for start in range(0, len(missing), _WRITTEN):
-            some = missing[start : start + _WRITTEN]
-            scores[some] = model.score([pairs[row] for row in some])
-            file.write(keys[some], scores[some][:, None])
-    return scores[[first[key] for key in hashes]]
+    if not pairs:
+        return np.zeros(0, np.float32)
+    return CachedEncoder(_Pairs(model, fingerprint)).encode([json.dumps(pair) for pair in pairs], "document")[:, 0]
