@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,7 +297,9 @@ def _with_lora(lora: Path, encoder: LocalEncoder) -> SentenceTransformer:
     transformer = model.transformers_model
     if transformer is None:
         raise ModelError(f"{lora}: its base model {base!r} has no transformer to put it on")
-    PeftModel.from_pretrained(transformer, str(lora))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of peft and transformers about each other
+        PeftModel.from_pretrained(transformer, str(lora))
     return model.eval()
 
 
