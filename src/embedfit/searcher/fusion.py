@@ -22,7 +22,6 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
-from scipy.special import logsumexp, softmax
 
 from embedfit.searcher.views import BASE, CLASSES, DOCUMENTS, EXAMPLES, LINEAR, TERMS, VIEWS, WORDS, Array
 
@@ -343,8 +342,9 @@ def _fitted(evidence: Evidence, poorer: Mapping[str, Array], views: Sequence[str
     def loss(parameters: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         logits = np.where(empty, -np.inf, design @ parameters.astype(np.float32)).astype(np.float64)
         right = np.where(relevant, logits, -np.inf)
-        likelihood = logsumexp(right, axis=1) - logsumexp(logits, axis=1)
-        slope = (softmax(logits, axis=1) - softmax(right, axis=1)).astype(np.float32)
+        (of_right, share_of_right), (of_all, share_of_all) = _soft_maximum(right), _soft_maximum(logits)
+        likelihood = of_right - of_all
+        slope = (share_of_all - share_of_right).astype(np.float32)
         moved = parameters - usual
         gradient = np.tensordot(slope, design, axes=([0, 1], [0, 1])) / len(design) + 2 * pulls * moved
         return float(-likelihood.mean() + (pulls * moved**2).sum()), gradient.astype(np.float64)
@@ -352,6 +352,14 @@ def _fitted(evidence: Evidence, poorer: Mapping[str, Array], views: Sequence[str
     bounds = [(0, None) if view in views else (None, None) for _, view in columns]
     best = minimize(loss, usual, jac=True, method="L-BFGS-B", bounds=bounds)
     return _fusion_of(columns, best.x), float(best.fun)
+
+
+def _soft_maximum(logits: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return log sum exp and softmax of each row. scipy computes each of the two by itself, in four times the time."""
+    highest = logits.max(axis=1, keepdims=True)
+    shares = np.exp(logits - highest)
+    total = shares.sum(axis=1, keepdims=True)
+    return (highest + np.log(total))[:, 0], shares / total
 
 
 def _fusion_of(columns: Sequence[tuple[State, str]], parameters: npt.NDArray[np.float64]) -> Fusion:
