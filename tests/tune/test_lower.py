@@ -4,6 +4,7 @@ import torch
 from safetensors.torch import load_file
 
 from embedfit.config import TuneConfig, make_config
+from embedfit.data.dataset import Dataset
 from embedfit.encode.local import LocalEncoder, ModelEncoder, load_model
 from embedfit.encode.tokens import Tokens
 from embedfit.errors import ConfigError
@@ -92,7 +93,9 @@ def test_the_frozen_layers_run_once_for_each_text(two_layers, few, tmp_path, mon
 def test_stopped_and_started_again_it_ends_with_the_same_model(two_layers, tiny_model, few, tmp_path, killed, settings):
     if "judge" in settings:
         cross_encoder_from(tiny_model).save_pretrained(str(tmp_path / "cross"), create_model_card=False)
-        few, settings = few.select(few.judged[:6]), settings | dict.fromkeys(("judge", "teacher"), str(tmp_path / "cross"))
+        settings = settings | dict.fromkeys(("judge", "teacher"), str(tmp_path / "cross"))
+        few = few.select(few.judged[:6])
+        few = Dataset(few.queries, {id: few.corpus[id] for query in few.queries for id in few.relevant(query)}, few.qrels)
     encoder, settings = LocalEncoder(two_layers, precision="fp32"), TuneConfig(**{**SETTINGS, **settings})
     whole = tune_model(encoder, few, None, tmp_path / "whole", settings)
     assert killed(3, encoder, few, None, tmp_path / "killed", settings) == [2, 3]  # of 2 in an epoch
