@@ -84,7 +84,8 @@ class Served:
             raise DataError(str(folder), f"does not exist{did_you_mean(folder.name, siblings)}", expected="a run directory")
         place = folder if (folder / "searcher.json").exists() else folder / "searcher"
         if not place.is_dir():
-            raise DataError(str(folder), "has no searcher", expected="a finished run directory", fix="run 'embedfit run' again (a tuned reranker has none)")
+            fix = "run 'embedfit run' again (a tuned reranker has none)"
+            raise DataError(str(folder), "has no searcher", expected="a finished run directory", fix=fix)
         return cls(Searcher.load(place, form), folder.resolve().name, searcher_digest(place, form))
 
     @classmethod
