@@ -107,6 +107,14 @@ def test_a_pick_teaches_the_next_search_and_can_be_taken_back(client):
     assert kinds(search(client, "zorbing voucher")["hits"][0]) == ["document"]
 
 
+def test_everything_of_a_person_is_deleted_however_the_name_is_spaced(client):
+    answer = search(client, "uber", person=" Ann\u0000\n Lee")
+    pick = {"search_id": answer["search_id"], "choice": "taxi"}
+    assert client.post("/feedback", json={**pick, "person": "Ann  Lee"}).status_code == 200
+    assert client.delete("/feedback", params={"person": "Ann Lee "}).json() == {"deleted": 2}
+    assert client.post("/feedback", json=pick).status_code == 404
+
+
 def test_what_was_picked_counts_after_a_restart_and_in_another_process(word_encoder, tmp_path):
     with serving(searcher(word_encoder), tmp_path) as one, serving(searcher(word_encoder), tmp_path) as other:
         answer = search(one, "zorbing voucher")

@@ -101,7 +101,13 @@ def test_a_name_that_was_made_to_lead_here_is_refused(client, host):
 
 @pytest.mark.parametrize(
     "headers",
-    [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}],
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://[::1"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
 )
 def test_a_page_of_another_site_can_write_nothing(client, headers):
     for path in ("/search", "/feedback", "/v1/embeddings"):
@@ -142,6 +148,16 @@ def test_a_malformed_body_is_refused_in_one_line(known, body, status):
         assert message
         assert "\n" not in message
         assert "Traceback" not in answer.text
+
+
+def test_a_body_that_is_not_a_json_object_is_named(known):
+    def message(body, kind="application/json"):
+        return known.post("/search", content=body, headers={"Content-Type": kind}).json()["error"]["message"]
+
+    assert message(b'{"query": ') == "the body is not JSON, from character 10 on; expected an object"
+    assert message(b'["x"]') == "the body is not an object; expected JSON, with Content-Type: application/json"
+    assert message(b"query=x", "application/x-www-form-urlencoded") == message(b'["x"]')
+    assert message(b"{}") == "expected either 'query' or 'queries'"
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/embed", "/v1/rerank", "/rerank", "/feedback", "/picker/pick"])

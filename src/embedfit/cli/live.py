@@ -171,7 +171,7 @@ def feedback(
 
     from embedfit.errors import ConfigError
     from embedfit.serve.drift import drift_of
-    from embedfit.serve.feedback import Feedback
+    from embedfit.serve.feedback import Feedback, one_line
     from embedfit.serve.live import LiveFolder
     from embedfit.serve.places import existing, home
     from embedfit.serve.summary import summarise, write_labels
@@ -183,7 +183,7 @@ def feedback(
     store = Feedback(location)
     try:
         if delete is not None or forget is not None:
-            count = store.delete(search=delete, person=forget)
+            count = store.delete(search=delete, person=None if forget is None else one_line(forget))
             console.echo(json.dumps({"deleted": count}) if as_json else f"Searches and picks deleted: {count:,}")
         elif output is not None:
             count = write_labels(store, output)

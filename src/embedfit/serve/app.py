@@ -235,6 +235,10 @@ def _add_errors(app: FastAPI, pages: Pages) -> None:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part != "body")
         message = f"{place}: {first['msg']}" if place else str(first["msg"])
+        if first["type"] == "json_invalid":
+            message = f"the body is not JSON, from character {place} on; expected an object"
+        elif not place and first["type"] != "missing":
+            message = "the body is not an object; expected JSON, with Content-Type: application/json"
         return answer(request, Refused(422, message, code="invalid_body"))
 
     @app.exception_handler(RecursionError)

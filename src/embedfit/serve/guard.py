@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from hashlib import sha256
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse, Response
@@ -106,7 +105,7 @@ class Guard:
             raise Refused(403, "the Host header names another machine, and without a token only this one is served", code="wrong_host")
         if scope["method"] not in _SAFE_METHODS:
             origin, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
-            if site not in ("same-origin", "none") or (origin is not None and urlsplit(origin).netloc != host):
+            if site not in ("same-origin", "none") or (origin is not None and origin.partition("://")[2] != host):
                 raise Refused(403, "the request comes from a page of another site", code="wrong_origin")
             if headers.get("content-encoding", "identity") != "identity":
                 raise Refused(415, "the body is compressed; expected it as it is")

@@ -152,7 +152,7 @@ class Service:
         Raises:
             Refused: A query cannot be used, or the server is busy.
         """
-        start = time.perf_counter()
+        start, person = time.perf_counter(), one_line(person)
         version, against = self.version, self.against
         texts = [self.query_text(query, f"query {number}", version) for number, query in enumerate(queries, 1)]
         k = min(k, MOST_HITS)
@@ -231,7 +231,8 @@ class Service:
 
     async def delete(self, search: str | None = None, person: str | None = None) -> int:
         """Delete a search with its picks, or everything of a person; return the number of rows deleted."""
-        count: int = await self._change(lambda: self._feedback.delete(search=search, person=person))
+        name = None if person is None else one_line(person)
+        count: int = await self._change(lambda: self._feedback.delete(search=search, person=name))
         await self.batcher.call(self.learn)
         return count
 
