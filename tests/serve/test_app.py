@@ -297,7 +297,7 @@ def test_a_signal_does_not_wait_for_a_worker_that_is_only_starting():
 
 @pytest.mark.slow
 def test_two_workers_share_picks_survive_a_kill_and_stop_on_a_signal(run_folder, tmp_path):
-    command = [sys.executable, "-m", "embedfit", "serve", str(run_folder), "--port", "0", "--workers", "2"]
+    command = [sys.executable, "-m", "embedfit", "serve", str(run_folder), "--port", "0", "--workers", "2", "--log"]
     server = subprocess.Popen([*command, "--feedback", str(tmp_path / "f.db")], stderr=subprocess.PIPE, text=True)
     address = re.search(r"at (http://\S+) with 2 workers", server.stderr.readline())[1]
     with httpx.Client(base_url=address, timeout=60, trust_env=False) as client:
@@ -320,3 +320,4 @@ def test_two_workers_share_picks_survive_a_kill_and_stop_on_a_signal(run_folder,
             continue
     server.send_signal(signal.SIGTERM)
     assert server.wait(300) == 0
+    assert len(re.findall(r"^embedfit: POST /search 200 [0-9.]+ ms$", server.stderr.read(), re.MULTILINE)) >= 12

@@ -34,7 +34,7 @@ from embedfit.serve.picker import Picker
 from embedfit.serve.problems import Refused, problem
 from embedfit.serve.searching import Served
 from embedfit.serve.service import MOST_HITS, Service
-from embedfit.serve.settings import Settings
+from embedfit.serve.settings import Settings, log_to_stderr
 from embedfit.serve.tracing import Tracer, targets
 
 log = logging.getLogger("embedfit.serve")
@@ -126,6 +126,7 @@ def make_app(
 
 def from_environment() -> ASGIApp:
     """Return the application of the settings that the parent process passed on. Each worker calls it."""
+    log_to_stderr()
     settings = Settings.passed_on()
     return make_app_of(settings, patience=_PATIENCE_SECONDS)
 

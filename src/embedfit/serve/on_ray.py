@@ -44,7 +44,9 @@ def serve(settings: Settings, replicas: int = 1, *, wait: bool = True) -> None:
 
     def build() -> ASGIApp:
         from embedfit.serve.app import make_app_of
+        from embedfit.serve.settings import log_to_stderr
 
+        log_to_stderr()
         return make_app_of(Settings(**content))
 
     deployment: Any = ray_serve.deployment(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING
 from embedfit import console
 from embedfit.errors import ConfigError, check_package
 from embedfit.serve.feedback import Feedback
-from embedfit.serve.settings import Settings
+from embedfit.serve.settings import Settings, log_to_stderr
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -39,8 +37,7 @@ def serve(settings: Settings, workers: int = 1, app: Callable[[], ASGIApp] | Non
         check_package(package, extra="serve")
     import uvicorn
 
-    logging.basicConfig(stream=sys.stderr, format="embedfit: %(message)s")
-    logging.getLogger("embedfit.serve").setLevel(logging.INFO)
+    log_to_stderr()
     _raise_file_limit()
     with ExitStack() as stack:
         listener = stack.enter_context(_listening(settings.host, settings.port))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import os
 import secrets
+import sys
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 
@@ -87,6 +89,12 @@ class Settings:
     def is_local(self) -> bool:
         """Whether only this machine can reach the server."""
         return is_loopback(self.host)
+
+
+def log_to_stderr() -> None:
+    """Write the log of this process to stderr. Each process of a server calls it."""
+    logging.basicConfig(stream=sys.stderr, format="embedfit: %(message)s")
+    logging.getLogger("embedfit.serve").setLevel(logging.INFO)
 
 
 @lru_cache(1024)
