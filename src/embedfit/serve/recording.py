@@ -72,7 +72,8 @@ class Recording:
     def _end(self) -> None:
         if self._refused:
             self._store([])
-        self._failed(len(self._refused))
+        if self._refused:
+            self._failed(len(self._refused))
 
     def _store(self, searches: list[Search]) -> None:
         assert self._feedback is not None
@@ -83,7 +84,8 @@ class Recording:
             # A search is worth answering even if nobody can give feedback on it.
             log.error("%s", error)
             self._refused = searches[-_MOST:]
-            self._failed(len(searches) - len(self._refused))
+            if len(searches) > _MOST:
+                self._failed(len(searches) - _MOST)
         except Exception as error:
             if len(searches) > 1:  # one must not be lost for another
                 for search in searches:
