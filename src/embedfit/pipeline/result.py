@@ -107,9 +107,16 @@ class Result:
 
     @property
     def deployables(self) -> list[Deployable]:
-        """Measurements of these forms."""
+        """Measurements of these forms.
+
+        Raises:
+            DataError: Their file is damaged, or of another version.
+        """
         path = self.deploy / "forms.json"
-        return [Deployable.from_dict(row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
+        try:
+            return [Deployable.from_dict(row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise DataError(str(path), "cannot be read", fix=f"remove {self.deploy}, and export again") from None
 
     @property
     def rejected_forms(self) -> dict[str, str]:
