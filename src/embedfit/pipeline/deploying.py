@@ -15,7 +15,7 @@ from embedfit.encode.encoder import Encoder, Kind, Vectors, WrappingEncoder, com
 from embedfit.encode.export import export_onnx
 from embedfit.encode.local import LocalEncoder, local_of
 from embedfit.encode.named import encoder_of
-from embedfit.encode.onnx import FILES, OnnxEncoder
+from embedfit.encode.onnx import FILES, OnnxEncoder, check_first_layer
 from embedfit.encode.remote import RemoteEncoder, is_remote
 from embedfit.encode.static import StaticEncoder, write_static
 from embedfit.errors import ConfigError, EmbedfitError, ModelError
@@ -250,6 +250,7 @@ def _static(encoder: LocalEncoder, whole: Dataset, held_out: Dataset, config: Co
     """Write a static model, and return it, its files, and the queries to measure it on, whose texts it was not trained on."""
     from embedfit.tune.distil import distil
 
+    check_first_layer(encoder.folder)
     asked = list(held_out.judged)
     trained = [id for id in whole.queries if id not in held_out.queries]
     if not trained:  # every query was held out by some fold
