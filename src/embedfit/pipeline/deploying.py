@@ -24,7 +24,7 @@ from embedfit.hub import weights_of
 from embedfit.pipeline.job import engine_of, locked
 from embedfit.pipeline.needs import check_installed
 from embedfit.pipeline.parts import read
-from embedfit.pipeline.result import Result, check_unchanged, config_of, data_of, held_out_of, read_result
+from embedfit.pipeline.result import Result, check_there, check_unchanged, config_of, data_of, held_out_of, read_result
 from embedfit.report.pages import with_deployables
 from embedfit.searcher.forms import BASE_MODEL
 from embedfit.store.base import Store
@@ -101,6 +101,7 @@ def check_endpoint(
         if name is not None and not is_remote(name):
             raise ConfigError(f"{option} {name}: expected openai:MODEL@URL or hf-inference:URL")
     result = read_result(folder)
+    check_there(result)
     if result.model.is_dir():
         check_unchanged(result)
     config, measured = config_of(result), result.encoder
@@ -178,6 +179,7 @@ def export_form(folder: str | Path, form: str, *, tolerance: float | None = None
     if form not in (*FILES, STATIC):
         raise ConfigError(f"--form {form}: expected one of {', '.join((*FILES, STATIC))}")
     result = read_result(folder)
+    check_there(result)
     if not result.model.is_dir():
         raise ConfigError(
             f"{folder}: {result.model.name} is a map over {result.manifest['base']['name']}, not a model that can be exported"

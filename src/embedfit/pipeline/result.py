@@ -213,6 +213,16 @@ def check_unchanged(result: Result) -> None:
         raise ModelError(f"{result.model}: is not the model that was measured: a file in it has changed; fix: restore it, or run again")
 
 
+def check_there(result: Result) -> None:
+    """Check that the model of a run is where the run put it.
+
+    Raises:
+        ModelError: It is gone.
+    """
+    if not result.model.exists():
+        raise ModelError(f"{result.model}: the run's model is gone; fix: restore it, or run again")
+
+
 def is_reranker(result: Result) -> bool:
     """Return whether a run tuned a reranker."""
     return bool(result.manifest.get("reranker"))
