@@ -70,6 +70,24 @@ def test_a_bare_transformer_is_exported_with_the_pooling_that_was_set(tiny_model
     assert {path.name for path in (tmp_path / "deploy").iterdir() if path.is_dir()} == {"1_Pooling", "onnx"}
 
 
+def test_a_decoder_with_last_token_pooling_a_dense_layer_and_fewer_dimensions_is_exported(tiny_model, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
+
+    tokenizer = AutoTokenizer.from_pretrained(str(tiny_model), padding_side="left", model_max_length=24)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    Qwen3Model(Qwen3Config(**sizes, intermediate_size=64, vocab_size=len(tokenizer))).save_pretrained(tmp_path / "bare")
+    tokenizer.save_pretrained(tmp_path / "bare")
+    modules = [Transformer(str(tmp_path / "bare")), Pooling(32, "lasttoken"), Dense(32, 16)]
+    SentenceTransformer(modules=modules, truncate_dim=8).save_pretrained(str(tmp_path / "decoder"), create_model_card=False)
+    encoder = LocalEncoder(tmp_path / "decoder", precision="fp32", **PROMPTS)
+    export_onnx(encoder, tmp_path / "deploy", "onnx")
+    vectors = OnnxEncoder(tmp_path / "deploy").encode(TEXTS, "query")
+    assert vectors.shape == (len(TEXTS), 8)
+    np.testing.assert_allclose(vectors, encoder.encode(TEXTS, "query"), atol=2e-6)
+
+
 def test_the_identity_is_that_of_the_files_that_are_read(exported, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(exported, copy)
@@ -126,7 +144,11 @@ def test_pooling_is_that_of_sentence_transformers(mode, left):
     ("modules", "message"),
     [
         (["Transformer", "WordWeights"], "is a WordWeights layer, which an exported model cannot compute"),
-        (["Router"], "begins with a Router; only a Transformer can be exported"),
+        (
+            ["Router"],
+            "one encoder for queries and another for documents, and only a single Transformer can be exported; fix: tune.documents",
+        ),
+        (["CNN"], "begins with a CNN; only a Transformer can be exported"),
         ([], "begins with a missing layer"),
     ],
 )

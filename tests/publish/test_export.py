@@ -146,3 +146,8 @@ def test_a_model_that_changed_since_the_run_is_not_exported(copied, said):
     code, out, err = said("export", copied, "--form", "onnx")
     assert (code, out) == (2, "")
     assert "is not the model that was measured: a file in it has changed" in err
+    (copied / "model").rename(copied / "elsewhere")
+    for arguments in (("export", copied, "--form", "onnx"), ("parity", copied, "--endpoint", "openai:m@http://127.0.0.1:9/v1")):
+        code, out, err = said(*arguments)
+        assert (code, out) == (2, "")
+        assert f"{copied / 'model'}: the run's model is gone; fix: restore it, or run again" in err

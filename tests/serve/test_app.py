@@ -295,6 +295,12 @@ def test_a_signal_does_not_wait_for_a_worker_that_is_only_starting():
     assert theirs.recv() == b"ping"
 
 
+def test_what_cannot_be_served_is_said_once_before_workers_start(said, tmp_path):
+    code, out, err = said("serve", tmp_path, "--port", 0, "--workers", 2)
+    assert (code, out) == (2, "")
+    assert err.count("has no searcher; expected a finished run directory") == 1
+
+
 @pytest.mark.slow
 def test_two_workers_share_picks_survive_a_kill_and_stop_on_a_signal(run_folder, tmp_path):
     command = [sys.executable, "-m", "embedfit", "serve", str(run_folder), "--port", "0", "--workers", "2", "--log"]

@@ -167,6 +167,25 @@ def test_what_changed_since_the_old_version_is_embedded_first(store, path):
 
 
 @pytest.mark.parametrize("config", ["chroma"], indirect=True)
+def test_what_queries_find_most_is_embedded_again_first_and_then_the_newest(store, path, monkeypatch):
+    data = numbered(COUNT, queries=1)
+    index_documents(store, data, Numbers(), TEMPLATE)
+    parts, fill = [], bridged.fill
+
+    def filled(store, collection, stamp, entries, vectors):
+        parts.append([entry.id for entry in entries])
+        return fill(store, collection, stamp, entries, vectors)
+
+    monkeypatch.setattr(bridged, "fill", filled)
+    crossed(store, data, path)
+    found = Turned().encode([f"doc {number}" for number in range(COUNT)], "document") @ Turned().encode(["query 0"], "query")[0]
+    searched = {f"d{number}" for number in np.argsort(-found)[:10]}
+    assert searched == set(parts[0][:10])
+    newest = [f"d{number}" for number in reversed(range(COUNT)) if f"d{number}" not in searched]
+    assert [id for part in parts for id in part][10:] == newest[: sum(map(len, parts)) - 10]
+
+
+@pytest.mark.parametrize("config", ["chroma"], indirect=True)
 def test_a_bridge_that_is_refused_changes_nothing(store, path, tmp_path, searcher_folder):
     with pytest.raises(ConfigError, match="there is no index 'documents' to bridge"):
         crossed(store, numbered(COUNT), path)
@@ -216,6 +235,11 @@ def test_the_command_measures_first_and_goes_live_only_if_nothing_is_lost(tmp_pa
     code, out, err = said("index", config, "--bridge", "--rollback")
     assert (code, out) == (2, "")
     assert "--rollback and --bridge exclude each other" in err
+    (tmp_path / "run" / "searcher").mkdir(parents=True)
+    (tmp_path / "run" / "searcher" / "searcher.json").write_text("{}")
+    code, out, err = said("index", config, "--bridge", "--model", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert f"is a run, and a bridge is for its model alone; fix: --model {tmp_path / 'run' / 'model'}" in err
     write("passage: ")
     code, out, err = said("index", config, "--bridge", "--tolerance", 0, "--json")
     measured = json.loads(out)["bridge"]

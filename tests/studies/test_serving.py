@@ -200,6 +200,23 @@ def test_vectors_without_unit_length_are_judged_by_dot_product_too(dataset, meas
     assert served.lost
 
 
+def test_fewer_dimensions_are_compared_with_all_that_were_measured(word_encoder):
+    class Cut:
+        name, fingerprint = "cut", "cut"
+
+        def encode(self, texts, kind):
+            return word_encoder.encode(texts, kind)[:, :2]
+
+    documents = {f"d{number}": Document(f"d{number}", f"word{number}") for number in range(50)}
+    queries = {f"q{number}": Query(f"q{number}", f"word{number}") for number in range(50)}
+    data = Dataset(queries, documents, {f"q{number}": {f"d{number}": 1} for number in range(50)})
+    whole = compare_served(word_encoder, word_encoder, data, "{text}", "mrr@10").comparison["mrr@10"]
+    served = compare_served(word_encoder, Cut(), data, "{text}", "mrr@10")
+    assert str(served.causes[-1]) == "dimensions: the endpoint gives 2 dimensions, the measured model 64: its first ones; fix: ask for all"
+    assert served.comparison["mrr@10"].base == whole.base
+    assert served.lost
+
+
 def test_only_the_documents_that_matter_are_sent(dataset, word_encoder):
     documents = {f"d{number:03}": Document(f"d{number:03}", f"word{number} text") for number in range(300)}
     queries = {"q1": Query("q1", "word7"), "q2": Query("q2", "word299")}

@@ -84,7 +84,8 @@ def _source(encoder: LocalEncoder, folder: Path) -> Iterator[Path]:
         yield encoder.folder
         return
     with tempfile.TemporaryDirectory(dir=folder) as copy:
-        load_model(encoder.folder, encoder.prompts, encoder.pooling).save_pretrained(copy, create_model_card=False)
+        model = load_model(encoder.folder, encoder.prompts, encoder.pooling, portable(encoder.loading))
+        model.save_pretrained(copy, create_model_card=False)
         write_older_form(Path(copy))
         check_exportable(Path(copy), name=encoder.name)
         yield Path(copy)

@@ -198,6 +198,22 @@ def check_exportable(folder: Path, *, tokenizer: bool = True, name: str = "") ->
         raise ModelError(f"{name or folder}: has no tokenizer.json, which an exported model needs; fix: use a fast tokenizer")
 
 
+def check_first_layer(folder: Path) -> None:
+    """Check that a model begins with one transformer.
+
+    Raises:
+        ModelError: It begins with another layer.
+    """
+    first = next((_type(module) for module in _modules(folder)), "missing layer")
+    if first == "Router":
+        raise ModelError(
+            f"{folder}: has one encoder for queries and another for documents, and only a single Transformer can be exported; "
+            'fix: tune.documents = "trained", and run again'
+        )
+    if first != "Transformer":
+        raise ModelError(f"{folder}: begins with a {first}; only a Transformer can be exported")
+
+
 def is_exportable(folder: Path) -> bool:
     """Return whether a folder names its layers and has its tokenizer in one file, as an exported model needs."""
     return (folder / "modules.json").is_file() and (folder / "tokenizer.json").is_file()
@@ -205,9 +221,8 @@ def is_exportable(folder: Path) -> bool:
 
 def _steps(folder: Path) -> tuple[list[_Step], int | None]:
     """Return the layers after the transformer, and the number of dimensions that come out; None if no layer states it."""
+    check_first_layer(folder)
     modules = _modules(folder)
-    if not modules or _type(modules[0]) != "Transformer":
-        raise ModelError(f"{folder}: begins with a {_type(modules[0]) if modules else 'missing layer'}; only a Transformer can be exported")
     steps, width = [], None
     for module in modules[1:]:
         step, out = _step(folder / module["path"], _type(module))

@@ -11,13 +11,14 @@ from embedfit.config import Config
 from embedfit.data.dataset import Dataset, text_key
 from embedfit.encode.encoder import Encoder, complete
 from embedfit.encode.named import encoder_of
+from embedfit.errors import ConfigError
 from embedfit.pipeline.job import engine_of
 from embedfit.pipeline.needs import check_installed
 from embedfit.pipeline.parts import read
 from embedfit.store.base import Stamp
 from embedfit.store.bridged import bridge_documents
 from embedfit.store.open import open_store
-from embedfit.store.opening import open_encoder
+from embedfit.store.opening import open_encoder, searcher_folder
 from embedfit.store.versions import Indexed
 from embedfit.studies.bridged import TOLERANCE, MeasuredBridge, measure_bridge
 
@@ -55,6 +56,8 @@ def bridge_index(config: Config, model: str | None = None, *, tolerance: float =
     Raises:
         EmbedfitError: Something is missing or wrong; the message is one line and names the fix. The live index is unchanged.
     """
+    if model and searcher_folder(model):
+        raise ConfigError(f"--bridge --model {model}: is a run, and a bridge is for its model alone; fix: --model {Path(model) / 'model'}")
     check_installed(config, stores=True, model=model)
     dataset, engine = read(config.data, model=config.model), engine_of(config.engine)
     template, measurements = config.data.document_template, list[MeasuredBridge]()

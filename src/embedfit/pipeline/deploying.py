@@ -15,7 +15,7 @@ from embedfit.encode.encoder import Encoder, Kind, Vectors, WrappingEncoder, com
 from embedfit.encode.export import export_onnx
 from embedfit.encode.local import LocalEncoder, local_of
 from embedfit.encode.named import encoder_of
-from embedfit.encode.onnx import FILES, OnnxEncoder
+from embedfit.encode.onnx import FILES, OnnxEncoder, check_first_layer
 from embedfit.encode.remote import RemoteEncoder, is_remote
 from embedfit.encode.static import StaticEncoder, write_static
 from embedfit.errors import ConfigError, EmbedfitError, ModelError
@@ -24,7 +24,7 @@ from embedfit.hub import weights_of
 from embedfit.pipeline.job import engine_of, locked
 from embedfit.pipeline.needs import check_installed
 from embedfit.pipeline.parts import read
-from embedfit.pipeline.result import Result, check_unchanged, config_of, data_of, held_out_of, read_result
+from embedfit.pipeline.result import Result, check_there, check_unchanged, config_of, data_of, held_out_of, read_result
 from embedfit.report.pages import with_deployables
 from embedfit.searcher.forms import BASE_MODEL
 from embedfit.store.base import Store
@@ -101,6 +101,7 @@ def check_endpoint(
         if name is not None and not is_remote(name):
             raise ConfigError(f"{option} {name}: expected openai:MODEL@URL or hf-inference:URL")
     result = read_result(folder)
+    check_there(result)
     if result.model.is_dir():
         check_unchanged(result)
     config, measured = config_of(result), result.encoder
@@ -178,6 +179,7 @@ def export_form(folder: str | Path, form: str, *, tolerance: float | None = None
     if form not in (*FILES, STATIC):
         raise ConfigError(f"--form {form}: expected one of {', '.join((*FILES, STATIC))}")
     result = read_result(folder)
+    check_there(result)
     if not result.model.is_dir():
         raise ConfigError(
             f"{folder}: {result.model.name} is a map over {result.manifest['base']['name']}, not a model that can be exported"
@@ -250,6 +252,7 @@ def _static(encoder: LocalEncoder, whole: Dataset, held_out: Dataset, config: Co
     """Write a static model, and return it, its files, and the queries to measure it on, whose texts it was not trained on."""
     from embedfit.tune.distil import distil
 
+    check_first_layer(encoder.folder)
     asked = list(held_out.judged)
     trained = [id for id in whole.queries if id not in held_out.queries]
     if not trained:  # every query was held out by some fold

@@ -107,9 +107,16 @@ class Result:
 
     @property
     def deployables(self) -> list[Deployable]:
-        """Measurements of these forms."""
+        """Measurements of these forms.
+
+        Raises:
+            DataError: Their file is damaged, or of another version.
+        """
         path = self.deploy / "forms.json"
-        return [Deployable.from_dict(row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
+        try:
+            return [Deployable.from_dict(row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise DataError(str(path), "cannot be read", fix=f"remove {self.deploy}, and export again") from None
 
     @property
     def rejected_forms(self) -> dict[str, str]:
@@ -204,6 +211,16 @@ def check_unchanged(result: Result) -> None:
         now = LocalEncoder(result.model, model_kwargs=config_of(result).model.loading).whole_identity
     if now != identity:
         raise ModelError(f"{result.model}: is not the model that was measured: a file in it has changed; fix: restore it, or run again")
+
+
+def check_there(result: Result) -> None:
+    """Check that the model of a run is where the run put it.
+
+    Raises:
+        ModelError: It is gone.
+    """
+    if not result.model.exists():
+        raise ModelError(f"{result.model}: the run's model is gone; fix: restore it, or run again")
 
 
 def is_reranker(result: Result) -> bool:

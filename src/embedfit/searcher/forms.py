@@ -33,8 +33,11 @@ def form_of(folder: Path, form: str, models: Mapping[str, Mapping[str, Any]]) ->
     if not all(kept.get("local") for kept in models.values()):
         raise ConfigError(f"--form {form}: {models['model']['name']} does not run in this process, so it has no other form")
     path = deploy / MEASURED
-    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    row = next((row for row in rows if row["name"] == form), None)
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        row = next((row for row in rows if row["name"] == form), None)
+    except (ValueError, TypeError, KeyError):
+        raise DataError(str(path), "cannot be read", fix=f"remove {deploy}, and export again") from None
     if row is None:
         raise DataError(str(folder.parent), f"has no form {form}", expected="one that passed", fix=fix)
     if row.get("model") != models["model"]["identity"]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from embedfit import console
 from embedfit.errors import ConfigError, check_package
 from embedfit.serve.feedback import Feedback
+from embedfit.serve.live import load
 from embedfit.serve.settings import Settings, log_to_stderr
 
 if TYPE_CHECKING:
@@ -67,8 +68,10 @@ def serve(settings: Settings, workers: int = 1, app: Callable[[], ASGIApp] | Non
             server.startup = startup  # type: ignore[method-assign]
             server.run([listener])
             return
+        # What cannot be opened is said here, once, and not by each worker.
+        load(settings.folder, settings.form)
         if settings.feedback:
-            Feedback(settings.feedback).close()  # raises here, once, if it cannot be opened
+            Feedback(settings.feedback).close()
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="embedfit-"))
         settings.pass_on()
         console.echo(f"Serving {settings.folder} at {address} with {workers} workers", err=True)

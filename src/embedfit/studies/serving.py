@@ -177,7 +177,7 @@ def compare_served(
     comparison, by_dot = None, None
     if sides.document_ids and dataset.judged:
         groups = group_numbers(dataset, group_by)
-        before = sides.scores(sides.own, "measured", groups)
+        before = sides.scores(sides.full, "measured", groups)
         after = sides.scores({kind: unit(vectors) for kind, vectors in sides.sent.items()}, "served", groups)
         comparison = compare_scores(before, after, metric=metric, seed=seed, held_out=True)
         if sides.lengths:
@@ -200,7 +200,8 @@ class _Sides:
 
     Attributes:
         texts: Kind of text -> texts that were sent.
-        own: Kind of text -> measured vectors, of unit length; cut to the dimensions of the endpoint where it gives fewer.
+        full: Kind of text -> measured vectors, of unit length.
+        own: Kind of text -> measured vectors, of unit length, with the endpoint's dimensions where it gives fewer.
         sent: Kind of text -> vectors of the endpoint, of any length.
         document_ids: Ids of the documents that were sent, sorted.
         lengths: Shortest and longest length of a served vector, if they differ from 1 and those of the model do not; else None.
@@ -225,6 +226,7 @@ class _Sides:
         self.whole, self.width = queries.shape[1], widths.pop()
         if widths:
             raise ModelError(f"{served.name} returned vectors of different dimensions for queries and for documents")
+        self.full = dict(self.own)
         if self.width < self.whole:
             self.own = {kind: unit(vectors[:, : self.width]) for kind, vectors in self.own.items()}
         model = local_of(measured)
