@@ -239,7 +239,7 @@ def test_an_adapter_is_scored_without_the_query_itself(word_encoder):
 def test_forms_are_measured_without_the_query_itself(word_encoder):
     class Model:
         name = fingerprint = "words, as a model"
-        folder, loaded = "words", type("Loaded", (), {"bf16": False})
+        folder, loading, loaded = "words", {}, type("Loaded", (), {"bf16": False})
         encode = word_encoder.encode
 
     measured = _Measured(Model(), tickets(), "{text}", "recall@1", 1)

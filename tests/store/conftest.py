@@ -1,6 +1,5 @@
 """Stores for tests: Chroma in a folder and as a real server, a real PostgreSQL with pgvector, Qdrant's local mode."""
 
-import functools
 import json
 import os
 import socket
@@ -107,7 +106,12 @@ def loaded_once():
     from embedfit.encode.local import LocalEncoder
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("embedfit.searcher.saving.LocalEncoder", functools.lru_cache(LocalEncoder))
+        known: dict[str, LocalEncoder] = {}
+
+        def load(folder, **options):
+            return known.setdefault(f"{folder} {options}", LocalEncoder(folder, **options))
+
+        patch.setattr("embedfit.searcher.saving.LocalEncoder", load)
         yield
 
 

@@ -49,11 +49,11 @@ INDEX = """
 import sys, os
 sys.path[:0] = [sys.argv[2], sys.argv[2] + "/.."]
 from embedfit.config import StoreConfig
-from embedfit.store.open import open_store; from embedfit.store import versions
+from embedfit.store.open import open_store; from embedfit.store import filling, versions
 from store_data import TEMPLATE, Numbers, numbered
 
 config, count, seed, dimension = StoreConfig.model_validate_json(sys.argv[1]), *map(int, sys.argv[3:6])
-versions.BATCH_BYTES = int(sys.argv[6])
+filling.BATCH_BYTES = int(sys.argv[6])
 with open_store(config) as store:
     for name in ("create", "add", "finish", "nearest", "switch"):
         def told(*args, name=name, method=getattr(store, name)):
@@ -175,13 +175,13 @@ from pathlib import Path
 sys.path[:0] = [sys.argv[2], sys.argv[2] + "/.."]
 from embedfit.encode import encoder as encoders
 from embedfit.config import StoreConfig
-from embedfit.store import live as live_index, versions
+from embedfit.store import filling, live as live_index, versions
 from embedfit.store.open import open_store
 from store_data import TEMPLATE, Numbers, numbered
 import chromadb, pgvector.psycopg, psycopg, qdrant_client
 
 config, log, count, seed = StoreConfig.model_validate_json(sys.argv[1]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
-encoders.SLICE, versions.BATCH_BYTES = 20, 30_000
+encoders.SLICE, filling.BATCH_BYTES = 20, 30_000
 
 class Paid(Numbers):
     def encode(self, texts, kind):

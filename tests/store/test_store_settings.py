@@ -122,6 +122,9 @@ def test_a_secret_is_hidden_however_a_library_writes_it(write):
     class Failing:
         where, secrets, errors = "store", (secret,), (ValueError,)
 
+        def fix_of(self, error):
+            return ""
+
         @one_line
         def fail(self):
             raise ValueError(f"before {write(secret)} after")
