@@ -215,7 +215,7 @@ def write(found: dict[str, list[dict[str, Any]]]) -> None:
     lines = ["| | embedfit | plain recipe | |", "| --- | --- | --- | --- |", *(f"| {' | '.join(row)} |" for row in rows)]
     lines += [
         "",
-        f"Mean of {len(found['plain'])} rounds, each with another split; {ours['threads']:.0f} threads, torch {version('torch')}.",
+        f"Mean of {len(found['plain'])} rounds, each with another split; {ours['threads']:.0f} thread(s), torch {version('torch')}.",
         f"embedfit trained on {ours['tokens']:,.0f} tokens in {dtype}; matrix products here run at {ours['matmul_gflops']:.0f} GFLOP/s,",
         f"so the floor is {ours['floor_seconds']:.1f} s, and tuning took {ours['tune_seconds'] / ours['floor_seconds']:.1f} times that.",
         f"The floor of evaluation is {ours['evaluate_floor_seconds']:.2f} s, and it took",

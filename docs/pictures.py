@@ -33,7 +33,7 @@ def main() -> None:
     report = folders.run / "report.html"
     PICTURES.mkdir(exist_ok=True)
     screenshot(report, "report.png", top=0, height=860)
-    screenshot(report, "queries.png", top=1640, height=600)
+    screenshot(report, "queries.png", top=4680, height=760)
     ladder("transactions-names", "Card transactions, 326 queries", "ladder.png")
     before_and_after("before-after.png")
     shutil.copyfile(folders.curve / "curve.png", PICTURES / "curve.png")
