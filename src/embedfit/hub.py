@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from embedfit.errors import ConfigError, ModelError, OfflineError, did_you_mean
-from embedfit.files import file_sha256
+from embedfit.files import digest, file_sha256
 from embedfit.hosts import connected, header_value
 
 MINILM = "all-MiniLM-L6-v2"
@@ -187,6 +187,11 @@ def weights_of(folder: Path) -> list[Path]:
     return sorted(
         path for path in folder.rglob("*.safetensors") if not any("checkpoint" in part for part in path.relative_to(folder).parts[:-1])
     )
+
+
+def weights_digest(folder: Path) -> str:
+    """Return a hash of the weights of a model folder."""
+    return digest([file_sha256(path) for path in weights_of(folder)])
 
 
 def parameters_of(folder: Path) -> int:

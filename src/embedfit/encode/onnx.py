@@ -86,9 +86,8 @@ class OnnxEncoder(BaseEncoder):
             *self.folder.glob("*.json"),
             *(path for end in ("json", "safetensors") for place in places for path in place.rglob(f"*.{end}")),
         ]
-        own = (self.folder / FILES[self.form]).parent.glob(
-            f"{Path(FILES[self.form]).name}*"
-        )  # with the weights beside it, if they are many
+        file = self.folder / FILES[self.form]
+        own = file.parent.glob(f"{file.name}*")  # with the weights beside it, if they are many
         files = sorted({*own, *others} - {self.folder / name for name in ("embedfit.json", "forms.json")})
         return [[[str(path.relative_to(self.folder)), file_sha256(path)] for path in files], self.prompts]
 

@@ -40,6 +40,15 @@ def local(encoder: Encoder) -> LocalEncoder:
     return model
 
 
+def reranker_start(config: TuneConfig, base: Encoder) -> str:
+    """Return the model that a reranker starts from.
+
+    Raises:
+        ModelError: The settings name none, and the base model is not on this machine.
+    """
+    return config.reranker or str(local(base).folder)
+
+
 def check_installed(config: Config, *, trains: bool = False, stores: bool = False, model: str | None = None) -> None:
     """Check at the start, and not after hours of work, that all required packages are installed.
 

@@ -11,11 +11,10 @@ from embedfit.config import Config
 from embedfit.encode.local import seconds_alone
 from embedfit.errors import ConfigError
 from embedfit.evaluation.score import Scores
-from embedfit.files import digest, file_sha256
-from embedfit.hub import model_folder, public_name, weights_of
+from embedfit.hub import model_folder, public_name, weights_digest
 from embedfit.pipeline.job import Job
 from embedfit.pipeline.manifest import manifest_of
-from embedfit.pipeline.needs import local
+from embedfit.pipeline.needs import reranker_start
 from embedfit.pipeline.notes import alerts, facts, next_steps, notes_on, seeds
 from embedfit.pipeline.training import train_all, training_steps
 from embedfit.pipeline.written import write_run
@@ -54,14 +53,9 @@ def check_reranker_run(config: Config, *, picks: bool) -> None:
         console.note(f"a run that tunes a reranker does not use {', '.join(unused)}")
 
 
-def start_of(job: Job) -> str:
-    """Return the model that the reranker starts from."""
-    return job.config.tune.reranker or str(local(job.base).folder)
-
-
 def start_digest(job: Job) -> str:
     """Return a hash of the weights that the reranker starts from."""
-    return digest([file_sha256(path) for path in weights_of(model_folder(start_of(job), proof="config.json"))])
+    return weights_digest(model_folder(reranker_start(job.config.tune, job.base), proof="config.json"))
 
 
 def run_reranker(job: Job, folder: Path) -> None:
@@ -156,7 +150,11 @@ def _write(
         "advice": [price],
         "forms": [],
         "forgetting": None,
-        "reranker": {"start": public_name(start_of(job)), "top": config.evaluate.rerank_top, "milliseconds": milliseconds},
+        "reranker": {
+            "start": public_name(reranker_start(job.config.tune, job.base)),
+            "top": config.evaluate.rerank_top,
+            "milliseconds": milliseconds,
+        },
     }
     write_run(folder, comparison, comparison, words, queries, suspects, manifest, report, None)
     with tracking(config.name, folder, wanted=config.track.langwatch) as tracker:

@@ -21,7 +21,7 @@ from embedfit.errors import ConfigError
 from embedfit.generate.relevance import relevance_judge
 from embedfit.pipeline.job import Job, locked
 from embedfit.pipeline.kept_out import parts_for_weights
-from embedfit.pipeline.needs import check_installed, local, note_unused
+from embedfit.pipeline.needs import check_installed, local, note_unused, reranker_start
 from embedfit.progress import Plan
 from embedfit.retrieve.engine import LocalEngine
 from embedfit.tune.training import Training
@@ -177,7 +177,7 @@ def tune(base: Encoder, training: Training, evaluate: EvaluateConfig | None = No
     if config.method == "reranker":
         from embedfit.tune.reranker import tune_reranker
 
-        start, model = config.reranker or local(base).folder, local_of(base)
+        start, model = reranker_start(config, base), local_of(base)
         retriever = CachedEncoder(training.engine.encoder(base))
         top, precision = (evaluate or EvaluateConfig()).rerank_top, model.precision if model else "auto"
         return tune_reranker(retriever, training, start=start, top=top, precision=precision)

@@ -27,8 +27,8 @@ from embedfit.encode.local import LocalEncoder, quiet_libraries
 from embedfit.encode.precision import use_bf16
 from embedfit.encode.saving import save_in_place
 from embedfit.errors import ConfigError, ModelError
-from embedfit.files import digest, file_sha256, writing
-from embedfit.hub import model_folder, weights_of
+from embedfit.files import writing
+from embedfit.hub import model_folder, weights_digest
 from embedfit.retrieve.rerank import TOP, LocalReranker, RerankedRetriever, rerank, score_pairs
 from embedfit.retrieve.retrievers import DenseRetriever
 from embedfit.tune.candidates import judged_negatives, relevant_positions
@@ -71,9 +71,9 @@ def tune_reranker(encoder: Encoder, training: Training, *, start: str | Path, to
         raise ConfigError("tune.method 'reranker' trains in one process; fix: run it without torchrun")
     training = training.judged()
     train, dev, folder, template = training.train, training.dev, training.folder, training.template
-    weights = [file_sha256(path) for path in weights_of(model_folder(str(start), proof="config.json"))]
+    weights = weights_digest(model_folder(str(start), proof="config.json"))
     digests = [train.digest(), dev.digest() if dev else None]
-    described = ["reranker", encoder.fingerprint, digest(weights), *digests, template, top, precision, training.config.identity()]
+    described = ["reranker", encoder.fingerprint, weights, *digests, template, top, precision, training.config.identity()]
     claim(folder, described, keys_of(train, dev), answer_keys(train, dev, template))
     if not (folder / DONE).exists():
         with failures_explained(training):
