@@ -139,7 +139,7 @@ def _write(
         deployed="reranked",
         next=next_steps(job, folder, comparison, len(suspects)),
     )
-    identity = LocalReranker(final.model).fingerprint
+    identity, start = LocalReranker(final.model).fingerprint, public_name(reranker_start(config.tune, job.base))
     manifest = manifest_of(job, folder, tuned, seconds) | {
         "model": str(final.model.relative_to(folder)),
         "fingerprint": identity,
@@ -150,11 +150,7 @@ def _write(
         "advice": [price],
         "forms": [],
         "forgetting": None,
-        "reranker": {
-            "start": public_name(reranker_start(job.config.tune, job.base)),
-            "top": config.evaluate.rerank_top,
-            "milliseconds": milliseconds,
-        },
+        "reranker": {"start": start, "top": config.evaluate.rerank_top, "milliseconds": milliseconds},
     }
     write_run(folder, comparison, comparison, words, queries, suspects, manifest, report, None)
     with tracking(config.name, folder, wanted=config.track.langwatch) as tracker:
