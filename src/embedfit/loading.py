@@ -15,8 +15,8 @@ Attention: TypeAlias = Literal["eager", "sdpa", "flex_attention", "flash_attenti
 _PACKAGES = {"flash_attention_2": ("flash_attn", "flash-attn"), "flash_attention_3": ("flash_attn_interface", "flash-attn-3")}
 """Implementations that need a GPU and a package: its module and its name."""
 _NUMBER_FORMATS = ("float32", "bfloat16", "float16")
-_ATTENTION, _FORMAT, _QUANTIZED = "attn_implementation", "dtype", "quantization_config"
-_PLACES = (_ATTENTION, "device_map", "max_memory", "low_cpu_mem_usage", "offload_folder", "offload_state_dict", "offload_buffers")
+ATTENTION, _FORMAT, _QUANTIZED = "attn_implementation", "dtype", "quantization_config"
+_PLACES = (ATTENTION, "device_map", "max_memory", "low_cpu_mem_usage", "offload_folder", "offload_state_dict", "offload_buffers")
 """Options that say how and where to compute, and change vectors by rounding alone."""
 _REFUSED = {
     **dict.fromkeys(("trust_remote_code", "use_kernels"), "code that comes with a model is never run"),
@@ -53,11 +53,9 @@ def loading_options(model_kwargs: Mapping[str, Any] | None = None, attention: st
     number_format = options.get(_FORMAT, "float32")
     if number_format not in _NUMBER_FORMATS:
         raise ConfigError(f"model_kwargs.dtype is {shown(number_format)}; expected {', '.join(_NUMBER_FORMATS)}")
-    if attention is not None and options.setdefault(_ATTENTION, attention) != attention:
-        raise ConfigError(
-            f"attn_implementation is {shown(attention)}, and in model_kwargs {shown(options[_ATTENTION])}; fix: leave one out"
-        )
-    name, known = options.get(_ATTENTION), list(get_args(Attention))
+    if attention is not None and options.setdefault(ATTENTION, attention) != attention:
+        raise ConfigError(f"attn_implementation is {shown(attention)}, and in model_kwargs {shown(options[ATTENTION])}; fix: leave one out")
+    name, known = options.get(ATTENTION), list(get_args(Attention))
     if name is not None and name not in known:
         near = did_you_mean(name, known) if isinstance(name, str) else ""
         raise ConfigError(f"attn_implementation {shown(name)} is unknown{near}; expected {', '.join(known)}")
@@ -81,7 +79,7 @@ def _plain(value: Any, key: str) -> Any:
 
 def why_no_attention(options: Mapping[str, Any]) -> str | None:
     """Return why the implementation of attention cannot run on this machine; None if it can."""
-    name = options.get(_ATTENTION)
+    name = options.get(ATTENTION)
     if name not in _PACKAGES:
         return None
     module, package = _PACKAGES[name]
@@ -100,7 +98,7 @@ def usable(options: Mapping[str, Any], name: str) -> dict[str, Any]:
     reason = why_no_attention(options)
     if reason:
         console.note(f"{name}: {reason.partition(';')[0]}; the model's own implementation is used")
-    return {key: value for key, value in options.items() if not (reason and key == _ATTENTION)}
+    return {key: value for key, value in options.items() if not (reason and key == ATTENTION)}
 
 
 def another_model(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +118,7 @@ def whole_weights(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def portable(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options with which a model is exported: weights in fp32, and the model's own attention, on any processor."""
-    return {key: value for key, value in whole_weights(options).items() if key != _ATTENTION}
+    return {key: value for key, value in whole_weights(options).items() if key != ATTENTION}
 
 
 def is_half(options: Mapping[str, Any]) -> bool:

@@ -14,7 +14,8 @@ from forks import Forks
 from embedfit.config import TuneConfig, make_config
 from embedfit.data.dataset import Dataset, Document, Query
 from embedfit.data.split import split_dataset
-from embedfit.encode.local import LocalEncoder
+from embedfit.encode.local import LocalEncoder, load_model
+from embedfit.encode.precision import train_by_plain_attention
 from embedfit.encode.tokens import Tokens
 from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError, StorageError
 from embedfit.files import file_sha256
@@ -26,6 +27,7 @@ from embedfit.tune.dev import clearly_worse
 from embedfit.tune.full import tune_model
 from embedfit.tune.loss import CandidateLoss, multi_positive_softmax
 from embedfit.tune.trainer import last_checkpoint
+from embedfit.tune.training import Training
 
 
 def small(qrels=None, documents="abcd"):
@@ -251,7 +253,8 @@ def test_one_seed_gives_one_model_and_another_seed_another(unbroken, tiny_model,
 
 PREPARED = """
 import os, signal, sys
-from embedfit.encode.local import LocalEncoder
+from embedfit.encode.local import LocalEncoder, load_model
+from embedfit.encode.precision import train_by_plain_attention
 from embedfit.data.load import load
 from embedfit.data.split import split_dataset
 from embedfit.tune.full import tune_model
@@ -695,6 +698,33 @@ def test_bf16_trains_on_a_processor_and_saves_finite_fp32(tiny_model, parts, tmp
     for value in load_file(weights_of(tuned.model)[0]).values():
         assert value.dtype in (torch.float32, torch.int64)
         assert torch.isfinite(value).all()
+
+
+@pytest.mark.parametrize(
+    ("precision", "named", "used"), [("bf16", None, "eager"), ("bf16", "sdpa", "sdpa"), ("fp32", None, "sdpa"), ("fp32", "eager", "eager")]
+)
+def test_in_bf16_on_a_cpu_attention_is_trained_by_plain_products_unless_one_is_named(tiny_model, parts, tmp_path, precision, named, used):
+    encoder = LocalEncoder(tiny_model, precision=precision, attn_implementation=named)
+    begun = prepared.prepare(encoder, Training(parts[0], None, tmp_path))
+    assert begun.model.transformers_model.config._attn_implementation == used
+
+
+def test_the_attention_of_the_training_is_not_saved_with_the_model(tiny_model, tmp_path):
+    model = load_model(tiny_model)
+    assert train_by_plain_attention(model.transformers_model, bf16=True)
+    model.save_pretrained(str(tmp_path), create_model_card=False)
+    assert load_model(tmp_path).transformers_model.config._attn_implementation == "sdpa"
+
+
+def test_squares_of_plain_attention_count_as_memory(tiny_model):
+    model = load_model(tiny_model)
+    config, fused = (
+        TuneConfig(memory_gb=1),
+        [prepared.memory_tokens(model, None, TuneConfig(memory_gb=1), longest) for longest in (64, 256)],
+    )
+    train_by_plain_attention(model.transformers_model, bf16=True)
+    plain = [prepared.memory_tokens(model, None, config, longest) for longest in (64, 256)]
+    assert fused[0] == fused[1] > plain[0] > plain[1] > fused[0] / 2
 
 
 def test_want_of_memory_is_one_line_that_names_the_batch_size(tiny_model, parts, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from embedfit.encode.encoder import Precision
 from embedfit.errors import ConfigError
@@ -45,6 +45,19 @@ def without_cudnn_attention(device: str) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def train_by_plain_attention(transformer: Any, bf16: bool) -> bool:
+    """Compute a transformer's attention by plain matrix products, if torch's fused kernel would train slower. Returns whether it does.
+
+    In bfloat16 on a CPU the kernel's backward pass takes 1.4 to 7 times as long as plain products, for texts of 10 to 1,024 tokens
+    (docs/decisions.md). Plain products keep a square matrix for each text and head.
+    """
+    set_attention = getattr(transformer, "set_attn_implementation", None)
+    if bf16 and transformer.device.type == "cpu" and set_attention and transformer.config._attn_implementation == "sdpa":
+        set_attention("eager")
+        return bool(transformer.config._attn_implementation == "eager")
+    return False
 
 
 def use_bf16(precision: Precision, device: str) -> bool:

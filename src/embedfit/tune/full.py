@@ -207,7 +207,7 @@ def _loss(base: CachedEncoder, training: Training, prepared: Prepared, teacher: 
     """Return the loss: over each batch's candidates, or over all documents if they are frozen."""
     config = training.config
     given = (prepared.model, config.scale, config.matryoshka)
-    memory = memory_tokens(prepared.model, prepared.lower, config)
+    memory = memory_tokens(prepared.model, prepared.lower, config, prepared.longest)
     named: dict[str, Any] = {"memory_tokens": memory, "lower": prepared.lower, "teacher_weight": config.teacher_weight}
     if prepared.documents is not None:
         return CandidateLoss(*given, **named)

@@ -15,10 +15,11 @@ from sentence_transformers.base.model import BaseModel
 from embedfit import console
 from embedfit.config import TuneConfig
 from embedfit.encode.local import LocalEncoder, ModelEncoder, load_model
+from embedfit.encode.precision import train_by_plain_attention
 from embedfit.encode.sides import is_two_sided, side_of
 from embedfit.encode.tokens import Tokens
 from embedfit.errors import ConfigError, ModelError
-from embedfit.loading import is_quantized, whole_weights
+from embedfit.loading import ATTENTION, is_quantized, whole_weights
 from embedfit.tune.lora import add_lora
 from embedfit.tune.lower import KeptStates, LowerLayers, layers_of
 from embedfit.tune.training import Training
@@ -28,6 +29,8 @@ _ALL_DOCUMENTS_TOKENS = 4096
 _ACTIVATION_BYTES = 68
 """Bytes kept for the gradients per token, layer and hidden dimension, in fp32 and without attention's square matrices
 (Korthikanti et al. 2022, section 4.1, has 34 in 16 bits)."""
+_SQUARE_BYTES = 6
+"""Bytes kept as well per layer, head and pair of tokens where attention is computed by plain products: its weights in fp32 and bf16."""
 _FROZEN_SHARE = 1 / 2
 _FROZEN_QUERIES = 500, 2000
 """Share of the layers that are frozen for a list of labels, and the training queries for which they are. Smaller sets may need all
@@ -66,6 +69,11 @@ class Prepared:
     def model(self) -> SentenceTransformer:
         """The library's model."""
         return self.encoder.model
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(int(tokens.lengths.max(initial=0)) for tokens in (self.queries, self.documents) if tokens is not None)
 
 
 def prepare(encoder: LocalEncoder, training: Training, added: Sequence[torch.nn.Module] = ()) -> Prepared:
@@ -112,6 +120,8 @@ def prepare(encoder: LocalEncoder, training: Training, added: Sequence[torch.nn.
         candidates = choose_candidates(config, int(documents.lengths.sum()))
     queries = Tokens(model, training.train.query_texts(), prompts["query"], "query")
     in_training = ModelEncoder(model, prompts, bf16=encoder.autocasts(model, options), warns=False)
+    if ATTENTION not in options:
+        train_by_plain_attention(model.transformers_model, in_training.bf16)
     lora, lower = set_trainable(in_training, config, candidates, len(queries))
     steps = -(-len(queries) // config.batch_size)
     return Prepared(in_training, lora, queries, documents, candidates, config.epochs_with(candidates), steps, lower)
@@ -217,8 +227,15 @@ def choose_candidates(config: TuneConfig, document_tokens: int) -> str:
     return "all" if document_tokens <= _ALL_DOCUMENTS_TOKENS else "mined"
 
 
-def memory_tokens(model: BaseModel, lower: LowerLayers | None, config: TuneConfig) -> float:
-    """Return the number of tokens whose activations fit in memory; infinite if the model does not say its layers and width."""
+def memory_tokens(model: BaseModel, lower: LowerLayers | None, config: TuneConfig, longest: int) -> float:
+    """Return the number of tokens whose activations fit in memory; infinite if the model does not say its layers and width.
+
+    Args:
+        model: Model in training.
+        lower: Frozen layers; None if none are frozen.
+        config: Settings.
+        longest: Tokens of the longest text.
+    """
     settings = model.transformers_model.config if model.transformers_model is not None else None
     layers, width = getattr(settings, "num_hidden_layers", 0), getattr(settings, "hidden_size", 0)
     if not layers or not width:
@@ -226,7 +243,10 @@ def memory_tokens(model: BaseModel, lower: LowerLayers | None, config: TuneConfi
     trained = layers - (lower.count if lower else 0)
     share = 1 / 2 if model.device.type == "cuda" else 1 / 3
     memory = torch.cuda.get_device_properties(model.device).total_memory if model.device.type == "cuda" else _machine_memory()
-    return (config.memory_gb * 2**30 if config.memory_gb is not None else memory * share) / (_ACTIVATION_BYTES * trained * width)
+    plain = getattr(settings, "_attn_implementation", None) == "eager"
+    squares = _SQUARE_BYTES * getattr(settings, "num_attention_heads", 0) * longest if plain else 0
+    room = config.memory_gb * 2**30 if config.memory_gb is not None else memory * share
+    return room / (trained * (_ACTIVATION_BYTES * width + squares))
 
 
 def _machine_memory() -> int:
