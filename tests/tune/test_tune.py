@@ -709,6 +709,14 @@ def test_in_bf16_on_a_cpu_attention_is_trained_by_plain_products_unless_one_is_n
     assert begun.model.transformers_model.config._attn_implementation == used
 
 
+def test_long_texts_are_trained_by_the_fused_kernel_which_needs_less_memory(tiny_model, tmp_path):
+    words = " ".join(["word"] * 200)
+    long = Dataset({id: Query(id, id) for id in "ab"}, {id: Document(id, f"{id} {words}") for id in "ab"}, {"a": {"a": 1}, "b": {"b": 1}})
+    begun = prepared.prepare(LocalEncoder(tiny_model, precision="bf16"), Training(long, None, tmp_path))
+    assert begun.longest > 200
+    assert begun.model.transformers_model.config._attn_implementation == "sdpa"
+
+
 def test_the_attention_of_the_training_is_not_saved_with_the_model(tiny_model, tmp_path):
     model = load_model(tiny_model)
     assert train_by_plain_attention(model.transformers_model, bf16=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.model import BaseModel
@@ -31,6 +32,8 @@ _ACTIVATION_BYTES = 68
 (Korthikanti et al. 2022, section 4.1, has 34 in 16 bits)."""
 _SQUARE_BYTES = 6
 """Bytes kept as well per layer, head and pair of tokens where attention is computed by plain products: its weights in fp32 and bf16."""
+_PLAIN_TOKENS = 128
+"""Longest text, on average over all tokens, with which plain products are worth their memory."""
 _FROZEN_SHARE = 1 / 2
 _FROZEN_QUERIES = 500, 2000
 """Share of the layers that are frozen for a list of labels, and the training queries for which they are. Smaller sets may need all
@@ -120,7 +123,8 @@ def prepare(encoder: LocalEncoder, training: Training, added: Sequence[torch.nn.
         candidates = choose_candidates(config, int(documents.lengths.sum()))
     queries = Tokens(model, training.train.query_texts(), prompts["query"], "query")
     in_training = ModelEncoder(model, prompts, bf16=encoder.autocasts(model, options), warns=False)
-    if ATTENTION not in options:
+    lengths = np.concatenate([tokens.lengths for tokens in (queries, documents) if tokens is not None])
+    if ATTENTION not in options and (lengths**2).sum() <= _PLAIN_TOKENS * lengths.sum():
         train_by_plain_attention(model.transformers_model, in_training.bf16)
     lora, lower = set_trainable(in_training, config, candidates, len(queries))
     steps = -(-len(queries) // config.batch_size)

@@ -24,7 +24,7 @@ from embedfit.data.dataset import Dataset
 from embedfit.encode.encoder import Encoder, Precision
 from embedfit.encode.lengths import Lengths
 from embedfit.encode.local import LocalEncoder, quiet_libraries
-from embedfit.encode.precision import train_by_plain_attention, use_bf16
+from embedfit.encode.precision import use_bf16
 from embedfit.encode.saving import save_in_place
 from embedfit.errors import ConfigError, ModelError
 from embedfit.files import writing
@@ -96,7 +96,6 @@ def _train(encoder: Encoder, training: Training, start: str | Path, top: int, pr
     if not config.train_embeddings:
         transformer.get_input_embeddings().weight.requires_grad_(False)
     bf16 = use_bf16(precision, model.device.type)
-    train_by_plain_attention(transformer, bf16)
     count = config.hard_negatives if "hard_negatives" in config.model_fields_set else _NEGATIVES
     collator = PairCollator(model, training.train, training.template, _mined(encoder, training, top), count=count, seed=config.seed)
     loss = PairLoss(model, memory_tokens=memory_tokens(model, None, config, model.max_seq_length or 512))
