@@ -134,7 +134,9 @@ class ModelConfig(Section):
     )
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="Number format for encoding. auto: bf16 where that is faster.")
     attn_implementation: Attention | None = Field(
-        None, description="Implementation of attention, as transformers names it. By default the model's own choice, mostly sdpa."
+        None,
+        description="Implementation of attention, as transformers names it. By default the model's own choice, mostly sdpa; "
+        "to train on short texts in bf16 on a CPU eager.",
     )
     model_kwargs: dict[str, Any] = Field(
         {}, description='sentence-transformers\' model_kwargs, such as {dtype = "bfloat16"}: options for loading the weights.'

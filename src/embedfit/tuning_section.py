@@ -12,7 +12,9 @@ from embedfit.sections import Section
 _LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "adapter": 2e-4, "reranker": 2e-4}
 """Default learning rates, if every document is a candidate in every step."""
 _EPOCHS = 4
-"""Default epochs, if every document is a candidate in every step."""
+"""Default epochs, if every document is a candidate in every step and the learning rate falls."""
+_EPOCHS_AVERAGED = 3
+"""Default epochs, if every document is a candidate in every step and weights are averaged."""
 _MERGE = 0.5
 """Default weight of the trained weights in the merge with the base model's, if documents are frozen."""
 
@@ -44,13 +46,18 @@ class TuneConfig(Section):
     epochs: int | None = Field(
         None,
         ge=1,
-        description="Maximum number of epochs. By default 4 if all documents are candidates, else 2.",
+        description="Maximum number of epochs. By default 3 if all documents are candidates (4 with schedule = 'linear'), else 2.",
     )
     batch_size: int = Field(32, ge=1, description="Queries in a step.")
     learning_rate: float | None = Field(
         None,
         gt=0,
         description="Peak learning rate of AdamW. By default 2e-4 (2e-3 with LoRA) if all documents are candidates, else half of that.",
+    )
+    schedule: Literal["auto", "averaged", "linear"] = Field(
+        "auto",
+        description="Learning rate after the warm-up. averaged: it stays, and the model of an epoch is the mean of the weights after each "
+        "of its steps. linear: it falls to zero. auto: averaged if method = 'full' and documents = 'trained', else linear.",
     )
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the learning rate rises.")
     weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
@@ -142,11 +149,18 @@ class TuneConfig(Section):
         In a large corpus, few queries share a document, so training overfits sooner than on a list of labels that every query
         shares. It takes half the epochs at half the learning rate.
         """
-        return self.epochs or (_EPOCHS if candidates == "all" else _EPOCHS // 2)
+        if candidates != "all":
+            return self.epochs or _EPOCHS // 2
+        return self.epochs or (_EPOCHS_AVERAGED if self.averages else _EPOCHS)
 
     def learning_rate_with(self, candidates: str) -> float:
         """Return the peak learning rate: the setting, or the default for the method and the candidates (see `epochs_with`)."""
         return self.learning_rate or _LEARNING_RATES[self.method] / (1 if candidates == "all" else 2)
+
+    @property
+    def averages(self) -> bool:
+        """Whether the model of an epoch is the mean of the weights after each of its steps, at a constant learning rate."""
+        return self.schedule == "averaged" or (self.schedule == "auto" and self.method == "full" and self.documents == "trained")
 
     @property
     def merge_weight(self) -> float:

@@ -154,6 +154,7 @@ def project(tmp_path, small_model, cross_encoder, monkeypatch):
             "epochs": 1,
             "batch_size": 8,
             "learning_rate": 1e-4,
+            "schedule": "averaged",
             "warmup": 0.2,
             "weight_decay": 0.02,
             "dropout": 0.1,

@@ -21,6 +21,7 @@ from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError, S
 from embedfit.files import file_sha256
 from embedfit.hub import weights_of
 from embedfit.tune import dev, prepared, trainer
+from embedfit.tune.average import EpochMean
 from embedfit.tune.batches import Collator
 from embedfit.tune.candidates import AllDocuments, BatchAndOthers
 from embedfit.tune.dev import clearly_worse
@@ -652,7 +653,7 @@ def test_lora_without_peft_names_the_command_that_installs_it(tiny_model, parts,
 
 
 def test_learning_rate_and_epochs_fit_the_method_and_the_candidates_unless_they_are_given():
-    assert (TuneConfig().learning_rate_with("all"), TuneConfig().epochs_with("all")) == (2e-4, 4)
+    assert (TuneConfig().learning_rate_with("all"), TuneConfig().epochs_with("all")) == (2e-4, 3)
     assert (TuneConfig().learning_rate_with("mined"), TuneConfig().epochs_with("mined")) == (1e-4, 2)
     assert TuneConfig(method="lora").learning_rate_with("all") == 2e-3
     given = TuneConfig(method="lora", learning_rate=3e-4, epochs=7)
@@ -685,6 +686,48 @@ def test_shortened_vectors_retrieve_better_after_training_for_them(unbroken, tin
 def test_a_matryoshka_dimension_that_the_model_does_not_have_is_refused(tiny_model, parts, tmp_path):
     with pytest.raises(ConfigError, match=r"tune.matryoshka: 384 is not below the 384 dimensions of .*tiny"):
         tune_model(LocalEncoder(tiny_model), *parts, tmp_path, TuneConfig(matryoshka=(64, 384)))
+
+
+# The mean over an epoch
+
+
+def test_the_model_of_an_epoch_is_the_mean_of_its_weights_after_each_step(tiny_model, parts, tmp_path, monkeypatch):
+    seen, add = [], EpochMean.add
+
+    def watched(mean, step):
+        add(mean, step)
+        seen.append({name: weight.detach().clone() for name, weight in mean._trained.items()})
+
+    monkeypatch.setattr(EpochMean, "add", watched)
+    tuned = tune_model(LocalEncoder(tiny_model), parts[0], None, tmp_path, TuneConfig(epochs=2, batch_size=16))
+    last = seen[len(seen) // 2 :]
+    assert len(last) > 1
+    saved = dict(load_model(tuned.model).named_parameters())
+    for name in last[0]:
+        expected = torch.stack([weights[name] for weights in last]).mean(dim=0)
+        torch.testing.assert_close(saved[name.removeprefix("encoder.")].detach(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_dev_scores_are_those_of_the_mean_and_training_goes_on_from_the_weights_themselves():
+    model = torch.nn.Linear(1, 1, bias=False)
+    mean, values = EpochMean(model), (1.0, 3.0, 8.0)
+    for step, value in enumerate(values, start=1):
+        model.weight.data.fill_(value)
+        mean.add(step)
+    with mean.in_place():
+        assert model.weight.item() == 4
+    assert model.weight.item() == 8
+    mean.add(1)  # the next epoch begins
+    assert mean.values["weight"].item() == 8
+    mean.restore({"weight": torch.tensor([[2.0]])})
+    mean.put()
+    assert model.weight.item() == 2
+
+
+def test_weights_are_averaged_where_all_of_one_model_are_trained_unless_the_setting_says():
+    assert (TuneConfig().averages, TuneConfig(method="lora").averages, TuneConfig(documents="frozen").averages) == (True, False, False)
+    assert TuneConfig(method="lora", schedule="averaged").averages
+    assert not TuneConfig(schedule="linear").averages
 
 
 # What can go wrong

@@ -39,6 +39,7 @@ class Course:
         epochs: Most epochs to train for.
         learning_rate: Peak learning rate.
         bf16: Whether matrix products run in bfloat16.
+        averaged: Whether the learning rate stays, and the model of an epoch is the mean of the weights after each of its steps.
         miner: Source of negatives that are mined again in training; None if none are.
         spent: Seconds spent before the first step, which count as training.
     """
@@ -51,6 +52,7 @@ class Course:
     epochs: int
     learning_rate: float
     bf16: bool
+    averaged: bool = False
     miner: MinedCandidates | None = None
     spent: float = 0.0
 
@@ -92,6 +94,8 @@ def run_course(training: Training, course: Course) -> Finished:
         else:
             with logged(trainer, training.folder):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                if course.judge is None:
+                    trainer.put_mean()
     if not all(torch.isfinite(value).all() for value in course.model.parameters()):
         raise diverged(trainer.state)
     best = trainer.state.best_global_step
@@ -103,6 +107,7 @@ def _trainer(training: Training, course: Course, record: TrainingRecord) -> Reco
     """Return the trainer, which prints nothing."""
     trainer = RecordingTrainer(
         record,
+        course.averaged,
         model=course.model,
         args=_arguments(training, course),
         train_dataset=Rows.from_dict({"row": range(course.rows)}),
@@ -127,6 +132,7 @@ def _arguments(training: Training, course: Course) -> SentenceTransformerTrainin
         num_train_epochs=course.epochs,
         per_device_train_batch_size=config.batch_size,
         learning_rate=course.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if course.averaged else "linear",
         warmup_steps=config.warmup,
         weight_decay=config.weight_decay,
         optim="adamw_torch_fused",

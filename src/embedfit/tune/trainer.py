@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import statistics
@@ -21,6 +22,7 @@ from transformers import TrainerCallback, TrainerState
 from embedfit import processes
 from embedfit.errors import ModelError
 from embedfit.files import writing
+from embedfit.tune.average import EpochMean
 from embedfit.tune.batches import Counting
 from embedfit.tune.dev import DevScores
 from embedfit.tune.mine import MinedCandidates
@@ -29,7 +31,7 @@ _SAVE_SECONDS = 20.0
 """Shortest time between two checkpoints that no dev part may choose."""
 _SAVE_SHARE = 1 / 20
 """Largest share of the time spent on checkpoints, which take seconds for a large model."""
-_WEIGHTS = "trained.safetensors"
+_WEIGHTS, _MEAN = "trained.safetensors", "mean.safetensors"
 _RECORD = "embedfit.json"
 
 
@@ -60,12 +62,14 @@ class RecordingTrainer(SentenceTransformerTrainer):
 
     Args:
         record: Record of the training.
+        averaged: Whether the model of an epoch is the mean of the weights after each of its steps.
         settings: Arguments of the library's trainer.
     """
 
-    def __init__(self, record: TrainingRecord, **settings: Any) -> None:
+    def __init__(self, record: TrainingRecord, averaged: bool, **settings: Any) -> None:
         super().__init__(**settings)
         self._record = record
+        self._record.mean = EpochMean(self.model) if averaged else None
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Write no model card, which would publish training examples."""
@@ -109,6 +113,16 @@ class RecordingTrainer(SentenceTransformerTrainer):
         self._record.losses.append(loss.item())
         return loss
 
+    def evaluate(self, *inputs: Any, **named: Any) -> Any:
+        """Return the dev scores of the epoch's model."""
+        with self._record.mean.in_place() if self._record.mean else contextlib.nullcontext():
+            return super().evaluate(*inputs, **named)
+
+    def put_mean(self) -> None:
+        """Set the weights to those of the last epoch's model."""
+        if self._record.mean:
+            self._record.mean.put()
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.args.should_save:
             return  # every process calls this, and only the first has scored the epoch
@@ -116,15 +130,20 @@ class RecordingTrainer(SentenceTransformerTrainer):
         target.mkdir(parents=True, exist_ok=True)
         self._record.write(target / _RECORD)
         safetensors.torch.save_file(_trained(self.model), target / _WEIGHTS)
+        if self._record.mean:
+            safetensors.torch.save_file(self._record.mean.values, target / _MEAN)
 
     def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
         trained = _trained(self.model)
         with torch.no_grad():
             for name, value in safetensors.torch.load_file(Path(checkpoint_path) / _WEIGHTS).items():
                 trained[name].copy_(value)
+        if self._record.mean:
+            self._record.mean.restore(safetensors.torch.load_file(Path(checkpoint_path) / _MEAN))
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+        self.put_mean()
 
     def load_finished(self, checkpoint: Path) -> None:
         """Load a training that had stopped early and was not saved yet; `train` would run one epoch more before it stops."""
@@ -163,6 +182,7 @@ class TrainingRecord(TrainerCallback):  # type: ignore[misc]
         history: One row per epoch: its number, mean loss and dev scores.
         losses: Loss of each step in the present epoch.
         tokens: Tokens trained on so far, without padding.
+        mean: Mean of the weights over the present epoch; None if the weights themselves are its model.
     """
 
     def __init__(
@@ -178,6 +198,7 @@ class TrainingRecord(TrainerCallback):  # type: ignore[misc]
         self.history: list[dict[str, float]] = []
         self.losses: list[float] = []
         self.tokens = 0
+        self.mean: EpochMean | None = None
         self._before = spent
         self._started = self._saving = self._saved = self._cost = 0.0
 
@@ -210,6 +231,8 @@ class TrainingRecord(TrainerCallback):  # type: ignore[misc]
         """Count the tokens, and ask for a checkpoint if one is due."""
         self._advance(1)
         self.tokens += self._collator.tokens.popleft()
+        if self.mean:
+            self.mean.add(len(self.losses))
         # After the last step of an epoch the checkpoint waits for the dev scores, or a resumed training would lack them.
         if state.global_step % self._steps:
             control.should_save |= self._due()
