@@ -26,8 +26,7 @@ class DevScores(SentenceEvaluator):
 
     A dev part of a few dozen queries cannot tell neighbouring epochs apart, and its maximum is mostly noise. So an epoch
     replaces the kept one unless it is worse by more than one standard error of the paired difference (the one-standard-error
-    rule: Hastie, Tibshirani and Friedman 2009, section 7.10). Among equals the later epoch is kept, since the learning rate
-    has decayed further.
+    rule: Hastie, Tibshirani and Friedman 2009, section 7.10). Among equals the later epoch is kept, which has seen more.
 
     Args:
         dev: Dev queries, with the documents that are searched.
