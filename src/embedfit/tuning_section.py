@@ -12,9 +12,7 @@ from embedfit.sections import Section
 _LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "adapter": 2e-4, "reranker": 2e-4}
 """Default learning rates, if every document is a candidate in every step."""
 _EPOCHS = 4
-"""Default epochs, if every document is a candidate in every step and the learning rate falls."""
-_EPOCHS_AVERAGED = 3
-"""Default epochs, if every document is a candidate in every step and weights are averaged."""
+"""Default epochs, if every document is a candidate in every step."""
 _MERGE = 0.5
 """Default weight of the trained weights in the merge with the base model's, if documents are frozen."""
 
@@ -46,7 +44,7 @@ class TuneConfig(Section):
     epochs: int | None = Field(
         None,
         ge=1,
-        description="Maximum number of epochs. By default 3 if all documents are candidates (4 with schedule = 'linear'), else 2.",
+        description="Maximum number of epochs. By default 4 if all documents are candidates, else 2.",
     )
     batch_size: int = Field(32, ge=1, description="Queries in a step.")
     learning_rate: float | None = Field(
@@ -149,9 +147,7 @@ class TuneConfig(Section):
         In a large corpus, few queries share a document, so training overfits sooner than on a list of labels that every query
         shares. It takes half the epochs at half the learning rate.
         """
-        if candidates != "all":
-            return self.epochs or _EPOCHS // 2
-        return self.epochs or (_EPOCHS_AVERAGED if self.averages else _EPOCHS)
+        return self.epochs or (_EPOCHS if candidates == "all" else _EPOCHS // 2)
 
     def learning_rate_with(self, candidates: str) -> float:
         """Return the peak learning rate: the setting, or the default for the method and the candidates (see `epochs_with`)."""

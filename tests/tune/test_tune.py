@@ -653,7 +653,7 @@ def test_lora_without_peft_names_the_command_that_installs_it(tiny_model, parts,
 
 
 def test_learning_rate_and_epochs_fit_the_method_and_the_candidates_unless_they_are_given():
-    assert (TuneConfig().learning_rate_with("all"), TuneConfig().epochs_with("all")) == (2e-4, 3)
+    assert (TuneConfig().learning_rate_with("all"), TuneConfig().epochs_with("all")) == (2e-4, 4)
     assert (TuneConfig().learning_rate_with("mined"), TuneConfig().epochs_with("mined")) == (1e-4, 2)
     assert TuneConfig(method="lora").learning_rate_with("all") == 2e-3
     given = TuneConfig(method="lora", learning_rate=3e-4, epochs=7)
