@@ -55,7 +55,7 @@ class TuneConfig(Section):
     schedule: Literal["auto", "averaged", "linear"] = Field(
         "auto",
         description="Learning rate after the warm-up. averaged: it stays, and the model of an epoch is the mean of the weights after each "
-        "of its steps. linear: it falls to zero. auto: averaged if method = 'full' and documents = 'trained', else linear.",
+        "of its steps. linear: it falls to zero. auto: averaged if method = 'full' and all documents are candidates, else linear.",
     )
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the learning rate rises.")
     weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
@@ -153,10 +153,12 @@ class TuneConfig(Section):
         """Return the peak learning rate: the setting, or the default for the method and the candidates (see `epochs_with`)."""
         return self.learning_rate or _LEARNING_RATES[self.method] / (1 if candidates == "all" else 2)
 
-    @property
-    def averages(self) -> bool:
-        """Whether the model of an epoch is the mean of the weights after each of its steps, at a constant learning rate."""
-        return self.schedule == "averaged" or (self.schedule == "auto" and self.method == "full" and self.documents == "trained")
+    def averages_with(self, candidates: str) -> bool:
+        """Return whether the model of an epoch is the mean of the weights after each of its steps, at a constant learning rate.
+
+        It is the setting, or the default for the method and the candidates (see `epochs_with`).
+        """
+        return self.schedule == "averaged" or (self.schedule == "auto" and self.method == "full" and candidates == "all")
 
     @property
     def merge_weight(self) -> float:

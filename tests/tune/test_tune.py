@@ -724,10 +724,11 @@ def test_dev_scores_are_those_of_the_mean_and_training_goes_on_from_the_weights_
     assert model.weight.item() == 2
 
 
-def test_weights_are_averaged_where_all_of_one_model_are_trained_unless_the_setting_says():
-    assert (TuneConfig().averages, TuneConfig(method="lora").averages, TuneConfig(documents="frozen").averages) == (True, False, False)
-    assert TuneConfig(method="lora", schedule="averaged").averages
-    assert not TuneConfig(schedule="linear").averages
+def test_weights_are_averaged_where_all_are_trained_for_labels_unless_the_setting_says():
+    assert [TuneConfig().averages_with(candidates) for candidates in ("all", "mined", "corpus")] == [True, False, False]
+    assert not TuneConfig(method="lora").averages_with("all")
+    assert TuneConfig(method="lora", schedule="averaged").averages_with("mined")
+    assert not TuneConfig(schedule="linear").averages_with("all")
 
 
 # What can go wrong
