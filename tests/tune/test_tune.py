@@ -277,7 +277,7 @@ def until(trainer, *inputs, **named):
     return step(trainer, *inputs, **named)
 trainer.RecordingTrainer.training_step = until
 tune_model(LocalEncoder(sys.argv[1], precision="fp32"), data.select(split.train[::5]), data.select(split.dev[:10]), sys.argv[2],
-           TuneConfig(epochs=2, batch_size=16, candidates="mined", negatives=4, freeze=1, memory_gb=0.001))
+           TuneConfig(epochs=2, batch_size=16, candidates="mined", negatives=4, freeze=1, memory_gb=0.001, schedule="averaged"))
 """
 """The documents' hidden states after the frozen layer fit in memory, and the queries' do not."""
 
@@ -290,7 +290,7 @@ def test_two_processes_train_as_one_does_and_go_on_when_one_of_them_was_killed(t
 
     (tmp_path / "script.py").write_text(TOGETHER)
     together = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    settings = TuneConfig(epochs=2, batch_size=16, candidates="mined", negatives=4, freeze=1, memory_gb=0.001)
+    settings = TuneConfig(epochs=2, batch_size=16, candidates="mined", negatives=4, freeze=1, memory_gb=0.001, schedule="averaged")
     tune_model(LocalEncoder(two_layers, precision="fp32"), *parts, tmp_path / "one", settings)
     assert train("two", *together).returncode == 0
     assert train("killed", *together, kill="4").returncode != 0
