@@ -52,10 +52,10 @@ class TuneConfig(Section):
         gt=0,
         description="Peak learning rate of AdamW. By default 2e-4 (2e-3 with LoRA) if all documents are candidates, else half of that.",
     )
-    schedule: Literal["auto", "averaged", "linear"] = Field(
-        "auto",
-        description="Learning rate after the warm-up. averaged: it stays, and the model of an epoch is the mean of the weights after each "
-        "of its steps. linear: it falls to zero. auto: averaged if method = 'full' and all documents are candidates, else linear.",
+    schedule: Literal["linear", "averaged"] = Field(
+        "linear",
+        description="Learning rate after the warm-up. linear: it falls to zero. averaged: it stays, and the model of an epoch is the mean "
+        "of the weights after each of its steps.",
     )
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the learning rate rises.")
     weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
@@ -137,7 +137,7 @@ class TuneConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that name a result. Where a later setting has no effect, it has the name from before that setting."""
-        later = {"freeze": 0, "documents": "trained", "merge": None, "reranker": None, "query_model": None}
+        later = {"freeze": 0, "documents": "trained", "schedule": "linear", "merge": None, "reranker": None, "query_model": None}
         unused = {name for name, value in later.items() if getattr(self, name) == value}
         return self.model_dump(exclude=unused if self.teacher else {*unused, "teacher", "teacher_weight"})
 
@@ -152,13 +152,6 @@ class TuneConfig(Section):
     def learning_rate_with(self, candidates: str) -> float:
         """Return the peak learning rate: the setting, or the default for the method and the candidates (see `epochs_with`)."""
         return self.learning_rate or _LEARNING_RATES[self.method] / (1 if candidates == "all" else 2)
-
-    def averages_with(self, candidates: str) -> bool:
-        """Return whether the model of an epoch is the mean of the weights after each of its steps, at a constant learning rate.
-
-        It is the setting, or the default for the method and the candidates (see `epochs_with`).
-        """
-        return self.schedule == "averaged" or (self.schedule == "auto" and self.method == "full" and candidates == "all")
 
     @property
     def merge_weight(self) -> float:

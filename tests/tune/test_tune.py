@@ -699,7 +699,7 @@ def test_the_model_of_an_epoch_is_the_mean_of_its_weights_after_each_step(tiny_m
         seen.append({name: weight.detach().clone() for name, weight in mean._trained.items()})
 
     monkeypatch.setattr(EpochMean, "add", watched)
-    tuned = tune_model(LocalEncoder(tiny_model), parts[0], None, tmp_path, TuneConfig(epochs=2, batch_size=16))
+    tuned = tune_model(LocalEncoder(tiny_model), parts[0], None, tmp_path, TuneConfig(epochs=2, batch_size=16, schedule="averaged"))
     last = seen[len(seen) // 2 :]
     assert len(last) > 1
     saved = dict(load_model(tuned.model).named_parameters())
@@ -722,13 +722,6 @@ def test_dev_scores_are_those_of_the_mean_and_training_goes_on_from_the_weights_
     mean.restore({"weight": torch.tensor([[2.0]])})
     mean.put()
     assert model.weight.item() == 2
-
-
-def test_weights_are_averaged_where_all_are_trained_for_labels_unless_the_setting_says():
-    assert [TuneConfig().averages_with(candidates) for candidates in ("all", "mined", "corpus")] == [True, False, False]
-    assert not TuneConfig(method="lora").averages_with("all")
-    assert TuneConfig(method="lora", schedule="averaged").averages_with("mined")
-    assert not TuneConfig(schedule="linear").averages_with("all")
 
 
 # What can go wrong

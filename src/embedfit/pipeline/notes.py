@@ -162,7 +162,7 @@ def facts(job: Job, tuned: Sequence[Tuned]) -> dict[str, str]:
         tuning = (
             f"{trained}; softmax over {_CANDIDATES[kind]}, scale {settings.scale:g}, "
             f"AdamW at {settings.learning_rate_with(kind):g}, batch {settings.batch_size}, at most {settings.epochs_with(kind)} epochs; "
-            f"{'weights averaged over each epoch; ' if settings.averages_with(kind) else ''}{merged}"
+            f"{'weights averaged over each epoch; ' if settings.schedule == 'averaged' else ''}{merged}"
             f"kept: epoch {', '.join(str(training.epoch) for training in tuned)}"
         )
         spent += f" for {sum(training.tokens or 0 for training in tuned):,} tokens"

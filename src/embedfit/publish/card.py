@@ -156,9 +156,7 @@ def _training_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "epochs": settings.epochs_with(kind),
         "batch size": settings.batch_size,
         "learning rate": f"{settings.learning_rate_with(kind):g}",
-        "schedule": "constant after the warm-up; weights averaged over each epoch"
-        if settings.averages_with(kind)
-        else "linear after the warm-up",
+        **({"schedule": "constant; weights averaged over each epoch"} if settings.schedule == "averaged" else {}),
         "warm-up": settings.warmup,
         "weight decay": settings.weight_decay,
         "seed": settings.seed,

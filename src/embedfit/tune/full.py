@@ -161,7 +161,7 @@ def _train(encoder: LocalEncoder, training: Training, documents: Encoder | None)
         epochs=prepared.epochs,
         learning_rate=config.learning_rate_with(prepared.candidates),
         bf16=prepared.encoder.bf16,
-        averaged=config.averages_with(prepared.candidates),
+        averaged=config.schedule == "averaged",
         miner=miner,
         spent=spent,
     )
