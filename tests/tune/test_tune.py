@@ -724,6 +724,22 @@ def test_dev_scores_are_those_of_the_mean_and_training_goes_on_from_the_weights_
     assert model.weight.item() == 2
 
 
+def test_the_mean_of_the_kept_epoch_is_what_was_scored_and_is_saved(tiny_model, parts, tmp_path, monkeypatch):
+    scored, score = [], dev.DevScores.__call__
+
+    def watched(judge, model, *inputs, **named):
+        scored.append({name: weight.detach().clone() for name, weight in model.named_parameters()})
+        return score(judge, model, *inputs, **named)
+
+    monkeypatch.setattr(dev.DevScores, "__call__", watched)
+    monkeypatch.setattr(dev, "clearly_worse", lambda now, before, groups: True)  # the first epoch stays the best
+    tuned = tune_model(LocalEncoder(tiny_model), *parts, tmp_path, TuneConfig(epochs=3, batch_size=16, schedule="averaged"))
+    assert tuned.epoch == 1
+    for name, value in load_model(tuned.model).named_parameters():
+        assert torch.equal(value, scored[0][name])
+    assert any(not torch.equal(value, scored[1][name]) for name, value in scored[0].items())
+
+
 # What can go wrong
 
 
@@ -763,10 +779,8 @@ def test_the_attention_of_the_training_is_not_saved_with_the_model(tiny_model, t
 
 def test_squares_of_plain_attention_count_as_memory(tiny_model):
     model = load_model(tiny_model)
-    config, fused = (
-        TuneConfig(memory_gb=1),
-        [prepared.memory_tokens(model, None, TuneConfig(memory_gb=1), longest) for longest in (64, 256)],
-    )
+    config = TuneConfig(memory_gb=1)
+    fused = [prepared.memory_tokens(model, None, config, longest) for longest in (64, 256)]
     train_by_plain_attention(model.transformers_model, bf16=True)
     plain = [prepared.memory_tokens(model, None, config, longest) for longest in (64, 256)]
     assert fused[0] == fused[1] > plain[0] > plain[1] > fused[0] / 2
