@@ -155,7 +155,7 @@ def test_a_training_is_named_as_before_the_settings_that_do_nothing_in_it():
     before = {name: value for name, value in whole.items() if name not in later}
     assert TuneConfig(freeze=0).identity() == before
     assert TuneConfig().identity() == {**before, "freeze": "auto"}
-    every = TuneConfig(documents="frozen", merge=0.5, reranker="a", query_model="b", teacher="data")
+    every = TuneConfig(documents="frozen", schedule="averaged", merge=0.5, reranker="a", query_model="b", teacher="data")
     assert every.identity() == every.model_dump()
 
 
