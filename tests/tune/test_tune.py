@@ -21,7 +21,7 @@ from embedfit.errors import ConfigError, DataError, EmbedfitError, ModelError, S
 from embedfit.files import file_sha256
 from embedfit.hub import weights_of
 from embedfit.tune import dev, prepared, trainer
-from embedfit.tune.average import EpochMean
+from embedfit.tune.average import EpochMean, trained_weights
 from embedfit.tune.batches import Collator
 from embedfit.tune.candidates import AllDocuments, BatchAndOthers
 from embedfit.tune.dev import clearly_worse
@@ -254,8 +254,7 @@ def test_one_seed_gives_one_model_and_another_seed_another(unbroken, tiny_model,
 
 PREPARED = """
 import os, signal, sys
-from embedfit.encode.local import LocalEncoder, load_model
-from embedfit.encode.precision import train_by_plain_attention
+from embedfit.encode.local import LocalEncoder
 from embedfit.data.load import load
 from embedfit.data.split import split_dataset
 from embedfit.tune.full import tune_model
@@ -696,7 +695,7 @@ def test_the_model_of_an_epoch_is_the_mean_of_its_weights_after_each_step(tiny_m
 
     def watched(mean, step):
         add(mean, step)
-        seen.append({name: weight.detach().clone() for name, weight in mean._trained.items()})
+        seen.append({name: weight.clone() for name, weight in trained_weights(mean._model).items()})
 
     monkeypatch.setattr(EpochMean, "add", watched)
     tuned = tune_model(LocalEncoder(tiny_model), parts[0], None, tmp_path, TuneConfig(epochs=2, batch_size=16, schedule="averaged"))
@@ -772,7 +771,8 @@ def test_long_texts_are_trained_by_the_fused_kernel_which_needs_less_memory(tiny
 
 def test_the_attention_of_the_training_is_not_saved_with_the_model(tiny_model, tmp_path):
     model = load_model(tiny_model)
-    assert train_by_plain_attention(model.transformers_model, bf16=True)
+    train_by_plain_attention(model.transformers_model, bf16=True)
+    assert model.transformers_model.config._attn_implementation == "eager"
     model.save_pretrained(str(tmp_path), create_model_card=False)
     assert load_model(tmp_path).transformers_model.config._attn_implementation == "sdpa"
 

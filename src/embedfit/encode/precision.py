@@ -47,17 +47,15 @@ def without_cudnn_attention(device: str) -> Iterator[None]:
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
-def train_by_plain_attention(transformer: Any, bf16: bool) -> bool:
-    """Compute a transformer's attention by plain matrix products, if torch's fused kernel would train slower. Returns whether it does.
+def train_by_plain_attention(transformer: Any, bf16: bool) -> None:
+    """Compute a transformer's attention by plain matrix products, if torch's fused kernel would train slower.
 
-    In bfloat16 on a CPU the kernel's backward pass takes 1.4 to 7 times as long as plain products, for texts of 10 to 1,024 tokens
+    In bfloat16 on a CPU the kernel's backward pass takes 1.5 to 7 times as long as plain products, for texts of 10 to 1,024 tokens
     (docs/decisions.md). Plain products keep a square matrix for each text and head.
     """
     set_attention = getattr(transformer, "set_attn_implementation", None)
     if bf16 and transformer.device.type == "cpu" and set_attention and transformer.config._attn_implementation == "sdpa":
         set_attention("eager")
-        return bool(transformer.config._attn_implementation == "eager")
-    return False
 
 
 def use_bf16(precision: Precision, device: str) -> bool:

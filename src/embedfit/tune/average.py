@@ -9,6 +9,11 @@ import torch
 from torch import Tensor, nn
 
 
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights in training by name. They change in place, but training in several processes may move them in memory."""
+    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
 class EpochMean:
     """The mean of the trained weights after each step of the present epoch, which is the model of that epoch.
 
@@ -23,13 +28,12 @@ class EpochMean:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        self.values = {name: weight.detach().clone() for name, weight in self._trained.items()}
+        self._model = model
+        self.values = {name: weight.clone() for name, weight in trained_weights(model).items()}
 
     @property
     def _weights(self) -> list[Tensor]:
-        # Looked up anew each time: training in several processes may move them in memory.
-        return [weight.detach() for weight in self._trained.values()]
+        return list(trained_weights(self._model).values())
 
     def add(self, step: int) -> None:
         """Add the weights as they are now.

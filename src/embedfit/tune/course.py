@@ -94,8 +94,8 @@ def run_course(training: Training, course: Course) -> Finished:
         else:
             with logged(trainer, training.folder):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-                if course.judge is None:
-                    trainer.put_mean()
+        if record.mean:
+            record.mean.put()
     if not all(torch.isfinite(value).all() for value in course.model.parameters()):
         raise diverged(trainer.state)
     best = trainer.state.best_global_step

@@ -21,6 +21,7 @@ from embedfit.encode.sides import is_two_sided, side_of
 from embedfit.encode.tokens import Tokens
 from embedfit.errors import ConfigError, ModelError
 from embedfit.loading import ATTENTION, is_quantized, whole_weights
+from embedfit.tune.average import trained_weights
 from embedfit.tune.lora import add_lora
 from embedfit.tune.lower import KeptStates, LowerLayers, layers_of
 from embedfit.tune.training import Training
@@ -179,7 +180,7 @@ def starting_weights(prepared: Prepared, config: TuneConfig) -> dict[str, torch.
     """Return a copy of the trainable weights before training, if they are to be merged with the trained ones."""
     if config.merge_weight == 1 or prepared.lora is not None:
         return {}
-    return {name: value.detach().clone() for name, value in prepared.model.named_parameters() if value.requires_grad}
+    return {name: weight.clone() for name, weight in trained_weights(prepared.model).items()}
 
 
 def merge_with_start(prepared: Prepared, start: Mapping[str, torch.Tensor], weight: float) -> None:

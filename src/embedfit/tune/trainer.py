@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainerState
 from embedfit import processes
 from embedfit.errors import ModelError
 from embedfit.files import writing
-from embedfit.tune.average import EpochMean
+from embedfit.tune.average import EpochMean, trained_weights
 from embedfit.tune.batches import Counting
 from embedfit.tune.dev import DevScores
 from embedfit.tune.mine import MinedCandidates
@@ -118,23 +118,18 @@ class RecordingTrainer(SentenceTransformerTrainer):
         with self._record.mean.in_place() if self._record.mean else contextlib.nullcontext():
             return super().evaluate(*inputs, **named)
 
-    def put_mean(self) -> None:
-        """Set the weights to those of the last epoch's model."""
-        if self._record.mean:
-            self._record.mean.put()
-
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.args.should_save:
             return  # every process calls this, and only the first has scored the epoch
         target = Path(str(output_dir or self.args.output_dir))
         target.mkdir(parents=True, exist_ok=True)
         self._record.write(target / _RECORD)
-        safetensors.torch.save_file(_trained(self.model), target / _WEIGHTS)
+        safetensors.torch.save_file(trained_weights(self.model), target / _WEIGHTS)
         if self._record.mean:
             safetensors.torch.save_file(self._record.mean.values, target / _MEAN)
 
     def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
-        trained = _trained(self.model)
+        trained = trained_weights(self.model)
         with torch.no_grad():
             for name, value in safetensors.torch.load_file(Path(checkpoint_path) / _WEIGHTS).items():
                 trained[name].copy_(value)
@@ -143,17 +138,12 @@ class RecordingTrainer(SentenceTransformerTrainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
-        self.put_mean()
 
     def load_finished(self, checkpoint: Path) -> None:
         """Load a training that had stopped early and was not saved yet; `train` would run one epoch more before it stops."""
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         self._load_best_model()
         self._record.on_train_begin(self.args, self.state, None)
-
-
-def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
 
 
 def diverged(state: TrainerState) -> ModelError:
