@@ -13,6 +13,8 @@ _LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "adapter": 2e-4, "reranker": 2e-4
 """Default learning rates, if every document is a candidate in every step."""
 _EPOCHS = 4
 """Default epochs, if every document is a candidate in every step."""
+_GRADIENT_SHARE = 0.95
+"""Default share of the gradient to compute, if every document is a candidate in every step."""
 _MERGE = 0.5
 """Default weight of the trained weights in the merge with the base model's, if documents are frozen."""
 
@@ -65,6 +67,11 @@ class TuneConfig(Section):
         "auto",
         description="Number of lower layers to freeze, with the embeddings. auto: half of them if all documents are candidates, "
         "method = 'full' and there are 500 to 2,000 training queries, else none.",
+    )
+    gradient_share: float | Literal["auto"] = Field(
+        "auto",
+        description="Share of a batch's gradient to compute, by the sum of squares over its texts. Texts with little are not encoded "
+        "again: their last vectors stand in for them. auto: 0.95 if all documents are candidates, else 1.",
     )
     scale: float = Field(14.0, gt=0, description="Factor of the cosine similarities in the loss (1 / temperature).")
     candidates: Literal["auto", "all", "mined", "batch"] = Field(
@@ -128,6 +135,13 @@ class TuneConfig(Section):
             raise PydanticCustomError("freeze", "the embeddings below a frozen layer are frozen; needs train_embeddings = false")
         return value
 
+    @field_validator("gradient_share", mode="before")
+    @classmethod
+    def _share_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1):
+            raise PydanticCustomError("gradient_share", "expected 'auto' or a share above 0, at most 1")
+        return value
+
     @field_validator("train_embeddings")
     @classmethod
     def _only_with_full(cls, value: bool, info: ValidationInfo) -> bool:
@@ -137,7 +151,15 @@ class TuneConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that name a result. Where a later setting has no effect, it has the name from before that setting."""
-        later = {"freeze": 0, "documents": "trained", "schedule": "linear", "merge": None, "reranker": None, "query_model": None}
+        later = {
+            "freeze": 0,
+            "documents": "trained",
+            "schedule": "linear",
+            "gradient_share": 1,
+            "merge": None,
+            "reranker": None,
+            "query_model": None,
+        }
         unused = {name for name, value in later.items() if getattr(self, name) == value}
         return self.model_dump(exclude=unused if self.teacher else {*unused, "teacher", "teacher_weight"})
 
@@ -152,6 +174,12 @@ class TuneConfig(Section):
     def learning_rate_with(self, candidates: str) -> float:
         """Return the peak learning rate: the setting, or the default for the method and the candidates (see `epochs_with`)."""
         return self.learning_rate or _LEARNING_RATES[self.method] / (1 if candidates == "all" else 2)
+
+    def gradient_share_with(self, candidates: str) -> float:
+        """Return the share of a batch's gradient to compute: the setting, or the default for the candidates (see `epochs_with`)."""
+        if self.gradient_share != "auto":
+            return self.gradient_share
+        return _GRADIENT_SHARE if candidates == "all" else 1.0
 
     @property
     def merge_weight(self) -> float:

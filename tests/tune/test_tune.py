@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from chunks import chunks_of, on_device
 from forks import Forks
 
 from embedfit.config import TuneConfig, make_config
@@ -35,10 +36,6 @@ def small(qrels=None, documents="abcd"):
     qrels = qrels or {"q0": {"a": 1}, "q1": {"b": 1}, "q2": {"a": 1, "c": 2}}
     queries = {id: Query(id, f"query number {id}") for id in qrels}
     return Dataset(queries, {id: Document(id, f"document {id}") for id in documents}, qrels)
-
-
-def on_device(chunks, model):
-    return [{key: value.to(model.device) if torch.is_tensor(value) else value for key, value in chunk.items()} for chunk in chunks]
 
 
 # The loss
@@ -152,13 +149,12 @@ def test_a_batch_cut_in_chunks_has_the_gradient_of_the_whole(tiny_model):
     for tokens in (8, 10_000):
         collator = Collator(queries, documents, AllDocuments(train), chunk_tokens=tokens)
         inputs = collator([{"row": row} for row in range(9)])
-        prefixes = [key.removesuffix("input_ids") for key in inputs if key.endswith("input_ids")]
-        features = [{key.removeprefix(prefix): value for key, value in inputs.items() if key.startswith(prefix)} for prefix in prefixes]
+        features = chunks_of(inputs, model)
         model.zero_grad()
-        CandidateLoss(model, 20.0)(on_device(features, model), inputs["label"].to(model.device)).backward()
+        CandidateLoss(model, 20.0)(features, inputs["label"].to(model.device)).backward()
         gradients.append(torch.cat([value.grad.flatten() for value in model.parameters() if value.grad is not None]))
         assert list(collator.tokens) == [queries.lengths.sum() + documents.lengths.sum()]
-        assert (len(prefixes) > 4) == (tokens == 8)
+        assert (len(features) > 4) == (tokens == 8)
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
 

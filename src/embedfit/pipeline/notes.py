@@ -149,6 +149,9 @@ def facts(job: Job, tuned: Sequence[Tuned]) -> dict[str, str]:
     trained = f"LoRA of rank {settings.lora_rank} on all linear layers{where}" if settings.method == "lora" else weights
     kind = tuned[0].candidates
     merged = f"trained weights merged with the base model's, {settings.merge_weight:g} of the former; " if settings.merge_weight < 1 else ""
+    share = ""
+    if kind and settings.gradient_share_with(kind) < 1:
+        share = f"texts with {settings.gradient_share_with(kind):.0%} of the gradient; "
     spent = f"{sum(training.seconds for training in tuned):.0f} s"
     if settings.method == "reranker":
         tuning = (
@@ -162,7 +165,7 @@ def facts(job: Job, tuned: Sequence[Tuned]) -> dict[str, str]:
         tuning = (
             f"{trained}; softmax over {_CANDIDATES[kind]}, scale {settings.scale:g}, "
             f"AdamW at {settings.learning_rate_with(kind):g}, batch {settings.batch_size}, at most {settings.epochs_with(kind)} epochs; "
-            f"{'weights averaged over each epoch; ' if settings.schedule == 'averaged' else ''}{merged}"
+            f"{'weights averaged over each epoch; ' if settings.schedule == 'averaged' else ''}{share}{merged}"
             f"kept: epoch {', '.join(str(training.epoch) for training in tuned)}"
         )
         spent += f" for {sum(training.tokens or 0 for training in tuned):,} tokens"

@@ -12,6 +12,7 @@ import torch
 from embedfit.encode.tokens import Tokens, length_batches
 from embedfit.tune.candidates import CandidateSource
 from embedfit.tune.lower import KEPT, KeptStates
+from embedfit.tune.remembered import PLACES
 from embedfit.tune.teacher import Teacher
 
 
@@ -65,6 +66,8 @@ class Collator:
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
         """Return the features of each chunk under its own prefix, and a ``label``.
 
+        Queries have the first places, and documents follow.
+
         The label is the matrix of grades, with a teacher a stack of grades and the teacher's scores; the rows if no document is encoded.
         """
         # The order within a batch has no effect, and sorted by length the chunks need little padding.
@@ -83,8 +86,10 @@ class Collator:
         count = 0
         for kind, tokens, chosen in texts:
             count += int(tokens.lengths[chosen].sum())
+            first = len(self._queries) if kind == "document" else 0
             for number, chunk in enumerate(length_batches(tokens.lengths[chosen], self._chunk_tokens)):
                 inputs |= {f"{kind}{number}_{key}": value for key, value in tokens.padded(chosen[chunk]).items()}
+                inputs[f"{kind}{number}_{PLACES}"] = torch.from_numpy(first + chosen[chunk])
                 if kind in self._kept:
                     inputs[f"{kind}{number}_{KEPT}"] = self._kept[kind].padded(chosen[chunk])
         self.tokens.append(count)

@@ -19,6 +19,7 @@ from embedfit.tune.batches import Counting
 from embedfit.tune.dev import DevScores
 from embedfit.tune.logged import logged, run_name
 from embedfit.tune.mine import MinedCandidates
+from embedfit.tune.remembered import Remembered
 from embedfit.tune.trainer import RecordingTrainer, TrainingRecord, diverged, last_checkpoint, stopped_early
 from embedfit.tune.training import Training
 
@@ -42,6 +43,7 @@ class Course:
         averaged: Whether the learning rate stays, and the model of an epoch is the mean of the weights after each of its steps.
         miner: Source of negatives that are mined again in training; None if none are.
         spent: Seconds spent before the first step, which count as training.
+        remembered: Last vectors of the texts; None if every text is encoded in every step.
     """
 
     model: BaseModel
@@ -55,6 +57,7 @@ class Course:
     averaged: bool = False
     miner: MinedCandidates | None = None
     spent: float = 0.0
+    remembered: Remembered | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def run_course(training: Training, course: Course) -> Finished:
         console.note(f"resuming from {checkpoint.name}")
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     with progress.bar("tuning", steps * course.epochs, done) as advance:
-        record = TrainingRecord(course.collator, course.miner, course.judge, advance, steps, course.spent)
+        record = TrainingRecord(course.collator, course.miner, course.judge, advance, steps, course.spent, course.remembered)
         trainer = _trainer(training, course, record)
         if checkpoint and course.judge and stopped_early(checkpoint, config.patience):
             trainer.load_finished(checkpoint)

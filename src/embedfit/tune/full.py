@@ -34,7 +34,16 @@ from embedfit.tune.dev import DevScores, InTraining, with_fewer_documents
 from embedfit.tune.lora import merge_lora, save_lora
 from embedfit.tune.loss import CandidateLoss
 from embedfit.tune.mine import Guards, MinedCandidates, mine, steps_between_minings
-from embedfit.tune.prepared import Prepared, kept_states, memory_tokens, merge_with_start, prepare, random_negatives, starting_weights
+from embedfit.tune.prepared import (
+    Prepared,
+    kept_states,
+    memory_tokens,
+    merge_with_start,
+    prepare,
+    random_negatives,
+    remembered_vectors,
+    starting_weights,
+)
 from embedfit.tune.query_side import CorpusLoss, FrozenDocuments, map_between
 from embedfit.tune.result import DONE, LORA, MODEL, Tuned, answer_keys, claim, keys_of, read_tuned, write_tuned
 from embedfit.tune.teacher import Teacher, has_teacher_scores, teacher_identity, teacher_of
@@ -164,6 +173,7 @@ def _train(encoder: LocalEncoder, training: Training, documents: Encoder | None)
         averaged=config.schedule == "averaged",
         miner=miner,
         spent=spent,
+        remembered=loss.remembered,
     )
     finished = run_course(training, course)
     _save(prepared, start, encoder, documents, training)
@@ -210,6 +220,7 @@ def _loss(base: CachedEncoder, training: Training, prepared: Prepared, teacher: 
     given = (prepared.model, config.scale, config.matryoshka)
     memory = memory_tokens(prepared.model, prepared.lower, config, prepared.longest)
     named: dict[str, Any] = {"memory_tokens": memory, "lower": prepared.lower, "teacher_weight": config.teacher_weight}
+    named["remembered"] = remembered_vectors(prepared, config)
     if prepared.documents is not None:
         return CandidateLoss(*given, **named)
     frozen = FrozenDocuments.of(base, training.train, training.template, config.seed, teacher=teacher)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from embedfit import processes
 from embedfit.encode.precision import without_cudnn_attention
 from embedfit.tune.lower import KEPT, LowerLayers
+from embedfit.tune.remembered import PLACES, Remembered, some_of, split
 
 _BACKWARD = 0.5
 """Weight of the direction from documents to queries (docs/decisions.md)."""
@@ -110,6 +111,7 @@ class CandidateLoss(nn.Module):
             more work (GradCache: Gao et al. 2021; here with torch's checkpoints).
         lower: Frozen layers, whose kept states a chunk may have among its features; None if none are frozen.
         teacher_weight: Weight of the teacher's scores in the loss, where the labels come with them.
+        remembered: Last vectors of the training texts; None to encode every text of a batch.
     """
 
     def __init__(
@@ -121,9 +123,10 @@ class CandidateLoss(nn.Module):
         memory_tokens: float = math.inf,
         lower: LowerLayers | None = None,
         teacher_weight: float = 1.0,
+        remembered: Remembered | None = None,
     ) -> None:
         super().__init__()
-        self._lower, self._teacher_weight = lower, teacher_weight
+        self._lower, self._teacher_weight, self.remembered = lower, teacher_weight, remembered
         self.encoder, self.scale, self.dimensions, self.memory_tokens = encoder, scale, tuple(dimensions), memory_tokens
 
     def forward(self, features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
@@ -134,11 +137,25 @@ class CandidateLoss(nn.Module):
                 then the documents.
             labels: Grades, shape (queries, candidates); with a teacher a stack of the grades and the teacher's scores.
         """
-        whole = self._gathered(features)
-        losses = []
-        for size in (*self.dimensions, whole.shape[1]):
-            losses.append(self._loss_of(nn.functional.normalize(whole[:, :size], dim=-1), labels))
-        return torch.stack(losses).mean()
+        vectors = self._renewed(self.remembered, features, labels) if self.remembered else self._gathered(features)
+        return self._over_dimensions(vectors, labels)
+
+    def _over_dimensions(self, vectors: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss over the truncated vectors and the whole ones."""
+        sizes = (*self.dimensions, vectors.shape[1])
+        return torch.stack([self._loss_of(nn.functional.normalize(vectors[:, :size], dim=-1), labels) for size in sizes]).mean()
+
+    def _renewed(self, remembered: Remembered, features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        """Return the vectors of all chunks, new ones of the texts that are due; shape (texts, dimensions)."""
+        places = torch.cat([chunk[PLACES] for chunk in features])
+        due = remembered.due(places, partial(self._over_dimensions, labels=labels))
+        chunks = [some_of(chunk, rows) for chunk, rows in zip(features, split(due, features), strict=True) if rows.any()]
+        new = self._gathered(chunks)
+        remembered.left_out = _tokens(features) - _tokens(chunks)
+        vectors = remembered.vectors[places]
+        vectors[due] = new
+        remembered.vectors[places[due]] = new.detach()
+        return vectors
 
     def _loss_of(self, vectors: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of unit vectors; shape (texts, dimensions)."""
@@ -172,7 +189,9 @@ class CandidateLoss(nn.Module):
         states = chunk.get(KEPT)
         lower = self._lower.replaced_by(states) if self._lower and states is not None else nullcontext()
         with without_cudnn_attention(_texts(chunk).device.type), lower:
-            vectors: Tensor = self.encoder({key: value for key, value in chunk.items() if key != KEPT})["sentence_embedding"].float()
+            vectors: Tensor = self.encoder({key: value for key, value in chunk.items() if key not in (KEPT, PLACES)})[
+                "sentence_embedding"
+            ].float()
         return vectors[:, : getattr(self.encoder, "truncate_dim", None)]  # as the model's own encode truncates them
 
 
@@ -190,3 +209,8 @@ def shares(sizes: Sequence[int], parts: int) -> list[list[int]]:
 def _texts(chunk: dict[str, Tensor]) -> Tensor:
     """Return a matrix of the chunk whose rows are texts and whose columns are padded tokens."""
     return next(value for value in chunk.values() if torch.is_tensor(value))
+
+
+def _tokens(chunks: Sequence[dict[str, Tensor]]) -> int:
+    """Return the number of tokens in some chunks, without padding."""
+    return sum(int(chunk["attention_mask"].sum()) for chunk in chunks)

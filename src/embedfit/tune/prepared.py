@@ -24,6 +24,7 @@ from embedfit.loading import ATTENTION, is_quantized, whole_weights
 from embedfit.tune.average import trained_weights
 from embedfit.tune.lora import add_lora
 from embedfit.tune.lower import KeptStates, LowerLayers, layers_of
+from embedfit.tune.remembered import Remembered
 from embedfit.tune.training import Training
 
 _ALL_DOCUMENTS_TOKENS = 4096
@@ -154,6 +155,18 @@ def kept_states(prepared: Prepared, config: TuneConfig, batch_tokens: int) -> di
             kept[kind] = prepared.lower.keep(tokens, batch_tokens=batch_tokens)
             room -= size
     return kept
+
+
+def remembered_vectors(prepared: Prepared, config: TuneConfig) -> Remembered | None:
+    """Return the last vectors of the texts, none yet; None if every text is encoded in every step."""
+    share = config.gradient_share_with(prepared.candidates)
+    if share == 1:
+        return None
+    texts = len(prepared.queries) + (len(prepared.documents) if prepared.documents is not None else 0)
+    dimensions = prepared.model.get_embedding_dimension()
+    if dimensions is None:
+        return None
+    return Remembered(texts, dimensions, share)
 
 
 def set_trainable(encoder: ModelEncoder, config: TuneConfig, candidates: str, queries: int) -> tuple[Any, LowerLayers | None]:

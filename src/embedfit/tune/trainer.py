@@ -26,12 +26,14 @@ from embedfit.tune.average import EpochMean, trained_weights
 from embedfit.tune.batches import Counting
 from embedfit.tune.dev import DevScores
 from embedfit.tune.mine import MinedCandidates
+from embedfit.tune.remembered import Remembered
 
 _SAVE_SECONDS = 20.0
 """Shortest time between two checkpoints that no dev part may choose."""
 _SAVE_SHARE = 1 / 20
 """Largest share of the time spent on checkpoints, which take seconds for a large model."""
-_WEIGHTS, _MEAN = "trained.safetensors", "mean.safetensors"
+_WEIGHTS, _MEAN, _VECTORS = "trained.safetensors", "mean.safetensors", "vectors.safetensors"
+_LAST = "last"
 _RECORD = "embedfit.json"
 
 
@@ -127,6 +129,8 @@ class RecordingTrainer(SentenceTransformerTrainer):
         safetensors.torch.save_file(trained_weights(self.model), target / _WEIGHTS)
         if self._record.mean:
             safetensors.torch.save_file(self._record.mean.values, target / _MEAN)
+        if self._record.remembered:
+            safetensors.torch.save_file({_LAST: self._record.remembered.vectors}, target / _VECTORS)
 
     def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
         trained = trained_weights(self.model)
@@ -135,6 +139,8 @@ class RecordingTrainer(SentenceTransformerTrainer):
                 trained[name].copy_(value)
         if self._record.mean:
             self._record.mean.restore(safetensors.torch.load_file(Path(checkpoint_path) / _MEAN))
+        if self._record.remembered:
+            self._record.remembered.vectors.copy_(safetensors.torch.load_file(Path(checkpoint_path) / _VECTORS)[_LAST])
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
@@ -167,6 +173,7 @@ class TrainingRecord(TrainerCallback):  # type: ignore[misc]
         advance: Function that moves the progress bar by a number of steps.
         steps: Steps per epoch.
         spent: Seconds spent before the first step, which count as training.
+        remembered: Last vectors of the texts, which a resumed training needs; None if every text is encoded in every step.
 
     Attributes:
         history: One row per epoch: its number, mean loss and dev scores.
@@ -183,8 +190,10 @@ class TrainingRecord(TrainerCallback):  # type: ignore[misc]
         advance: Callable[[int], None],
         steps: int,
         spent: float = 0.0,
+        remembered: Remembered | None = None,
     ) -> None:
         self._collator, self._miner, self._judge, self._advance, self._steps = collator, miner, judge, advance, steps
+        self.remembered = remembered
         self.history: list[dict[str, float]] = []
         self.losses: list[float] = []
         self.tokens = 0
@@ -220,7 +229,7 @@ class TrainingRecord(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the tokens, and ask for a checkpoint if one is due."""
         self._advance(1)
-        self.tokens += self._collator.tokens.popleft()
+        self.tokens += self._collator.tokens.popleft() - (self.remembered.left_out if self.remembered else 0)
         if self.mean:
             self.mean.add(len(self.losses))
         # After the last step of an epoch the checkpoint waits for the dev scores, or a resumed training would lack them.
