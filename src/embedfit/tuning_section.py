@@ -70,8 +70,8 @@ class TuneConfig(Section):
     )
     gradient_share: float | Literal["auto"] = Field(
         "auto",
-        description="Share of a batch's gradient to compute, by the sum of squares over its texts. Texts with little are not encoded "
-        "again: their last vectors stand in for them. auto: 0.95 if all documents are candidates, else 1.",
+        description="Share of a batch's gradient to compute if all documents are candidates, by the sum of squares over its texts. "
+        "The other texts are not encoded: their last vectors stand in. auto: 0.95.",
     )
     scale: float = Field(14.0, gt=0, description="Factor of the cosine similarities in the loss (1 / temperature).")
     candidates: Literal["auto", "all", "mined", "batch"] = Field(
@@ -161,6 +161,8 @@ class TuneConfig(Section):
             "query_model": None,
         }
         unused = {name for name, value in later.items() if getattr(self, name) == value}
+        if self.documents == "frozen" or self.method not in ("full", "lora"):
+            unused.add("gradient_share")
         return self.model_dump(exclude=unused if self.teacher else {*unused, "teacher", "teacher_weight"})
 
     def epochs_with(self, candidates: str) -> int:
@@ -177,9 +179,9 @@ class TuneConfig(Section):
 
     def gradient_share_with(self, candidates: str) -> float:
         """Return the share of a batch's gradient to compute: the setting, or the default for the candidates (see `epochs_with`)."""
-        if self.gradient_share != "auto":
-            return self.gradient_share
-        return _GRADIENT_SHARE if candidates == "all" else 1.0
+        if candidates != "all":
+            return 1.0  # a batch with a document drawn for the first time would be encoded whole
+        return _GRADIENT_SHARE if self.gradient_share == "auto" else self.gradient_share
 
     @property
     def merge_weight(self) -> float:

@@ -13,7 +13,7 @@ from embedfit.tune.batches import Collator
 from embedfit.tune.candidates import AllDocuments
 from embedfit.tune.full import tune_model
 from embedfit.tune.loss import CandidateLoss
-from embedfit.tune.remembered import PLACES, Remembered, largest, some_of
+from embedfit.tune.remembered import ROWS, Remembered, largest, some_of
 
 
 @pytest.mark.parametrize(
@@ -32,31 +32,31 @@ def test_values_without_a_sum_leave_one():
 def test_a_batch_is_due_as_a_whole_until_all_its_texts_have_vectors():
     remembered = Remembered(5, 2, 0.9)
     weight = torch.tensor([3.0, 0.1, 2.0])
-    places = torch.tensor([4, 0, 2])
+    rows = torch.tensor([4, 0, 2])
 
     def loss(vectors):
         return (weight[:, None] * vectors).sum()
 
-    assert remembered.due(places, loss).tolist() == [True, True, True]
-    remembered.vectors[places[:2]] = torch.ones(2, 2)
-    assert remembered.due(places, loss).tolist() == [True, True, True]
-    remembered.vectors[places] = torch.ones(3, 2)
+    assert remembered.due(rows, loss).tolist() == [True, True, True]
+    remembered.vectors[rows[:2]] = torch.ones(2, 2)
+    assert remembered.due(rows, loss).tolist() == [True, True, True]
+    remembered.vectors[rows] = torch.ones(3, 2)
     with torch.no_grad():
-        assert remembered.due(places, loss).tolist() == [True, False, True]
+        assert remembered.due(rows, loss).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_chunk_of_some_texts_has_no_column_that_is_padding_to_all(side):
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
     mask = mask.flip(1) if side == "left" else mask
-    chunk = {"attention_mask": mask, "input_ids": torch.arange(12).view(3, 4), "states": torch.rand(3, 4, 2), PLACES: torch.arange(3)}
+    chunk = {"attention_mask": mask, "input_ids": torch.arange(12).view(3, 4), "states": torch.rand(3, 4, 2), ROWS: torch.arange(3)}
     found = some_of({**chunk, "task": "query"}, torch.tensor([False, True, True]))
     columns = slice(1, 4) if side == "left" else slice(0, 3)
     assert {key: value.shape for key, value in found.items() if torch.is_tensor(value)} == {
         "attention_mask": (2, 3),
         "input_ids": (2, 3),
         "states": (2, 3, 2),
-        PLACES: (2,),
+        ROWS: (2,),
     }
     assert torch.equal(found["input_ids"], chunk["input_ids"][1:, columns])
     assert found["task"] == "query"
@@ -103,17 +103,17 @@ def test_the_vectors_of_learnt_texts_stand_in_and_all_others_have_their_gradient
     assert 0 < remembered.left_out < queries.lengths.sum() + documents.lengths.sum()
     # Each text has the gradient of the whole batch, or none.
     features, labels = batch()
-    vectors = torch.cat([model({k: v for k, v in chunk.items() if k != PLACES})["sentence_embedding"] for chunk in features]).detach()
+    vectors = torch.cat([model({k: v for k, v in chunk.items() if k != ROWS})["sentence_embedding"] for chunk in features]).detach()
     (wanted,) = torch.autograd.grad(loss._over_dimensions(vectors.requires_grad_(), labels), vectors)
-    places = torch.cat([chunk[PLACES] for chunk in features])
-    due = remembered.due(places, lambda vectors: loss._over_dimensions(vectors, labels))
+    rows = torch.cat([chunk[ROWS] for chunk in features])
+    due = remembered.due(rows, lambda vectors: loss._over_dimensions(vectors, labels))
     assert due.sum() == encoder.count
     assert wanted[due].square().sum() >= 0.5 * wanted.square().sum()
     assert wanted[due].norm(dim=1).min() >= wanted[~due].norm(dim=1).max()
     second.backward()
     found = torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
     model.zero_grad()
-    partly = torch.cat([model({k: v for k, v in chunk.items() if k != PLACES})["sentence_embedding"] for chunk in features])
+    partly = torch.cat([model({k: v for k, v in chunk.items() if k != ROWS})["sentence_embedding"] for chunk in features])
     (partly * torch.where(due[:, None], wanted, 0)).sum().backward()
     torch.testing.assert_close(found, torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None]))
 
@@ -137,7 +137,9 @@ def test_the_default_is_less_than_all_where_every_document_is_a_candidate():
     assert shares[0] < 1
     assert shares[1:] == [1, 1, 1]
     assert "gradient_share" not in TuneConfig(gradient_share=1).identity()  # as before the setting
-    assert TuneConfig(gradient_share=0.8).gradient_share_with("mined") == 0.8
+    assert TuneConfig(gradient_share=0.8).gradient_share_with("all") == 0.8
+    for settings in ({"documents": "frozen"}, {"method": "adapter"}, {"method": "reranker"}):
+        assert "gradient_share" not in TuneConfig(**settings).identity()
 
 
 @pytest.mark.parametrize("value", [0, 1.5, True, "half", None])

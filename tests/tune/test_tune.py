@@ -249,7 +249,7 @@ def test_one_seed_gives_one_model_and_another_seed_another(unbroken, tiny_model,
 
 
 PREPARED = """
-import os, signal, sys
+import json, os, signal, sys
 from embedfit.encode.local import LocalEncoder
 from embedfit.data.load import load
 from embedfit.data.split import split_dataset
@@ -272,21 +272,27 @@ def until(trainer, *inputs, **named):
     return step(trainer, *inputs, **named)
 trainer.RecordingTrainer.training_step = until
 tune_model(LocalEncoder(sys.argv[1], precision="fp32"), data.select(split.train[::5]), data.select(split.dev[:10]), sys.argv[2],
-           TuneConfig(epochs=2, batch_size=16, candidates="mined", negatives=4, freeze=1, memory_gb=0.001, schedule="averaged"))
+           TuneConfig(epochs=2, batch_size=16, **json.loads(sys.argv[4])))
 """
-"""The documents' hidden states after the frozen layer fit in memory, and the queries' do not."""
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does_and_go_on_when_one_of_them_was_killed(two_layers, parts, tmp_path):
+@pytest.mark.parametrize(
+    "given",
+    [
+        # The documents' hidden states after the frozen layer fit in memory, and the queries' do not.
+        {"candidates": "mined", "negatives": 4, "freeze": 1, "memory_gb": 0.001, "schedule": "averaged"},
+        {"candidates": "all", "gradient_share": 0.9},
+    ],
+)
+def test_two_processes_train_as_one_does_and_go_on_when_one_of_them_was_killed(two_layers, parts, tmp_path, given):
     def train(folder, *launcher, kill=""):
-        command = [sys.executable, *launcher, str(tmp_path / "script.py"), str(two_layers), str(tmp_path / folder), kill]
+        command = [sys.executable, *launcher, str(tmp_path / "script.py"), str(two_layers), str(tmp_path / folder), kill, json.dumps(given)]
         return subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
 
     (tmp_path / "script.py").write_text(TOGETHER)
     together = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    settings = TuneConfig(epochs=2, batch_size=16, candidates="mined", negatives=4, freeze=1, memory_gb=0.001, schedule="averaged")
-    tune_model(LocalEncoder(two_layers, precision="fp32"), *parts, tmp_path / "one", settings)
+    tune_model(LocalEncoder(two_layers, precision="fp32"), *parts, tmp_path / "one", TuneConfig(epochs=2, batch_size=16, **given))
     assert train("two", *together).returncode == 0
     assert train("killed", *together, kill="4").returncode != 0
     assert not (tmp_path / "killed" / "tuned.json").exists()
@@ -297,7 +303,7 @@ def test_two_processes_train_as_one_does_and_go_on_when_one_of_them_was_killed(t
     assert killed["epoch"] == two["epoch"] == one["epoch"]
     for ours, theirs in zip(two["history"], one["history"], strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
-    assert one["frozen"] == two["frozen"] == killed["frozen"] == 1
+    assert {found.get("frozen", 0) for found in (one, two, killed)} == {given.get("freeze", 0)}
     assert killed["history"] == two["history"]
     # Sums over processes are not the same to the last bit.
     ours, theirs = (safetensors.torch.load_file(weights_of(tmp_path / folder / "model")[0]) for folder in ("killed", "two"))

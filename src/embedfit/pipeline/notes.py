@@ -151,7 +151,7 @@ def facts(job: Job, tuned: Sequence[Tuned]) -> dict[str, str]:
     merged = f"trained weights merged with the base model's, {settings.merge_weight:g} of the former; " if settings.merge_weight < 1 else ""
     share = ""
     if kind and settings.gradient_share_with(kind) < 1:
-        share = f"texts with {settings.gradient_share_with(kind):.0%} of the gradient; "
+        share = f"gradient share {settings.gradient_share_with(kind):g}; "
     spent = f"{sum(training.seconds for training in tuned):.0f} s"
     if settings.method == "reranker":
         tuning = (

@@ -150,7 +150,8 @@ def _training_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
         weights += " of the encoder of queries; documents are encoded by the base model"
     method = {"full": weights, "lora": f"LoRA of rank {settings.lora_rank}", "adapter": "linear map of query vectors"}
     method["reranker"] = "all weights of a cross-encoder"
-    share = settings.gradient_share_with(kind) if "gradient_share" in settings.model_fields_set else 1.0  # older runs had all of it
+    known = "gradient_share" in settings.model_fields_set and settings.method in ("full", "lora")  # older runs had all of it
+    share = settings.gradient_share_with(kind) if known else 1.0
     rows = {
         "method": method[settings.method],
         "loss": f"softmax over candidate documents; all known relevant documents are positives; scale {settings.scale:g}",

@@ -12,7 +12,7 @@ import torch
 from embedfit.encode.tokens import Tokens, length_batches
 from embedfit.tune.candidates import CandidateSource
 from embedfit.tune.lower import KEPT, KeptStates
-from embedfit.tune.remembered import PLACES
+from embedfit.tune.remembered import ROWS
 from embedfit.tune.teacher import Teacher
 
 
@@ -66,7 +66,7 @@ class Collator:
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
         """Return the features of each chunk under its own prefix, and a ``label``.
 
-        Queries have the first places, and documents follow.
+        Each chunk names its texts' rows in `Remembered`, first the queries' and then the documents'.
 
         The label is the matrix of grades, with a teacher a stack of grades and the teacher's scores; the rows if no document is encoded.
         """
@@ -89,7 +89,7 @@ class Collator:
             first = len(self._queries) if kind == "document" else 0
             for number, chunk in enumerate(length_batches(tokens.lengths[chosen], self._chunk_tokens)):
                 inputs |= {f"{kind}{number}_{key}": value for key, value in tokens.padded(chosen[chunk]).items()}
-                inputs[f"{kind}{number}_{PLACES}"] = torch.from_numpy(first + chosen[chunk])
+                inputs[f"{kind}{number}_{ROWS}"] = torch.from_numpy(first + chosen[chunk])
                 if kind in self._kept:
                     inputs[f"{kind}{number}_{KEPT}"] = self._kept[kind].padded(chosen[chunk])
         self.tokens.append(count)

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from embedfit import processes
 from embedfit.encode.precision import without_cudnn_attention
 from embedfit.tune.lower import KEPT, LowerLayers
-from embedfit.tune.remembered import PLACES, Remembered, some_of, split
+from embedfit.tune.remembered import ROWS, Remembered, some_of, split
 
 _BACKWARD = 0.5
 """Weight of the direction from documents to queries (docs/decisions.md)."""
@@ -147,14 +147,14 @@ class CandidateLoss(nn.Module):
 
     def _renewed(self, remembered: Remembered, features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
         """Return the vectors of all chunks, new ones of the texts that are due; shape (texts, dimensions)."""
-        places = torch.cat([chunk[PLACES] for chunk in features])
-        due = remembered.due(places, partial(self._over_dimensions, labels=labels))
-        chunks = [some_of(chunk, rows) for chunk, rows in zip(features, split(due, features), strict=True) if rows.any()]
+        rows = torch.cat([chunk[ROWS] for chunk in features])
+        due = remembered.due(rows, partial(self._over_dimensions, labels=labels))
+        chunks = [some_of(chunk, chosen) for chunk, chosen in zip(features, split(due, features), strict=True) if chosen.any()]
         new = self._gathered(chunks)
         remembered.left_out = _tokens(features) - _tokens(chunks)
-        vectors = remembered.vectors[places]
+        vectors = remembered.vectors[rows]
         vectors[due] = new
-        remembered.vectors[places[due]] = new.detach()
+        remembered.vectors[rows[due]] = new.detach()
         return vectors
 
     def _loss_of(self, vectors: Tensor, labels: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class CandidateLoss(nn.Module):
         states = chunk.get(KEPT)
         lower = self._lower.replaced_by(states) if self._lower and states is not None else nullcontext()
         with without_cudnn_attention(_texts(chunk).device.type), lower:
-            vectors: Tensor = self.encoder({key: value for key, value in chunk.items() if key not in (KEPT, PLACES)})[
+            vectors: Tensor = self.encoder({key: value for key, value in chunk.items() if key not in (KEPT, ROWS)})[
                 "sentence_embedding"
             ].float()
         return vectors[:, : getattr(self.encoder, "truncate_dim", None)]  # as the model's own encode truncates them
@@ -213,4 +213,4 @@ def _texts(chunk: dict[str, Tensor]) -> Tensor:
 
 def _tokens(chunks: Sequence[dict[str, Tensor]]) -> int:
     """Return the number of tokens in some chunks, without padding."""
-    return sum(int(chunk["attention_mask"].sum()) for chunk in chunks)
+    return int(torch.stack([chunk["attention_mask"].sum() for chunk in chunks]).sum())

@@ -162,11 +162,10 @@ def remembered_vectors(prepared: Prepared, config: TuneConfig) -> Remembered | N
     share = config.gradient_share_with(prepared.candidates)
     if share == 1:
         return None
-    texts = len(prepared.queries) + (len(prepared.documents) if prepared.documents is not None else 0)
     dimensions = prepared.model.get_embedding_dimension()
-    if dimensions is None:
-        return None
-    return Remembered(texts, dimensions, share)
+    assert prepared.documents is not None
+    assert dimensions is not None
+    return Remembered(len(prepared.queries) + len(prepared.documents), dimensions, share)
 
 
 def set_trainable(encoder: ModelEncoder, config: TuneConfig, candidates: str, queries: int) -> tuple[Any, LowerLayers | None]:

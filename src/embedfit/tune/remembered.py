@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-PLACES = "places"
-"""Name of the texts' places in `Remembered` among the features of a chunk of texts."""
+from embedfit import processes
+
+ROWS = "rows"
+"""Name of the texts' rows in `Remembered` among the features of a chunk of texts."""
 
 
 class Remembered(nn.Module):
@@ -16,8 +18,8 @@ class Remembered(nn.Module):
 
     The gradient of the loss with respect to the last vectors says what each text would still teach: up to a constant, its norm bounds
     the text's part of the gradient of the weights (Katharopoulos and Fleuret 2018, section 3, who draw samples by it). The texts
-    with the most are due, until they hold a share of the sum of squares. The others' last vectors stand in for them, which are a few
-    steps or an epoch old (Wang et al. 2020 compare with such vectors). A batch with a text that was never encoded is due as a whole.
+    with the most are due, until they hold a share of the sum of squares. The others' last vectors stand in for them, as in a memory bank
+    (Wang et al. 2020); they may be from the first epoch. A batch with a text that was never encoded is due as a whole.
 
     Args:
         texts: Number of training texts.
@@ -35,23 +37,25 @@ class Remembered(nn.Module):
         self.register_buffer("vectors", torch.full((texts, dimensions), torch.nan), persistent=False)
         self.vectors: Tensor
 
-    def due(self, places: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    def due(self, rows: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
         """Return which texts of a batch are due.
 
         Args:
-            places: Places of the batch's texts; shape (texts,).
+            rows: Rows of the batch's texts; shape (texts,).
             loss: Loss of the batch, given its vectors.
 
         Returns:
             A mask; shape (texts,).
         """
-        last = self.vectors[places]
+        last = self.vectors[rows]
         if last.isnan().any():
-            return torch.ones_like(places, dtype=torch.bool)
+            return torch.ones_like(rows, dtype=torch.bool)
         with torch.enable_grad():
             last.requires_grad_(True)
             (gradient,) = torch.autograd.grad(loss(last), last)
-        return largest(gradient.double().square().sum(dim=1), self.share)
+        # Processes that train together may differ in rounding, and must not differ in this.
+        mask = processes.agreed(largest(gradient.square().sum(dim=1).cpu().double(), self.share))
+        return mask.to(rows.device)
 
 
 def largest(values: Tensor, share: float) -> Tensor:
@@ -63,20 +67,22 @@ def largest(values: Tensor, share: float) -> Tensor:
     return mask
 
 
-def some_of(chunk: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+def some_of(chunk: dict[str, Tensor], chosen: Tensor) -> dict[str, Tensor]:
     """Return a chunk of some of its texts, without the columns that are padding to all of them.
 
     Args:
         chunk: Features of the chunk: matrices of texts and tokens, or one value for each text.
-        rows: Mask of the texts.
+        chosen: Mask of the texts.
     """
-    columns = chunk["attention_mask"][rows].bool().any(dim=0)
+    if chosen.all():
+        return chunk
+    columns = chunk["attention_mask"][chosen].bool().any(dim=0)
     return {
-        key: value if not torch.is_tensor(value) else value[rows] if value.dim() == 1 else value[rows][:, columns]
+        key: value if not torch.is_tensor(value) else value[chosen] if value.dim() == 1 else value[chosen][:, columns]
         for key, value in chunk.items()
     }
 
 
 def split(mask: Tensor, chunks: Sequence[dict[str, Tensor]]) -> Sequence[Tensor]:
     """Return the part of a batch's mask for each of its chunks."""
-    return torch.split(mask, [len(chunk[PLACES]) for chunk in chunks])
+    return torch.split(mask, [len(chunk[ROWS]) for chunk in chunks])
