@@ -13,8 +13,6 @@ _LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "adapter": 2e-4, "reranker": 2e-4
 """Default learning rates, if every document is a candidate in every step."""
 _EPOCHS = 4
 """Default epochs, if every document is a candidate in every step."""
-_GRADIENT_SHARE = 0.95
-"""Default share of the gradient to compute, if every document is a candidate in every step."""
 _MERGE = 0.5
 """Default weight of the trained weights in the merge with the base model's, if documents are frozen."""
 
@@ -68,10 +66,11 @@ class TuneConfig(Section):
         description="Number of lower layers to freeze, with the embeddings. auto: half of them if all documents are candidates, "
         "method = 'full' and there are 500 to 2,000 training queries, else none.",
     )
-    gradient_share: float | Literal["auto"] = Field(
-        "auto",
-        description="Share of a batch's gradient to compute if all documents are candidates, by the sum of squares over its texts. "
-        "The other texts are not encoded: their last vectors stand in. auto: 0.95.",
+    min_gradient: float = Field(
+        0.2,
+        ge=0,
+        description="Least gradient of a text in a batch if all documents are candidates. With less it is not encoded, and its last "
+        "vector stands in. For a query it is about the probability that wrong documents still have. 0: every text is encoded.",
     )
     scale: float = Field(14.0, gt=0, description="Factor of the cosine similarities in the loss (1 / temperature).")
     candidates: Literal["auto", "all", "mined", "batch"] = Field(
@@ -135,13 +134,6 @@ class TuneConfig(Section):
             raise PydanticCustomError("freeze", "the embeddings below a frozen layer are frozen; needs train_embeddings = false")
         return value
 
-    @field_validator("gradient_share", mode="before")
-    @classmethod
-    def _share_or_auto(cls, value: Any) -> Any:
-        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1):
-            raise PydanticCustomError("gradient_share", "expected 'auto' or a share above 0, at most 1")
-        return value
-
     @field_validator("train_embeddings")
     @classmethod
     def _only_with_full(cls, value: bool, info: ValidationInfo) -> bool:
@@ -155,14 +147,14 @@ class TuneConfig(Section):
             "freeze": 0,
             "documents": "trained",
             "schedule": "linear",
-            "gradient_share": 1,
+            "min_gradient": 0,
             "merge": None,
             "reranker": None,
             "query_model": None,
         }
         unused = {name for name, value in later.items() if getattr(self, name) == value}
         if self.documents == "frozen" or self.method not in ("full", "lora"):
-            unused.add("gradient_share")
+            unused.add("min_gradient")
         return self.model_dump(exclude=unused if self.teacher else {*unused, "teacher", "teacher_weight"})
 
     def epochs_with(self, candidates: str) -> int:
@@ -177,11 +169,12 @@ class TuneConfig(Section):
         """Return the peak learning rate: the setting, or the default for the method and the candidates (see `epochs_with`)."""
         return self.learning_rate or _LEARNING_RATES[self.method] / (1 if candidates == "all" else 2)
 
-    def gradient_share_with(self, candidates: str) -> float:
-        """Return the share of a batch's gradient to compute: the setting, or the default for the candidates (see `epochs_with`)."""
-        if candidates != "all":
-            return 1.0  # a batch with a document drawn for the first time would be encoded whole
-        return _GRADIENT_SHARE if self.gradient_share == "auto" else self.gradient_share
+    def min_gradient_with(self, candidates: str) -> float:
+        """Return the least gradient of a text that is encoded: the setting if every document is a candidate, else 0.
+
+        Where candidates are drawn, nearly every batch has a document for the first time, and would be encoded whole.
+        """
+        return self.min_gradient if candidates == "all" else 0.0
 
     @property
     def merge_weight(self) -> float:

@@ -26,8 +26,8 @@ NO_USE = {"make_config", "placed_in", "beside", "placed", "identity", "is_open",
 """Functions whose reading of a key is no use of it."""
 SECTIONS = {field.annotation: f"{name}." for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")}
 EVERY = {f"{prefix}{key}" for section, prefix in SECTIONS.items() for key in section.model_fields} | {"name", "output", "engine"}
-ELSEWHERE = {"model.price", "deploy.loss"}
-"""Keys of a remote encoder (tests/encode/test_remote.py) and of forms (tests/publish/test_export.py)."""
+ELSEWHERE = {"model.price", "deploy.loss", "tune.min_gradient"}
+"""Keys of a remote encoder (tests/encode/test_remote.py), forms (tests/publish/test_export.py), labels (tests/tune/test_remembered.py)."""
 
 
 def table():

@@ -8,41 +8,30 @@ from embedfit.config import TuneConfig
 from embedfit.data.dataset import Dataset, Document, Query
 from embedfit.encode.local import LocalEncoder
 from embedfit.encode.tokens import Tokens
-from embedfit.errors import EmbedfitError
 from embedfit.tune.batches import Collator
 from embedfit.tune.candidates import AllDocuments
 from embedfit.tune.full import tune_model
 from embedfit.tune.loss import CandidateLoss
-from embedfit.tune.remembered import ROWS, Remembered, largest, some_of
-
-
-@pytest.mark.parametrize(
-    ("share", "expected"),
-    [(0.01, [2]), (0.4, [2]), (0.41, [0, 2]), (0.7, [0, 2]), (0.9, [0, 1, 2]), (0.91, [0, 1, 2, 3]), (1.0, [0, 1, 2, 3])],
-)
-def test_the_fewest_values_that_hold_a_share_of_the_sum(share, expected):
-    mask = largest(torch.tensor([3.0, 2.0, 4.0, 1.0, 0.0], dtype=torch.float64), share)
-    assert mask.nonzero().flatten().tolist() == expected
-
-
-def test_values_without_a_sum_leave_one():
-    assert largest(torch.zeros(3, dtype=torch.float64), 0.9).tolist() == [True, False, False]
+from embedfit.tune.remembered import ROWS, Remembered, some_of
 
 
 def test_a_batch_is_due_as_a_whole_until_all_its_texts_have_vectors():
-    remembered = Remembered(5, 2, 0.9)
-    weight = torch.tensor([3.0, 0.1, 2.0])
+    remembered = Remembered(5, 2, 0.2)
+    weight = torch.tensor([3.0, 0.9, 1.1])
     rows = torch.tensor([4, 0, 2])
+
+    unit = 5 * 2**0.5  # a row of ones has the gradient's length 2 ** 0.5
 
     def loss(vectors):
         return (weight[:, None] * vectors).sum()
 
-    assert remembered.due(rows, loss).tolist() == [True, True, True]
+    assert remembered.due(rows, loss, unit).tolist() == [True, True, True]
     remembered.vectors[rows[:2]] = torch.ones(2, 2)
-    assert remembered.due(rows, loss).tolist() == [True, True, True]
+    assert remembered.due(rows, loss, unit).tolist() == [True, True, True]
     remembered.vectors[rows] = torch.ones(3, 2)
     with torch.no_grad():
-        assert remembered.due(rows, loss).tolist() == [True, False, True]
+        assert remembered.due(rows, loss, unit).tolist() == [True, False, True]
+        assert remembered.due(rows, loss, 100 * unit).tolist() == [True, False, False]  # never none
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -83,7 +72,7 @@ def test_the_vectors_of_learnt_texts_stand_in_and_all_others_have_their_gradient
     )
     queries, documents = Tokens(model, data.query_texts(), ""), Tokens(model, data.document_texts(), "")
     collator = Collator(queries, documents, AllDocuments(data), chunk_tokens=16)
-    encoder, remembered = Once(model), Remembered(12, model.get_embedding_dimension(), 0.5)
+    encoder, remembered = Once(model), Remembered(12, model.get_embedding_dimension(), 1.0)
     loss = CandidateLoss(encoder, 20.0, [4], remembered=remembered)
     plain = CandidateLoss(model, 20.0, [4])
 
@@ -95,21 +84,19 @@ def test_the_vectors_of_learnt_texts_stand_in_and_all_others_have_their_gradient
     first = loss(*batch())
     torch.testing.assert_close(first, plain(*batch()))
     assert (encoder.count, remembered.left_out) == (12, 0)
+    features, labels = batch()
+    vectors = torch.cat([model({k: v for k, v in chunk.items() if k != ROWS})["sentence_embedding"] for chunk in features]).detach()
+    (wanted,) = torch.autograd.grad(loss._over_dimensions(vectors.requires_grad_(), labels), vectors)
+    norms = wanted.norm(dim=1) / (20.0 / 8)
+    remembered.least = float(norms.sort().values[5:7].mean())
+    due = norms >= remembered.least
     # The weights are the same, so the vectors that stand in are those of an encoding, and the loss is too.
     encoder.count = 0
     second = loss(*batch())
     torch.testing.assert_close(second, first)
-    assert 0 < encoder.count < 12
+    assert encoder.count == due.sum() == 6
     assert 0 < remembered.left_out < queries.lengths.sum() + documents.lengths.sum()
     # Each text has the gradient of the whole batch, or none.
-    features, labels = batch()
-    vectors = torch.cat([model({k: v for k, v in chunk.items() if k != ROWS})["sentence_embedding"] for chunk in features]).detach()
-    (wanted,) = torch.autograd.grad(loss._over_dimensions(vectors.requires_grad_(), labels), vectors)
-    rows = torch.cat([chunk[ROWS] for chunk in features])
-    due = remembered.due(rows, lambda vectors: loss._over_dimensions(vectors, labels))
-    assert due.sum() == encoder.count
-    assert wanted[due].square().sum() >= 0.5 * wanted.square().sum()
-    assert wanted[due].norm(dim=1).min() >= wanted[~due].norm(dim=1).max()
     second.backward()
     found = torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
     model.zero_grad()
@@ -126,23 +113,16 @@ def test_fewer_tokens_are_trained_on_from_the_second_epoch(tiny_model, tmp_path)
         {f"q{i}": {f"d{i % 4}": 1} for i in range(64)},
     )
     tokens = {}
-    for share in (1, 0.9):
-        settings = TuneConfig(epochs=2, gradient_share=share)
-        tokens[share] = tune_model(LocalEncoder(tiny_model), data, None, tmp_path / str(share), settings, template="{text}").tokens
-    assert tokens[1] / 2 < tokens[0.9] < tokens[1]
+    for least in (0, 0.5):
+        settings = TuneConfig(epochs=2, min_gradient=least)
+        tokens[least] = tune_model(LocalEncoder(tiny_model), data, None, tmp_path / str(least), settings, template="{text}").tokens
+    assert tokens[0] / 2 < tokens[0.5] < tokens[0]
 
 
-def test_the_default_is_less_than_all_where_every_document_is_a_candidate():
-    shares = [TuneConfig().gradient_share_with(kind) for kind in ("all", "mined", "batch", "corpus")]
-    assert shares[0] < 1
-    assert shares[1:] == [1, 1, 1]
-    assert "gradient_share" not in TuneConfig(gradient_share=1).identity()  # as before the setting
-    assert TuneConfig(gradient_share=0.8).gradient_share_with("all") == 0.8
+def test_every_text_is_encoded_where_candidates_are_drawn():
+    found = [TuneConfig().min_gradient_with(kind) for kind in ("all", "mined", "batch", "corpus")]
+    assert found[0] > 0
+    assert found[1:] == [0, 0, 0]
+    assert "min_gradient" not in TuneConfig(min_gradient=0).identity()  # as before the setting
     for settings in ({"documents": "frozen"}, {"method": "adapter"}, {"method": "reranker"}):
-        assert "gradient_share" not in TuneConfig(**settings).identity()
-
-
-@pytest.mark.parametrize("value", [0, 1.5, True, "half", None])
-def test_a_share_that_is_none_gets_one_line(value):
-    with pytest.raises((EmbedfitError, ValueError), match="expected 'auto' or a share above 0, at most 1"):
-        TuneConfig(gradient_share=value)
+        assert "min_gradient" not in TuneConfig(**settings).identity()

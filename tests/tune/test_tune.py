@@ -282,7 +282,7 @@ tune_model(LocalEncoder(sys.argv[1], precision="fp32"), data.select(split.train[
     [
         # The documents' hidden states after the frozen layer fit in memory, and the queries' do not.
         {"candidates": "mined", "negatives": 4, "freeze": 1, "memory_gb": 0.001, "schedule": "averaged"},
-        {"candidates": "all", "gradient_share": 0.9},
+        {"candidates": "all", "min_gradient": 0.5},
     ],
 )
 def test_two_processes_train_as_one_does_and_go_on_when_one_of_them_was_killed(two_layers, parts, tmp_path, given):

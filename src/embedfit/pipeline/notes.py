@@ -149,9 +149,7 @@ def facts(job: Job, tuned: Sequence[Tuned]) -> dict[str, str]:
     trained = f"LoRA of rank {settings.lora_rank} on all linear layers{where}" if settings.method == "lora" else weights
     kind = tuned[0].candidates
     merged = f"trained weights merged with the base model's, {settings.merge_weight:g} of the former; " if settings.merge_weight < 1 else ""
-    share = ""
-    if kind and settings.gradient_share_with(kind) < 1:
-        share = f"gradient share {settings.gradient_share_with(kind):g}; "
+    least = f"texts with a gradient of {settings.min_gradient:g} and more; " if kind and settings.min_gradient_with(kind) else ""
     spent = f"{sum(training.seconds for training in tuned):.0f} s"
     if settings.method == "reranker":
         tuning = (
@@ -165,7 +163,7 @@ def facts(job: Job, tuned: Sequence[Tuned]) -> dict[str, str]:
         tuning = (
             f"{trained}; softmax over {_CANDIDATES[kind]}, scale {settings.scale:g}, "
             f"AdamW at {settings.learning_rate_with(kind):g}, batch {settings.batch_size}, at most {settings.epochs_with(kind)} epochs; "
-            f"{'weights averaged over each epoch; ' if settings.schedule == 'averaged' else ''}{share}{merged}"
+            f"{'weights averaged over each epoch; ' if settings.schedule == 'averaged' else ''}{least}{merged}"
             f"kept: epoch {', '.join(str(training.epoch) for training in tuned)}"
         )
         spent += f" for {sum(training.tokens or 0 for training in tuned):,} tokens"

@@ -150,8 +150,8 @@ def _training_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
         weights += " of the encoder of queries; documents are encoded by the base model"
     method = {"full": weights, "lora": f"LoRA of rank {settings.lora_rank}", "adapter": "linear map of query vectors"}
     method["reranker"] = "all weights of a cross-encoder"
-    known = "gradient_share" in settings.model_fields_set and settings.method in ("full", "lora")  # older runs had all of it
-    share = settings.gradient_share_with(kind) if known else 1.0
+    known = "min_gradient" in settings.model_fields_set and settings.method in ("full", "lora")  # older runs had none
+    least = settings.min_gradient_with(kind) if known else 0.0
     rows = {
         "method": method[settings.method],
         "loss": f"softmax over candidate documents; all known relevant documents are positives; scale {settings.scale:g}",
@@ -159,7 +159,7 @@ def _training_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "batch size": settings.batch_size,
         "learning rate": f"{settings.learning_rate_with(kind):g}",
         **({"schedule": "constant; weights averaged over each epoch"} if settings.schedule == "averaged" else {}),
-        **({"share of the gradient": share} if share < 1 else {}),
+        **({"least gradient of a text": least} if least else {}),
         "warm-up": settings.warmup,
         "weight decay": settings.weight_decay,
         "seed": settings.seed,

@@ -19,8 +19,8 @@ _STRICTER_MARGIN = 0.95
 _MINING = {"hard_negatives", "mined_margin"}
 _UNUSED: Mapping[str, set[str]] = {
     "all": {*_MINING, "negatives"},
-    "batch": {*_MINING, "gradient_share"},
-    "mined": {"gradient_share"},
+    "batch": {*_MINING, "min_gradient"},
+    "mined": {"min_gradient"},
 }
 """Candidates -> settings that they do not use."""
 _OF_WEIGHTS = {"train_embeddings", "dropout", "freeze", "matryoshka"}
@@ -54,12 +54,11 @@ class Resolved:
         return self._with(self.candidates, epochs=self.epochs or self.config.epochs_with(self.candidates), freeze=self.frozen)
 
     def _with(self, candidates: Candidates, **changes: Any) -> TuneConfig:
-        """Return the settings with other candidates, and with the numbers that follow from them."""
+        """Return the settings with other candidates, and with the epochs and the learning rate that follow from them."""
         values = {
             "candidates": candidates,
             "epochs": self.config.epochs_with(candidates),
             "learning_rate": self.config.learning_rate_with(candidates),
-            "gradient_share": self.config.gradient_share_with(candidates),
         }
         return self.config.model_copy(update={**values, **changes})
 
@@ -113,10 +112,6 @@ def _reverts(run: Resolved) -> list[Ablation]:
         if name == "freeze":
             new = run.usually_frozen
             if new == run.frozen:
-                continue
-        if name == "gradient_share":
-            new = usual.gradient_share_with(run.candidates)
-            if new == pinned.gradient_share:
                 continue
         changes.append(_ablation(run, {name: value}, pinned.model_copy(update={name: new})))
     return changes

@@ -57,9 +57,9 @@ _CHUNK_TOKENS_ON_DEVICE = 65_536
 _MINING = {"hard_negatives", "mined_margin", "mine_every", "judge"}
 _UNUSED = {
     "all": {*_MINING, "negatives"},
-    "batch": {*_MINING, "gradient_share"},
-    "mined": {"gradient_share"},
-    "corpus": {*_MINING, "negatives", "candidates", "gradient_share"},
+    "batch": {*_MINING, "min_gradient"},
+    "mined": {"min_gradient"},
+    "corpus": {*_MINING, "negatives", "candidates", "min_gradient"},
 }
 """Settings of [tune] that have no effect, by kind of candidates."""
 _POOL = 8

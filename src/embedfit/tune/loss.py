@@ -148,7 +148,8 @@ class CandidateLoss(nn.Module):
     def _renewed(self, remembered: Remembered, features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
         """Return the vectors of all chunks, new ones of the texts that are due; shape (texts, dimensions)."""
         rows = torch.cat([chunk[ROWS] for chunk in features])
-        due = remembered.due(rows, partial(self._over_dimensions, labels=labels))
+        queries = labels.shape[-2]
+        due = remembered.due(rows, partial(self._over_dimensions, labels=labels), self.scale / queries)
         chunks = [some_of(chunk, chosen) for chunk, chosen in zip(features, split(due, features), strict=True) if chosen.any()]
         new = self._gathered(chunks)
         remembered.left_out = _tokens(features) - _tokens(chunks)

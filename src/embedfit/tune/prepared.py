@@ -159,13 +159,13 @@ def kept_states(prepared: Prepared, config: TuneConfig, batch_tokens: int) -> di
 
 def remembered_vectors(prepared: Prepared, config: TuneConfig) -> Remembered | None:
     """Return the last vectors of the texts, none yet; None if every text is encoded in every step."""
-    share = config.gradient_share_with(prepared.candidates)
-    if share == 1:
+    least = config.min_gradient_with(prepared.candidates)
+    if least == 0:
         return None
     dimensions = prepared.model.get_embedding_dimension()
     assert prepared.documents is not None
     assert dimensions is not None
-    return Remembered(len(prepared.queries) + len(prepared.documents), dimensions, share)
+    return Remembered(len(prepared.queries) + len(prepared.documents), dimensions, least)
 
 
 def set_trainable(encoder: ModelEncoder, config: TuneConfig, candidates: str, queries: int) -> tuple[Any, LowerLayers | None]:

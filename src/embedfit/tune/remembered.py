@@ -17,32 +17,37 @@ class Remembered(nn.Module):
     """The last vector of each training text, and which texts of a batch are due for another.
 
     The gradient of the loss with respect to the last vectors says what each text would still teach: up to a constant, its norm bounds
-    the text's part of the gradient of the weights (Katharopoulos and Fleuret 2018, section 3, who draw samples by it). The texts
-    with the most are due, until they hold a share of the sum of squares. The others' last vectors stand in for them, as in a memory bank
-    (Wang et al. 2020); they may be from the first epoch. A batch with a text that was never encoded is due as a whole.
+    the text's part of the gradient of the weights (Katharopoulos and Fleuret 2018, section 3). Texts with less than a least norm are
+    not due, and their last vectors stand in for them, as in a memory bank (Wang et al. 2020); these may be from the first epoch. A
+    batch with a text that was never encoded is due as a whole.
+
+    Norms are in units of scale / queries of the batch. For a query with one relevant document, that is the length of the sum of
+    p (d - r) over the documents, where p is a document's probability, d its unit vector and r that of the relevant one, and half as
+    much again for the other direction: about the probability that the query still gives to wrong documents.
 
     Args:
         texts: Number of training texts.
         dimensions: Dimensions of a vector.
-        share: Share of the sum of squares, above 0.
+        least: Least norm of a text that is due, above 0.
 
     Attributes:
         vectors: Last vector of each text, NaN before the first; shape (texts, dimensions).
         left_out: Tokens of the last batch that were not encoded.
     """
 
-    def __init__(self, texts: int, dimensions: int, share: float) -> None:
+    def __init__(self, texts: int, dimensions: int, least: float) -> None:
         super().__init__()
-        self.share, self.left_out = share, 0
+        self.least, self.left_out = least, 0
         self.register_buffer("vectors", torch.full((texts, dimensions), torch.nan), persistent=False)
         self.vectors: Tensor
 
-    def due(self, rows: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return which texts of a batch are due.
+    def due(self, rows: Tensor, loss: Callable[[Tensor], Tensor], unit: float) -> Tensor:
+        """Return which texts of a batch are due; at least one is.
 
         Args:
             rows: Rows of the batch's texts; shape (texts,).
             loss: Loss of the batch, given its vectors.
+            unit: Unit of the norms.
 
         Returns:
             A mask; shape (texts,).
@@ -53,18 +58,10 @@ class Remembered(nn.Module):
         with torch.enable_grad():
             last.requires_grad_(True)
             (gradient,) = torch.autograd.grad(loss(last), last)
+        norms = gradient.norm(dim=1) / unit
         # Processes that train together may differ in rounding, and must not differ in this.
-        mask = processes.agreed(largest(gradient.square().sum(dim=1).cpu().double(), self.share))
-        return mask.to(rows.device)
-
-
-def largest(values: Tensor, share: float) -> Tensor:
-    """Return a mask of the fewest values whose sum is at least a share of the whole; never none of them."""
-    order = values.argsort(descending=True, stable=True)
-    above = values[order].cumsum(dim=0) - values[order]  # held by the larger ones
-    mask = torch.zeros_like(values, dtype=torch.bool)
-    mask[order[: max(1, int((above < share * values.sum()).sum()))]] = True
-    return mask
+        due: Tensor = processes.agreed((norms >= norms.max().clamp(max=self.least)).cpu())
+        return due.to(rows.device)
 
 
 def some_of(chunk: dict[str, Tensor], chosen: Tensor) -> dict[str, Tensor]:
