@@ -67,7 +67,7 @@ class TuneConfig(Section):
         "method = 'full' and there are 500 to 2,000 training queries, else none.",
     )
     min_gradient: float = Field(
-        0.2,
+        0.1,
         ge=0,
         description="Least gradient of a text in a batch if all documents are candidates. With less it is not encoded, and its last "
         "vector stands in. For a query it is about the probability that wrong documents still have. 0: every text is encoded.",

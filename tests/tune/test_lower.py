@@ -154,7 +154,7 @@ def test_a_training_is_named_as_before_the_settings_that_do_nothing_in_it():
     later = ("freeze", "documents", "schedule", "min_gradient", "merge", "reranker", "query_model", "teacher", "teacher_weight")
     before = {name: value for name, value in whole.items() if name not in later}
     assert TuneConfig(freeze=0, min_gradient=0).identity() == before
-    assert TuneConfig().identity() == {**before, "freeze": "auto", "min_gradient": 0.2}
+    assert TuneConfig().identity() == {**before, "freeze": "auto", "min_gradient": 0.1}
     every = TuneConfig(documents="frozen", schedule="averaged", merge=0.5, reranker="a", query_model="b", teacher="data")
     assert every.identity() == every.model_dump(exclude={"min_gradient"})  # which is for trained documents
 
