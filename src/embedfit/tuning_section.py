@@ -69,8 +69,8 @@ class TuneConfig(Section):
     min_gradient: float = Field(
         0.1,
         ge=0,
-        description="Least gradient of a text in a batch if all documents are candidates. With less it is not encoded, and its last "
-        "vector stands in. For a query it is about the probability that wrong documents still have. 0: every text is encoded.",
+        description="Least gradient of a text in a batch, for labels without a teacher. With less it is not encoded, and its last vector "
+        "stands in. For a query it is about the probability that wrong documents still have. 0: every text is encoded.",
     )
     scale: float = Field(14.0, gt=0, description="Factor of the cosine similarities in the loss (1 / temperature).")
     candidates: Literal["auto", "all", "mined", "batch"] = Field(
@@ -153,7 +153,7 @@ class TuneConfig(Section):
             "query_model": None,
         }
         unused = {name for name, value in later.items() if getattr(self, name) == value}
-        if self.documents == "frozen" or self.method not in ("full", "lora"):
+        if self.teacher or self.documents == "frozen" or self.method not in ("full", "lora"):
             unused.add("min_gradient")
         return self.model_dump(exclude=unused if self.teacher else {*unused, "teacher", "teacher_weight"})
 
@@ -170,11 +170,12 @@ class TuneConfig(Section):
         return self.learning_rate or _LEARNING_RATES[self.method] / (1 if candidates == "all" else 2)
 
     def min_gradient_with(self, candidates: str) -> float:
-        """Return the least gradient of a text that is encoded: the setting if every document is a candidate, else 0.
+        """Return the least gradient of a text that is encoded: the setting if every document is a candidate, without a teacher; else 0.
 
-        Where candidates are drawn, nearly every batch has a document for the first time, and would be encoded whole.
+        Where candidates are drawn, nearly every batch has a document for the first time, and would be encoded whole. What a teacher's
+        scores teach beside the labels has small gradients.
         """
-        return self.min_gradient if candidates == "all" else 0.0
+        return self.min_gradient if candidates == "all" and not self.teacher else 0.0
 
     @property
     def merge_weight(self) -> float:

@@ -361,7 +361,9 @@ def test_a_further_data_set_is_trained_on_and_not_measured(settings, result, tmp
     (tmp_path / "more.jsonl").write_text(
         "".join(f'{{"query": "a further question {i}", "expected": "label {i % 3}"}}\n' for i in range(40))
     )
-    mixed = experiment.run(make_config({**settings, "mix": {"data": [{"queries": str(tmp_path / "more.jsonl")}], "temperature": 2}}))
+    mix = {"data": [{"queries": str(tmp_path / "more.jsonl")}], "temperature": 2}
+    every_text = {**settings.get("tune", {}), "min_gradient": 0}
+    mixed = experiment.run(make_config({**settings, "mix": mix, "tune": every_text}))
     assert mixed.folder != result.folder
     assert mixed.comparison.base.query_ids == result.comparison.base.query_ids
     assert mixed.comparison.base.mean("mrr@10") == result.comparison.base.mean("mrr@10")

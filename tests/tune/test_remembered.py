@@ -123,6 +123,7 @@ def test_every_text_is_encoded_where_candidates_are_drawn():
     found = [TuneConfig().min_gradient_with(kind) for kind in ("all", "mined", "batch", "corpus")]
     assert found[0] > 0
     assert found[1:] == [0, 0, 0]
+    assert TuneConfig(teacher="data").min_gradient_with("all") == 0
     assert "min_gradient" not in TuneConfig(min_gradient=0).identity()  # as before the setting
-    for settings in ({"documents": "frozen"}, {"method": "adapter"}, {"method": "reranker"}):
+    for settings in ({"documents": "frozen"}, {"method": "adapter"}, {"method": "reranker"}, {"teacher": "data"}):
         assert "min_gradient" not in TuneConfig(**settings).identity()

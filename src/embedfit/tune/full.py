@@ -238,7 +238,7 @@ def _dev_scores(base: CachedEncoder, training: Training, prepared: Prepared) -> 
 
 
 def _note_unused(config: TuneConfig, candidates: str, train: Dataset) -> None:
-    unused = sorted(_UNUSED[candidates] & config.model_fields_set)
+    unused = sorted((_UNUSED[candidates] | ({"min_gradient"} if config.teacher else set())) & config.model_fields_set)
     if candidates == "batch" and "hard_negatives" in unused and has_judged_negatives(train):
         unused.remove("hard_negatives")
     if unused:
